@@ -1,0 +1,44 @@
+# `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first.
+#   make run ARGS="loop.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
+BIN := .venv/bin
+ROOMS := cluster speech rollout reward learner controller playground
+# import-linter refuses to start when a room is missing altogether, as in a partial checkout.
+ABSENT := $(strip $(foreach room,$(ROOMS),$(if $(wildcard $(room)/__init__.py),,$(room))))
+SHELL := bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/set-up ## make .venv from requirements/cpu.lock; does nothing when it is up to date
+	@:
+
+.venv/set-up: requirements/cpu.lock pyproject.toml scripts/setup.sh
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+	@touch $@
+
+run: setup ## train on the embedded world: `duet train`, overrides in ARGS
+	@$(BIN)/duet train $(ARGS)
+
+# A fault of style does not keep the tests from running; it does fail the target.
+test: setup ## lint, then the tests; pytest options in ARGS
+	@style=0; $(MAKE) --no-print-directory lint || style=$$?; \
+	$(BIN)/python -m pytest $(ARGS) || exit $$?; \
+	exit $$style
+
+lint: setup ## ruff, its formatter, and the rooms' import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(if $(ABSENT),echo "lint: import rules not checked, missing: $(ABSENT)",$(BIN)/lint-imports --no-logo)
+
+types: setup ## mypy
+	@$(BIN)/mypy
+
+lock: setup ## write requirements/cpu.lock anew after a change of pyproject.toml
+	@$(BIN)/python requirements/lock.py $(ARGS)
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find $(ROOMS) tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,1 @@
+"""The controller: the loop, λ, statistics, records, metrics, configuration and the command line."""

@@ -1,0 +1,369 @@
+"""The configuration: dataclasses with the meaning of each field under it, read through OmegaConf.
+
+Importable without torch. Whatever is unknown or impossible is an InputError naming the key, the value and what is allowed.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from speech.channels import SELECTIONS
+from speech.errors import InputError
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass
+class Run:
+    name: str = "auto"
+    """Directory under `directory`; "auto" makes one from the date and time."""
+    directory: str = "runs"
+    seed: int = 0
+    """Decides the order of the data and every draw of the sampler."""
+    iterations: int = 40
+
+
+@dataclass
+class Model:
+    checkpoint: str = MISSING
+    """A Hugging Face checkpoint on disk, tokenizer included."""
+    family: str = MISSING
+    """How the model spells its tokens and interleaves its channels (speech/families.py)."""
+    dtype: str = "float32"
+    """float32 or bfloat16, for learner and rollout alike."""
+    max_length: int = 2048
+    """Longest prompt plus reply, tokens."""
+
+
+@dataclass
+class Data:
+    prompts: str = MISSING
+    """Parquet of prompts to train on."""
+    demonstrations: str = MISSING
+    """Parquet of demonstrations for the anchor."""
+    held_out: dict[str, str] = field(default_factory=dict)
+    """Evaluation sets by name, Parquet of prompts; `held_out` is the headline."""
+
+
+@dataclass
+class Rollout:
+    workers: int = 1
+    cpus: float = 1.0
+    """Ray CPUs of each worker."""
+    gpus: float = 0.0
+    threads: int = 1
+    """CPU threads of each engine."""
+    prompts: int = 16
+    """Prompts an iteration."""
+    group_size: int = 4
+    """Replies a prompt (G)."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Only 1: the learner could not score what was sampled (method §3)."""
+    top_k: int = 0
+    """Only 0, all tokens, for the same reason."""
+    max_tokens: int = 256
+    """Longest reply."""
+    structure: str = "auto"
+    """Hold replies to the interleave pattern: on, off, or auto (on unless the family keeps to it by itself)."""
+    max_sequences: int = 256
+    """Replies in flight at once in each engine."""
+    in_process: bool = True
+    """Run vLLM's core inside the worker: starts faster, good for small models."""
+    kv_cache_gib: float = 1.0
+    gpu_memory_share: float = 0.9
+    tensor_parallel: int = 1
+    start_seconds: float = 600.0
+    sample_seconds: float = 600.0
+    sync_seconds: float = 120.0
+
+
+@dataclass
+class Named:
+    use: str = MISSING
+    """module:Class."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class NamedRater(Named):
+    name: str = MISSING
+    """What the rater calls its score."""
+
+
+@dataclass
+class Reward:
+    servers: int = 2
+    cpus: float = 0.5
+    codec: Named = field(default_factory=Named)
+    """Its `arguments.path` is where its files are."""
+    raters: list[NamedRater] = field(default_factory=list)
+    total: dict[str, float] = field(default_factory=dict)
+    """Weight of each rater in the total score, a weighted mean."""
+    signal: str = ""
+    """module:function that measures signal quality of a waveform, for a few replies at each evaluation; empty: none."""
+    start_seconds: float = 300.0
+    score_seconds: float = 600.0
+
+
+@dataclass
+class Mix:
+    mode: str = "adaptive"
+    """adaptive or fixed."""
+    fixed: float = 0.5
+    """λ in mode fixed."""
+    largest: float = 0.8
+    """λ_max: at least 1 − λ_max of the anchor always stays."""
+    slope: float = 5.0
+    """k of the quality gate."""
+    threshold: float = 3.0
+    """Score above which a group's best reply opens the quality gate."""
+    lowest_score: float = 1.0
+    highest_score: float = 5.0
+    """The scale of the scores; decides the largest possible variance."""
+    smoothing: float = 0.9
+    """α of the moving average; 0 switches it off."""
+
+
+@dataclass
+class Route:
+    score: str = "total"
+    """total, or a rater's name."""
+    channel: str = "text"
+    """text, speech or all: the tokens that this score trains."""
+    weight: float = 1.0
+
+
+@dataclass
+class Preference:
+    routes: list[Route] = field(default_factory=lambda: [Route()])
+    """An empty list trains on the anchor only."""
+    clip: float = 0.2
+    """ε of the clipped ratio."""
+    ratio: str = "behaviour"
+    """behaviour (importance ratio against the sampler) or one (as in the authors' released code)."""
+    kl_text: float = 0.01
+    """β of the KL to the start model on text tokens."""
+    kl_speech: float = 0.01
+    boundary: str = "speech"
+    """Channel that begin- and end-of-speech tokens train with."""
+
+
+@dataclass
+class Anchor:
+    rows: int = 16
+    """Demonstrations an iteration."""
+    weight_text: float = 1.0
+    weight_speech: float = 1.0
+
+
+@dataclass
+class Learner:
+    ranks: int = 2
+    cpus: float = 0.5
+    gpus: float = 0.0
+    threads: int = 1
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.2
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    final_rate: float = 1.0
+    """Learning rate at the last iteration as a share of the highest (cosine); 1 keeps it constant."""
+    micro_batch_rows: int = 64
+    start_seconds: float = 600.0
+    step_seconds: float = 600.0
+
+
+@dataclass
+class Evaluation:
+    recordings: int = 6
+    """Held-out prompts whose question and replies before and after are written as audio."""
+    signal_samples: int = 12
+    """Replies whose signal quality is measured."""
+
+
+@dataclass
+class Metrics:
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes any free port."""
+
+
+@dataclass
+class Cluster:
+    address: str = ""
+    """A Ray cluster to join; empty: RAY_ADDRESS if set, else one is started here."""
+
+
+@dataclass
+class Config:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Reward = field(default_factory=Reward)
+    mix: Mix = field(default_factory=Mix)
+    preference: Preference = field(default_factory=Preference)
+    anchor: Anchor = field(default_factory=Anchor)
+    learner: Learner = field(default_factory=Learner)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    metrics: Metrics = field(default_factory=Metrics)
+    cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def replies(self) -> int:
+        """Replies an iteration."""
+        return self.rollout.prompts * self.rollout.group_size
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+def read(path: Path, overrides: list[str]) -> Config:
+    """Reads a YAML file, applies `key=value` overrides, and checks the whole."""
+    if not path.is_file():
+        raise InputError(f"configuration file {path} does not exist")
+    for override in overrides:
+        if "=" not in override:
+            raise InputError(f"{override!r} is not of the form key=value")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+    except Exception as error:  # YAML errors come in many classes
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
+        config = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        key = error.full_key or str(error.key)
+        raise InputError(f"unknown configuration key {key!r}{_suggestion(key)}") from error
+    except ValidationError as error:
+        raise InputError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def _suggestion(key: str) -> str:
+    close = difflib.get_close_matches(key, _keys(Config), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(f.name for f in fields(Config))}"
+
+
+def _keys(kind: type, prefix: str = "") -> list[str]:
+    keys = []
+    for f in fields(kind):
+        keys.append(prefix + f.name)
+        if isinstance(f.default_factory, type) and hasattr(f.default_factory, "__dataclass_fields__"):
+            keys += _keys(f.default_factory, f"{prefix}{f.name}.")
+    return keys
+
+
+def check(config: Config) -> None:
+    """Raises InputError for values that no run could use."""
+    c = config
+    if c.run.name != "auto" and not RUN_NAME.fullmatch(c.run.name):
+        raise InputError(
+            f"run.name: {c.run.name!r} may hold letters, digits, '.', '_' and '-', and starts with one of the first two"
+        )
+    choices = {
+        "model.dtype": (c.model.dtype, ("float32", "bfloat16")),
+        "rollout.structure": (c.rollout.structure, ("auto", "on", "off")),
+        "mix.mode": (c.mix.mode, ("adaptive", "fixed")),
+        "preference.ratio": (c.preference.ratio, ("behaviour", "one")),
+        "preference.boundary": (c.preference.boundary, ("speech", "text")),
+        "learner.zero_stage": (c.learner.zero_stage, (0, 1, 2, 3)),
+        "rollout.top_p": (c.rollout.top_p, (1.0,)),
+        "rollout.top_k": (c.rollout.top_k, (0,)),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{key}: {value!r} is not possible; allowed: {', '.join(map(str, allowed))}")
+    least = {
+        "run.iterations": (c.run.iterations, 1),
+        "run.seed": (c.run.seed, 0),
+        "rollout.workers": (c.rollout.workers, 1),
+        "rollout.prompts": (c.rollout.prompts, 1),
+        "rollout.group_size": (c.rollout.group_size, 2),
+        "rollout.max_tokens": (c.rollout.max_tokens, 1),
+        "reward.servers": (c.reward.servers, 1),
+        "learner.ranks": (c.learner.ranks, 1),
+        "learner.micro_batch_rows": (c.learner.micro_batch_rows, 1),
+        "anchor.rows": (c.anchor.rows, 1),
+    }
+    for key, (value, lowest) in least.items():
+        if value < lowest:
+            raise InputError(f"{key}: {value} is too small; at least {lowest}")
+    ranges = {
+        "rollout.temperature": (c.rollout.temperature, 1e-3, 10.0),
+        "mix.fixed": (c.mix.fixed, 0.0, 1.0),
+        "mix.largest": (c.mix.largest, 0.0, 1.0),
+        "mix.smoothing": (c.mix.smoothing, 0.0, 0.9999),
+        "preference.clip": (c.preference.clip, 0.0, 1.0),
+        "preference.kl_text": (c.preference.kl_text, 0.0, 100.0),
+        "preference.kl_speech": (c.preference.kl_speech, 0.0, 100.0),
+        "learner.learning_rate": (c.learner.learning_rate, 0.0, 1.0),
+        "learner.final_rate": (c.learner.final_rate, 0.0, 1.0),
+        "metrics.port": (c.metrics.port, 0, 65535),
+    }
+    for key, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise InputError(f"{key}: {value} is outside [{low:g}, {high:g}]")
+    if c.mix.lowest_score >= c.mix.highest_score:
+        raise InputError(
+            f"mix.lowest_score: {c.mix.lowest_score} must be below mix.highest_score, {c.mix.highest_score}"
+        )
+    if c.anchor.rows < c.learner.ranks:
+        raise InputError(
+            f"anchor.rows: {c.anchor.rows} demonstrations cannot be split over learner.ranks = {c.learner.ranks}; "
+            "every rank needs at least one"
+        )
+    if c.rollout.workers > c.rollout.prompts:
+        raise InputError(
+            f"rollout.workers: {c.rollout.workers} workers cannot share rollout.prompts = {c.rollout.prompts} prompts"
+        )
+    if not c.reward.raters:
+        raise InputError("reward.raters: no rater; at least one is needed")
+    if not c.reward.total or sum(c.reward.total.values()) <= 0 or min(c.reward.total.values()) < 0:
+        raise InputError(f"reward.total: {dict(c.reward.total)} must give non-negative weights with a positive sum")
+    known = [rater.name for rater in c.reward.raters]
+    for name in c.reward.total:
+        if name not in known:
+            raise InputError(f"reward.total: no rater gives the score {name!r}; raters: {', '.join(known)}")
+    for route in c.preference.routes:
+        if route.score not in ("total", *known):
+            raise InputError(
+                f"preference.routes: no rater gives the score {route.score!r}; allowed: total, {', '.join(known)}"
+            )
+        if route.channel not in SELECTIONS:
+            raise InputError(
+                f"preference.routes: channel {route.channel!r} is not possible; allowed: {', '.join(SELECTIONS)}"
+            )
+
+
+def arithmetic(config: Config) -> list[tuple[str, str]]:
+    """The batch arithmetic in words, a (what, how much) pair a line, for the start of a run and its record."""
+    c = config
+    rows = c.replies + c.anchor.rows
+    per_rank = -(-rows // c.learner.ranks)
+    micro = -(-per_rank // c.learner.micro_batch_rows)
+    return [
+        ("replies an iteration", f"{c.rollout.prompts} prompts × {c.rollout.group_size} = {c.replies}"),
+        ("learner rows an iteration", f"{c.replies} replies + {c.anchor.rows} demonstrations = {rows}"),
+        (
+            "rows a rank",
+            f"{rows} / {c.learner.ranks} ranks = {per_rank}, in {micro} micro-batches of ≤ {c.learner.micro_batch_rows}",
+        ),
+        ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
+        ("replies in all", f"{c.run.iterations} × {c.replies} = {c.run.iterations * c.replies:,}"),
+    ]

@@ -1,0 +1,49 @@
+"""Held-out evaluation: the same prompts before and after, one reply each. The numbers are pure functions of the scorecards."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reward.rater import Scorecard
+
+SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right": "spoken_right"}
+"""Measures that are the share of replies with a rater's highest score, by the rater's name."""
+
+
+def _values(cards: Sequence[Scorecard], highest: float) -> dict[str, list[float | None]]:
+    """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
+
+    A reply without a score (truncated, malformed, no sound) has no mean to join, but it is not right either: it counts as 0
+    in a share.
+    """
+    raters = list(dict.fromkeys(name for card in cards for name in card.scores))
+    values: dict[str, list[float | None]] = {
+        name: [card.number(name) for card in cards] for name in raters if name not in SHARES
+    }
+    for measure, rater in SHARES.items():
+        if rater in raters:
+            values[measure] = [float(card.number(rater) == highest) for card in cards]
+    return values
+
+
+def summarise(cards: Sequence[Scorecard], highest: float) -> dict[str, float | int | None]:
+    """Means by measure over the prompts, with `prompts` and `missing` (replies with a missing score)."""
+    summary: dict[str, float | int | None] = {}
+    for measure, values in _values(cards, highest).items():
+        present = [v for v in values if v is not None]
+        summary[measure] = float(np.mean(present)) if present else None
+    summary["prompts"] = len(cards)
+    summary["missing"] = sum(any(card.number(name) is None for name in card.scores) for card in cards)
+    return summary
+
+
+def paired_errors(before: Sequence[Scorecard], after: Sequence[Scorecard], highest: float) -> dict[str, float]:
+    """Standard error of after − before by measure, paired over the prompts that have both."""
+    errors = {}
+    first, second = _values(before, highest), _values(after, highest)
+    for measure in first:
+        pairs = zip(first[measure], second.get(measure, []), strict=False)
+        differences = [b - a for a, b in pairs if a is not None and b is not None]
+        if len(differences) >= 2:
+            errors[measure] = float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
+    return errors

@@ -1,0 +1,70 @@
+"""What one iteration did: the row that the records, the metrics and the display all show."""
+
+from dataclasses import asdict, dataclass
+
+PHASES = ("rollout", "reward", "learn", "sync")
+"""The timed phases of an iteration, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One row of `iterations.parquet`. A number that could not be measured is None (null in Parquet), never 0."""
+
+    iteration: int
+    """1 for the first."""
+    weight_version: int
+    """Version of the weights that sampled this iteration's replies; the step made version + 1."""
+    mix: float
+    """λ used for this iteration's step (column `lambda`)."""
+    mix_raw: float
+    """λ before smoothing, mean over groups (column `lambda_raw`)."""
+    gate_quality: float
+    """Mean over groups of g = sigmoid(k (max R − threshold))."""
+    gate_information: float
+    """Mean over groups of v = clip(Var R / largest variance, 0, 1)."""
+    loss: float
+    """(1 − λ) · loss_anchor + λ · loss_preference."""
+    loss_preference: float | None
+    loss_anchor: float | None
+    kl_text: float | None
+    """k3 estimate against the start model, nats per token."""
+    kl_speech: float | None
+    entropy_text: float | None
+    """Of the sampled distribution, nats per token."""
+    entropy_speech: float | None
+    logp_gap_text: float | None
+    """Largest |log-probability of sampler − of learner| over the channel's tokens."""
+    logp_gap_speech: float | None
+    probe_gap: float
+    """Largest such difference on the probe after the weight sync, over all workers."""
+    clip_fraction: float | None
+    """Share of preference tokens where the clipped ratio was the smaller."""
+    gradient_norm: float
+    learning_rate: float
+    scores: dict[str, float | None]
+    """Mean by rater, `total` included (columns `score_NAME`)."""
+    missing: dict[str, int]
+    """Missing scores by reason."""
+    replies: int
+    replies_dropped: int
+    """Replies that gave no preference gradient: malformed, truncated, unscored, or in a group with fewer than two scores."""
+    groups_dropped: int
+    replies_truncated: int
+    replies_malformed: int
+    tokens_text: int
+    tokens_speech: int
+    reply_seconds: float
+    """Audio produced, seconds."""
+    seconds: dict[str, float]
+    """Wall seconds by phase (columns `seconds_PHASE`), `total` included."""
+    sync_bytes: int
+
+    def row(self) -> dict[str, object]:
+        """Flat columns under the names of the file contract; `missing` becomes one count."""
+        flat = asdict(self)
+        scores, missing, seconds = flat.pop("scores"), flat.pop("missing"), flat.pop("seconds")
+        flat["lambda"], flat["lambda_raw"] = flat.pop("mix"), flat.pop("mix_raw")
+        flat |= {f"score_{name}": value for name, value in scores.items()}
+        flat |= {f"seconds_{phase}": value for phase, value in seconds.items()}
+        flat["scores_missing"] = sum(missing.values())
+        return flat

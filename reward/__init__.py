@@ -1,0 +1,1 @@
+"""Scores: raters, scorecards, and the servers that decode and rate replies."""

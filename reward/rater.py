@@ -1,0 +1,59 @@
+"""What a rater is, and what a missing score is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from speech.records import Prompt, Reply
+from speech.waveform import Waveform
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A score that does not exist. It stays missing: it never becomes a number (method §7, rule 1)."""
+
+    reason: str
+    """A few fixed words, the same for the same cause: it labels a metric."""
+
+
+Score = float | Missing
+"""A number on the rater's scale (1..5 unless configured otherwise), or Missing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpokenReply:
+    """A reply as a listener gets it."""
+
+    prompt: Prompt
+    reply: Reply
+    text: str
+    """The words of the text channel."""
+    waveform: Waveform | None
+    """The decoded speech channel; None when the reply has no speech tokens."""
+
+
+class Rater(Protocol):
+    """Rates one aspect of a spoken reply. Implementations are named in the configuration as "module:Class"."""
+
+    name: str
+    version: str
+    """Changes whenever the same reply could get another score; on record for every reply."""
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        """A score, or Missing with the reason. Raising counts as Missing as well."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorecard:
+    """What the raters said of one reply."""
+
+    scores: dict[str, Score]
+    """One entry per rater."""
+    details: dict[str, str]
+    """What raters noted, for people: the words heard, the reason given."""
+    seconds: float
+    """Audio length; 0 without speech."""
+
+    def number(self, rater: str) -> float | None:
+        score = self.scores.get(rater)
+        return None if score is None or isinstance(score, Missing) else score

@@ -1,0 +1,64 @@
+"""A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.engine`."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rollout.engine import Engine, EngineSettings, SamplingSettings
+from speech.families import Family
+from speech.records import Group, Prompt
+from speech.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Sequences whose log-probabilities must be the same on the learner and on every worker."""
+
+    sequences: list[np.ndarray]
+    """int32 [L] each."""
+    logps: list[np.ndarray]
+    """float32 [L − 1] each: the learner's, under the full distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """How a worker took new weights."""
+
+    version: int
+    probe_gap: float
+    """Largest |worker − learner| over the probe's tokens."""
+    seconds: float
+
+
+class RolloutWorker:
+    """Holds an engine, the version of its weights and the mix ratio it was last told."""
+
+    def __init__(self, name: str, settings: EngineSettings, family: Family, seed: int) -> None:
+        vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
+        self._name = name
+        self._engine = Engine(settings, family, vocabulary, seed)
+        self._mix: float | None = None
+
+    def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
+        """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
+        self._engine.sample(prompts, group_size, sampling, list(range(len(prompts))), self._name)
+        return self._name
+
+    def sample(
+        self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
+    ) -> list[Group]:
+        return self._engine.sample(prompts, group_size, sampling, seeds, self._name)
+
+    def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
+        """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
+        start = time.perf_counter()
+        self._engine.load_weights(path, version)
+        self._mix = mix
+        own = self._engine.probe(probe.sequences)
+        gap = max(float(np.abs(mine - theirs).max()) for mine, theirs in zip(own, probe.logps, strict=True))
+        return SyncReport(version=version, probe_gap=gap, seconds=time.perf_counter() - start)
+
+    def state(self) -> dict[str, object]:
+        return {"name": self._name, "weight_version": self._engine.weight_version, "mix": self._mix}

@@ -1,0 +1,166 @@
+"""The interleave structure of a reply, as a small automaton: which kinds of token may come next.
+
+A reply alternates chunks of text and of speech, (t₁, s₁), (t₂, s₂), … by the family's pattern. Text may run out inside any
+chunk: the speech that follows is then the last and as long as it needs to be. So the states are
+
+    TEXT ──begin──▶ SPEECH ──end──▶ TEXT (next chunk) or DONE
+                       │ text ran out, or the chunk overflowed
+                       └───────────▶ FINAL SPEECH ──end──▶ CLOSING ──end of reply──▶ DONE
+
+The automaton knows kinds of token, not ids, so that one automaton serves every vocabulary and both the sampler's mask and the
+check of a finished reply.
+"""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+
+from speech.vocabulary import Vocabulary
+
+
+class Kind(IntFlag):
+    """Kinds of token; a set of kinds is what an automaton allows next."""
+
+    TEXT = 1
+    SPEECH = 2
+    BEGIN = 4
+    END = 8
+    STOP = 16
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """A family's pattern."""
+
+    chunks: tuple[tuple[int, int], ...]
+    """(text tokens, speech tokens) of each chunk, boundary tokens not counted."""
+    repeat_from: int
+    """Chunks from this index on repeat for ever: 1 for ((1, 8), (4, 8)) means 1:8, then 4:8, 4:8, …"""
+    boundaries: bool
+    """Whether begin- and end-of-speech tokens surround each speech chunk."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_from < len(self.chunks):
+            raise ValueError(f"repeat_from {self.repeat_from} is outside the {len(self.chunks)} chunks")
+        if any(text < 1 or speech < 1 for text, speech in self.chunks):
+            raise ValueError(f"every chunk needs at least one text and one speech token; got {self.chunks}")
+
+    def chunk(self, index: int) -> tuple[int, int]:
+        if index < len(self.chunks):
+            return self.chunks[index]
+        period = len(self.chunks) - self.repeat_from
+        return self.chunks[self.repeat_from + (index - self.repeat_from) % period]
+
+    @classmethod
+    def from_ratios(cls, ratios: list[int]) -> "Interleave":
+        """VITA-Audio's ratio list: text and audio counts in turn, audio counts including the two boundary tokens, the last
+        pair repeating (method §10). [1, 10, 4, 10] is 1 text, 8 speech, then 4 text, 8 speech, 4 text, …"""
+        if not ratios or len(ratios) % 2:
+            raise ValueError(f"a ratio list has pairs of counts; got {ratios}")
+        chunks = tuple((ratios[i], ratios[i + 1] - 2) for i in range(0, len(ratios), 2))
+        return cls(chunks=chunks, repeat_from=len(chunks) - 1, boundaries=True)
+
+
+class Automaton:
+    """Follows one reply token by token."""
+
+    __slots__ = ("_chunk", "_count", "_final", "_pattern", "_phase")
+
+    def __init__(self, pattern: Interleave) -> None:
+        self._pattern = pattern
+        self._phase = Kind.TEXT
+        self._chunk = 0
+        self._count = 0
+        self._final = False
+
+    def allowed(self) -> Kind:
+        """The kinds that may come next; Kind(0) after the end of the reply."""
+        text, speech = self._pattern.chunk(self._chunk)
+        into_speech = Kind.BEGIN if self._pattern.boundaries else Kind.SPEECH
+        if self._phase == Kind.TEXT:
+            if self._count == 0:
+                # A new chunk; the reply may also end here when the last chunk came out exactly full.
+                return Kind.TEXT | Kind.STOP if self._chunk else Kind.TEXT
+            return Kind.TEXT | into_speech if self._count < text else into_speech
+        if self._phase == Kind.SPEECH:
+            if self._count == 0:
+                return Kind.SPEECH
+            if self._pattern.boundaries:
+                return Kind.SPEECH | Kind.END
+            if self._final:
+                return Kind.SPEECH | Kind.STOP
+            return Kind.SPEECH | Kind.STOP | (Kind.TEXT if self._count == speech else Kind(0))
+        if self._phase == Kind.END:
+            return Kind.STOP
+        return Kind(0)
+
+    def advance(self, kind: Kind) -> None:
+        """Takes the next token's kind. Raises ValueError when the structure does not allow it."""
+        if not kind & self.allowed():
+            raise ValueError(f"{kind.name} where the structure allows {self.allowed().name}")
+        text, speech = self._pattern.chunk(self._chunk)
+        if kind == Kind.STOP:
+            self._phase = Kind.STOP
+        elif kind == Kind.TEXT:
+            if self._phase == Kind.SPEECH:  # families without boundary tokens go straight on to the next chunk
+                self._next_chunk()
+            self._count += 1
+        elif kind == Kind.BEGIN:
+            self._enter_speech(text)
+        elif kind == Kind.SPEECH:
+            if self._phase == Kind.TEXT:
+                self._enter_speech(text)
+            self._count += 1
+            self._final = self._final or self._count > speech
+        else:  # END
+            if self._final or self._count < speech:
+                self._phase = Kind.END
+            else:
+                self._next_chunk()
+
+    def _enter_speech(self, text: int) -> None:
+        self._final = self._count < text
+        self._phase = Kind.SPEECH
+        self._count = 0
+
+    def _next_chunk(self) -> None:
+        self._phase = Kind.TEXT
+        self._chunk += 1
+        self._count = 0
+
+
+def kind_table(vocabulary: Vocabulary) -> np.ndarray:
+    """int8 [size]: the kind of every id; 0 for ids that no reply may contain."""
+    table = np.full(vocabulary.size, int(Kind.TEXT), dtype=np.int8)
+    channels = vocabulary.channel_table()
+    table[channels < 0] = 0
+    table[vocabulary.speech_first : vocabulary.speech_first + vocabulary.codebook] = int(Kind.SPEECH)
+    if vocabulary.begin_speech is not None:
+        table[vocabulary.begin_speech] = int(Kind.BEGIN)
+    if vocabulary.end_speech is not None:
+        table[vocabulary.end_speech] = int(Kind.END)
+    table[vocabulary.end_reply] = int(Kind.STOP)
+    return table
+
+
+def check(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> str | None:
+    """None when reply ids [T] follow the pattern to their end; else what is wrong and where, in one sentence."""
+    automaton = Automaton(pattern)
+    for position, token in enumerate(ids):
+        kind = Kind(int(kinds[token]))
+        if not kind & automaton.allowed():
+            found = kind.name or "a token outside every channel"
+            return f"token {position} (id {int(token)}) is {found}, expected {automaton.allowed().name or 'nothing more'}"
+        automaton.advance(kind)
+    return None if not automaton.allowed() else "the reply has no end"
+
+
+def allowed_sets(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> np.ndarray:
+    """int8 [T]: at each position of a valid reply [T], the set of kinds that the structure allowed there."""
+    automaton = Automaton(pattern)
+    sets = np.zeros(len(ids), dtype=np.int8)
+    for position, token in enumerate(ids):
+        sets[position] = int(automaton.allowed())
+        automaton.advance(Kind(int(kinds[token])))
+    return sets

@@ -1,0 +1,136 @@
+"""Which token ids are text, speech codes, boundaries and stops, read from a checkpoint's tokenizer by name."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from speech.channels import Channel
+from speech.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenNames:
+    """How a model family spells its special tokens."""
+
+    end_reply: str
+    """Ends a reply."""
+    pad: str
+    """Fills unused positions; never sampled, never scored."""
+    begin_speech: str | None = None
+    """Opens a speech chunk; None for families without boundary tokens."""
+    end_speech: str | None = None
+    """Closes a speech chunk."""
+    speech: str = "<|audio_{}|>"
+    """Name of the speech code with number {}."""
+    codebook: int | None = None
+    """Number of speech codes; None counts the names that the tokenizer has."""
+    never_text: tuple[str, ...] = ()
+    """Further tokens that no reply may contain (roles, reserved tokens)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Token ids of one checkpoint. Speech is [speech_first, speech_first + codebook) (method §7, rule 6)."""
+
+    size: int
+    """Rows of the model's output layer; may exceed the tokenizer's own length (padding rows)."""
+    text_size: int
+    """Ids from here on that are not speech are padding rows; ids below are the tokenizer's."""
+    speech_first: int
+    codebook: int
+    end_reply: int
+    pad: int
+    begin_speech: int | None
+    end_speech: int | None
+    forbidden: tuple[int, ...]
+    """Ids that no reply may contain."""
+    tokenizer: Tokenizer = field(compare=False, repr=False)
+
+    def channel_table(self) -> np.ndarray:
+        """int8 [size]: the channel of every id as a reply token; -1 for ids that no reply may contain."""
+        table = np.full(self.size, Channel.TEXT, dtype=np.int8)
+        table[self.text_size :] = -1
+        table[self.speech_first : self.speech_first + self.codebook] = Channel.SPEECH
+        table[list(self.forbidden)] = -1
+        table[self.pad] = -1
+        for boundary in (self.begin_speech, self.end_speech):
+            if boundary is not None:
+                table[boundary] = Channel.BOUNDARY
+        table[self.end_reply] = Channel.TEXT
+        return table
+
+    def channels(self, ids: np.ndarray) -> np.ndarray:
+        """int8 [T] for reply ids [T]; -1 where an id does not belong in a reply."""
+        return self.channel_table()[np.asarray(ids, dtype=np.int64)]
+
+    def codes(self, ids: np.ndarray) -> np.ndarray:
+        """The codec's codes, int64 [S], of the speech tokens among ids [T], in order."""
+        ids = np.asarray(ids, dtype=np.int64)
+        speech = (ids >= self.speech_first) & (ids < self.speech_first + self.codebook)
+        return ids[speech] - self.speech_first
+
+    def text(self, ids: np.ndarray) -> str:
+        """The words among reply ids [T]: text tokens without the end-of-reply token."""
+        ids = np.asarray(ids, dtype=np.int64)
+        words = ids[(self.channels(ids) == Channel.TEXT) & (ids != self.end_reply)]
+        return self.tokenizer.decode(words.tolist(), skip_special_tokens=True)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, names: TokenNames) -> "Vocabulary":
+        """Reads `tokenizer.json` and `config.json` of a Hugging Face checkpoint.
+
+        Raises InputError naming the file and the token when one is missing.
+        """
+        tokenizer_file = path / "tokenizer.json"
+        if not tokenizer_file.is_file():
+            raise InputError(f"{path} is not a checkpoint with a tokenizer: {tokenizer_file} does not exist")
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+
+        def identify(name: str, role: str) -> int:
+            found = tokenizer.token_to_id(name)
+            if found is None:
+                raise InputError(f"{tokenizer_file} has no token {name!r}, the {role} token of this model family")
+            return found
+
+        first = identify(names.speech.format(0), "first speech")
+        codebook = names.codebook or _count_codes(tokenizer, names.speech)
+        last = identify(names.speech.format(codebook - 1), "last speech")
+        if last - first != codebook - 1:
+            raise InputError(
+                f"{tokenizer_file}: speech tokens must be contiguous; {names.speech.format(0)!r} is {first} and "
+                f"{names.speech.format(codebook - 1)!r} is {last}, {codebook} codes"
+            )
+        text_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        size = _output_rows(path, at_least=text_size)
+        return cls(
+            size=size,
+            text_size=text_size,
+            speech_first=first,
+            codebook=codebook,
+            end_reply=identify(names.end_reply, "end-of-reply"),
+            pad=identify(names.pad, "padding"),
+            begin_speech=names.begin_speech and identify(names.begin_speech, "begin-of-speech"),
+            end_speech=names.end_speech and identify(names.end_speech, "end-of-speech"),
+            forbidden=tuple(identify(name, "reserved") for name in names.never_text),
+            tokenizer=tokenizer,
+        )
+
+
+def _count_codes(tokenizer: Tokenizer, pattern: str) -> int:
+    count = 0
+    while tokenizer.token_to_id(pattern.format(count)) is not None:
+        count += 1
+    return count
+
+
+def _output_rows(path: Path, *, at_least: int) -> int:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{path} is not a checkpoint: {config_file} does not exist")
+    size = json.loads(config_file.read_text()).get("vocab_size")
+    if not isinstance(size, int) or size < at_least:
+        raise InputError(f"{config_file}: vocab_size is {size}, but the tokenizer beside it has {at_least} tokens")
+    return size

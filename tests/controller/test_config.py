@@ -1,0 +1,71 @@
+"""The configuration: what is unknown or impossible is named."""
+
+import pytest
+
+from controller.config import arithmetic, read
+from speech.errors import InputError
+
+
+@pytest.fixture
+def playground(root):
+    return root / "configs" / "playground.yaml"
+
+
+def test_overrides_and_arithmetic(playground):
+    config = read(playground, ["run.iterations=3", "run.name=x", "run.seed=7", "rollout.prompts=8"])
+    assert (config.run.iterations, config.run.name, config.run.seed) == (3, "x", 7)
+    lines = dict(arithmetic(config))
+    assert lines["replies an iteration"] == "8 prompts × 4 = 32"
+    assert "rollout" in config.yaml()
+
+
+def test_routes_can_be_replaced(playground):
+    config = read(playground, ["preference.routes=[{score: heard, channel: speech, weight: 2}]"])
+    assert [(r.score, r.channel, r.weight) for r in config.preference.routes] == [("heard", "speech", 2.0)]
+    assert read(playground, ["preference.routes=[]"]).preference.routes == []
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("run.itertions=3", r"unknown configuration key 'run.itertions'; did you mean 'run.iterations'\?"),
+        ("nonsense=1", "unknown configuration key 'nonsense'"),
+        ("run.iterations=many", "run.iterations: .*'many'"),
+        ("run.iterations=0", "run.iterations: 0 is too small"),
+        ("run.name=../x", "run.name: '../x'"),
+        ("rollout.group_size=1", "rollout.group_size: 1 is too small; at least 2"),
+        ("rollout.workers=17", "rollout.workers: 17 workers cannot share rollout.prompts = 16"),
+        ("anchor.rows=1", "anchor.rows: 1 demonstrations cannot be split over learner.ranks = 2"),
+        ("rollout.top_p=0.9", "rollout.top_p: 0.9 is not possible; allowed: 1.0"),
+        ("rollout.top_k=50", "rollout.top_k: 50"),
+        ("rollout.temperature=0", "rollout.temperature: 0"),
+        ("mix.mode=sometimes", "mix.mode: 'sometimes' is not possible; allowed: adaptive, fixed"),
+        ("mix.largest=1.5", r"mix.largest: 1.5 is outside \[0, 1\]"),
+        ("mix.lowest_score=5", "mix.lowest_score: 5.0 must be below mix.highest_score"),
+        ("learner.zero_stage=4", "learner.zero_stage: 4"),
+        ("preference.routes=[{channel: loud}]", "channel 'loud' is not possible"),
+        ("preference.routes=[{score: beauty}]", "preference.routes: no rater gives the score 'beauty'"),
+        ("reward.total={beauty: 1}", "reward.total: no rater gives the score 'beauty'"),
+        ("reward.total={answer: 0}", "reward.total"),
+        ("reward.raters=[]", "reward.raters: no rater"),
+        ("run.iterations", "not of the form key=value"),
+        ("metrics.port=70000", "metrics.port: 70000"),
+    ],
+)
+def test_impossible_values(playground, override, complaint):
+    with pytest.raises(InputError, match=complaint):
+        overrides = [override]
+        if override.startswith("reward.total="):
+            overrides = ["reward.total.answer=0", "reward.total.heard=0", "reward.total.manner=0", override]
+        read(playground, overrides)
+
+
+def test_missing_file_broken_yaml_and_missing_value(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read(tmp_path / "none.yaml", [])
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not valid YAML"):
+        read(tmp_path / "x.yaml", [])
+    (tmp_path / "y.yaml").write_text("run: {iterations: 3}")
+    with pytest.raises(InputError, match="model.checkpoint"):
+        read(tmp_path / "y.yaml", [])

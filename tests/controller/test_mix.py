@@ -1,0 +1,70 @@
+"""λ against the authors' numbers and against its own rules."""
+
+import json
+
+import pytest
+
+from controller.mix import MixRatio, MixSettings, gates
+
+SETTINGS = dict(
+    mode="adaptive",
+    fixed=0.5,
+    largest=0.8,
+    slope=5.0,
+    threshold=3.0,
+    lowest_score=1.0,
+    highest_score=5.0,
+    smoothing=0.9,
+)
+
+
+def settings(**changes) -> MixSettings:
+    return MixSettings(**(SETTINGS | changes))
+
+
+@pytest.mark.reference
+def test_equals_the_authors_numbers(root):
+    cases = json.loads((root / "tests/reference/lambda.json").read_text())
+    assert cases
+    for case in cases:
+        reading = MixRatio(settings(), state=case["state"]).update([case["rewards"]])
+        assert reading.mix == pytest.approx(case["lambda"], abs=1e-5), case
+        assert reading.raw == pytest.approx(case["lambda_raw"], abs=1e-5), case
+        assert reading.gate_quality == pytest.approx(case["reward_gate"], abs=1e-5), case
+        assert reading.gate_information == pytest.approx(case["info_gate"], abs=1e-5), case
+
+
+@pytest.mark.parametrize(
+    ("scores", "raw"), [([1, 2, 3, 5], 0.437), ([3, 4, 4, 3], 0.050), ([1, 1, 2, 2], 0.0003), ([4] * 4, 0.0)]
+)
+def test_worked_values_of_the_method(scores, raw):
+    assert MixRatio(settings()).update([scores]).raw == pytest.approx(raw, abs=5e-4)
+
+
+def test_one_update_for_all_groups_of_an_iteration():
+    ratio = MixRatio(settings())
+    first = ratio.update([[1, 5, 1, 5], [4, 4, 4, 4]])
+    assert first.mix == pytest.approx(0.4, abs=1e-3)
+    second = ratio.update([[4, 4, 4, 4]])
+    assert second.mix == pytest.approx(0.9 * first.mix)
+
+
+def test_groups_with_fewer_than_two_scores_measure_nothing():
+    ratio = MixRatio(settings(), state=0.3)
+    assert ratio.update([[5.0], []]).mix == pytest.approx(0.3)
+    assert ratio.update([[1, 5, 1, 5], [5.0]]).gate_information == pytest.approx(1.0)
+
+
+def test_fixed_mode_measures_but_does_not_follow():
+    reading = MixRatio(settings(mode="fixed", fixed=0.3)).update([[1, 5, 1, 5]])
+    assert reading.mix == 0.3
+    assert reading.raw == pytest.approx(0.8, abs=1e-3)
+
+
+def test_no_smoothing_is_the_raw_value():
+    ratio = MixRatio(settings(smoothing=0.0), state=0.7)
+    assert ratio.update([[1, 2, 3, 5]]).mix == pytest.approx(0.437, abs=1e-3)
+
+
+def test_the_scale_decides_the_largest_variance():
+    assert gates([0.0, 1.0], settings(lowest_score=0.0, highest_score=1.0))[1] == pytest.approx(1.0)

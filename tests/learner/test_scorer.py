@@ -1,0 +1,84 @@
+"""The scorer against a plain forward pass of the same model."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from learner.rows import Row, collate, split
+from learner.scorer import Scorer
+from learner.send import named_weights
+from speech.interleave import Kind
+
+KINDS = torch.tensor([0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.BEGIN, Kind.END, Kind.STOP], dtype=torch.int8)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(KINDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return Scorer(Qwen2ForCausalLM(config).float().eval(), KINDS)
+
+
+def row(prompt: int, reply: int, seed: int) -> Row:
+    rng = np.random.default_rng(seed)
+    return Row(
+        prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
+        reply_ids=rng.integers(1, 30, reply).astype(np.int32),
+        channels=np.zeros(reply, dtype=np.int8),
+        weight=1.0,
+        behaviour=np.zeros(reply, dtype=np.float32),
+        advantages=(1.0,),
+    )
+
+
+def test_padded_batch_equals_each_row_alone(scorer):
+    rows = [row(5, 9, 1), row(11, 3, 2), row(2, 12, 3)]
+    batch = collate(rows, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
+    with torch.no_grad():
+        logp, entropy = scorer(batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
+        dense, dense_entropy = batch.dense(logp), batch.dense(entropy)
+        for index, one in enumerate(rows):
+            ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.reply_ids]).astype(np.int64))
+            plain = torch.log_softmax(scorer.model(ids[None]).logits[0] / 0.7, -1)[len(one.prompt_ids) - 1 : -1]
+            expected = plain.gather(-1, ids[len(one.prompt_ids) :, None])[:, 0]
+            assert torch.allclose(dense[index, : len(expected)], expected, atol=1e-5)
+            assert torch.all(dense[index, len(expected) :] == 0)
+            assert torch.allclose(dense_entropy[index, : len(expected)], -(plain.exp() * plain).sum(-1), atol=1e-5)
+
+
+def test_what_the_structure_forbids_has_no_probability(scorer):
+    ids = torch.tensor([[1, 2, 3]])
+    allowed = torch.tensor([int(Kind.TEXT | Kind.BEGIN)])
+    with torch.no_grad():
+        scores = [
+            scorer(ids, torch.tensor([2]), torch.tensor([target]), allowed, torch.ones(1))[0].item()
+            for target in range(len(KINDS))
+        ]
+    possible = [KINDS[target].item() in (Kind.TEXT, Kind.BEGIN) for target in range(len(KINDS))]
+    assert [np.isfinite(score) for score in scores] == possible
+    assert np.exp([s for s, ok in zip(scores, possible, strict=True) if ok]).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_tied_output_layer_is_named(scorer):
+    """An engine that does not get `lm_head.weight` keeps its old one without a word."""
+    names = [name for name, _ in named_weights(scorer.model)]
+    assert "lm_head.weight" in names
+    assert "model.embed_tokens.weight" in names
+    assert len(names) == len(set(names))
+
+
+def test_split_deals_evenly():
+    rows = [row(3, length, length) for length in range(1, 12)]
+    parts = split(rows, 3)
+    assert sorted(len(part) for part in parts) == [3, 4, 4]
+    assert sorted(len(r) for part in parts for r in part) == sorted(map(len, rows))

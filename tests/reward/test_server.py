@@ -1,0 +1,106 @@
+"""The reward server's core, with the playground's real codec and raters, and with raters that fail."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reward.rater import Missing
+from reward.server import Part, RewardServer, ServerSettings, load
+from speech.errors import InputError
+from speech.families import PLAYGROUND
+from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
+from speech.vocabulary import Vocabulary
+
+
+class Broken:
+    name = "broken"
+    version = "1"
+
+    def rate(self, spoken):
+        raise TimeoutError("no answer")
+
+
+def settings(world, *raters: str) -> ServerSettings:
+    return ServerSettings(
+        servers=1,
+        cpus=1,
+        checkpoint=str(world / "base"),
+        codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        raters=tuple(Part(use=rater, arguments={}) for rater in raters),
+        start_seconds=60,
+        score_seconds=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def group(world) -> Group:
+    """A prompt with its demonstration as the only reply."""
+    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+    prompt = read_prompts(world / "data/train.parquet", vocabulary)[0]
+    demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
+    ids = next(d.reply_ids for d in demonstrations if d.prompt_id == prompt.id)
+    reply = Reply(
+        prompt_id=prompt.id,
+        index=0,
+        token_ids=ids,
+        channels=vocabulary.channels(ids),
+        logps=np.zeros(len(ids), dtype=np.float32),
+        weight_version=0,
+        finish=Finish.STOP,
+        defect=None,
+    )
+    return Group(prompt=prompt, replies=[reply])
+
+
+def test_a_demonstration_is_scored_by_ear(world, group):
+    raters = ("Answer", "Heard", "Manner", "SpokenRight")
+    server = RewardServer(settings(world, *(f"playground.raters:{name}" for name in raters)), PLAYGROUND)
+    [[card]] = server.score([group])
+    assert set(card.scores) == {"answer", "heard", "manner", "spoken_right"}
+    assert all(isinstance(score, Missing) or 1.0 <= score <= 5.0 for score in card.scores.values())
+    assert card.details["text"]
+    assert card.details["heard"]
+    assert 0.3 < card.seconds < 5.0
+    assert set(server.versions()) == {"answer", "heard", "manner", "spoken_right", "codec"}
+
+
+def test_a_rater_that_raises_is_missing_and_the_others_go_on(world, group):
+    server = RewardServer(settings(world, f"{__name__}:Broken", "playground.raters:Answer"), PLAYGROUND)
+    [[card]] = server.score([group])
+    assert card.scores["broken"] == Missing("broken raised TimeoutError")
+    assert "no answer" in card.details["broken_error"]
+    assert card.number("answer") is not None
+    assert card.number("broken") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"finish": Finish.LENGTH}, "truncated reply"),
+        ({"finish": Finish.ABORTED}, "aborted reply"),
+        ({"defect": "token 3 is END"}, "malformed reply"),
+    ],
+)
+def test_unfinished_replies_are_not_scored(world, group, change, reason):
+    server = RewardServer(settings(world, "playground.raters:Answer"), PLAYGROUND)
+    damaged = Group(prompt=group.prompt, replies=[replace(group.replies[0], **change)])
+    [[card]] = server.score([damaged])
+    assert card.scores == {"answer": Missing(reason)}
+
+
+def test_a_reply_without_speech_is_missing_to_the_ear(world, group):
+    server = RewardServer(settings(world, "playground.raters:Answer", "playground.raters:Heard"), PLAYGROUND)
+    whole = group.replies[0]
+    text = whole.token_ids[whole.channels == 0]
+    mute = replace(whole, token_ids=text, channels=np.zeros(len(text), dtype=np.int8))
+    [[card]] = server.score([Group(prompt=group.prompt, replies=[mute])])
+    assert card.number("answer") is not None
+    assert isinstance(card.scores["heard"], Missing)
+    assert card.seconds == 0.0
+
+
+@pytest.mark.parametrize("name", ["playground.raters", "nowhere:Rater", "playground.raters:Nobody"])
+def test_names_that_lead_nowhere(name):
+    with pytest.raises(InputError, match="Rater|Nobody|form module:Class"):
+        load(name)

@@ -1,0 +1,109 @@
+"""Bad input: one clear sentence that names the file, the row or the token."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from speech.channels import Channel
+from speech.errors import InputError
+from speech.families import PLAYGROUND, family
+from speech.records import DEMONSTRATIONS, PROMPTS, read_demonstrations, read_prompts
+from speech.vocabulary import Vocabulary
+from speech.waveform import Waveform
+
+
+@pytest.fixture(scope="module")
+def vocabulary(world) -> Vocabulary:
+    return Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+
+
+def test_tokens_come_from_the_tokenizer_by_name(vocabulary):
+    names = vocabulary.tokenizer
+    assert vocabulary.end_reply == names.token_to_id("<|im_end|>")
+    assert vocabulary.speech_first == names.token_to_id("<|audio_0|>")
+    ids = np.array([names.token_to_id(n) for n in ("<|begin_of_audio|>", "<|audio_7|>", "<|im_end|>", "<|pad|>")])
+    assert vocabulary.channels(ids).tolist() == [Channel.BOUNDARY, Channel.SPEECH, Channel.TEXT, -1]
+    assert vocabulary.codes(ids).tolist() == [7]
+
+
+def test_shipped_data_reads(vocabulary, world):
+    assert len(read_prompts(world / "data/held_out.parquet", vocabulary)) >= 300
+    assert len(read_demonstrations(world / "data/demonstrations.parquet", vocabulary)) >= 2048
+
+
+def prompt(**changes) -> dict:
+    return {"id": "a", "token_ids": [1, 2], "text": "one", "facts": [("answer", "one")]} | changes
+
+
+def written(path, rows, schema=PROMPTS):
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([f.with_nullable(True) for f in schema])), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([prompt(), prompt(token_ids=None)], "row 2: field 'token_ids' is missing"),
+        ([prompt(), prompt(facts=None)], "row 2: field 'facts' is missing"),
+        ([prompt(token_ids=[])], "row 1: field 'token_ids' is empty"),
+        ([prompt(token_ids=[3, None])], "row 1: field 'token_ids' has a missing id at position 1"),
+        ([prompt(token_ids=[3, 100000])], "row 1: field 'token_ids' holds id 100000, outside the vocabulary"),
+        ([prompt(token_ids=[-1])], "row 1: field 'token_ids' holds id -1"),
+        ([], "has no rows"),
+    ],
+)
+def test_bad_rows(tmp_path, vocabulary, rows, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read_prompts(written(tmp_path / "p.parquet", rows), vocabulary)
+
+
+def test_missing_column_and_foreign_file(tmp_path, vocabulary):
+    with pytest.raises(InputError, match="has no column 'prompt_id'"):
+        read_demonstrations(written(tmp_path / "p.parquet", [prompt()]), vocabulary)
+    (tmp_path / "x.parquet").write_text("not parquet")
+    with pytest.raises(InputError, match="is not a Parquet file"):
+        read_prompts(tmp_path / "x.parquet", vocabulary)
+    with pytest.raises(InputError, match="does not exist"):
+        read_prompts(tmp_path / "none.parquet", vocabulary)
+    wrong = [{"prompt_id": "a", "prompt_ids": [1], "reply_ids": [1, 10**6], "text": "", "manner": ""}]
+    with pytest.raises(InputError, match="field 'reply_ids' holds id 1000000"):
+        read_demonstrations(written(tmp_path / "d.parquet", wrong, DEMONSTRATIONS), vocabulary)
+
+
+def test_tokenizer_without_speech_tokens(tmp_path, world):
+    shutil.copytree(world / "base", tmp_path / "base")
+    path = tmp_path / "base/tokenizer.json"
+    path.write_text(path.read_text().replace("<|audio_", "<|other_"))
+    with pytest.raises(InputError, match=r"tokenizer.json has no token '<\|audio_0\|>'"):
+        Vocabulary.from_checkpoint(tmp_path / "base", PLAYGROUND.tokens)
+
+
+def test_output_layer_smaller_than_the_tokenizer(tmp_path, world):
+    shutil.copytree(world / "base", tmp_path / "base")
+    path = tmp_path / "base/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
+    with pytest.raises(InputError, match="vocab_size is 10"):
+        Vocabulary.from_checkpoint(tmp_path / "base", PLAYGROUND.tokens)
+
+
+def test_not_a_checkpoint_and_no_such_family(tmp_path):
+    with pytest.raises(InputError, match="not a checkpoint"):
+        Vocabulary.from_checkpoint(tmp_path, PLAYGROUND.tokens)
+    with pytest.raises(InputError, match="unknown family 'x'; known: .*playground"):
+        family("x")
+
+
+def test_a_waveform_keeps_its_rate(tmp_path):
+    tone = Waveform(np.sin(2 * np.pi * 440 * np.arange(22050) / 22050).astype(np.float32) * 0.5, 22050)
+    tone.write(tmp_path / "tone.wav")
+    back = Waveform.read(tmp_path / "tone.wav")
+    assert back.rate == 22050
+    assert back.seconds == pytest.approx(1.0)
+    slow = back.at_rate(16000)
+    assert slow.seconds == pytest.approx(1.0, abs=1e-3)
+    spectrum = np.abs(np.fft.rfft(slow.samples))
+    assert np.argmax(spectrum) * 16000 / len(slow.samples) == pytest.approx(440, abs=2)

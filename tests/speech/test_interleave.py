@@ -1,0 +1,72 @@
+"""The structure automaton: what it allows, what it refuses, and that it can always end."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speech.families import PLAYGROUND
+from speech.interleave import Automaton, Interleave, Kind, allowed_sets, check
+
+KINDS = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], dtype=np.int8)
+"""Ids of a toy vocabulary: 0 belongs in no reply."""
+T, S, B, E, X = range(1, 6)
+PATTERN = PLAYGROUND.interleave
+
+
+def test_ratio_list_of_vita_audio():
+    pattern = Interleave.from_ratios([1, 10, 4, 10])
+    assert [pattern.chunk(i) for i in range(4)] == [(1, 8), (4, 8), (4, 8), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [T, T, B, *[S] * 8, E, T, B, *[S] * 3, E, X],
+        [T, T, B, *[S] * 8, E, T, T, B, *[S] * 20, E, X],
+        [T, B, *[S] * 30, E, X],
+        [T, T, B, *[S] * 8, E, X],
+        [T, T, B, *[S] * 3, E, X],
+    ],
+)
+def test_whole_replies(reply):
+    assert check(np.array(reply), PATTERN, KINDS) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        ([T, T, T], "token 2"),
+        ([B, S, E, X], "token 0"),
+        ([T, B, E], "token 2"),
+        ([T, T, B, *[S] * 8, E, T, B, S, E, T], "token 16"),
+        ([T, T, B, *[S] * 9, E, T], "token 13"),
+        ([T, T, 0], "outside every channel"),
+        ([T, T, B, S], "no end"),
+        ([], "no end"),
+    ],
+)
+def test_what_is_wrong_is_said(reply, complaint):
+    assert complaint in check(np.array(reply, dtype=np.int64), PATTERN, KINDS)
+
+
+def test_family_without_boundary_tokens():
+    pattern = Interleave(chunks=((13, 26),), repeat_from=0, boundaries=False)
+    assert check(np.array([*[T] * 13, *[S] * 26, T, *[S] * 40, X]), pattern, KINDS) is None
+    assert "token 13" in check(np.array([*[T] * 14]), pattern, KINDS)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([PATTERN, Interleave(((13, 26),), 0, False)]))
+def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
+    rng = np.random.default_rng(seed)
+    automaton, reply, sets = Automaton(pattern), [], []
+    while allowed := automaton.allowed():
+        choices = [token for token in range(1, 6) if int(KINDS[token]) & int(allowed)]
+        assert choices
+        # Ending becomes likely, so that the walk ends.
+        token = choices[-1] if len(reply) > 100 else int(rng.choice(choices))
+        sets.append(int(allowed))
+        automaton.advance(Kind(int(KINDS[token])))
+        reply.append(token)
+    assert check(np.array(reply), pattern, KINDS) is None
+    assert allowed_sets(np.array(reply), pattern, KINDS).tolist() == sets

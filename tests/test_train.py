@@ -1,0 +1,232 @@
+"""The main job, for real: Ray, vLLM, DeepSpeed, decoded audio. And what the command line says to bad input."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+pytestmark = pytest.mark.e2e
+COLUMNS = """iteration weight_version lambda lambda_raw gate_quality gate_information loss_preference loss_anchor kl_text
+kl_speech entropy_text entropy_speech score_answer score_heard score_manner logp_gap_text logp_gap_speech replies
+replies_dropped seconds_rollout seconds_reward seconds_learn seconds_sync""".split()
+
+
+def duet(root: Path, *arguments: str, seconds: float = 280) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-m", "controller", *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def few(world, tmp_path_factory) -> Path:
+    """A short evaluation set."""
+    path = tmp_path_factory.mktemp("data") / "few.parquet"
+    pq.write_table(pq.read_table(world / "data/held_out.parquet").slice(0, 32), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(root, few, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run of three iterations with two rollout workers."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = duet(
+        root,
+        "train",
+        "run.iterations=3",
+        "run.name=short",
+        "run.seed=7",
+        f"run.directory={runs}",
+        f"data.held_out={{held_out: {few}}}",
+        "rollout.workers=2",
+        "evaluation.signal_samples=2",
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return runs / "short", done
+
+
+def test_summary_holds_what_the_contract_says(run):
+    directory, _ = run
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["iterations"] == 3
+    assert summary["weight_version"] == 3
+    assert summary["seed"] == 7
+    assert 0.0 <= summary["lambda_first"] <= 0.8
+    for when in ("before", "after"):
+        measured = summary["held_out"][when]
+        assert measured["prompts"] == 32
+        for name in ("answer", "heard", "manner"):
+            assert 1.0 <= measured[name] <= 5.0
+        for name in ("answer_accuracy", "heard_accuracy", "spoken_right"):
+            assert 0.0 <= measured[name] <= 1.0
+    # The base model speaks: most replies say what their text says.
+    assert summary["held_out"]["before"]["heard_accuracy"] > 0.5
+    assert summary["workers"] == {"rollout": 2, "reward": 2, "learner": 2}
+    assert set(summary["versions"]) >= {"vllm", "ray", "deepspeed", "torch"}
+    assert all(summary["seconds"][name] > 0 for name in ("total", "rollout", "reward", "learn", "sync"))
+    assert summary["tokens"]["speech"] > summary["tokens"]["text"] > 0
+
+
+def test_every_iteration_is_on_record(run):
+    directory, _ = run
+    rows = pq.read_table(directory / "iterations.parquet").to_pylist()
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert [row["weight_version"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert [name for name in COLUMNS if name not in row] == []
+        assert row["replies"] == 64
+        assert max(row["logp_gap_text"], row["logp_gap_speech"]) < 1e-4
+        assert row["probe_gap"] < 1e-3
+        assert row["loss"] == pytest.approx(
+            (1 - row["lambda"]) * row["loss_anchor"] + row["lambda"] * row["loss_preference"], abs=1e-6
+        )
+    assert rows[1]["lambda"] == pytest.approx(0.1 * rows[1]["lambda_raw"] + 0.9 * rows[0]["lambda"], abs=1e-9)
+    # The first step starts at the reference model.
+    assert rows[0]["kl_text"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[2]["kl_text"] > 0
+
+
+def test_every_reply_is_on_record(run):
+    directory, _ = run
+    for iteration in (1, 2, 3):
+        rows = pq.read_table(directory / f"replies/{iteration:06d}.parquet").to_pylist()
+        assert len(rows) == 64
+        assert {row["weight_version"] for row in rows} == {iteration - 1}
+        assert {row["worker"] for row in rows} == {"rollout-0", "rollout-1"}
+        assert all(len(row["token_ids"]) == len(row["logps"]) == len(row["channels"]) for row in rows)
+
+
+def test_there_is_something_to_see_and_hear(run):
+    directory, done = run
+    assert (directory / "lambda.png").stat().st_size > 5000
+    assert (directory / "scores.png").stat().st_size > 5000
+    recordings = sorted((directory / "audio").glob("*.wav"))
+    assert len(recordings) == 18
+    for path in recordings:
+        samples, rate = soundfile.read(path)
+        assert 0.2 < len(samples) / rate < 6.0
+        assert abs(samples).max() > 0.01
+    assert "λ" in done.stdout
+    assert "answer" in done.stdout
+
+
+def test_the_checkpoint_is_a_hugging_face_one_with_the_new_weights(run, world):
+    from safetensors.torch import load_file
+
+    directory, _ = run
+    checkpoint = directory / "checkpoints" / "000003"
+    new, old = load_file(checkpoint / "model.safetensors"), load_file(world / "base/model.safetensors")
+    assert set(new) == set(old)
+    assert any(not new[name].equal(old[name]) for name in new)
+    assert (checkpoint / "tokenizer.json").read_bytes() == (world / "base/tokenizer.json").read_bytes()
+    assert (checkpoint / "optimizer").is_dir()
+
+
+def test_a_name_that_is_taken_is_refused(root, run):
+    directory, _ = run
+    done = duet(root, "train", "run.name=short", f"run.directory={directory.parent}")
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(root, world, tmp_path):
+    broken = tmp_path / "broken.parquet"
+    table = pq.read_table(world / "data/train.parquet").slice(0, 20)
+    pq.write_table(table.drop_columns(["facts"]), broken)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        cases = {
+            "run.itertions=3": "unknown configuration key 'run.itertions'",
+            "rollout.group_size=1": "rollout.group_size: 1",
+            "rollout.prompts=100000": "rollout.prompts: 100000",
+            f"data.prompts={broken}": "has no column 'facts'",
+            "model.checkpoint=/nowhere": "/nowhere is not a checkpoint",
+            f"metrics.port={port}": f"metrics.port: port {port} on 127.0.0.1 is in use",
+        }
+        for override, complaint in cases.items():
+            done = duet(root, "train", override, "run.name=bad", f"run.directory={tmp_path / 'runs'}")
+            assert done.returncode == 2, done.stderr
+            assert complaint in done.stderr
+            assert "Traceback" not in done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def ray(root: Path, environment: dict, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "ray"), *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@pytest.fixture
+def cluster(root, tmp_path):
+    """A Ray head of its own, on free ports, ended by its own process ids."""
+
+    def free_port() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    port, dashboard = free_port(), free_port()
+    # Jobs call `python`: it must be the one of this environment.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PATH": path}
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+            f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path / 'ray'}", "--disable-usage-stats",
+        ],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 90
+    while ray(root, environment, "job", "list", "--address", address).returncode != 0:
+        assert head.poll() is None, "the Ray head ended"
+        assert time.monotonic() < deadline, "no Ray head within 90 s"
+        time.sleep(1)
+    yield environment, address
+    head.terminate()
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, 9)
+
+
+@pytest.mark.timeout(400)
+def test_ray_job_submit(root, cluster, few, tmp_path):
+    environment, address = cluster
+    done = ray(
+        root, environment, "job", "submit", "--address", address, "--working-dir", ".", "--",
+        "python", "-m", "controller", "train", "run.iterations=2", "run.name=job", f"run.directory={tmp_path / 'runs'}",
+        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0",
+        seconds=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    summary = json.loads((tmp_path / "runs/job/summary.json").read_text())
+    assert summary["iterations"] == 2
