@@ -1,4 +1,5 @@
-"""The central controller: the Ray actor that owns a run. It wraps the loop with records, metrics, evaluation and progress."""
+"""The central controller: the Ray actor that owns a run. It wraps the loop with records, metrics, evaluation and
+progress."""
 
 import importlib.metadata
 import threading

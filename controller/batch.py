@@ -1,4 +1,5 @@
-"""From judged replies and demonstrations to the learner's rows, and from a finished step to the record of the iteration. Pure."""
+"""From judged replies and demonstrations to the learner's rows, and from a finished step to the record of the
+iteration. Pure."""
 
 from collections.abc import Sequence
 

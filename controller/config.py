@@ -1,6 +1,7 @@
 """The configuration: dataclasses with the meaning of each field under it, read through OmegaConf.
 
-Importable without torch. Whatever is unknown or impossible is an InputError naming the key, the value and what is allowed.
+Importable without torch. Whatever is unknown or impossible is an InputError naming the key, the value and what is
+allowed.
 """
 
 import difflib
@@ -362,7 +363,7 @@ def arithmetic(config: Config) -> list[tuple[str, str]]:
         ("learner rows an iteration", f"{c.replies} replies + {c.anchor.rows} demonstrations = {rows}"),
         (
             "rows a rank",
-            f"{rows} / {c.learner.ranks} ranks = {per_rank}, in {micro} micro-batches of ≤ {c.learner.micro_batch_rows}",
+            f"{rows} / {c.learner.ranks} ranks = {per_rank}, {micro} micro-batches of ≤ {c.learner.micro_batch_rows}",
         ),
         ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
         ("replies in all", f"{c.run.iterations} × {c.replies} = {c.run.iterations * c.replies:,}"),

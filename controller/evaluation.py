@@ -1,4 +1,5 @@
-"""Held-out evaluation: the same prompts before and after, one reply each. The numbers are pure functions of the scorecards."""
+"""Held-out evaluation: the same prompts before and after, one reply each. The numbers are pure functions of the
+scorecards."""
 
 from collections.abc import Sequence
 
@@ -13,8 +14,8 @@ SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right"
 def _values(cards: Sequence[Scorecard], highest: float) -> dict[str, list[float | None]]:
     """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
 
-    A reply without a score (truncated, malformed, no sound) has no mean to join, but it is not right either: it counts as 0
-    in a share.
+    A reply without a score (truncated, malformed, no sound) has no mean to join, but it is not right either: it
+    counts as 0 in a share.
     """
     raters = list(dict.fromkeys(name for card in cards for name in card.scores))
     values: dict[str, list[float | None]] = {

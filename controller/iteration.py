@@ -47,7 +47,8 @@ class Iteration:
     """Missing scores by reason."""
     replies: int
     replies_dropped: int
-    """Replies that gave no preference gradient: malformed, truncated, unscored, or in a group with fewer than two scores."""
+    """Replies that gave no preference gradient: malformed, truncated, unscored, or in a group with fewer than two
+    scores."""
     groups_dropped: int
     replies_truncated: int
     replies_malformed: int

@@ -1,8 +1,8 @@
 """What a Prometheus server sees of a run: the last iteration as gauges, everything done so far as counters.
 
 `METRICS` is the one list of them, for the endpoint, the dashboards and the documentation. A number that could not be
-measured has no sample: a scrape never shows a 0 that nobody measured. Counters count from the start of the process, also
-when a run is resumed; Prometheus knows how to go on from there.
+measured has no sample: a scrape never shows a 0 that nobody measured. Counters count from the start of the process,
+also when a run is resumed; Prometheus knows how to go on from there.
 """
 
 import errno

@@ -54,8 +54,8 @@ def judge(
 ) -> list[Judged]:
     """A group's replies with totals and advantages.
 
-    A reply with a missing score leaves its group's mean and deviation; a group with fewer than two scored replies has no
-    advantages at all.
+    A reply with a missing score leaves its group's mean and deviation; a group with fewer than two scored replies
+    has no advantages at all.
     """
     totals = [total_score(card, weights) for card in cards]
     by_route = [

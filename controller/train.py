@@ -1,4 +1,5 @@
-"""`duet train`, the driver: checks the input, starts or joins Ray, hands the job to the controller and shows how it goes."""
+"""`duet train`, the driver: checks the input, starts or joins Ray, hands the job to the controller and shows how it
+goes."""
 
 import logging
 import os

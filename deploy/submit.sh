@@ -12,6 +12,6 @@ ray=.venv/bin/ray
 [[ -x $ray ]] || ray=ray
 
 # Every worker gets a copy of the working directory; what .gitignore and .rayignore name stays here as
-# well. Ray refuses more than 500 MiB.
+# well. The dashboard refuses an upload of more than 100 MiB.
 excludes='{"excludes": [".git", ".venv", "runs"]}'
 exec "$ray" job submit --working-dir . --runtime-env-json "$excludes" -- python -m controller train "$@"

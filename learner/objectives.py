@@ -1,8 +1,9 @@
 """The losses, as pure functions of log-probabilities (method §3 and §4).
 
-Tensors have one row a sequence and one column a token: [R, T]. Every loss is a sum over rows of the row's weight times a mean over
-the row's selected tokens, so that rows can be split over micro-batches and ranks and the parts simply added. Row weights
-come from `row_weights`, computed once for the whole batch.
+Tensors have one row a sequence and one column a token: [R, T]. Every loss is a sum over rows of the row's weight
+times a mean over
+the row's selected tokens, so that rows can be split over micro-batches and ranks and the parts simply added. Row
+weights come from `row_weights`, computed once for the whole batch.
 """
 
 import torch
@@ -38,7 +39,8 @@ def policy_loss(
 
 
 def kl_estimate(logp: Tensor, reference: Tensor) -> Tensor:
-    """[R, T]: Schulman's k3 estimator of KL(policy ‖ reference) at sampled tokens, exp(d) − d − 1 with d = reference − logp."""
+    """[R, T]: Schulman's k3 estimator of KL(policy ‖ reference) at sampled tokens, exp(d) − d − 1 with d = reference
+    − logp."""
     difference = reference - logp
     return torch.exp(difference) - difference - 1.0
 

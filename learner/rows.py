@@ -1,6 +1,7 @@
 """The learner's rows, and how rows become the padded tensors of a micro-batch.
 
-Rows are padded on the right and attention is causal, so padding needs no attention mask: it comes after everything that counts.
+Rows are padded on the right and attention is causal, so padding needs no attention mask: it comes after everything
+that counts.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Row:
     weight: float
     """Weight of the row in its loss; the weights of a whole batch add up to 1 by kind of row."""
     allowed: np.ndarray | None = None
-    """int8 [T], sets of `speech.interleave.Kind`: the tokens that the sampler could draw at each position. None: all."""
+    """int8 [T], sets of `speech.interleave.Kind`: the tokens that the sampler could draw at each position. None:
+    all."""
     behaviour: np.ndarray | None = None
     """float32 [T]: the sampler's log-probabilities; None for demonstrations."""
     advantages: tuple[float, ...] = ()

@@ -1,4 +1,5 @@
-"""The policy as the learner needs it: log-probabilities of given tokens under the distribution that the sampler used."""
+"""The policy as the learner needs it: log-probabilities of given tokens under the distribution that the sampler
+used."""
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ class Scorer(nn.Module):
 
         input_ids: int64 [R, L], right-padded. sources: int64 [N], flat positions whose outputs predict the targets.
         allowed: int64 [N], the set of kinds that could be drawn (0: all). temperatures: float32 [N].
-        Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over the allowed
-        tokens. The entropies carry no gradient.
+        Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over
+        the allowed tokens. The entropies carry no gradient.
         """
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[sources]).float() / temperatures[:, None]

@@ -19,8 +19,8 @@ def memory_directory() -> Path:
 def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Every parameter under every name it has.
 
-    Tied weights come under each of their names: an engine that misses `lm_head.weight` keeps its old output layer without
-    complaint, and all log-probabilities are quietly wrong.
+    Tied weights come under each of their names: an engine that misses `lm_head.weight` keeps its old output layer
+    without complaint, and all log-probabilities are quietly wrong.
     """
     yield from model.named_parameters(remove_duplicate=False)
 

@@ -57,7 +57,8 @@ class ServerSettings:
 
 
 def unfit(reply: Reply) -> Missing | None:
-    """Why a reply is not scored like a finished one (method §7, rule 5): truncated or malformed replies stay unscored."""
+    """Why a reply is not scored like a finished one (method §7, rule 5): truncated or malformed replies stay
+    unscored."""
     if reply.finish == Finish.LENGTH:
         return Missing("truncated reply")
     if reply.finish == Finish.ABORTED:

@@ -48,8 +48,8 @@ class SamplingSettings:
 class Engine:
     """A started vLLM engine.
 
-    Weights pass through vLLM's life cycle: start, update, finish with the version. Until the first update the engine holds
-    the checkpoint's weights under version 0.
+    Weights pass through vLLM's life cycle: start, update, finish with the version. Until the first update the engine
+    holds the checkpoint's weights under version 0.
     """
 
     def __init__(self, settings: EngineSettings, family: Family, vocabulary: Vocabulary, seed: int) -> None:
@@ -78,7 +78,8 @@ class Engine:
             # A seeded request whose prompt is cut in two rewinds its generator, which CPU generators cannot do.
             enable_chunked_prefill=False,
             disable_log_stats=True,
-            # Log-probabilities of the very distribution that was sampled; the default is the raw one (method §7, rule 3).
+            # Log-probabilities of the very distribution that was sampled; the default is the raw one (method §7,
+            # rule 3).
             logprobs_mode="processed_logprobs",
             logits_processors=[StructureProcessor] if settings.constrained else None,
             additional_config=structure if settings.constrained else {},

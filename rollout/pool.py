@@ -1,6 +1,7 @@
 """The pool of rollout workers: hands out prompts, passes on weights, and refuses a worker that does not hold them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import ray
@@ -89,4 +90,4 @@ class RolloutPool:
 def _shares(count: int, parts: int) -> list[slice]:
     """Contiguous shares that differ by at most one."""
     bounds = [count * part // parts for part in range(parts + 1)]
-    return [slice(low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [slice(low, high) for low, high in pairwise(bounds)]

@@ -33,7 +33,8 @@ class _Follower:
 class StructureProcessor(LogitsProcessor):
     """Sets the logits of every token that the structure does not allow next to minus infinity.
 
-    `processed_logprobs` then are log-probabilities of the masked distribution, the one that was sampled (method §7, rule 3).
+    `processed_logprobs` then are log-probabilities of the masked distribution, the one that was sampled (method §7,
+    rule 3).
     """
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool) -> None:

@@ -1,4 +1,5 @@
-"""Model families: how each spells its tokens and interleaves its channels. One entry is all that a family needs here."""
+"""Model families: how each spells its tokens and interleaves its channels. One entry is all that a family needs
+here."""
 
 from dataclasses import dataclass
 

@@ -1,14 +1,14 @@
 """The interleave structure of a reply, as a small automaton: which kinds of token may come next.
 
-A reply alternates chunks of text and of speech, (t₁, s₁), (t₂, s₂), … by the family's pattern. Text may run out inside any
-chunk: the speech that follows is then the last and as long as it needs to be. So the states are
+A reply alternates chunks of text and of speech, (t₁, s₁), (t₂, s₂), … by the family's pattern. Text may run out
+inside any chunk: the speech that follows is then the last and as long as it needs to be. So the states are
 
     TEXT ──begin──▶ SPEECH ──end──▶ TEXT (next chunk) or DONE
                        │ text ran out, or the chunk overflowed
                        └───────────▶ FINAL SPEECH ──end──▶ CLOSING ──end of reply──▶ DONE
 
-The automaton knows kinds of token, not ids, so that one automaton serves every vocabulary and both the sampler's mask and the
-check of a finished reply.
+The automaton knows kinds of token, not ids, so that one automaton serves every vocabulary and both the sampler's
+mask and the check of a finished reply.
 """
 
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ class Interleave:
 
     @classmethod
     def from_ratios(cls, ratios: list[int]) -> "Interleave":
-        """VITA-Audio's ratio list: text and audio counts in turn, audio counts including the two boundary tokens, the last
-        pair repeating (method §10). [1, 10, 4, 10] is 1 text, 8 speech, then 4 text, 8 speech, 4 text, …"""
+        """VITA-Audio's ratio list: text and audio counts in turn, audio counts including the two boundary tokens,
+        the last pair repeating (method §10). [1, 10, 4, 10] is 1 text, 8 speech, then 4 text, 8 speech, 4 text, …"""
         if not ratios or len(ratios) % 2:
             raise ValueError(f"a ratio list has pairs of counts; got {ratios}")
         chunks = tuple((ratios[i], ratios[i + 1] - 2) for i in range(0, len(ratios), 2))
@@ -151,7 +151,9 @@ def check(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> str | None
         kind = Kind(int(kinds[token]))
         if not kind & automaton.allowed():
             found = kind.name or "a token outside every channel"
-            return f"token {position} (id {int(token)}) is {found}, expected {automaton.allowed().name or 'nothing more'}"
+            return (
+                f"token {position} (id {int(token)}) is {found}, expected {automaton.allowed().name or 'nothing more'}"
+            )
         automaton.advance(kind)
     return None if not automaton.allowed() else "the reply has no end"
 

@@ -53,10 +53,10 @@ def test_routes_can_be_replaced(playground):
     ],
 )
 def test_impossible_values(playground, override, complaint):
+    overrides = [override]
+    if override.startswith("reward.total="):
+        overrides = ["reward.total.answer=0", "reward.total.heard=0", "reward.total.manner=0", override]
     with pytest.raises(InputError, match=complaint):
-        overrides = [override]
-        if override.startswith("reward.total="):
-            overrides = ["reward.total.answer=0", "reward.total.heard=0", "reward.total.manner=0", override]
         read(playground, overrides)
 
 
@@ -67,5 +67,5 @@ def test_missing_file_broken_yaml_and_missing_value(tmp_path):
     with pytest.raises(InputError, match="not valid YAML"):
         read(tmp_path / "x.yaml", [])
     (tmp_path / "y.yaml").write_text("run: {iterations: 3}")
-    with pytest.raises(InputError, match="model.checkpoint"):
+    with pytest.raises(InputError, match=r"model\.checkpoint"):
         read(tmp_path / "y.yaml", [])

@@ -6,7 +6,15 @@ import pytest
 from controller.batch import anchor_rows, preference_rows
 from controller.evaluation import paired_errors, summarise
 from controller.ledger import Ledger, draw_seeds
-from controller.statistics import RouteSettings, advantages, group_scores, judge, mean_scores, missing_reasons, total_score
+from controller.statistics import (
+    RouteSettings,
+    advantages,
+    group_scores,
+    judge,
+    mean_scores,
+    missing_reasons,
+    total_score,
+)
 from reward.rater import Missing, Scorecard
 from speech.families import PLAYGROUND
 from speech.records import Demonstration, Finish, Group, Prompt, Reply
@@ -68,7 +76,10 @@ def test_one_score_alone_gives_no_gradient():
 
 def test_routes_have_advantages_of_their_own():
     cards = [card(a=1.0, b=5.0), card(a=5.0, b=1.0)]
-    routes = [RouteSettings(score="a", channel="text", weight=1.0), RouteSettings(score="b", channel="speech", weight=1.0)]
+    routes = [
+        RouteSettings(score="a", channel="text", weight=1.0),
+        RouteSettings(score="b", channel="speech", weight=1.0),
+    ]
     judged = judge(group(2), cards, {"a": 1.0}, routes)
     assert judged[0].advantages == pytest.approx((-1.0, 1.0), abs=1e-4)
 

@@ -102,5 +102,5 @@ def test_a_reply_without_speech_is_missing_to_the_ear(world, group):
 
 @pytest.mark.parametrize("name", ["playground.raters", "nowhere:Rater", "playground.raters:Nobody"])
 def test_names_that_lead_nowhere(name):
-    with pytest.raises(InputError, match="Rater|Nobody|form module:Class"):
+    with pytest.raises(InputError, match=r"Rater|Nobody|form module:Class"):
         load(name)

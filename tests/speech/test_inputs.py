@@ -93,7 +93,7 @@ def test_output_layer_smaller_than_the_tokenizer(tmp_path, world):
 def test_not_a_checkpoint_and_no_such_family(tmp_path):
     with pytest.raises(InputError, match="not a checkpoint"):
         Vocabulary.from_checkpoint(tmp_path, PLAYGROUND.tokens)
-    with pytest.raises(InputError, match="unknown family 'x'; known: .*playground"):
+    with pytest.raises(InputError, match=r"unknown family 'x'; known: .*playground"):
         family("x")
 
 

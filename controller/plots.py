@@ -1,0 +1,79 @@
+"""Two pictures of a run: λ with its gates, and the scores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+
+matplotlib.use("Agg")  # before pyplot: a cluster has no screen
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+INK, BLUE, ORANGE, GREEN, PINK = "#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+"""From the palette of Okabe and Ito, told apart with any colour vision."""
+COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00")
+WINDOW = 5
+"""Iterations of the moving average."""
+
+
+def plot_lambda(table: pa.Table, path: Path) -> None:
+    """λ over iterations, raw and smoothed, above its two gates. table: rows of iterations.parquet."""
+    x = _column(table, "iteration")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(8, 5.6), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
+    above.plot(x, _column(table, "lambda_raw"), color=BLUE, alpha=0.35, linewidth=1, label="measured in the iteration")
+    above.plot(x, _column(table, "lambda"), color=BLUE, linewidth=2.2, label="λ used for the step")
+    above.set(ylabel="λ (share of preference)", ylim=(0, None), title="How loud the preference sings")
+    below.plot(x, _column(table, "gate_quality"), color=ORANGE, linewidth=1.8, label="quality g: a good reply is there")
+    below.plot(x, _column(table, "gate_information"), color=GREEN, linewidth=1.8, label="information v: replies differ")
+    below.set(xlabel="iteration", ylabel="gate, 0 to 1", ylim=(0, 1.02))
+    _finish(figure, (above, below), path)
+
+
+def plot_scores(table: pa.Table, path: Path, evaluations: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Mean score by rater over iterations, points and moving average.
+
+    evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
+    """
+    x = _column(table, "iteration")
+    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    names = [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
+    for name, colour in zip([n for n in names if n != "total"], COLOURS, strict=False):
+        y = _column(table, f"score_{name}")
+        axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=5)
+        axes.plot(x, _moving_average(y), color=colour, linewidth=2, label=name.replace("_", " "))
+        for when, place in (("before", 0.0), ("after", x[-1] + 1.0)):
+            value = evaluations.get(when, {}).get(name)
+            if value is not None:
+                axes.plot(place, value, "o", color=colour, markerfacecolor="white", markersize=8, markeredgewidth=2)
+    axes.set(xlabel="iteration", ylabel="mean score, 1 to 5", ylim=(0.9, 5.1))
+    axes.set_title("Scores in training; rings: held-out questions before and after")
+    _finish(figure, (axes,), path)
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    """Float64; nulls become NaN, which are not drawn."""
+    return np.asarray(table[name].to_pylist(), dtype=np.float64)
+
+
+def _moving_average(values: np.ndarray) -> np.ndarray:
+    """Mean of the last WINDOW values that exist."""
+    averages = np.full(len(values), np.nan)
+    for index in range(len(values)):
+        recent = values[max(0, index - WINDOW + 1) : index + 1]
+        if not np.isnan(recent).all():
+            averages[index] = np.nanmean(recent)
+    return averages
+
+
+def _finish(figure: plt.Figure, axes: tuple[Axes, ...], path: Path) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axis.tick_params(colors=INK)
+        axis.legend(frameon=False, loc="best", fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
