@@ -95,6 +95,9 @@ class Vocabulary:
                 raise InputError(f"{tokenizer_file} has no token {name!r}, the {role} token of this model family")
             return found
 
+        def optional(name: str | None, role: str) -> int | None:
+            return None if name is None else identify(name, role)
+
         first = identify(names.speech.format(0), "first speech")
         codebook = names.codebook or _count_codes(tokenizer, names.speech)
         last = identify(names.speech.format(codebook - 1), "last speech")
@@ -112,8 +115,8 @@ class Vocabulary:
             codebook=codebook,
             end_reply=identify(names.end_reply, "end-of-reply"),
             pad=identify(names.pad, "padding"),
-            begin_speech=names.begin_speech and identify(names.begin_speech, "begin-of-speech"),
-            end_speech=names.end_speech and identify(names.end_speech, "end-of-speech"),
+            begin_speech=optional(names.begin_speech, "begin-of-speech"),
+            end_speech=optional(names.end_speech, "end-of-speech"),
             forbidden=tuple(identify(name, "reserved") for name in names.never_text),
             tokenizer=tokenizer,
         )

@@ -1,0 +1,152 @@
+"""The playground's three raters, each on 1..5: is the answer right, is it said clearly, is it in the caller's manner.
+
+None of them invents a number: without speech, or without a voiced sound to measure, the score is Missing. Raters
+of one process share one recogniser and remember the last sound, so several questions about one reply cost one
+hearing. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from playground import ears, task
+from playground.voices import manner_named
+from reward.rater import Missing, Score, SpokenReply
+from speech.waveform import Waveform
+
+LOWEST, HIGHEST = 1.0, 5.0
+PITCH_OF = {"high": 15.8, "low": 6.7}
+"""Semitones above 100 Hz of the answering voice in each manner, after the codec (tests/playground measures them)."""
+# fmt: off
+LENGTHS = {
+    **dict.fromkeys(task.OPENERS.values(), 0.22),
+    **dict.fromkeys(task.CARRIER, 0.1),
+    "zero": 0.62, "one": 0.5, "two": 0.48, "three": 0.51,
+    "seven": 0.65, "eight": 0.47, "nine": 0.54, "ten": 0.52,
+    "eleven": 0.65, "twelve": 0.71, "thirteen": 0.69, "fourteen": 0.7,
+    "fifteen": 0.72, "sixteen": 0.76, "seventeen": 0.82, "eighteen": 0.59,
+}
+# fmt: on
+"""Seconds of each word, midway between the answering voice's fast and slow (geometric mean of both)."""
+TEMPO_OF = {"fast": 0.74, "slow": 1.34}
+"""Active seconds of a reply in each manner, relative to the sum of LENGTHS, after the codec."""
+NO_SPEECH = Missing("no speech in the reply")
+
+
+class Hearing:
+    """A recogniser of the replies that this task can have, which remembers the last sound it heard."""
+
+    def __init__(self) -> None:
+        openers, answers = list(task.OPENERS.values()), list(task.ANSWERS)
+        self._recogniser = ears.Recogniser([openers, answers, *([word] for word in task.CARRIER)])
+        self._sound: Waveform | None = None
+        self._heard = ""
+
+    def hear(self, waveform: Waveform) -> str:
+        """The words heard, "" when nothing like a reply is heard."""
+        if waveform is not self._sound:
+            self._heard = self._recogniser.hear(waveform)
+            self._sound = waveform
+        return self._heard
+
+
+@cache
+def hearing() -> Hearing:
+    """The hearing that all raters of this process share."""
+    return Hearing()
+
+
+class Answer:
+    """5 when the text is a well-formed reply with the right answer, else 1: an empty text is simply wrong."""
+
+    name = "answer"
+    version = "playground-answer-1"
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        right = task.said_answer(spoken.text) == spoken.prompt.facts["answer"]
+        return HIGHEST if right else LOWEST
+
+
+class Heard:
+    """5 when the recogniser hears in the sound exactly the words that the text says, else 1."""
+
+    name = "heard"
+    version = "playground-heard-1"
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        if spoken.waveform is None:
+            return NO_SPEECH
+        return HIGHEST if self.hear(spoken) == spoken.text and spoken.text else LOWEST
+
+    def hear(self, spoken: SpokenReply) -> str:
+        """The words heard in the reply, "" without speech."""
+        return "" if spoken.waveform is None else hearing().hear(spoken.waveform)
+
+    def detail(self, spoken: SpokenReply) -> dict[str, str]:
+        """What was heard, and whether the right answer was in it: "spoken_right" is "yes" or "no"."""
+        heard = self.hear(spoken)
+        right = task.said_answer(heard) == spoken.prompt.facts["answer"]
+        return {"heard": heard, "spoken_right": "yes" if right else "no"}
+
+
+class Manner:
+    """How near pitch and tempo come to the manner asked for: 1 + 2 · pitch + 2 · tempo, each in [0, 1].
+
+    Each part is the place of the measured value between the answering voice's other manner (0) and the one asked
+    for (1): median fundamental frequency in semitones; logarithm of active seconds relative to the words' usual length.
+    Missing without speech, without a voiced frame, or for a text that is empty or has words of unknown length.
+    """
+
+    name = "manner"
+    version = "playground-manner-1"
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        asked = manner_named(spoken.prompt.facts["manner"])
+        measured = _measure(spoken)
+        if isinstance(measured, Missing):
+            return measured
+        semitones, tempo = measured
+        high = _place(semitones, PITCH_OF["low"], PITCH_OF["high"])
+        slow = _place(np.log(tempo), np.log(TEMPO_OF["fast"]), np.log(TEMPO_OF["slow"]))
+        pitch_part = high if asked.pitch == "high" else 1.0 - high
+        tempo_part = slow if asked.tempo == "slow" else 1.0 - slow
+        return LOWEST + 2.0 * pitch_part + 2.0 * tempo_part
+
+    def detail(self, spoken: SpokenReply) -> dict[str, str]:
+        """Pitch in semitones above 100 Hz, tempo as a multiple of the words' usual length; {} where Missing."""
+        measured = _measure(spoken)
+        if isinstance(measured, Missing):
+            return {}
+        return {"pitch": f"{measured[0]:.1f}", "tempo": f"{measured[1]:.3f}"}
+
+
+def _measure(spoken: SpokenReply) -> tuple[float, float] | Missing:
+    """(semitones above 100 Hz, active seconds relative to the sum of LENGTHS)."""
+    if spoken.waveform is None:
+        return NO_SPEECH
+    words = spoken.text.split()
+    if not words or any(word not in LENGTHS for word in words):
+        return Missing("no text to measure the tempo by")
+    semitones = ears.pitch(spoken.waveform)
+    if semitones is None:
+        return Missing("no voiced sound")
+    return semitones, ears.active_seconds(spoken.waveform) / sum(LENGTHS[word] for word in words)
+
+
+def _place(value: float, zero: float, one: float) -> float:
+    return float(np.clip((value - zero) / (one - zero), 0.0, 1.0))
+
+
+class SpokenRight:
+    """5 when the right answer is what is heard, else 1: the listener's own measure, whatever the text says."""
+
+    name = "spoken_right"
+    version = "playground-spoken-right-1"
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        if spoken.waveform is None:
+            return NO_SPEECH
+        right = task.said_answer(hearing().hear(spoken.waveform)) == spoken.prompt.facts["answer"]
+        return HIGHEST if right else LOWEST
