@@ -104,6 +104,7 @@ def rollout_pool(config: Config, chosen: Family) -> RolloutPool:
         start_seconds=r.start_seconds,
         sample_seconds=r.sample_seconds,
         sync_seconds=r.sync_seconds,
+        probe_limit=r.probe_limit,
     )
     return RolloutPool(pool, engine, chosen, config.run.seed)
 

@@ -150,9 +150,15 @@ class LearnerRank:
             self._engine.set_gradient_accumulation_boundary(index == micro_batches - 1)
             # DeepSpeed averages gradients over ranks; row weights already add up over the whole batch.
             self._engine.backward(loss * self._world)
+        norm = self._norm_without_zero() if self._settings.zero_stage == 0 else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepReport(tally=tally, gradient_norm=float(norm if norm is not None else 0.0), learning_rate=rate)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return StepReport(tally=tally, gradient_norm=float(norm), learning_rate=rate)
+
+    def _norm_without_zero(self) -> float:
+        """DeepSpeed reports a norm only with ZeRO. Gradients have been averaged over the ranks by now, not clipped."""
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:
         """Rank 0 writes the weights and scores the probe; returns (file, bytes, log-probabilities [L − 1] each)."""

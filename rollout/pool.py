@@ -12,10 +12,6 @@ from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.families import Family
 from speech.records import Group, Prompt
 
-PROBE_LIMIT = 1e-3
-"""Largest difference of a log-probability between worker and learner, nats."""
-
-
 class StaleWeights(RuntimeError):
     """A worker does not compute what the learner computes, although it took the weights."""
 
@@ -32,6 +28,8 @@ class PoolSettings:
     """Deadline for a batch of replies."""
     sync_seconds: float
     """Deadline for taking new weights."""
+    probe_limit: float
+    """Largest difference of a log-probability between worker and learner on the probe, nats."""
 
 
 class RolloutPool:
@@ -74,17 +72,22 @@ class RolloutPool:
         """Gives every worker the weights of this version and λ. Raises StaleWeights when a probe does not agree."""
         answers = {n: w.update.remote(path, version, mix, probe) for n, w in self._workers.items()}
         reports = gather(answers, self._settings.sync_seconds, f"taking weights {version}")
-        for name, report in reports.items():
-            if not report.probe_gap <= PROBE_LIMIT:  # also catches not-a-number
-                raise StaleWeights(
-                    f"{name} does not hold weights {version}: its log-probabilities differ from the learner's by "
-                    f"{report.probe_gap:.3g} on the probe, allowed is {PROBE_LIMIT:.0e}"
-                )
+        check_probes(reports, self._settings.probe_limit)
         return reports
 
     def stop(self) -> None:
         for worker in self._workers.values():
             ray.kill(worker)
+
+
+def check_probes(reports: dict[str, SyncReport], limit: float) -> None:
+    """Raises StaleWeights naming the first worker that is further than `limit` from the learner."""
+    for name, report in reports.items():
+        if not report.probe_gap <= limit:  # also catches not-a-number
+            raise StaleWeights(
+                f"{name} does not hold weights {report.version}: its log-probabilities differ from the learner's by "
+                f"{report.probe_gap:.3g} on the probe, allowed is {limit:.0e}"
+            )
 
 
 def _shares(count: int, parts: int) -> list[slice]:

@@ -1,0 +1,116 @@
+"""The real DeepSpeed group: whatever the ZeRO stage and the number of ranks, the same step."""
+
+import numpy as np
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from learner.group import GroupSettings, LearnerGroup
+from learner.rank import RankSettings
+from learner.rows import Row
+from learner.step import Objective, Route
+from speech.families import PLAYGROUND
+from speech.records import read_demonstrations
+from speech.vocabulary import Vocabulary
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def rows(world) -> list[Row]:
+    """Demonstrations, most of them taken for sampled replies."""
+    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+    rng = np.random.default_rng(0)
+    found = []
+    for index, d in enumerate(read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:14]):
+        sampled = index < 9
+        found.append(
+            Row(
+                prompt_ids=d.prompt_ids,
+                reply_ids=d.reply_ids,
+                channels=vocabulary.channels(d.reply_ids),
+                weight=1 / 9 if sampled else 1 / 5,
+                behaviour=rng.normal(-0.5, 0.2, len(d.reply_ids)).astype(np.float32) if sampled else None,
+                advantages=(float(rng.normal()),) if sampled else (),
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def two_steps(world, rows, ranks: int, stage: int, directory=None):
+    """Weights after two steps, what the steps reported, and the probe."""
+    settings = RankSettings(
+        checkpoint=str(world / "base"),
+        run=f"test-{ranks}-{stage}",
+        dtype="float32",
+        zero_stage=stage,
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        epsilon=1e-8,
+        weight_decay=0.01,
+        gradient_clip=0.5,
+        warmup=0,
+        steps=10,
+        final_rate=1.0,
+        micro_batch_rows=4,
+        threads=1,
+        temperature=1.0,
+    )
+    objective = Objective(
+        routes=(Route(channel="text", weight=1.0),),
+        clip=0.2,
+        ratio="behaviour",
+        kl_text=0.1,
+        kl_speech=0.1,
+        boundary="speech",
+        anchor_text=1.0,
+        anchor_speech=1.0,
+    )
+    group = LearnerGroup(
+        GroupSettings(ranks=ranks, cpus=0.5, gpus=0, start_seconds=200, step_seconds=100), settings, PLAYGROUND, objective
+    )
+    group.start()
+    learned = [group.step(rows, 0.4) for _ in range(2)]
+    probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
+    published = group.publish(probe)
+    weights = load_file(published.path)
+    if directory is not None:
+        group.save(directory)
+    group.stop()
+    assert published.version == 2
+    assert not published.path.exists(), "the memory file outlived the group"
+    return weights, learned, published.probe_logps[0]
+
+
+@pytest.fixture(scope="module")
+def alone(world, rows, cluster, tmp_path_factory):
+    """One rank without ZeRO, and its checkpoint."""
+    directory = tmp_path_factory.mktemp("alone")
+    return *two_steps(world, rows, 1, 0, directory), directory
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_take_the_step_of_one(world, rows, alone, stage, tmp_path):
+    weights, learned, probe, directory = alone
+    other_weights, other_learned, other_probe = two_steps(world, rows, 2, stage, tmp_path)
+    for one, other in zip(learned, other_learned, strict=True):
+        for name in ("loss_preference", "loss_anchor"):
+            assert other.tally.total(name) == pytest.approx(one.tally.total(name), abs=1e-5)
+        assert other.tally.mean("kl_speech") == pytest.approx(one.tally.mean("kl_speech"), abs=1e-5)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+    assert learned[0].tally.mean("kl_text") == pytest.approx(0.0, abs=1e-6)
+    assert learned[1].tally.mean("kl_text") > 0
+    assert set(other_weights) == set(weights)
+    for name in weights:
+        assert (other_weights[name] - weights[name]).abs().max() < 1e-4, name
+    assert np.abs(other_probe - probe).max() < 1e-3
+    saved, own = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(own)
+    assert max((saved[name] - own[name]).abs().max().item() for name in saved) < 1e-4
