@@ -61,18 +61,31 @@ def page() -> str:
         if (path := RUNS / f"{arm}-{seed}" / "summary.json").exists()
     }
     lines = (ROOT / "bench" / "results.head.md").read_text().splitlines()
-    for name, title in (("held_out", "Known questions, new renderings"), ("held_out_facts", "Questions never trained on")):
+    for name, title in (
+        ("held_out", "Known questions, new renderings"),
+        ("held_out_facts", "Questions never trained on"),
+    ):
         prompts = next(iter(runs.values()))[name]["after"]["prompts"]
         lines += ["", f"## {title} (`{name}`, {prompts} prompts)", ""]
-        lines += ["Mean over seeds of the value after training, and of the change with its standard error over seeds.", ""]
+        lines += [
+            "Mean over seeds of the value after training, and of the change with its standard error over seeds.",
+            "",
+        ]
         lines += ["| arm | seeds | " + " | ".join(caption for caption, _, _ in MEASURES.values()) + " |"]
         lines += ["|---|---|" + "---|" * len(MEASURES)]
         lines += [_row("base", "", [r[name]["before"] for (a, _), r in runs.items() if a == "method"], None)]
         for arm, (caption, _) in ARMS.items():
             own = [run[name] for (a, _), run in runs.items() if a == arm]
             if own:
-                lines += [_row(f"**{arm}**: {caption}", len(own), [r["after"] for r in own], [r["before"] for r in own])]
-    lines += ["", "## Each run", "", "| run | command | " + " | ".join(c for c, _, _ in MEASURES.values()) + " | minutes |"]
+                lines += [
+                    _row(f"**{arm}**: {caption}", len(own), [r["after"] for r in own], [r["before"] for r in own])
+                ]
+    lines += [
+        "",
+        "## Each run",
+        "",
+        "| run | command | " + " | ".join(c for c, _, _ in MEASURES.values()) + " | minutes |",
+    ]
     lines += ["|---|---|" + "---|" * (len(MEASURES) + 1)]
     for (arm, seed), run in runs.items():
         text = " ".join(f"'{part}'" if "{" in part else part for part in command(arm, seed)[3:])
@@ -85,7 +98,9 @@ def page() -> str:
             )
             for m, (_, scale, _) in MEASURES.items()
         ]
-        lines += [f"| {arm}-{seed} | `duet train {text}` | " + " | ".join(cells) + f" | {run['seconds']['total'] / 60:.1f} |"]
+        lines += [
+            f"| {arm}-{seed} | `duet train {text}` | " + " | ".join(cells) + f" | {run['seconds']['total'] / 60:.1f} |"
+        ]
     lines += ["", "Changes on `held_out`, ± the standard error over prompts, paired (`summary.json`).", ""]
     lines += ["## Sampler against learner", ""]
     gaps = [run["logp_gap_largest"] for run in runs.values()]

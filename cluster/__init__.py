@@ -1,2 +1,1 @@
-"""What every pool of Ray actors needs: waiting with a deadline, and naming whom one waits for. Knows nothing of
-speech."""
+"""Shared by all pools of Ray actors: waiting with a deadline. Knows nothing of speech."""

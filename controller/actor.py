@@ -1,5 +1,4 @@
-"""The central controller: the Ray actor that owns a run. It wraps the loop with records, metrics, evaluation and
-progress."""
+"""The central controller: the Ray actor that owns a run. Records, metrics, evaluation around the loop."""
 
 import importlib.metadata
 import threading

@@ -1,5 +1,4 @@
-"""From judged replies and demonstrations to the learner's rows, and from a finished step to the record of the
-iteration. Pure."""
+"""From judged replies and demonstrations to the learner's rows, and from a step to its record. Pure."""
 
 from collections.abc import Sequence
 

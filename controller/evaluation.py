@@ -1,5 +1,4 @@
-"""Held-out evaluation: the same prompts before and after, one reply each. The numbers are pure functions of the
-scorecards."""
+"""Held-out evaluation as pure functions of scorecards: the same prompts before and after, one reply each."""
 
 from collections.abc import Sequence
 

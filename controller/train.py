@@ -1,5 +1,4 @@
-"""`duet train`, the driver: checks the input, starts or joins Ray, hands the job to the controller and shows how it
-goes."""
+"""`duet train`, the driver: checks the input, joins Ray, hands the job to the controller, shows how it goes."""
 
 import logging
 import os

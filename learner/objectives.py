@@ -1,9 +1,8 @@
 """The losses, as pure functions of log-probabilities (method §3 and §4).
 
-Tensors have one row a sequence and one column a token: [R, T]. Every loss is a sum over rows of the row's weight
-times a mean over
-the row's selected tokens, so that rows can be split over micro-batches and ranks and the parts simply added. Row
-weights come from `row_weights`, computed once for the whole batch.
+Tensors have one row a sequence and one column a token: [R, T]. A loss is a sum over rows of the row's weight times a
+mean over the row's selected tokens, so that rows can be split over micro-batches and ranks and the parts simply added.
+The weights are those of the whole batch (`controller.batch`).
 """
 
 import torch
@@ -39,8 +38,10 @@ def policy_loss(
 
 
 def kl_estimate(logp: Tensor, reference: Tensor) -> Tensor:
-    """[R, T]: Schulman's k3 estimator of KL(policy ‖ reference) at sampled tokens, exp(d) − d − 1 with d = reference
-    − logp."""
+    """[R, T]: the k3 estimator of KL(policy ‖ reference) at sampled tokens, exp(d) − d − 1, d = reference − logp.
+
+    Schulman, "Approximating KL divergence" (2020).
+    """
     difference = reference - logp
     return torch.exp(difference) - difference - 1.0
 
@@ -52,12 +53,3 @@ def anchor_loss(logp: Tensor, text: Tensor, speech: Tensor, *, weight_text: floa
     """
     weights = weight_text * text.to(logp.dtype) + weight_speech * speech.to(logp.dtype)
     return -(logp * weights).sum(-1) / weights.sum(-1).clamp(min=1e-8)
-
-
-def row_weights(groups: Tensor) -> Tensor:
-    """[R]: weights that make a weighted sum over rows the mean over groups of the mean over each group's rows.
-
-    groups: int64 [R], the group of each row.
-    """
-    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return 1.0 / (len(counts) * counts[inverse].to(torch.float32))

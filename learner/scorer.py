@@ -1,5 +1,4 @@
-"""The policy as the learner needs it: log-probabilities of given tokens under the distribution that the sampler
-used."""
+"""The policy as the learner needs it: log-probabilities under the distribution that the sampler used."""
 
 import torch
 from torch import Tensor, nn

@@ -8,7 +8,7 @@ from torch import Tensor
 from learner.objectives import anchor_loss, kl_estimate, masked_mean, policy_loss
 from learner.rows import MicroBatch
 from learner.tally import Tally
-from speech.channels import Channel
+from speech.channels import select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,6 @@ class Objective:
         return self.kl_text > 0 or self.kl_speech > 0
 
 
-def select(channels: Tensor, selection: str, boundary: str) -> Tensor:
-    """`speech.channels.select` for tensors: bool [R, T]."""
-    if selection == "all":
-        return channels >= 0
-    chosen = channels == (Channel.TEXT if selection == "text" else Channel.SPEECH)
-    return chosen | (channels == Channel.BOUNDARY) if boundary == selection else chosen
-
-
 def micro_batch_loss(
     batch: MicroBatch, logp: Tensor, entropy: Tensor, reference: Tensor | None, objective: Objective, mix: float
 ) -> tuple[Tensor, Tally]:
@@ -57,12 +49,12 @@ def micro_batch_loss(
     """
     dense = batch.dense(logp)
     sampled = (batch.channels >= 0) & ~batch.is_anchor[:, None]
-    masks = {name: select(batch.channels, name, objective.boundary) for name in ("text", "speech")}
+    masks = {name: select(batch.channels, name, boundary=objective.boundary) for name in ("text", "speech")}
     tally = Tally()
 
     preference = torch.zeros_like(batch.weights)
     for index, route in enumerate(objective.routes):
-        mask = select(batch.channels, route.channel, objective.boundary) & sampled
+        mask = select(batch.channels, route.channel, boundary=objective.boundary) & sampled
         loss, bound = policy_loss(
             dense, batch.behaviour, batch.advantages[:, index], mask, clip=objective.clip, ratio=objective.ratio
         )

@@ -12,6 +12,7 @@ from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.families import Family
 from speech.records import Group, Prompt
 
+
 class StaleWeights(RuntimeError):
     """A worker does not compute what the learner computes, although it took the weights."""
 

@@ -1,9 +1,8 @@
 """Receives weights through shared memory, within vLLM's own weight-transfer life cycle.
 
-The learner writes one safetensors file on a memory file system (`learner/send.py`); each worker maps it and loads it
-layer by
-layer. vLLM repacks weights for its kernels, so that parameters cannot simply be overwritten: the layer-wise reload
-undoes and redoes that.
+The learner writes one safetensors file on a memory file system (`learner/send.py`); each worker maps it and loads it.
+vLLM repacks weights for its kernels, so that parameters cannot simply be overwritten: the layer-wise reload undoes and
+redoes that.
 
 Importing this module registers the backend under the name `BACKEND`; `rollout.engine` names it as the worker
 extension so that engine processes import it too.

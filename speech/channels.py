@@ -1,8 +1,9 @@
 """Channels: which voice of the duet a token belongs to."""
 
 from enum import IntEnum
+from typing import TypeVar
 
-import numpy as np
+T = TypeVar("T")
 
 
 class Channel(IntEnum):
@@ -20,8 +21,8 @@ SELECTIONS = ("text", "speech", "all")
 """The token selections that a route, a loss weight or a KL coefficient can name."""
 
 
-def select(channels: np.ndarray, selection: str, *, boundary: str = "speech") -> np.ndarray:
-    """Which tokens a selection means.
+def select(channels: T, selection: str, *, boundary: str = "speech") -> T:
+    """Which tokens a selection means, for NumPy arrays and torch tensors alike.
 
     channels: int8 [..., T], values of `Channel`; negative marks tokens outside every channel (prompt, padding).
     boundary: the selection that boundary tokens belong to, "speech" or "text".

@@ -1,5 +1,4 @@
-"""Model families: how each spells its tokens and interleaves its channels. One entry is all that a family needs
-here."""
+"""Model families: how each spells its tokens and interleaves its channels. A family is one entry."""
 
 from dataclasses import dataclass
 

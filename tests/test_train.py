@@ -14,9 +14,8 @@ import soundfile
 
 pytestmark = pytest.mark.e2e
 COLUMNS = """iteration weight_version lambda lambda_raw gate_quality gate_information loss_preference loss_anchor
-kl_text
-kl_speech entropy_text entropy_speech score_answer score_heard score_manner logp_gap_text logp_gap_speech replies
-replies_dropped seconds_rollout seconds_reward seconds_learn seconds_sync""".split()
+kl_text kl_speech entropy_text entropy_speech score_answer score_heard score_manner logp_gap_text logp_gap_speech
+replies replies_dropped seconds_rollout seconds_reward seconds_learn seconds_sync""".split()
 
 
 def duet(root: Path, *arguments: str, seconds: float = 280) -> subprocess.CompletedProcess:

@@ -74,7 +74,10 @@ def two_steps(world, rows, ranks: int, stage: int, directory=None):
         anchor_speech=1.0,
     )
     group = LearnerGroup(
-        GroupSettings(ranks=ranks, cpus=0.5, gpus=0, start_seconds=200, step_seconds=100), settings, PLAYGROUND, objective
+        GroupSettings(ranks=ranks, cpus=0.5, gpus=0, start_seconds=200, step_seconds=100),
+        settings,
+        PLAYGROUND,
+        objective,
     )
     group.start()
     learned = [group.step(rows, 0.4) for _ in range(2)]
