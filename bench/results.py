@@ -1,10 +1,10 @@
 """The playground's arms, and `docs/results.md` made from them.
 
-    .venv/bin/python bench/results.py            runs what is missing (9 runs, about 4 minutes each on 2 cores), then writes the page
+    .venv/bin/python bench/results.py            runs what is missing, about 4 minutes each, and writes the page
     .venv/bin/python bench/results.py --write    writes the page from the runs that are there
 
-Every arm starts from the same base and takes the same prompts, demonstrations and number of steps; the settings were fixed before any
-arm but the method's first seed had been run. Runs lie in runs/results/ARM-SEED and are not repeated.
+Every arm starts from the same base and takes the same prompts, demonstrations and number of steps. Runs lie in
+runs/results/ARM-SEED and are not repeated.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "results"
+Runs = dict[tuple[str, int], dict]
+"""summary.json by arm and seed."""
 SEEDS = (0, 1, 2)
 ARMS = {
     "method": ("adaptive λ, preference on text, anchor on all", []),
@@ -61,64 +63,66 @@ def page() -> str:
         if (path := RUNS / f"{arm}-{seed}" / "summary.json").exists()
     }
     lines = (ROOT / "bench" / "results.head.md").read_text().splitlines()
-    for name, title in (
-        ("held_out", "Known questions, new renderings"),
-        ("held_out_facts", "Questions never trained on"),
-    ):
-        prompts = next(iter(runs.values()))[name]["after"]["prompts"]
-        lines += ["", f"## {title} (`{name}`, {prompts} prompts)", ""]
-        lines += [
-            "Mean over seeds of the value after training, and of the change with its standard error over seeds.",
-            "",
-        ]
-        lines += ["| arm | seeds | " + " | ".join(caption for caption, _, _ in MEASURES.values()) + " |"]
-        lines += ["|---|---|" + "---|" * len(MEASURES)]
-        lines += [_row("base", "", [r[name]["before"] for (a, _), r in runs.items() if a == "method"], None)]
-        for arm, (caption, _) in ARMS.items():
-            own = [run[name] for (a, _), run in runs.items() if a == arm]
-            if own:
-                lines += [
-                    _row(f"**{arm}**: {caption}", len(own), [r["after"] for r in own], [r["before"] for r in own])
-                ]
-    lines += [
-        "",
-        "## Each run",
-        "",
-        "| run | command | " + " | ".join(c for c, _, _ in MEASURES.values()) + " | minutes |",
+    lines += _averages(runs, "held_out", "Known questions, new renderings")
+    lines += _averages(runs, "held_out_facts", "Questions never trained on")
+    return "\n".join([*lines, *_each(runs), *_agreement(runs), *_mix(runs)]) + "\n"
+
+
+def _averages(runs: Runs, name: str, title: str) -> list[str]:
+    """A table of the arms over their seeds, on one evaluation set."""
+    prompts = next(iter(runs.values()))[name]["after"]["prompts"]
+    lines = [
+        *("", f"## {title} (`{name}`, {prompts} prompts)", ""),
+        *("Mean over seeds of the value after training; in brackets the change, ± its standard error over seeds.", ""),
+        "| arm | seeds | " + " | ".join(caption for caption, _, _ in MEASURES.values()) + " |",
+        "|---|---|" + "---|" * len(MEASURES),
+        _row("base", "", [run[name]["before"] for (arm, _), run in runs.items() if arm == "method"], None),
     ]
-    lines += ["|---|---|" + "---|" * (len(MEASURES) + 1)]
+    for arm, (caption, _) in ARMS.items():
+        own = [run[name] for (a, _), run in runs.items() if a == arm]
+        if own:
+            lines += [_row(f"**{arm}**: {caption}", len(own), [r["after"] for r in own], [r["before"] for r in own])]
+    return lines
+
+
+def _each(runs: Runs) -> list[str]:
+    """A table with a line and the command for each run."""
+    lines = [
+        *("", "## Each run", ""),
+        *("Changes on `held_out`, ± the standard error over prompts, paired (`summary.json` of the run).", ""),
+        "| run | command | " + " | ".join(caption for caption, _, _ in MEASURES.values()) + " | minutes |",
+        "|---|---|" + "---|" * (len(MEASURES) + 1),
+    ]
     for (arm, seed), run in runs.items():
         text = " ".join(f"'{part}'" if "{" in part else part for part in command(arm, seed)[3:])
+        measured = run["held_out"]
         cells = [
-            _change(
-                run["held_out"]["before"][m],
-                run["held_out"]["after"][m],
-                run["held_out"]["standard_error_of_change"][m],
-                scale,
-            )
+            _change(measured["before"][m], measured["after"][m], measured["standard_error_of_change"][m], scale)
             for m, (_, scale, _) in MEASURES.items()
         ]
-        lines += [
-            f"| {arm}-{seed} | `duet train {text}` | " + " | ".join(cells) + f" | {run['seconds']['total'] / 60:.1f} |"
-        ]
-    lines += ["", "Changes on `held_out`, ± the standard error over prompts, paired (`summary.json`).", ""]
-    lines += ["## Sampler against learner", ""]
-    gaps = [run["logp_gap_largest"] for run in runs.values()]
-    lines += [
-        f"Largest difference of a log-probability between vLLM and the learner over {len(runs)} runs and all their tokens: "
-        f"{max(gaps):.1e}, in float32 (column `logp_gap_text`, `logp_gap_speech` of `iterations.parquet`; `summary.json`: "
-        "`logp_gap_largest`).",
-        "",
-        "## λ",
-        "",
-        "| run | first | largest | last |",
-        "|---|---|---|---|",
+        minutes = f"{run['seconds']['total'] / 60:.1f}"
+        lines += ["| " + " | ".join([f"{arm}-{seed}", f"`duet train {text}`", *cells, minutes]) + " |"]
+    return lines
+
+
+def _agreement(runs: Runs) -> list[str]:
+    gap = max(run["logp_gap_largest"] for run in runs.values())
+    probe = max(run["probe_gap_largest"] for run in runs.values())
+    return [
+        *("", "## Sampler against learner", ""),
+        f"Largest difference of a log-probability between vLLM and the learner over all iterations of all {len(runs)} "
+        f"runs: {gap:.1e} on sampled tokens, {probe:.1e} on the probe after a sync, in float32 (`logp_gap_largest` and "
+        "`probe_gap_largest` of each `summary.json`).",
     ]
+
+
+def _mix(runs: Runs) -> list[str]:
+    lines = ["", "## λ", "", "| run | first | largest | last |", "|---|---|---|---|"]
     for seed in SEEDS:
         if ("method", seed) in runs:
             series = pq.read_table(RUNS / f"method-{seed}" / "iterations.parquet")["lambda"].to_pylist()
             lines += [f"| method-{seed} | {series[0]:.3f} | {max(series):.3f} | {series[-1]:.3f} |"]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _row(caption: str, seeds: object, after: list[dict], before: list[dict] | None) -> str:

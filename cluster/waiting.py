@@ -1,5 +1,6 @@
 """Waiting for Ray actors. Nothing waits for ever, and whoever waits says for whom and how long."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,10 @@ def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> 
     doing: what the members were asked to do, for the message ("sampling replies").
     """
     pending = list(answers.values())
+    deadline = time.monotonic() + seconds
     while pending:
         # One failure ends the waiting: the others may be waiting for the dead one.
-        done, pending = ray.wait(pending, num_returns=1, timeout=seconds)
+        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
             late = [name for name, answer in answers.items() if answer in pending]
             raise Overdue(f"{', '.join(late)}: no answer within {seconds:.0f} s while {doing}")

@@ -1,6 +1,7 @@
 """The central controller: the Ray actor that owns a run. Records, metrics, evaluation around the loop."""
 
 import importlib.metadata
+import json
 import threading
 import time
 import traceback
@@ -85,10 +86,11 @@ class Controller:
         for number in range(1, config.run.iterations + 1):
             iteration, judged = loop.iterate(number)
             self._record(iteration, judged)
-            if self._stopping:
+            last = self._stopping or number == config.run.iterations
+            if last or (config.run.checkpoint_every and number % config.run.checkpoint_every == 0):
+                self._checkpoint(number)
+            if last:
                 break
-        self._at("saving the checkpoint")
-        loop.learner.save(self._directory / "checkpoints" / f"{loop.learner.version:06d}")
         self._at("evaluating on held-out questions, after")
         after = self._evaluate("after")
         self._at("drawing the plots")
@@ -123,6 +125,13 @@ class Controller:
         self._metrics.observe(iteration, dict.fromkeys(self._loop.rollout.names, version))
         with self._lock:
             self._done.append(iteration)
+
+    def _checkpoint(self, iteration: int) -> None:
+        """The learner's state, and beside it the controller's: λ, and how far the data has been dealt out."""
+        directory = self._directory / "checkpoints" / f"{iteration:06d}"
+        self._loop.learner.save(directory)
+        (directory / "controller.json").write_text(json.dumps(self._loop.state() | {"iteration": iteration}, indent=2))
+        self._records.add_event("checkpoint", iteration=iteration)
 
     def _evaluate(self, when: str) -> dict[str, list[Scorecard]]:
         """Scorecards by evaluation set. Writes recordings of the headline set."""

@@ -27,6 +27,8 @@ class Run:
     seed: int = 0
     """Decides the order of the data and every draw of the sampler."""
     iterations: int = 40
+    checkpoint_every: int = 0
+    """Iterations between checkpoints; 0 makes one at the end only."""
 
 
 @dataclass
@@ -296,6 +298,7 @@ def check(config: Config) -> None:
     least = {
         "run.iterations": (c.run.iterations, 1),
         "run.seed": (c.run.seed, 0),
+        "run.checkpoint_every": (c.run.checkpoint_every, 0),
         "rollout.workers": (c.rollout.workers, 1),
         "rollout.prompts": (c.rollout.prompts, 1),
         "rollout.group_size": (c.rollout.group_size, 2),

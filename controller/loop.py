@@ -90,6 +90,15 @@ class Loop:
         groups = self.sample(prompts, seeds, group_size=1)
         return groups, [cards[0] for cards in self.reward.score(groups)]
 
+    def state(self) -> dict[str, float | int | None]:
+        """What the controller itself must remember to go on from here."""
+        return {
+            "mix": self.mix.state,
+            "weight_version": self.learner.version,
+            "prompts": self.prompts.position,
+            "demonstrations": self.demonstrations.position,
+        }
+
     def stop(self) -> None:
         self.rollout.stop()
         self.reward.stop()

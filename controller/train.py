@@ -185,7 +185,9 @@ def _conclude(console: Console, directory: Path, summary: dict) -> None:
             {
                 "plots": [_short(directory / name) for name in ("lambda.png", "scores.png")],
                 "recordings (question, before, after)": [
-                    _short(path) for path in sorted((directory / "audio").glob("*.wav"))[:6]
+                    _short(question.with_name(question.name.replace("-question", f"-{what}")))
+                    for question in sorted((directory / "audio").glob("*-question.wav"))[:2]
+                    for what in ("question", "before", "after")
                 ],
                 "records": [_short(directory / "summary.json"), _short(directory / "checkpoints")],
             },

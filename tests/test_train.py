@@ -133,6 +133,15 @@ def test_the_checkpoint_is_a_hugging_face_one_with_the_new_weights(run, world):
     assert any(not new[name].equal(old[name]) for name in new)
     assert (checkpoint / "tokenizer.json").read_bytes() == (world / "base/tokenizer.json").read_bytes()
     assert (checkpoint / "optimizer").is_dir()
+    last = pq.read_table(directory / "iterations.parquet").to_pylist()[-1]
+    state = json.loads((checkpoint / "controller.json").read_text())
+    assert state == {
+        "iteration": 3,
+        "weight_version": 3,
+        "mix": pytest.approx(last["lambda"]),
+        "prompts": 48,
+        "demonstrations": 48,
+    }
 
 
 def test_a_name_that_is_taken_is_refused(root, run):

@@ -1,7 +1,5 @@
 """λ against the authors' numbers and against its own rules."""
 
-import json
-
 import pytest
 
 from controller.mix import MixRatio, MixSettings, gates
@@ -23,10 +21,8 @@ def settings(**changes) -> MixSettings:
 
 
 @pytest.mark.reference
-def test_equals_the_authors_numbers(root):
-    cases = json.loads((root / "tests/reference/lambda.json").read_text())
-    assert cases
-    for case in cases:
+def test_equals_the_authors_numbers(reference):
+    for case in reference("lambda.json"):
         reading = MixRatio(settings(), state=case["state"]).update([case["rewards"]])
         assert reading.mix == pytest.approx(case["lambda"], abs=1e-5), case
         assert reading.raw == pytest.approx(case["lambda_raw"], abs=1e-5), case

@@ -1,7 +1,5 @@
 """The losses against the authors' numbers, and the parts against the whole."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -23,15 +21,13 @@ def channels_of(ids: np.ndarray, counts: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(channels)
 
 
-def reference_cases(root) -> list:
-    cases = json.loads((root / "tests/reference/losses.json").read_text())
-    assert cases
+def keyed(cases: list) -> list:
     return [(case, key, expected) for case in cases for key, expected in case["expected"].items()]
 
 
 @pytest.mark.reference
-def test_preference_equals_the_authors_numbers(root):
-    for case, key, expected in reference_cases(root):
+def test_preference_equals_the_authors_numbers(reference):
+    for case, key, expected in keyed(reference("losses.json")):
         selection, boundary = key.split("/boundary_")
         start, size = case["prompt_length"], case["group_size"]
         ids = np.asarray(case["sequences"])[:, start:]
@@ -50,8 +46,8 @@ def test_preference_equals_the_authors_numbers(root):
 
 
 @pytest.mark.reference
-def test_anchor_equals_the_authors_numbers(root):
-    for case, key, expected in reference_cases(root):
+def test_anchor_equals_the_authors_numbers(reference):
+    for case, key, expected in keyed(reference("losses.json")):
         selection, boundary = key.split("/boundary_")
         labels = torch.tensor(case["labels"])[:, 1:]
         logits = torch.tensor(case["logits"], requires_grad=True)
