@@ -1,5 +1,5 @@
 # `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first.
-#   make run ARGS="loop.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
+#   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
 ROOMS := cluster speech rollout reward learner controller playground
 # import-linter refuses to start when a room is missing altogether, as in a partial checkout.

@@ -28,7 +28,7 @@ SPARK_WIDTH = 32
 SPARK_SPAN = 0.05
 """Least range of λ that fills the height of the sparkline, so that noise does not look like a trend."""
 PHASE_STYLES = dict(zip(PHASES, ("cyan", "magenta", "yellow", "green"), strict=True))
-PHASE_BAR = 28
+PHASE_BAR = 24
 RUNNING = "iteration"
 """The stage of the loop itself; all other stages are announced by a line."""
 

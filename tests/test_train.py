@@ -1,10 +1,15 @@
 """The main job, for real: Ray, vLLM, DeepSpeed, decoded audio. And what the command line says to bad input."""
 
+import contextlib
 import json
 import os
+import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -198,25 +203,31 @@ def cluster(root, tmp_path):
             free.bind(("127.0.0.1", 0))
             return free.getsockname()[1]
 
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     # Jobs call `python`: it must be the one of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PATH": path}
+    # A token of its own: the head asks for it, the client sends it.
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    short = tempfile.mkdtemp(prefix="duet-ray-")  # Ray's sockets lie below it, and their paths may have 107 characters
+    log = (tmp_path / "head.log").open("w")
     head = subprocess.Popen(
         [
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-            f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path / 'ray'}", "--disable-usage-stats",
+            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={short}",
+            "--disable-usage-stats",
         ],
         env=environment,
         cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 90
-    while ray(root, environment, "job", "list", "--address", address).returncode != 0:
-        assert head.poll() is None, "the Ray head ended"
+    # A job that does nothing: the dashboard answers before the agent that runs jobs is there.
+    while ray(root, environment, "job", "submit", "--address", address, "--", "true").returncode != 0:
+        assert head.poll() is None, (tmp_path / "head.log").read_text()
         assert time.monotonic() < deadline, "no Ray head within 90 s"
         time.sleep(1)
     yield environment, address
@@ -224,7 +235,12 @@ def cluster(root, tmp_path):
     try:
         head.wait(timeout=30)
     except subprocess.TimeoutExpired:
-        os.killpg(head.pid, 9)
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)  # the head's own children outlive it now and then
+        log.close()
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.timeout(400)
