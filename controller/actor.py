@@ -5,6 +5,7 @@ import json
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ class Controller:
             return self._run()
         except BaseException as error:
             self._records.add_event("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            if self._loop is not None:
+                with suppress(
+                    RuntimeError
+                ):  # members that cannot clean up any more: the first error is the one to tell
+                    self._loop.stop()
             raise
 
     def _run(self) -> dict:

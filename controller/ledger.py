@@ -9,6 +9,7 @@ class Ledger:
     def __init__(self, count: int, seed: int, stream: int) -> None:
         """count: rows of the data. stream: keeps several ledgers of one run apart."""
         self._count, self._seed, self._stream = count, seed, stream
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self.position = 0
         """Rows dealt so far, over all epochs."""
 
@@ -20,7 +21,10 @@ class Ledger:
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self._count)
-        return int(np.random.default_rng([self._seed, self._stream, epoch]).permutation(self._count)[place])
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self._seed, self._stream, epoch])
+            self._epoch, self._order = epoch, generator.permutation(self._count)
+        return int(self._order[place])
 
 
 def draw_seeds(seed: int, stream: int, iteration: int, count: int) -> list[int]:

@@ -13,6 +13,9 @@ from learner.step import Objective
 from learner.tally import Tally
 from speech.families import Family
 
+CLOSE_SECONDS = 10.0
+"""Time for ranks to clean up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSettings:
@@ -111,7 +114,10 @@ class LearnerGroup:
         gather(answers, self._settings.step_seconds, "saving a checkpoint")
 
     def stop(self) -> None:
+        """Ends all ranks, whatever state they are in; those that still answer clean up behind them."""
         answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
-        gather(answers, self._settings.step_seconds, "closing")
-        for rank in self._ranks.values():
-            ray.kill(rank)
+        try:
+            gather(answers, CLOSE_SECONDS, "closing")
+        finally:
+            for rank in self._ranks.values():
+                ray.kill(rank)
