@@ -72,9 +72,7 @@ class Controller:
         except BaseException as error:
             self._records.add_event("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             if self._loop is not None:
-                with suppress(
-                    RuntimeError
-                ):  # members that cannot clean up any more: the first error is the one to tell
+                with suppress(RuntimeError):  # the first error is the one to tell
                     self._loop.stop()
             raise
 

@@ -9,7 +9,7 @@ from controller.statistics import RouteSettings
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.step import Objective, Route
-from reward.server import Part, RewardPool, ServerSettings
+from reward.server import Part, RewardPool, ServerSettings, load
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
 from speech.errors import InputError
@@ -40,6 +40,7 @@ def read_inputs(config: Config) -> Inputs:
         demonstrations=read_demonstrations(Path(config.data.demonstrations), vocabulary),
         held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
     )
+    _check_reward(config, vocabulary)
     longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
     if longest + config.rollout.max_tokens > config.model.max_length:
         raise InputError(
@@ -52,6 +53,22 @@ def read_inputs(config: Config) -> Inputs:
             f"{len(inputs.prompts)}"
         )
     return inputs
+
+
+def _check_reward(config: Config, vocabulary: Vocabulary) -> None:
+    """What the reward servers will load must be there, and the codec must have the checkpoint's codes."""
+    for key, named in [("codec", config.reward.codec), *((f"raters.{r.name}", r) for r in config.reward.raters)]:
+        try:
+            found = load(named.use)
+        except InputError as error:
+            raise InputError(f"reward.{key}: {error}") from error
+        if key == "codec":
+            codes = found.load(Path(named.arguments["path"])).codebook
+            if codes != vocabulary.codebook:
+                raise InputError(
+                    f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
+                    f"{vocabulary.codebook} speech tokens"
+                )
 
 
 def constrained(config: Config, chosen: Family) -> bool:

@@ -339,6 +339,8 @@ def check(config: Config) -> None:
         raise InputError(
             f"rollout.workers: {c.rollout.workers} workers cannot share rollout.prompts = {c.rollout.prompts} prompts"
         )
+    if "path" not in c.reward.codec.arguments:
+        raise InputError("reward.codec.arguments.path: missing; it says where the codec's files are")
     if not c.reward.raters:
         raise InputError("reward.raters: no rater; at least one is needed")
     if not c.reward.total or sum(c.reward.total.values()) <= 0 or min(c.reward.total.values()) < 0:

@@ -63,8 +63,7 @@ def _make_absolute(config: Config) -> None:
     config.data.prompts = str(Path(config.data.prompts).absolute())
     config.data.demonstrations = str(Path(config.data.demonstrations).absolute())
     config.data.held_out = {name: str(Path(path).absolute()) for name, path in config.data.held_out.items()}
-    if "path" in config.reward.codec.arguments:
-        config.reward.codec.arguments["path"] = str(Path(config.reward.codec.arguments["path"]).absolute())
+    config.reward.codec.arguments["path"] = str(Path(config.reward.codec.arguments["path"]).absolute())
 
 
 def _introduce(console: Console, config: Config, directory: Path, prompts: int, demonstrations: int) -> None:

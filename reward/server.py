@@ -74,10 +74,6 @@ class RewardServer:
     def __init__(self, settings: ServerSettings, family: Family) -> None:
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._codec = load(settings.codec.use).load(Path(settings.codec.arguments["path"]))
-        if self._codec.codebook != self._vocabulary.codebook:
-            raise InputError(
-                f"the codec has {self._codec.codebook} codes, the checkpoint's tokenizer {self._vocabulary.codebook}"
-            )
         self._raters: list[Rater] = [part.build() for part in settings.raters]
         for part, rater in zip(settings.raters, self._raters, strict=True):
             if part.name and part.name != rater.name:

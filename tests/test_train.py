@@ -170,6 +170,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(root, world, tmp_path)
             "rollout.group_size=1": "rollout.group_size: 1",
             "rollout.prompts=100000": "rollout.prompts: 100000",
             f"data.prompts={broken}": "has no column 'facts'",
+            "reward.codec.use=nowhere:Codec": "reward.codec: 'nowhere:Codec' cannot be loaded",
+            "reward.codec.arguments.path=/nowhere": "/nowhere",
             "model.checkpoint=/nowhere": "/nowhere is not a checkpoint",
             f"metrics.port={port}": f"metrics.port: port {port} on 127.0.0.1 is in use",
         }
