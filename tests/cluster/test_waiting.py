@@ -45,18 +45,18 @@ def test_answers_come_by_name_in_order(members):
 
 def test_who_is_late_is_named_and_the_deadline_is_for_all_together(members):
     started = time.monotonic()
-    answers = {"quick": members[0].sleep.remote(0.6), "slow": members[1].sleep.remote(2.5)}
-    with pytest.raises(Overdue, match=r"^slow: no answer within 1 s while napping"):
-        gather(answers, 1.0, "napping")
-    assert time.monotonic() - started < 1.5
+    answers = {"quick": members[0].sleep.remote(2), "slow": members[1].sleep.remote(9)}
+    with pytest.raises(Overdue, match=r"^slow: no answer within 3 s while napping"):
+        gather(answers, 3.0, "napping")
+    assert time.monotonic() - started < 4.5
 
 
 def test_a_failure_ends_the_waiting_at_once(members):
     started = time.monotonic()
-    answers = {"slow": members[0].sleep.remote(3), "bad": members[2].fail.remote()}
+    answers = {"slow": members[0].sleep.remote(8), "bad": members[2].fail.remote()}
     with pytest.raises(MemberFailed, match=r"bad failed while working: RuntimeError.*no such luck"):
         gather(answers, 30, "working")
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 6
 
 
 def test_a_death_is_named(members):
