@@ -24,7 +24,7 @@ RECENT = 10
 HEADER_EVERY = 20
 """Rows after which the plain lines repeat their header."""
 SPARK = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 32
+SPARK_WIDTH = 28
 SPARK_SPAN = 0.05
 """Least range of λ that fills the height of the sparkline, so that noise does not look like a trend."""
 PHASE_STYLES = dict(zip(PHASES, ("cyan", "magenta", "yellow", "green"), strict=True))
@@ -130,20 +130,21 @@ class Display:
             (f"  quality {last.gate_quality:.2f} × information {last.gate_information:.2f}", "dim"),
         )
 
-    def _scores(self) -> Text:
-        # Names and numbers of one score stay on one line; a row breaks between scores.
+    def _scores(self) -> Table:
+        # A column a score: four of them fit 80 columns, and nothing moves when a number gets longer.
+        names = self._raters()
         cells = []
-        for name in self._raters():
+        for name in names:
             now, change = self._score(name)
             style = "" if change is None or abs(change) < 0.005 else "green" if change > 0 else "red"
-            cells.append(
-                Text.assemble(
-                    (f"{name}\N{NO-BREAK SPACE}", "dim"),
-                    (_number(now, ".2f"), "bold"),
-                    (f"\N{NO-BREAK SPACE}{_signed(change, 2)}" if change is not None else "", style),
-                )
-            )
-        return Text("   ").join(cells)
+            moved = f" {_signed(change, 2)}" if change is not None else ""
+            cells.append(Text.assemble((_number(now, ".2f"), "bold"), (moved, style)))
+        grid = Table.grid(padding=(0, 3))
+        for _ in names:
+            grid.add_column(min_width=10, no_wrap=True)
+        grid.add_row(*(Text(name, "dim") for name in names))
+        grid.add_row(*cells)
+        return grid
 
     def _divergence(self) -> Text:
         last = self._done[-1]
@@ -180,9 +181,12 @@ class Display:
         return bar
 
     def _stage(self) -> RenderableType:
-        running = self._progress.stage == RUNNING
-        what = f"iteration {self._number() + 1} · {self._progress.phase}" if running else self._progress.stage
-        return Spinner("dots", Text(what.removesuffix(" · "), "dim"), style="cyan")
+        what = self._progress.stage
+        if what == RUNNING:
+            # Never one more than there are: the last one may be done before the stage is over.
+            number = min(self._number() + 1, self._progress.iterations_total)
+            what = f"iteration {number} · {self._progress.phase}".removesuffix(" · ")
+        return Spinner("dots", Text(what, "dim"), style="cyan")
 
     # ---- plain lines
 
@@ -306,7 +310,7 @@ def _comparison(
     margin = 1.96 * error * scale if error is not None else None
     # Coloured only where it is more than chance, as far as that is known.
     shown = "" if change is None or abs(change) <= (margin or 0.0) else "green" if change > 0 else "red"
-    values = [_number(value and value * scale, f".{digits}f") + unit for value in (before, after)]
+    values = ["–  " if value is None else f"{value * scale:.{digits}f}{unit}" for value in (before, after)]
     return [
         Text(f"  {caption}"),
         *(Text(value) for value in values),
