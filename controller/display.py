@@ -1,9 +1,8 @@
 """What the user sees of a run: live on a terminal, plain lines elsewhere, and the table at the end."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, median
 from types import TracebackType
 from typing import Self
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.iteration import PHASES, Iteration
+from controller.outcome import number, signed
 from controller.progress import Progress
 
 RECENT = 10
@@ -31,15 +31,6 @@ PHASE_STYLES = dict(zip(PHASES, ("cyan", "magenta", "yellow", "green"), strict=T
 PHASE_BAR = 24
 RUNNING = "iteration"
 """The stage of the loop itself; all other stages are announced by a line."""
-
-PERCENT = {
-    "answer_accuracy": "right in the text",
-    "heard_accuracy": "heard as written",
-    "spoken_right": "right in what is heard",
-}
-"""Shares of held-out replies, shown as percentages, in this order."""
-POINTS = {"answer": "answer", "heard": "heard", "manner": "manner"}
-"""Mean scores on the raters' scale."""
 
 
 class Display:
@@ -137,8 +128,8 @@ class Display:
         for name in names:
             now, change = self._score(name)
             style = "" if change is None or abs(change) < 0.005 else "green" if change > 0 else "red"
-            moved = f" {_signed(change, 2)}" if change is not None else ""
-            cells.append(Text.assemble((_number(now, ".2f"), "bold"), (moved, style)))
+            moved = f" {signed(change, 2)}" if change is not None else ""
+            cells.append(Text.assemble((number(now, ".2f"), "bold"), (moved, style)))
         grid = Table.grid(padding=(0, 3))
         for _ in names:
             grid.add_column(min_width=10, no_wrap=True)
@@ -149,8 +140,8 @@ class Display:
     def _divergence(self) -> Text:
         last = self._done[-1]
         return Text.assemble(
-            ("text ", "dim"), _number(last.kl_text, ".4f"),
-            ("   speech ", "dim"), _number(last.kl_speech, ".4f"),
+            ("text ", "dim"), number(last.kl_text, ".4f"),
+            ("   speech ", "dim"), number(last.kl_speech, ".4f"),
             ("   nats a token from the start model", "dim"),
         )  # fmt: skip
 
@@ -159,7 +150,7 @@ class Display:
         seconds = sum(i.seconds["total"] for i in recent)
         tokens = sum(i.tokens_text + i.tokens_speech for i in recent)
         return Text.assemble(
-            (_number(tokens / seconds if seconds > 0 else None, ",.0f"), "bold"),
+            (number(tokens / seconds if seconds > 0 else None, ",.0f"), "bold"),
             (" tokens/s   ", "dim"),
             (f"{seconds / len(recent):.1f}", "bold"),
             (" s an iteration", "dim"),
@@ -170,7 +161,7 @@ class Display:
         means = {phase: fmean(i.seconds.get(phase, 0.0) for i in recent) for phase in PHASES}
         whole = sum(means.values()) or 1.0
         # Ends are rounded and not lengths, so that the bar is always as long.
-        ends = [0]
+        ends = [0.0]
         for seconds in means.values():
             ends.append(ends[-1] + seconds / whole * PHASE_BAR)
         bar = Text()
@@ -200,10 +191,10 @@ class Display:
         row = [
             f"{iteration.iteration}/{total}",
             f"{iteration.mix:.3f}",
-            *(_number(iteration.scores.get(name), ".2f") for name in raters),
-            _number(iteration.kl_text, ".4f"),
-            _number(iteration.kl_speech, ".4f"),
-            _number(tokens / seconds if seconds > 0 else None, ",.0f"),
+            *(number(iteration.scores.get(name), ".2f") for name in raters),
+            number(iteration.kl_text, ".4f"),
+            number(iteration.kl_speech, ".4f"),
+            number(tokens / seconds if seconds > 0 else None, ",.0f"),
             f"{seconds:.1f}",
             _clock(left) if left is not None else "–",
         ]
@@ -257,77 +248,6 @@ def sparkline(series: Sequence[float], width: int) -> str:
     middle, span = (low + high) / 2, max(high - low, SPARK_SPAN)
     shares = [(mean - middle) / span + 0.5 for mean in means]
     return "".join(SPARK[min(int(share * len(SPARK)), len(SPARK) - 1)] for share in shares)
-
-
-def final_table(
-    before: Mapping[str, Mapping[str, float | None]],
-    after: Mapping[str, Mapping[str, float | None]],
-    standard_errors: Mapping[str, Mapping[str, float]] | None = None,
-    paths: Mapping[str, Sequence[Path]] | None = None,
-) -> RenderableType:
-    """The end of a run: held-out questions before and after, and where to look and listen.
-
-    before, after: evaluation sets by name, the headline first; each a mapping of `PERCENT` (shares, 0..1), `POINTS`
-    (means) and `prompts`, as in summary.json. Measures that a set lacks are left out; None shows as a dash.
-    standard_errors: by set and measure, of the difference after − before, in the unit of the measure.
-    paths: files by caption.
-    """
-    standard_errors = standard_errors or {}
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim", show_edge=False)
-    table.add_column("", min_width=26)
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right", min_width=7, no_wrap=True)
-    if standard_errors:
-        table.add_column("± 95 %", justify="right", no_wrap=True)
-    for name in after:
-        if name != next(iter(after)):
-            table.add_row()
-        prompts = after[name].get("prompts")
-        count = f"  {prompts:,} questions" if prompts is not None else ""
-        table.add_row(Text.assemble((name.replace("_", " "), "bold"), (count, "dim")))
-        for key, caption in (PERCENT | POINTS).items():
-            if key in before[name] or key in after[name]:
-                table.add_row(
-                    *_comparison(
-                        caption,
-                        key in PERCENT,
-                        before[name].get(key),
-                        after[name].get(key),
-                        standard_errors.get(name, {}).get(key),
-                    )
-                )
-    parts: list[RenderableType] = [Text(), table]
-    for caption, files in (paths or {}).items():
-        parts += [Text(), Text(caption, "dim"), *(Text(f"  {file}", overflow="fold") for file in files)]
-    return Padding(Group(*parts, Text()), (0, 1))
-
-
-def _comparison(
-    caption: str, percent: bool, before: float | None, after: float | None, error: float | None
-) -> list[Text]:
-    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "  ")
-    change = (after - before) * scale if before is not None and after is not None else None
-    margin = 1.96 * error * scale if error is not None else None
-    # Coloured only where it is more than chance, as far as that is known.
-    shown = "" if change is None or abs(change) <= (margin or 0.0) else "green" if change > 0 else "red"
-    values = ["–  " if value is None else f"{value * scale:.{digits}f}{unit}" for value in (before, after)]
-    return [
-        Text(f"  {caption}"),
-        *(Text(value) for value in values),
-        Text(_signed(change, digits) + "  ", shown),
-        Text(_number(margin, f".{digits}f"), "dim"),
-    ][: None if error is not None else 4]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _signed(change: float | None, digits: int) -> str:
-    """With its sign; what rounds to zero has none."""
-    if change is None:
-        return "–"
-    return format(change, f"+.{digits}f").replace("-", "−") if round(change, digits) else format(0.0, f".{digits}f")
 
 
 def _clock(seconds: float) -> str:

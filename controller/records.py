@@ -88,10 +88,7 @@ class Records:
     def create(cls, directory: Path, config: str) -> Self:
         """Starts the records of a new run. Raises InputError when the directory already holds one."""
         if (directory / "config.yaml").exists():
-            raise InputError(
-                f"run.name: {directory} already holds a run; choose another run.name, or go on with that one by "
-                f"`duet train --resume {directory.name}`"
-            )
+            raise InputError(f"run.name: {directory} already holds a run; choose another run.name")
         (directory / "replies").mkdir(parents=True, exist_ok=True)
         _write_text(directory / "config.yaml", config)
         return cls(directory, None)

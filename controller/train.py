@@ -170,7 +170,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _conclude(console: Console, directory: Path, summary: dict) -> None:
-    from controller.display import final_table
+    from controller.outcome import final_table
 
     sets = [
         name for name, value in summary.items() if isinstance(value, dict) and "before" in value and "after" in value

@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from controller.display import Display, final_table, sparkline
+from controller.display import Display, sparkline
+from controller.outcome import final_table
 from controller.plots import plot_lambda, plot_scores
 from controller.progress import Progress
 from controller.records import Records, read_iterations
@@ -47,6 +48,20 @@ def test_the_live_view_fits_ten_lines():
         assert word in shown
 
 
+def test_the_live_view_keeps_its_lines_at_80_columns():
+    scores = {"total": 3.16, "answer": 3.16, "heard": 4.01, "manner": 3.6}
+    many = [iteration(n, scores={name: value + n / 40 for name, value in scores.items()}) for n in range(1, 41)]
+    display = Display("playground", console(terminal=True))
+    display.update(Progress(stage="iteration", iterations_total=40, iterations=many, phase="sync"))
+    view = Console(file=io.StringIO(), width=80, force_terminal=False)
+    view.print(display.panel())
+    lines = view.file.getvalue().splitlines()
+    assert len(lines) == 9
+    assert "information 0.40" in next(line for line in lines if "λ" in line)
+    assert next(line for line in lines if "+0.88" in line).count("+0.88") == len(scores)
+    assert "iteration 40" in lines[-1]  # and not 41, which there is not
+
+
 def test_sparkline_rises_with_its_series():
     line = sparkline([0.0, 0.5, 1.0], 3)
     assert len(line) == 3
@@ -61,6 +76,14 @@ def test_the_final_table_shows_the_change():
     shown = output.file.getvalue()
     for value in ("25.0", "55.0", "+30.0", "3.9", "400"):
         assert value in shown
+
+
+def test_the_final_table_shows_a_dash_for_what_was_not_measured():
+    sets = {"held_out": {"answer_accuracy": None}}
+    output = console(terminal=False)
+    output.print(final_table(sets, {"held_out": {"answer_accuracy": 0.0}}))
+    row = next(line for line in output.file.getvalue().splitlines() if "right in the text" in line)
+    assert row.split()[-4:] == ["–", "0.0", "%", "–"]
 
 
 def test_plots_are_drawn(tmp_path):

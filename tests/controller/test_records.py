@@ -81,6 +81,15 @@ def test_events_are_lines_of_json(records):
     assert json.loads(lines[1])["error"] == "λ"
 
 
+def test_half_a_line_left_by_a_crash_spoils_no_other_event(records):
+    records.add_event("started")
+    with (records.directory / "events.jsonl").open("a") as file:
+        file.write('{"time": "2026-')
+    assert [event["kind"] for event in read_events(records.directory)] == ["started"]
+    Records.open(records.directory).add_event("resumed")
+    assert [event["kind"] for event in read_events(records.directory)] == ["started", "resumed"]
+
+
 def test_rewinding_drops_what_will_be_done_again(records):
     for number in (1, 2, 3):
         records.add_iteration(iteration(number))
