@@ -184,6 +184,31 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(root, world, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_interrupt_ends_the_run_in_order(root, few, tmp_path):
+    job = subprocess.Popen(
+        [
+            sys.executable, "-m", "controller", "train", "run.iterations=500", "run.name=stopped",
+            f"run.directory={tmp_path}", f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0",
+        ],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )  # fmt: skip
+    output = []
+    for line in job.stdout:
+        output.append(line)
+        if "/500" in line:  # the first iteration's row
+            job.send_signal(signal.SIGINT)
+            break
+    rest, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, "".join(output) + rest
+    summary = json.loads((tmp_path / "stopped/summary.json").read_text())
+    assert 1 <= summary["iterations"] < 20
+    assert (tmp_path / f"stopped/checkpoints/{summary['iterations']:06d}/model.safetensors").is_file()
+
+
 def ray(root: Path, environment: dict, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(Path(sys.executable).parent / "ray"), *arguments],
