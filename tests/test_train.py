@@ -252,18 +252,17 @@ def cluster(root, tmp_path):
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 90
-    # A job that does nothing: the dashboard answers before the agent that runs jobs is there.
-    while ray(root, environment, "job", "submit", "--address", address, "--", "true").returncode != 0:
-        assert head.poll() is None, (tmp_path / "head.log").read_text()
-        assert time.monotonic() < deadline, "no Ray head within 90 s"
-        time.sleep(1)
-    yield environment, address
-    head.terminate()
     try:
-        head.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        pass
+        # A job that does nothing: the dashboard answers before the agent that runs jobs is there.
+        while ray(root, environment, "job", "submit", "--address", address, "--", "true").returncode != 0:
+            assert head.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < deadline, f"no Ray head within 90 s\n{(tmp_path / 'head.log').read_text()}"
+            time.sleep(1)
+        yield environment, address
     finally:
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=30)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)  # the head's own children outlive it now and then
         log.close()
