@@ -44,6 +44,13 @@ class Controller:
         self._records = Records.create(directory, config.yaml())
         self._loop: Loop | None = None
 
+    @property
+    def _members(self) -> Loop:
+        """The loop, once it is there."""
+        if self._loop is None:
+            raise RuntimeError("the run has not started")
+        return self._loop
+
     def metrics_address(self) -> str:
         return f"http://{self._metrics.host}:{self._metrics.port}/metrics"
 
@@ -73,7 +80,7 @@ class Controller:
             self._records.add_event("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             if self._loop is not None:
                 with suppress(RuntimeError):  # the first error is the one to tell
-                    self._loop.stop()
+                    self._members.stop()
             raise
 
     def _run(self) -> dict:
@@ -123,25 +130,27 @@ class Controller:
             for replies in judged
             for j in replies
         ]
-        self._records.add_replies(iteration.iteration, rows, self._loop.rater_versions)
+        self._records.add_replies(iteration.iteration, rows, self._members.rater_versions)
         self._records.add_iteration(iteration)
-        version = self._loop.learner.version
-        self._metrics.observe(iteration, dict.fromkeys(self._loop.rollout.names, version))
+        version = self._members.learner.version
+        self._metrics.observe(iteration, dict.fromkeys(self._members.rollout.names, version))
         with self._lock:
             self._done.append(iteration)
 
     def _checkpoint(self, iteration: int) -> None:
         """The learner's state, and beside it the controller's: λ, and how far the data has been dealt out."""
         directory = self._directory / "checkpoints" / f"{iteration:06d}"
-        self._loop.learner.save(directory)
-        (directory / "controller.json").write_text(json.dumps(self._loop.state() | {"iteration": iteration}, indent=2))
+        self._members.learner.save(directory)
+        (directory / "controller.json").write_text(
+            json.dumps(self._members.state() | {"iteration": iteration}, indent=2)
+        )
         self._records.add_event("checkpoint", iteration=iteration)
 
     def _evaluate(self, when: str) -> dict[str, list[Scorecard]]:
         """Scorecards by evaluation set. Writes recordings of the headline set."""
         cards = {}
         for place, (name, prompts) in enumerate(self._inputs.held_out.items()):
-            groups, cards[name] = self._loop.evaluate(prompts, place)
+            groups, cards[name] = self._members.evaluate(prompts, place)
             if name == HEADLINE:
                 self._write_recordings(groups, when)
                 self._measure_signal(groups, when)
@@ -153,7 +162,7 @@ class Controller:
             sounds = {when: group.replies[0].token_ids}
             if when == "before":
                 sounds["question"] = group.prompt.token_ids
-            for label, waveform in zip(sounds, self._loop.reward.decode(list(sounds.values())), strict=True):
+            for label, waveform in zip(sounds, self._members.reward.decode(list(sounds.values())), strict=True):
                 if waveform is not None:
                     waveform.write(stem.with_name(f"{stem.name}-{label}.wav"))
 
@@ -161,7 +170,7 @@ class Controller:
         if not self._config.reward.signal:
             return
         chosen = [group.replies[0].token_ids for group in groups[: self._config.evaluation.signal_samples]]
-        values = self._loop.reward.measure(self._config.reward.signal, chosen)
+        values = self._members.reward.measure(self._config.reward.signal, chosen)
         self._signal[when] = float(np.mean(values)) if values else None
 
     def _summary(self, before: dict, after: dict, total: float) -> dict:
@@ -183,7 +192,7 @@ class Controller:
             "run": self._directory.name,
             "seed": self._config.run.seed,
             "iterations": table.num_rows,
-            "weight_version": self._loop.learner.version,
+            "weight_version": self._members.learner.version,
             "lambda_first": float(column("lambda")[0]),
             "lambda_last": float(column("lambda")[-1]),
             **held_out,
@@ -200,7 +209,7 @@ class Controller:
                 "learner": self._config.learner.ranks,
             },
             "versions": {name: _version(name) for name in ("vllm", "ray", "deepspeed", "torch", "transformers")},
-            "raters": self._loop.rater_versions,
+            "raters": self._members.rater_versions,
         }
 
     def _plot(self, summary: dict) -> None:

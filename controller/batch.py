@@ -36,7 +36,7 @@ def preference_rows(
             weight=1.0 / (len(contributing) * len(replies)),
             allowed=allowed_sets(j.reply.token_ids, *structure) if structure else None,
             behaviour=j.reply.logps,
-            advantages=j.advantages,
+            advantages=j.advantages or (),
         )
         for group, replies in contributing
         for j in replies

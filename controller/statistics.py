@@ -36,11 +36,15 @@ class Judged:
 
 def total_score(card: Scorecard, weights: dict[str, float]) -> Score:
     """Weighted mean of the raters' scores. Missing as soon as one that counts is missing (method §7, rule 1)."""
+    total = 0.0
     for name, weight in weights.items():
         score = card.scores[name]
-        if weight and isinstance(score, Missing):
+        if not weight:
+            continue
+        if isinstance(score, Missing):
             return score
-    return sum(card.scores[n] * w for n, w in weights.items() if w) / sum(weights.values())
+        total += weight * score
+    return total / sum(weights.values())
 
 
 def advantages(scores: Sequence[float]) -> np.ndarray:

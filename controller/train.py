@@ -106,7 +106,7 @@ def _join_cluster(config: Config) -> None:
         num_cpus=max(os.cpu_count() or 1, int(needed)),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
 
 
@@ -151,7 +151,7 @@ def _follow(controller, job, display) -> None:
 
     from cluster.waiting import gather
 
-    ended = []
+    ended: list[ray.ObjectRef] = []
     while not ended:
         ended, _ = ray.wait([job], timeout=POLL_SECONDS)
         answer = gather(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -59,7 +60,7 @@ class LearnerGroup:
             num_gpus=settings.gpus,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}},
         )
-        self._ranks = {
+        self._ranks: dict[str, Any] = {
             f"learner-{index}": remote.remote(index, settings.ranks, rank, family, objective)
             for index in range(settings.ranks)
         }

@@ -126,7 +126,9 @@ class RewardPool:
         remote = ray.remote(RewardServer).options(
             num_cpus=settings.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
         )
-        self._servers = {f"reward-{i}": remote.remote(settings, family) for i in range(settings.servers)}
+        self._servers: dict[str, Any] = {
+            f"reward-{i}": remote.remote(settings, family) for i in range(settings.servers)
+        }
 
     def start(self) -> dict[str, str]:
         """Waits for every server. Returns the versions of raters and codec."""

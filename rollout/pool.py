@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -45,7 +46,9 @@ class RolloutPool:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}},
         )
         names = [f"rollout-{index}" for index in range(settings.workers)]
-        self._workers = {name: remote.remote(name, engine, family, seed + index) for index, name in enumerate(names)}
+        self._workers: dict[str, Any] = {
+            name: remote.remote(name, engine, family, seed + index) for index, name in enumerate(names)
+        }
 
     @property
     def names(self) -> list[str]:

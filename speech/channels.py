@@ -1,9 +1,7 @@
 """Channels: which voice of the duet a token belongs to."""
 
 from enum import IntEnum
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class Channel(IntEnum):
@@ -21,7 +19,7 @@ SELECTIONS = ("text", "speech", "all")
 """The token selections that a route, a loss weight or a KL coefficient can name."""
 
 
-def select(channels: T, selection: str, *, boundary: str = "speech") -> T:
+def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
     """Which tokens a selection means, for NumPy arrays and torch tensors alike.
 
     channels: int8 [..., T], values of `Channel`; negative marks tokens outside every channel (prompt, padding).
