@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from datetime import datetime
 from pathlib import Path
 
@@ -111,13 +112,14 @@ def _join_cluster(config: Config) -> None:
 
 
 def _watch(console: Console, config: Config, directory: Path) -> dict:
-    """Hands the job over and shows how it goes until it ends. Ctrl-C ends it in order, a second one at once."""
+    """Hands the job over and shows how it goes to its end. Ctrl-C or SIGTERM end it in order, a second one at once."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     from controller.actor import Controller
     from controller.display import Display
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets a handler of its own
     # Three threads: the run itself, the answers to the display, and a request to stop.
     controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=3).remote(config, directory)
     try:

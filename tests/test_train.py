@@ -184,7 +184,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(root, world, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_interrupt_ends_the_run_in_order(root, few, tmp_path):
+def test_a_signal_ends_the_run_in_order(root, few, tmp_path):
     job = subprocess.Popen(
         [
             sys.executable, "-m", "controller", "train", "run.iterations=500", "run.name=stopped",
@@ -200,9 +200,12 @@ def test_an_interrupt_ends_the_run_in_order(root, few, tmp_path):
     for line in job.stdout:
         output.append(line)
         if "/500" in line:  # the first iteration's row
-            job.send_signal(signal.SIGINT)
+            job.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell makes its background jobs ignore
             break
-    rest, _ = job.communicate(timeout=200)
+    try:
+        rest, _ = job.communicate(timeout=200)
+    finally:
+        job.kill()
     assert job.returncode == 0, "".join(output) + rest
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert 1 <= summary["iterations"] < 20
