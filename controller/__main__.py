@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"duet: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("duet: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

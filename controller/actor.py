@@ -108,7 +108,8 @@ class Controller:
         summary = self._summary(before, after, time.perf_counter() - started)
         records.write_summary(summary)
         self._plot(summary)
-        loop.stop()
+        with suppress(RuntimeError):  # the work is done and on disk
+            loop.stop()
         records.add_event("finished", seconds=time.perf_counter() - started)
         self._finished = True
         self._at("done")

@@ -63,7 +63,12 @@ def _check_reward(config: Config, vocabulary: Vocabulary) -> None:
         except InputError as error:
             raise InputError(f"reward.{key}: {error}") from error
         if key == "codec":
-            codes = found.load(Path(named.arguments["path"])).codebook
+            try:
+                codes = found.load(Path(named.arguments["path"])).codebook
+            except (OSError, AttributeError, TypeError) as error:
+                raise InputError(
+                    f"reward.codec: {named.use} does not load {named.arguments['path']}: {error}"
+                ) from error
             if codes != vocabulary.codebook:
                 raise InputError(
                     f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
@@ -171,6 +176,7 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
         micro_batch_rows=c.micro_batch_rows,
         threads=c.threads,
         temperature=config.rollout.temperature,
+        gpu=c.gpus > 0,
     )
     group = GroupSettings(
         ranks=c.ranks, cpus=c.cpus, gpus=c.gpus, start_seconds=c.start_seconds, step_seconds=c.step_seconds

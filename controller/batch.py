@@ -89,7 +89,7 @@ def describe(
         entropy_speech=tally.mean("entropy_speech"),
         logp_gap_text=tally.largest.get("logp_gap_text"),
         logp_gap_speech=tally.largest.get("logp_gap_speech"),
-        probe_gap=max(report.probe_gap for report in syncs.values()),
+        probe_gap=float(np.max([report.probe_gap for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
         learning_rate=learned.learning_rate,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from speech.channels import SELECTIONS
 from speech.errors import InputError
@@ -252,10 +252,9 @@ def read(path: Path, overrides: list[str]) -> Config:
     except ConfigKeyError as error:
         key = error.full_key or str(error.key)
         raise InputError(f"unknown configuration key {key!r}{_suggestion(key)}") from error
-    except ValidationError as error:
-        raise InputError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from error
+        place = f"{error.full_key}: " if error.full_key else f"{path} with its overrides: "
+        raise InputError(place + str(error.msg or error).splitlines()[0]) from error
     assert isinstance(config, Config)
     check(config)
     return config
@@ -303,7 +302,13 @@ def check(config: Config) -> None:
         "rollout.prompts": (c.rollout.prompts, 1),
         "rollout.group_size": (c.rollout.group_size, 2),
         "rollout.max_tokens": (c.rollout.max_tokens, 1),
+        "rollout.threads": (c.rollout.threads, 1),
+        "rollout.max_sequences": (c.rollout.max_sequences, 1),
+        "rollout.tensor_parallel": (c.rollout.tensor_parallel, 1),
         "reward.servers": (c.reward.servers, 1),
+        "learner.threads": (c.learner.threads, 1),
+        "learner.warmup": (c.learner.warmup, 0),
+        "evaluation.recordings": (c.evaluation.recordings, 0),
         "learner.ranks": (c.learner.ranks, 1),
         "learner.micro_batch_rows": (c.learner.micro_batch_rows, 1),
         "anchor.rows": (c.anchor.rows, 1),
@@ -312,7 +317,7 @@ def check(config: Config) -> None:
         if value < lowest:
             raise InputError(f"{key}: {value} is too small; at least {lowest}")
     ranges = {
-        "rollout.temperature": (c.rollout.temperature, 1e-3, 10.0),
+        "rollout.temperature": (c.rollout.temperature, 1e-2, 10.0),
         "mix.fixed": (c.mix.fixed, 0.0, 1.0),
         "mix.largest": (c.mix.largest, 0.0, 1.0),
         "mix.smoothing": (c.mix.smoothing, 0.0, 0.9999),

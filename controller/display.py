@@ -118,7 +118,10 @@ class Display:
             (f"{last.mix:.3f}", "bold"),
             "  ",
             (sparkline(series, SPARK_WIDTH), "cyan"),
-            (f"  quality {last.gate_quality:.2f} × information {last.gate_information:.2f}", "dim"),
+            (
+                f"  quality {number(last.gate_quality, '.2f')} × information {number(last.gate_information, '.2f')}",
+                "dim",
+            ),
         )
 
     def _scores(self) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reward.rater import Scorecard
+from reward.rater import Missing, Scorecard
 
 SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right": "spoken_right"}
 """Measures that are the share of replies with a rater's highest score, by the rater's name."""
@@ -13,8 +13,8 @@ SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right"
 def _values(cards: Sequence[Scorecard], highest: float) -> dict[str, list[float | None]]:
     """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
 
-    A reply without a score (truncated, malformed, no sound) has no mean to join, but it is not right either: it
-    counts as 0 in a share.
+    A reply that could not be rated (truncated, malformed, no sound) has no mean to join, but it is not right either: it
+    counts as 0 in a share. Where the rater failed nothing is known, and the prompt is left out.
     """
     raters = list(dict.fromkeys(name for card in cards for name in card.scores))
     values: dict[str, list[float | None]] = {
@@ -22,8 +22,13 @@ def _values(cards: Sequence[Scorecard], highest: float) -> dict[str, list[float 
     }
     for measure, rater in SHARES.items():
         if rater in raters:
-            values[measure] = [float(card.number(rater) == highest) for card in cards]
+            values[measure] = [None if _failed(card, rater) else float(card.number(rater) == highest) for card in cards]
     return values
+
+
+def _failed(card: Scorecard, rater: str) -> bool:
+    score = card.scores[rater]
+    return isinstance(score, Missing) and score.fault == "rater"
 
 
 def summarise(cards: Sequence[Scorecard], highest: float) -> dict[str, float | int | None]:

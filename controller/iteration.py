@@ -16,11 +16,11 @@ class Iteration:
     """Version of the weights that sampled this iteration's replies; the step made version + 1."""
     mix: float
     """λ used for this iteration's step (column `lambda`)."""
-    mix_raw: float
+    mix_raw: float | None
     """λ before smoothing, mean over groups (column `lambda_raw`)."""
-    gate_quality: float
+    gate_quality: float | None
     """Mean over groups of g = sigmoid(k (max R − threshold))."""
-    gate_information: float
+    gate_information: float | None
     """Mean over groups of v = clip(Var R / largest variance, 0, 1)."""
     loss: float
     """(1 − λ) · loss_anchor + λ · loss_preference."""

@@ -32,11 +32,11 @@ class MixReading:
 
     mix: float
     """λ for this iteration's step."""
-    raw: float
-    """Before smoothing."""
-    gate_quality: float
+    raw: float | None
+    """Before smoothing; None, as the gates, when nothing was measured."""
+    gate_quality: float | None
     """g: is any reply of the group good?"""
-    gate_information: float
+    gate_information: float | None
     """v: do the replies of the group differ?"""
 
 
@@ -62,17 +62,14 @@ class MixRatio:
         """
         s = self._settings
         measured = [gates(scores, s) for scores in groups if len(scores) >= 2]
-        quality = float(np.mean([g for g, _ in measured])) if measured else 0.0
-        information = float(np.mean([v for _, v in measured])) if measured else 0.0
-        raw = float(np.mean([s.largest * g * v for g, v in measured])) if measured else 0.0
+        quality = float(np.mean([g for g, _ in measured])) if measured else None
+        information = float(np.mean([v for _, v in measured])) if measured else None
+        raw = float(np.mean([s.largest * g * v for g, v in measured])) if measured else None
         if s.mode == "fixed":
             mix = s.fixed
-        elif not measured:
+        elif raw is None:
             mix = self.state if self.state is not None else 0.0
-        elif self.state is None:
-            mix = raw
         else:
-            mix = (1.0 - s.smoothing) * raw + s.smoothing * self.state
-        if s.mode == "adaptive":
+            mix = raw if self.state is None else (1.0 - s.smoothing) * raw + s.smoothing * self.state
             self.state = mix
         return MixReading(mix=mix, raw=raw, gate_quality=quality, gate_information=information)

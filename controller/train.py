@@ -114,8 +114,9 @@ def _join_cluster(config: Config) -> None:
 def _watch(console: Console, config: Config, directory: Path) -> dict:
     """Hands the job over and shows how it goes to its end. Ctrl-C or SIGTERM end it in order, a second one at once."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+    from cluster.waiting import MemberFailed, Overdue
     from controller.actor import Controller
     from controller.display import Display
 
@@ -137,6 +138,8 @@ def _watch(console: Console, config: Config, directory: Path) -> dict:
     except RayActorError as error:
         refusal = _refusal(error)
         raise (InputError(refusal) if refusal else RunFailed(f"the controller died: {error}")) from error
+    except (MemberFailed, Overdue, GetTimeoutError) as error:
+        raise RunFailed(f"the controller does not answer: {error}") from error
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from error

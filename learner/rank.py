@@ -1,6 +1,7 @@
 """A learner rank: the Ray actor around one DeepSpeed engine."""
 
 import copy
+import math
 import os
 import shutil
 import socket
@@ -44,6 +45,8 @@ class RankSettings:
     threads: int
     temperature: float
     """Of the sampler: the learner scores the same distribution."""
+    gpu: bool
+    """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class LearnerRank:
 
     def connect(self, host: str, port: int) -> int:
         """Joins the group, loads the model and builds the DeepSpeed engine. Returns the number of parameters."""
-        cuda = torch.cuda.is_available()
+        cuda = self._settings.gpu
         os.environ.update(
             RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(self._world), MASTER_ADDR=host, MASTER_PORT=str(port)
         )
@@ -150,10 +153,13 @@ class LearnerRank:
             self._engine.set_gradient_accumulation_boundary(index == micro_batches - 1)
             # DeepSpeed averages gradients over ranks; row weights already add up over the whole batch.
             self._engine.backward(loss * self._world)
-        norm = self._norm_without_zero() if self._settings.zero_stage == 0 else None
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        return StepReport(tally=tally, gradient_norm=float(norm), learning_rate=rate)
+        if self._settings.zero_stage == 0:
+            norm = _finite(self._norm_without_zero())
+            self._engine.step()
+        else:
+            self._engine.step()
+            norm = _finite(float(self._engine.get_global_grad_norm()))
+        return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate)
 
     def _norm_without_zero(self) -> float:
         """DeepSpeed reports a norm only with ZeRO. Gradients have been averaged over the ranks by now, not clipped."""
@@ -209,3 +215,10 @@ class LearnerRank:
     def close(self) -> None:
         if self._sender is not None:
             self._sender.close()
+
+
+def _finite(norm: float) -> float:
+    """Raises when a gradient is not finite: DeepSpeed would skip the step, and every later one, without a word."""
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm}: a loss or a log-probability is not finite")
+    return norm

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass
 class Tally:
@@ -17,7 +19,8 @@ class Tally:
         self.sums[name] = (before[0] + total, before[1] + weight)
 
     def see(self, name: str, value: float) -> None:
-        self.largest[name] = max(value, self.largest.get(name, value))
+        # np.maximum lets not-a-number through, where Python's max may drop it.
+        self.largest[name] = float(np.maximum(value, self.largest.get(name, value)))
 
     def merge(self, other: "Tally") -> None:
         for name, (total, weight) in other.sums.items():

@@ -13,6 +13,8 @@ class Missing:
 
     reason: str
     """A few fixed words, the same for the same cause: it labels a metric."""
+    fault: str = "reply"
+    """Whose it is: "reply" (nothing there to rate) or "rater" (it failed, which says nothing about the reply)."""
 
 
 Score = float | Missing

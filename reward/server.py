@@ -1,6 +1,8 @@
 """A reward server: the Ray actor that decodes replies and asks the raters. And its pool."""
 
 import importlib
+import math
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ def unfit(reply: Reply) -> Missing | None:
     return None
 
 
+def _checked(name: str, score: object) -> Score:
+    """What a rater gave: a finite number or Missing. Anything else is a failure of the rater."""
+    if isinstance(score, Missing):
+        return score
+    if isinstance(score, numbers.Real) and math.isfinite(score):
+        return float(score)
+    return Missing(f"{name} gave no finite number", fault="rater")
+
+
 class RewardServer:
     """Scores groups. A rater that raises gives Missing, never a number (method §7, rule 1)."""
 
@@ -109,11 +120,11 @@ class RewardServer:
                 scores[rater.name] = reason
                 continue
             try:
-                scores[rater.name] = rater.rate(spoken)
+                scores[rater.name] = _checked(rater.name, rater.rate(spoken))
                 if hasattr(rater, "detail"):
                     details |= rater.detail(spoken)
             except Exception as error:  # whatever a rater raises, its score is missing and the run goes on
-                scores[rater.name] = Missing(f"{rater.name} raised {type(error).__name__}")
+                scores[rater.name] = Missing(f"{rater.name} raised {type(error).__name__}", fault="rater")
                 details[f"{rater.name}_error"] = str(error)
         return Scorecard(scores=scores, details=details, seconds=waveform.seconds if waveform else 0.0)
 

@@ -57,8 +57,11 @@ class RolloutWorker:
         self._engine.load_weights(path, version)
         self._mix = mix
         own = self._engine.probe(probe.sequences)
-        gap = max(float(np.abs(mine - theirs).max()) for mine, theirs in zip(own, probe.logps, strict=True))
-        return SyncReport(version=version, probe_gap=gap, seconds=time.perf_counter() - start)
+        gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]
+        # np.max lets not-a-number through, where Python's max may drop it.
+        return SyncReport(
+            version=self._engine.weight_version, probe_gap=float(np.max(gaps)), seconds=time.perf_counter() - start
+        )
 
     def state(self) -> dict[str, object]:
         return {"name": self._name, "weight_version": self._engine.weight_version, "mix": self._mix}

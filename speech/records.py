@@ -132,7 +132,7 @@ def _rows(path: Path, schema: pa.Schema) -> Iterator[tuple[str, dict]]:
         raise InputError(f"data file {path} does not exist")
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from error
     for name in schema.names:
         if name not in table.column_names:

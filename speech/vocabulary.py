@@ -87,7 +87,10 @@ class Vocabulary:
         tokenizer_file = path / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise InputError(f"{path} is not a checkpoint with a tokenizer: {tokenizer_file} does not exist")
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the library raises nothing more exact
+            raise InputError(f"{tokenizer_file} is not a tokenizer: {error}") from error
 
         def identify(name: str, role: str) -> int:
             found = tokenizer.token_to_id(name)
@@ -133,7 +136,10 @@ def _output_rows(path: Path, *, at_least: int) -> int:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise InputError(f"{path} is not a checkpoint: {config_file} does not exist")
-    size = json.loads(config_file.read_text()).get("vocab_size")
+    try:
+        size = json.loads(config_file.read_text())["vocab_size"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config_file} is not a model configuration with a vocab_size: {error!r}") from error
     if not isinstance(size, int) or size < at_least:
         raise InputError(f"{config_file}: vocab_size is {size}, but the tokenizer beside it has {at_least} tokens")
     return size

@@ -51,6 +51,13 @@ def test_groups_with_fewer_than_two_scores_measure_nothing():
     assert ratio.update([[1, 5, 1, 5], [5.0]]).gate_information == pytest.approx(1.0)
 
 
+def test_a_first_iteration_without_scores_is_not_the_first_value():
+    ratio = MixRatio(settings())
+    nothing = ratio.update([])
+    assert (nothing.mix, nothing.raw, nothing.gate_quality) == (0.0, None, None)
+    assert ratio.update([[1, 2, 3, 5]]).mix == pytest.approx(0.437, abs=1e-3)
+
+
 def test_fixed_mode_measures_but_does_not_follow():
     reading = MixRatio(settings(mode="fixed", fixed=0.3)).update([[1, 5, 1, 5]])
     assert reading.mix == 0.3

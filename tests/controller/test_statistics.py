@@ -125,6 +125,8 @@ def test_evaluation_counts_what_is_missing_as_not_right():
     assert summary["answer"] == pytest.approx(3.0)
     assert summary["manner"] == pytest.approx(3.0)
     assert (summary["prompts"], summary["missing"]) == (3, 2)
+    failed = Missing("answer raised TimeoutError", fault="rater")
+    assert summarise([card(answer=5.0), card(answer=failed)], 5.0)["answer_accuracy"] == 1.0
     after = [card(answer=5.0, manner=3.0), card(answer=5.0, manner=3.0), card(answer=5.0, manner=3.0)]
     errors = paired_errors(before, after, 5.0)
     assert errors["answer_accuracy"] == pytest.approx(np.std([0, 1, 1], ddof=1) / np.sqrt(3))

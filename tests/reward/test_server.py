@@ -68,10 +68,29 @@ def test_a_demonstration_is_scored_by_ear(world, group):
 def test_a_rater_that_raises_is_missing_and_the_others_go_on(world, group):
     server = RewardServer(settings(world, f"{__name__}:Broken", "playground.raters:Answer"), PLAYGROUND)
     [[card]] = server.score([group])
-    assert card.scores["broken"] == Missing("broken raised TimeoutError")
+    assert card.scores["broken"] == Missing("broken raised TimeoutError", fault="rater")
     assert "no answer" in card.details["broken_error"]
     assert card.number("answer") is not None
     assert card.number("broken") is None
+
+
+class Odd:
+    name = "odd"
+    version = "1"
+
+    def __init__(self, score=None):
+        self.score = score
+
+    def rate(self, spoken):
+        return self.score
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None])
+def test_what_is_no_number_is_missing(world, group, score):
+    part = Part(use=f"{__name__}:Odd", arguments={"score": score})
+    server = RewardServer(replace(settings(world), raters=(part,)), PLAYGROUND)
+    [[card]] = server.score([group])
+    assert card.scores["odd"] == Missing("odd gave no finite number", fault="rater")
 
 
 @pytest.mark.parametrize(
