@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "train":
-            from controller.config import read
+            from controller.reading import read
             from controller.train import RunFailed
             from controller.train import train as run
 

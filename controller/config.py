@@ -1,22 +1,12 @@
-"""The configuration: dataclasses with the meaning of each field under it, read through OmegaConf.
+"""The configuration: dataclasses with the meaning of each field under it. `controller.reading` reads and checks it.
 
-Importable without torch. Whatever is unknown or impossible is an InputError naming the key, the value and what is
-allowed.
+Importable without torch.
 """
 
-import difflib
-import re
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-from speech.channels import SELECTIONS
-from speech.errors import InputError
-
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass
@@ -233,136 +223,6 @@ class Config:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.structured(self))
-
-
-def read(path: Path, overrides: list[str]) -> Config:
-    """Reads a YAML file, applies `key=value` overrides, and checks the whole."""
-    if not path.is_file():
-        raise InputError(f"configuration file {path} does not exist")
-    for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r} is not of the form key=value")
-    try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-    except Exception as error:  # YAML errors come in many classes
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
-        config = OmegaConf.to_object(merged)
-    except ConfigKeyError as error:
-        key = error.full_key or str(error.key)
-        raise InputError(f"unknown configuration key {key!r}{_suggestion(key)}") from error
-    except OmegaConfBaseException as error:
-        place = f"{error.full_key}: " if error.full_key else f"{path} with its overrides: "
-        raise InputError(place + str(error.msg or error).splitlines()[0]) from error
-    assert isinstance(config, Config)
-    check(config)
-    return config
-
-
-def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key, _keys(Config), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(f.name for f in fields(Config))}"
-
-
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    keys = []
-    for f in fields(kind):
-        keys.append(prefix + f.name)
-        if isinstance(f.default_factory, type) and hasattr(f.default_factory, "__dataclass_fields__"):
-            keys += _keys(f.default_factory, f"{prefix}{f.name}.")
-    return keys
-
-
-def check(config: Config) -> None:
-    """Raises InputError for values that no run could use."""
-    c = config
-    if c.run.name != "auto" and not RUN_NAME.fullmatch(c.run.name):
-        raise InputError(
-            f"run.name: {c.run.name!r} may hold letters, digits, '.', '_' and '-', and starts with one of the first two"
-        )
-    choices = {
-        "model.dtype": (c.model.dtype, ("float32", "bfloat16")),
-        "rollout.structure": (c.rollout.structure, ("auto", "on", "off")),
-        "mix.mode": (c.mix.mode, ("adaptive", "fixed")),
-        "preference.ratio": (c.preference.ratio, ("behaviour", "one")),
-        "preference.boundary": (c.preference.boundary, ("speech", "text")),
-        "learner.zero_stage": (c.learner.zero_stage, (0, 1, 2, 3)),
-        "rollout.top_p": (c.rollout.top_p, (1.0,)),
-        "rollout.top_k": (c.rollout.top_k, (0,)),
-    }
-    for key, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise InputError(f"{key}: {value!r} is not possible; allowed: {', '.join(map(str, allowed))}")
-    least = {
-        "run.iterations": (c.run.iterations, 1),
-        "run.seed": (c.run.seed, 0),
-        "run.checkpoint_every": (c.run.checkpoint_every, 0),
-        "rollout.workers": (c.rollout.workers, 1),
-        "rollout.prompts": (c.rollout.prompts, 1),
-        "rollout.group_size": (c.rollout.group_size, 2),
-        "rollout.max_tokens": (c.rollout.max_tokens, 1),
-        "rollout.threads": (c.rollout.threads, 1),
-        "rollout.max_sequences": (c.rollout.max_sequences, 1),
-        "rollout.tensor_parallel": (c.rollout.tensor_parallel, 1),
-        "reward.servers": (c.reward.servers, 1),
-        "learner.threads": (c.learner.threads, 1),
-        "learner.warmup": (c.learner.warmup, 0),
-        "evaluation.recordings": (c.evaluation.recordings, 0),
-        "learner.ranks": (c.learner.ranks, 1),
-        "learner.micro_batch_rows": (c.learner.micro_batch_rows, 1),
-        "anchor.rows": (c.anchor.rows, 1),
-    }
-    for key, (value, lowest) in least.items():
-        if value < lowest:
-            raise InputError(f"{key}: {value} is too small; at least {lowest}")
-    ranges = {
-        "rollout.temperature": (c.rollout.temperature, 1e-2, 10.0),
-        "mix.fixed": (c.mix.fixed, 0.0, 1.0),
-        "mix.largest": (c.mix.largest, 0.0, 1.0),
-        "mix.smoothing": (c.mix.smoothing, 0.0, 0.9999),
-        "preference.clip": (c.preference.clip, 0.0, 1.0),
-        "preference.kl_text": (c.preference.kl_text, 0.0, 100.0),
-        "preference.kl_speech": (c.preference.kl_speech, 0.0, 100.0),
-        "learner.learning_rate": (c.learner.learning_rate, 0.0, 1.0),
-        "learner.final_rate": (c.learner.final_rate, 0.0, 1.0),
-        "metrics.port": (c.metrics.port, 0, 65535),
-    }
-    for key, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InputError(f"{key}: {value} is outside [{low:g}, {high:g}]")
-    if c.mix.lowest_score >= c.mix.highest_score:
-        raise InputError(
-            f"mix.lowest_score: {c.mix.lowest_score} must be below mix.highest_score, {c.mix.highest_score}"
-        )
-    if c.anchor.rows < c.learner.ranks:
-        raise InputError(
-            f"anchor.rows: {c.anchor.rows} demonstrations cannot be split over learner.ranks = {c.learner.ranks}; "
-            "every rank needs at least one"
-        )
-    if c.rollout.workers > c.rollout.prompts:
-        raise InputError(
-            f"rollout.workers: {c.rollout.workers} workers cannot share rollout.prompts = {c.rollout.prompts} prompts"
-        )
-    if "path" not in c.reward.codec.arguments:
-        raise InputError("reward.codec.arguments.path: missing; it says where the codec's files are")
-    if not c.reward.raters:
-        raise InputError("reward.raters: no rater; at least one is needed")
-    if not c.reward.total or sum(c.reward.total.values()) <= 0 or min(c.reward.total.values()) < 0:
-        raise InputError(f"reward.total: {dict(c.reward.total)} must give non-negative weights with a positive sum")
-    known = [rater.name for rater in c.reward.raters]
-    for name in c.reward.total:
-        if name not in known:
-            raise InputError(f"reward.total: no rater gives the score {name!r}; raters: {', '.join(known)}")
-    for route in c.preference.routes:
-        if route.score not in ("total", *known):
-            raise InputError(
-                f"preference.routes: no rater gives the score {route.score!r}; allowed: total, {', '.join(known)}"
-            )
-        if route.channel not in SELECTIONS:
-            raise InputError(
-                f"preference.routes: channel {route.channel!r} is not possible; allowed: {', '.join(SELECTIONS)}"
-            )
 
 
 def arithmetic(config: Config) -> list[tuple[str, str]]:

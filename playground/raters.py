@@ -1,4 +1,5 @@
-"""The playground's three raters, each on 1..5: is the answer right, is it said clearly, is it in the caller's manner.
+"""The playground's raters, each on 1..5: is the answer right, is it said clearly, is it in the caller's manner, and is
+the right answer what a listener hears.
 
 None of them invents a number: without speech, or without a voiced sound to measure, the score is Missing. Raters
 of one process share one recogniser and remember the last sound, so several questions about one reply cost one
@@ -65,8 +66,7 @@ class Answer:
     version = "playground-answer-1"
 
     def rate(self, spoken: SpokenReply) -> Score:
-        right = task.said_answer(spoken.text) == spoken.prompt.facts["answer"]
-        return HIGHEST if right else LOWEST
+        return HIGHEST if _answers(spoken.text, spoken) else LOWEST
 
 
 class Heard:
@@ -87,8 +87,7 @@ class Heard:
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
         """What was heard, and whether the right answer was in it: "spoken_right" is "yes" or "no"."""
         heard = self.hear(spoken)
-        right = task.said_answer(heard) == spoken.prompt.facts["answer"]
-        return {"heard": heard, "spoken_right": "yes" if right else "no"}
+        return {"heard": heard, "spoken_right": "yes" if _answers(heard, spoken) else "no"}
 
 
 class Manner:
@@ -122,6 +121,11 @@ class Manner:
         return {"pitch": f"{measured[0]:.1f}", "tempo": f"{measured[1]:.3f}"}
 
 
+def _answers(words: str, spoken: SpokenReply) -> bool:
+    """Whether these words are a reply with the right answer."""
+    return task.said_answer(words) == spoken.prompt.facts["answer"]
+
+
 def _measure(spoken: SpokenReply) -> tuple[float, float] | Missing:
     """(semitones above 100 Hz, active seconds relative to the sum of LENGTHS)."""
     if spoken.waveform is None:
@@ -148,5 +152,4 @@ class SpokenRight:
     def rate(self, spoken: SpokenReply) -> Score:
         if spoken.waveform is None:
             return NO_SPEECH
-        right = task.said_answer(hearing().hear(spoken.waveform)) == spoken.prompt.facts["answer"]
-        return HIGHEST if right else LOWEST
+        return HIGHEST if _answers(hearing().hear(spoken.waveform), spoken) else LOWEST

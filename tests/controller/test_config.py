@@ -2,7 +2,8 @@
 
 import pytest
 
-from controller.config import arithmetic, read
+from controller.config import arithmetic
+from controller.reading import read
 from speech.errors import InputError
 
 

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.rows import Row
-from learner.step import Objective, Route
 from speech.families import PLAYGROUND
 from speech.records import read_demonstrations
 from speech.vocabulary import Vocabulary
+from tests.learner.examples import OBJECTIVE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -64,21 +64,11 @@ def two_steps(world, rows, ranks: int, stage: int, directory=None):
         temperature=1.0,
         gpu=False,
     )
-    objective = Objective(
-        routes=(Route(channel="text", weight=1.0),),
-        clip=0.2,
-        ratio="behaviour",
-        kl_text=0.1,
-        kl_speech=0.1,
-        boundary="speech",
-        anchor_text=1.0,
-        anchor_speech=1.0,
-    )
     group = LearnerGroup(
         GroupSettings(ranks=ranks, cpus=0.5, gpus=0, start_seconds=200, step_seconds=100),
         settings,
         PLAYGROUND,
-        objective,
+        OBJECTIVE,
     )
     group.start()
     learned = [group.step(rows, 0.4) for _ in range(2)]

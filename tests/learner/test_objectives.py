@@ -1,5 +1,7 @@
 """The losses against the authors' numbers, and the parts against the whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from controller.statistics import advantages
 from learner.objectives import anchor_loss, kl_estimate, policy_loss
 from learner.rows import Row, collate
-from learner.step import Objective, Route, micro_batch_loss
+from learner.step import micro_batch_loss
 from speech.channels import Channel, select
+from tests.learner.examples import OBJECTIVE as PLAIN
 
 BEGIN, END, SPEECH_FIRST = 38, 39, 40
 
@@ -106,16 +109,7 @@ def test_a_reply_without_text_gives_no_preference_gradient():
     assert torch.all(logp.grad == 0)
 
 
-OBJECTIVE = Objective(
-    routes=(Route(channel="text", weight=1.0),),
-    clip=0.2,
-    ratio="behaviour",
-    kl_text=0.1,
-    kl_speech=0.1,
-    boundary="speech",
-    anchor_text=1.0,
-    anchor_speech=0.5,
-)
+OBJECTIVE = replace(PLAIN, anchor_speech=0.5)
 
 
 def some_rows() -> list[Row]:

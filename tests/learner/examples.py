@@ -1,0 +1,14 @@
+"""An objective that tests of the learner share."""
+
+from learner.step import Objective, Route
+
+OBJECTIVE = Objective(
+    routes=(Route(channel="text", weight=1.0),),
+    clip=0.2,
+    ratio="behaviour",
+    kl_text=0.1,
+    kl_speech=0.1,
+    boundary="speech",
+    anchor_text=1.0,
+    anchor_speech=1.0,
+)
