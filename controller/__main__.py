@@ -11,41 +11,82 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "playgroun
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit code 0: done; 2: the input cannot be used, said in one sentence; 1: anything else."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.act(options)
+    except InputError as error:
+        print(f"duet: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "RunFailed":
+            raise
+        print(f"duet: the run failed: {error}", file=sys.stderr)
+        return 1
+    except TimeoutError as error:
+        print(f"duet: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("duet: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Every command with its options, and as `act` what it does. Actions import what they need: help is quick."""
+    from controller import pairs
+    from controller.compare import command as compare
+    from controller.diagnosis import command as diagnosis
+
     parser = argparse.ArgumentParser(prog="duet", description="Reinforcement learning for spoken dialogue models.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="the main job")
     train.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file (default: %(default)s)")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for example run.iterations=3 run.seed=7")
+    train.set_defaults(act=_train)
+
+    mix = commands.add_parser("mix", help="set λ in a running job")
+    mix.add_argument("run", type=Path, help="the run's directory")
+    mix.add_argument("value", metavar="fixed=NUMBER|adaptive", help="taken at the run's next iteration, and recorded")
+    mix.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="deadline (default: %(default)s)")
+    mix.set_defaults(act=_mix)
+
+    for name, module, what in (
+        ("compare", compare, "the paper's arms side by side"),
+        ("diagnose", diagnosis, "gradient geometry, Δlogp, scores and λ of a run"),
+        ("pairs", pairs, "preference pairs from scored replies"),
+    ):
+        command = commands.add_parser(name, help=what, description=module.__doc__)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(command)
+        command.set_defaults(act=module.run)
 
     build = commands.add_parser("playground", help="build the embedded world from nothing")
     build.add_argument("--out", type=Path, default=Path("playground/world"))
     build.add_argument("--seed", type=int, default=0)
+    build.set_defaults(act=_build)
+    return parser
 
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "train":
-            from controller.reading import read
-            from controller.train import RunFailed
-            from controller.train import train as run
 
-            config = read(options.config, options.overrides)
-            try:
-                run(config)
-            except RunFailed as error:
-                print(f"duet: the run failed: {error}", file=sys.stderr)
-                return 1
-        else:
-            from playground.build import build as build_world
+def _train(options: argparse.Namespace) -> None:
+    from controller.reading import read
+    from controller.train import train
 
-            build_world(options.out, options.seed)
-    except InputError as error:
-        print(f"duet: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("duet: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    train(read(options.config, options.overrides))
+
+
+def _mix(options: argparse.Namespace) -> None:
+    from controller.requests import ask, mix_value
+
+    value = mix_value(options.value)
+    taken = ask(options.run, "mix", value, seconds=options.wait, say=print)
+    print(f"taken: λ is {options.value} from iteration {taken} on")
+
+
+def _build(options: argparse.Namespace) -> None:
+    from playground.build import build
+
+    build(options.out, options.seed)
 
 
 if __name__ == "__main__":

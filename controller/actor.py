@@ -14,12 +14,13 @@ from controller import assembly
 from controller.config import Config, arithmetic
 from controller.evaluation import paired_errors, summarise
 from controller.iteration import PHASES, Iteration
-from controller.loop import Loop
+from controller.loop import Done, Loop
 from controller.metrics import Metrics
 from controller.progress import Progress
-from controller.records import Records, ScoredReply, read_iterations
+from controller.records import Records, read_iterations
+from controller.replies import Provenance, ScoredReply
+from controller.requests import Inbox
 from controller.statistics import Judged
-from reward.rater import Missing, Scorecard
 from speech.records import Group
 
 HEADLINE = "held_out"
@@ -42,6 +43,7 @@ class Controller:
         self._metrics = Metrics(config.metrics.host, config.metrics.port)
         self._metrics.start()
         self._records = Records.create(directory, config.yaml())
+        self._inbox = Inbox.open(directory)
         self._loop: Loop | None = None
 
     @property
@@ -92,18 +94,18 @@ class Controller:
         loop.start()
         records.add_event("ready", seconds=time.perf_counter() - started)
         self._at("evaluating on held-out questions, before")
-        before = self._evaluate("before")
+        before = self._evaluate("before", 0)
         self._at("iteration")
         for number in range(1, config.run.iterations + 1):
-            iteration, judged = loop.iterate(number)
-            self._record(iteration, judged)
+            self._obey(number)
+            self._record(loop.iterate(number))
             last = self._stopping or number == config.run.iterations
             if last or (config.run.checkpoint_every and number % config.run.checkpoint_every == 0):
                 self._checkpoint(number)
             if last:
                 break
         self._at("evaluating on held-out questions, after")
-        after = self._evaluate("after")
+        after = self._evaluate("after", number)
         self._at("drawing the plots")
         summary = self._summary(before, after, time.perf_counter() - started)
         records.write_summary(summary)
@@ -119,24 +121,45 @@ class Controller:
         with self._lock:
             self._stage = stage
 
-    def _record(self, iteration: Iteration, judged: list[list[Judged]]) -> None:
+    def _obey(self, number: int) -> None:
+        """Takes what was asked of the run since the last iteration, and writes down that it did."""
+        for request in self._inbox.take():
+            if request.kind == "mix":
+                self._members.mix.override(request.value)
+                self._records.add_event("mix", id=request.id, value=request.value, iteration=number)
+                with self._lock:
+                    self._notes.append(f"λ from outside, from iteration {number} on: {request.value}")
+
+    def _record(self, done: Done) -> None:
+        number = done.iteration.iteration
         rows = [
-            ScoredReply(
-                reply=j.reply,
-                text=j.card.details["text"],
-                scorecard=j.card,
-                total=None if isinstance(j.total, Missing) else j.total,
-                advantage=j.advantages[0] if j.advantages else None,
-            )
-            for replies in judged
-            for j in replies
+            self._row(j, use)
+            for replies, uses in zip(done.judged, done.uses, strict=True)
+            for j, use in zip(replies, uses, strict=True)
         ]
-        self._records.add_replies(iteration.iteration, rows, self._members.rater_versions)
-        self._records.add_iteration(iteration)
+        rows += [self._row(j, "compared") for j in done.examples]
+        self._records.add_replies(number, rows, self._provenance())
+        self._records.add_iteration(done.iteration)
         version = self._members.learner.version
-        self._metrics.observe(iteration, dict.fromkeys(self._members.rollout.names, version))
+        self._metrics.observe(done.iteration, dict.fromkeys(self._members.rollout.names, version))
         with self._lock:
-            self._done.append(iteration)
+            self._done.append(done.iteration)
+
+    def _row(self, judged: Judged, use: str | None) -> ScoredReply:
+        return ScoredReply(judged=judged, routes=[r.label for r in self._config.preference.routes], use=use)
+
+    def _provenance(self) -> Provenance:
+        r = self._config.rollout
+        return Provenance(
+            raters=self._members.rater_versions,
+            sampling={
+                "temperature": f"{r.temperature:g}",
+                "top_p": f"{r.top_p:g}",
+                "top_k": str(r.top_k),
+                "max_tokens": str(r.max_tokens),
+                "structure": "on" if assembly.constrained(self._config, self._inputs.family) else "off",
+            },
+        )
 
     def _checkpoint(self, iteration: int) -> None:
         """The learner's state, and beside it the controller's: λ, and how far the data has been dealt out."""
@@ -147,15 +170,17 @@ class Controller:
         )
         self._records.add_event("checkpoint", iteration=iteration)
 
-    def _evaluate(self, when: str) -> dict[str, list[Scorecard]]:
-        """Scorecards by evaluation set. Writes recordings of the headline set."""
-        cards = {}
+    def _evaluate(self, when: str, iteration: int) -> dict[str, list[Judged]]:
+        """Judged replies by evaluation set. Writes them, and recordings of the headline set."""
+        judged = {}
         for place, (name, prompts) in enumerate(self._inputs.held_out.items()):
-            groups, cards[name] = self._members.evaluate(prompts, place)
+            groups, judged[name] = self._members.evaluate(prompts, place)
+            rows = [self._row(j, None) for j in judged[name]]
+            self._records.add_evaluation(when, name, iteration, rows, self._provenance())
             if name == HEADLINE:
                 self._write_recordings(groups, when)
                 self._measure_signal(groups, when)
-        return cards
+        return judged
 
     def _write_recordings(self, groups: list[Group], when: str) -> None:
         for group in groups[: self._config.evaluation.recordings]:
@@ -220,7 +245,11 @@ class Controller:
         plot_lambda(table, self._directory / "lambda.png")
         headline = summary.get(HEADLINE, {})
         plot_scores(
-            table, self._directory / "scores.png", {w: headline[w] for w in ("before", "after") if w in headline}
+            table,
+            self._directory / "scores.png",
+            {when: headline[when] for when in ("before", "after") if when in headline},
+            [rater.name for rater in self._config.reward.raters],
+            (self._config.mix.lowest_score, self._config.mix.highest_score),
         )
 
 

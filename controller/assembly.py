@@ -5,16 +5,18 @@ from pathlib import Path
 
 from controller.config import Config, Named
 from controller.mix import MixRatio, MixSettings
-from controller.statistics import RouteSettings
+from controller.preference import PairedReplies, PolicyGradient, Preference, Structure
+from controller.statistics import Scoring
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
-from learner.step import Objective, Route
+from learner.step import Objective, PairLoss, Route
 from reward.server import Part, RewardPool, ServerSettings, load
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
 from speech.errors import InputError
 from speech.families import Family, family
-from speech.records import Demonstration, Prompt, read_demonstrations, read_prompts
+from speech.interleave import check, kind_table
+from speech.records import Demonstration, Pair, Prompt, read_demonstrations, read_pairs, read_prompts
 from speech.vocabulary import Vocabulary
 
 
@@ -27,6 +29,8 @@ class Inputs:
     prompts: list[Prompt]
     demonstrations: list[Demonstration]
     held_out: dict[str, list[Prompt]]
+    pairs: list[Pair]
+    """From `preference.pairs.file`; empty when replies are sampled."""
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -39,20 +43,45 @@ def read_inputs(config: Config) -> Inputs:
         prompts=read_prompts(Path(config.data.prompts), vocabulary),
         demonstrations=read_demonstrations(Path(config.data.demonstrations), vocabulary),
         held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
+        pairs=read_pairs(Path(config.preference.pairs.file), vocabulary) if config.preference.pairs.file else [],
     )
     _check_reward(config, vocabulary)
+    _check_replies(config, inputs)
     longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
     if longest + config.rollout.max_tokens > config.model.max_length:
         raise InputError(
             f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
             f"rollout.max_tokens = {config.rollout.max_tokens}"
         )
-    if len(inputs.prompts) < config.rollout.prompts:
+    source = config.preference.pairs.file or config.data.prompts
+    if len(inputs.pairs or inputs.prompts) < config.rollout.prompts:
         raise InputError(
-            f"rollout.prompts: {config.rollout.prompts} an iteration, but {config.data.prompts} has only "
-            f"{len(inputs.prompts)}"
+            f"rollout.prompts: {config.rollout.prompts} an iteration, but {source} has only "
+            f"{len(inputs.pairs or inputs.prompts)}"
         )
     return inputs
+
+
+def _check_replies(config: Config, inputs: Inputs) -> None:
+    """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
+    held_to = structure(config, inputs.family, inputs.vocabulary)
+    places = [(config.data.demonstrations, "reply_ids", d.prompt_ids, d.reply_ids) for d in inputs.demonstrations]
+    for pair in inputs.pairs:
+        for field, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
+            places.append((config.preference.pairs.file, field, pair.prompt_ids, ids))
+    seen: dict[str, int] = {}
+    for file, field, prompt_ids, ids in places:
+        row = seen[file + field] = seen.get(file + field, 0) + 1
+        if len(prompt_ids) + len(ids) > config.model.max_length:
+            raise InputError(
+                f"{file} row {row}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than "
+                f"model.max_length = {config.model.max_length}"
+            )
+        defect = check(ids, *held_to) if held_to else None
+        if defect is not None:
+            raise InputError(
+                f"{file} row {row}: {field} does not follow the structure of family {inputs.family.name}: {defect}"
+            )
 
 
 def _check_reward(config: Config, vocabulary: Vocabulary) -> None:
@@ -81,12 +110,40 @@ def constrained(config: Config, chosen: Family) -> bool:
     return config.rollout.structure == "on" or (config.rollout.structure == "auto" and not chosen.follows_pattern)
 
 
+def structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
+    """What sampling is held to: the family's pattern and the kinds of all ids; None when it is free."""
+    return (chosen.interleave, kind_table(vocabulary)) if constrained(config, chosen) else None
+
+
 def sampling(config: Config) -> SamplingSettings:
     return SamplingSettings(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
 
 
-def routes(config: Config) -> list[RouteSettings]:
-    return [RouteSettings(score=r.score, channel=r.channel, weight=r.weight) for r in config.preference.routes]
+def scoring(config: Config) -> Scoring:
+    return Scoring(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
+
+
+def preference(config: Config, inputs: Inputs) -> Preference:
+    """What makes the preference part of a batch: policy gradient or pairs."""
+    p, held_to = config.preference, structure(config, inputs.family, inputs.vocabulary)
+    if p.objective == "grpo":
+        return PolicyGradient(
+            routes=p.routes,
+            boundary=p.boundary,
+            average=p.average,
+            constant=p.constant or config.rollout.max_tokens,
+            structure=held_to,
+        )
+    by_prompt = {d.prompt_id: d for d in inputs.demonstrations} if p.pairs.chosen == "demonstration" else None
+    return PairedReplies(
+        score=p.pairs.score,
+        ties=p.pairs.ties,
+        margin=p.pairs.margin,
+        structure=held_to,
+        demonstrations=by_prompt,
+        vocabulary=inputs.vocabulary,
+        recorded=bool(inputs.pairs),
+    )
 
 
 def mix_ratio(config: Config) -> MixRatio:
@@ -95,12 +152,15 @@ def mix_ratio(config: Config) -> MixRatio:
         MixSettings(
             mode=m.mode,
             fixed=m.fixed,
+            switch=m.switch,
             largest=m.largest,
             slope=m.slope,
             threshold=m.threshold,
             lowest_score=m.lowest_score,
             highest_score=m.highest_score,
             smoothing=m.smoothing,
+            first=m.first,
+            per_group=m.per_group,
         )
     )
 
@@ -153,9 +213,12 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
     objective = Objective(
         routes=tuple(Route(channel=r.channel, weight=r.weight) for r in p.routes),
         clip=p.clip,
+        clip_high=p.clip if p.clip_high is None else p.clip_high,
         ratio=p.ratio,
+        cap=p.importance_cap,
         kl_text=p.kl_text if p.routes else 0.0,
         kl_speech=p.kl_speech if p.routes else 0.0,
+        pairs=PairLoss(channel=p.pairs.channel, beta=p.pairs.beta) if p.objective == "dpo" else None,
         boundary=p.boundary,
         anchor_text=a.weight_text,
         anchor_speech=a.weight_speech,

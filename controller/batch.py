@@ -1,4 +1,4 @@
-"""From judged replies and demonstrations to the learner's rows, and from a step to its record. Pure."""
+"""The anchor's part of a batch, and from a step to its record. Pure."""
 
 from collections.abc import Sequence
 
@@ -9,38 +9,9 @@ from controller.mix import MixReading
 from controller.statistics import Judged, mean_scores, missing_reasons
 from learner.group import Learned
 from learner.rows import Row
-from reward.rater import Missing
 from rollout.worker import SyncReport
-from speech.channels import Channel
-from speech.interleave import Interleave, allowed_sets
-from speech.records import Demonstration, Finish, Group
+from speech.records import Demonstration, Finish
 from speech.vocabulary import Vocabulary
-
-
-def preference_rows(
-    groups: Sequence[Group],
-    judged: Sequence[Sequence[Judged]],
-    structure: tuple[Interleave, np.ndarray] | None,
-) -> list[Row]:
-    """A row for each reply with advantages, weighted to the mean over groups of the mean over replies.
-
-    structure: the pattern and the kinds of all ids when sampling was held to them, else None.
-    """
-    contributing = [(g, [j for j in replies if j.advantages]) for g, replies in zip(groups, judged, strict=True)]
-    contributing = [(group, replies) for group, replies in contributing if replies]
-    return [
-        Row(
-            prompt_ids=group.prompt.token_ids,
-            reply_ids=j.reply.token_ids,
-            channels=j.reply.channels,
-            weight=1.0 / (len(contributing) * len(replies)),
-            allowed=allowed_sets(j.reply.token_ids, *structure) if structure else None,
-            behaviour=j.reply.logps,
-            advantages=j.advantages or (),
-        )
-        for group, replies in contributing
-        for j in replies
-    ]
 
 
 def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary) -> list[Row]:
@@ -50,7 +21,7 @@ def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary)
             prompt_ids=d.prompt_ids,
             reply_ids=d.reply_ids,
             channels=vocabulary.channels(d.reply_ids),
-            weight=1.0 / len(demonstrations),
+            anchor_weight=1.0 / len(demonstrations),
         )
         for d in demonstrations
     ]
@@ -61,23 +32,24 @@ def describe(
     version: int,
     mix: MixReading,
     judged: Sequence[Sequence[Judged]],
+    uses: Sequence[Sequence[str | None]],
+    demonstrations: Sequence[Demonstration],
     learned: Learned,
     syncs: dict[str, SyncReport],
     sync_bytes: int,
     seconds: dict[str, float],
 ) -> Iteration:
-    """The record of an iteration. version: of the weights that sampled it."""
+    """The record of an iteration. version: of the weights that sampled it. uses: what each reply served as."""
     flat = [j for replies in judged for j in replies]
-    cards = [j.card for j in flat]
-    totals = [j.total for j in flat if not isinstance(j.total, Missing)]
     tally = learned.tally
     preference, anchor = tally.total("loss_preference"), tally.total("loss_anchor")
-    dropped = sum(j.advantages is None for j in flat)
+    dropped = sum(use is None for replies in uses for use in replies)
     return Iteration(
         iteration=number,
         weight_version=version,
         mix=mix.mix,
         mix_raw=mix.raw,
+        mix_overridden=int(mix.overridden),
         gate_quality=mix.gate_quality,
         gate_information=mix.gate_information,
         loss=(1.0 - mix.mix) * (anchor or 0.0) + mix.mix * (preference or 0.0),
@@ -93,16 +65,20 @@ def describe(
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
         learning_rate=learned.learning_rate,
-        scores=mean_scores(cards) | {"total": float(np.mean(totals)) if totals else None},
-        missing=missing_reasons(cards),
+        pairs=sum(use == "rejected" for replies in uses for use in replies),
+        pair_accuracy=tally.mean("pair_accuracy"),
+        pair_margin=tally.mean("pair_margin"),
+        scores=mean_scores(flat),
+        missing=missing_reasons(flat),
         replies=len(flat),
         replies_dropped=dropped,
-        groups_dropped=sum(all(j.advantages is None for j in replies) for replies in judged),
+        groups_dropped=sum(not any(replies) for replies in uses),
         replies_truncated=sum(j.reply.finish == Finish.LENGTH for j in flat),
         replies_malformed=sum(j.reply.finish == Finish.STOP and j.reply.defect is not None for j in flat),
-        tokens_text=sum(j.reply.count(Channel.TEXT) for j in flat),
-        tokens_speech=sum(j.reply.count(Channel.SPEECH) for j in flat),
-        reply_seconds=sum(card.seconds for card in cards),
+        tokens_text=sum(j.reply.count("text") for j in flat),
+        tokens_speech=sum(j.reply.count("speech") for j in flat),
+        reply_seconds=sum(j.card.seconds for j in flat),
         seconds=seconds | {"total": sum(seconds.values())},
         sync_bytes=sync_bytes,
+        demonstrations=[d.prompt_id for d in demonstrations],
     )

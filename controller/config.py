@@ -100,7 +100,12 @@ class Reward:
     """Its `arguments.path` is where its files are."""
     raters: list[NamedRater] = field(default_factory=list)
     total: dict[str, float] = field(default_factory=dict)
-    """Weight of each rater in the total score, a weighted mean."""
+    """Weight of each rater in the total score, which λ is measured from."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Further combined scores by name, each a weight by rater."""
+    combine: str = "sum"
+    """How raters combine to a score, on their own scale: sum (weighted mean) or harmonic (weighted harmonic mean, which
+    a single bad score pulls down; scores must be positive)."""
     signal: str = ""
     """module:function that measures signal quality of a waveform, for a few replies at each evaluation; empty: none."""
     start_seconds: float = 300.0
@@ -110,9 +115,11 @@ class Reward:
 @dataclass
 class Mix:
     mode: str = "adaptive"
-    """adaptive or fixed."""
+    """adaptive, fixed, or two_stage (anchor alone, then `fixed`)."""
     fixed: float = 0.5
-    """λ in mode fixed."""
+    """λ in mode fixed, and in two_stage after the switch."""
+    switch: int = 0
+    """Iterations of anchor alone in mode two_stage."""
     largest: float = 0.8
     """λ_max: at least 1 − λ_max of the anchor always stays."""
     slope: float = 5.0
@@ -124,30 +131,58 @@ class Mix:
     """The scale of the scores; decides the largest possible variance."""
     smoothing: float = 0.9
     """α of the moving average; 0 switches it off."""
+    first: float | None = None
+    """λ before the first iteration, for the moving average to start from; none: the first measured value."""
+    per_group: bool = False
+    """Weights each group's preference by that group's own λ; the anchor's share stays 1 − their mean."""
 
 
 @dataclass
-class Route:
-    score: str = "total"
-    """total, or a rater's name."""
+class Pairs:
     channel: str = "text"
-    """text, speech or all: the tokens that this score trains."""
-    weight: float = 1.0
+    """text, speech or all: the tokens whose log-probabilities are compared."""
+    beta: float = 0.2
+    """β of the loss."""
+    score: str = "total"
+    """The score that decides which reply is the better."""
+    ties: list[str] = field(default_factory=list)
+    """Scores that decide among equals, in this order."""
+    margin: float = 0.5
+    """A pair whose scores are nearer than this is not used."""
+    chosen: str = "sample"
+    """What the worst sample is compared with: sample (the best one) or demonstration (that of the prompt, rated too)."""
+    file: str = ""
+    """Parquet or JSONL of pairs made before (`duet pairs`); empty: pairs are made of each iteration's samples."""
 
 
 @dataclass
 class Preference:
-    routes: list[Route] = field(default_factory=lambda: [Route()])
-    """An empty list trains on the anchor only."""
+    objective: str = "grpo"
+    """grpo (policy gradient by routes) or dpo (pairs)."""
+    routes: Any = "wavalign"
+    """wavalign, full, alpo, anchor_only, or a table such as [{score: total, channel: text, weight: 1.0}]."""
+    advantage: str = "grpo"
+    """grpo (by the group's mean and deviation), dr_grpo (by its mean), or rloo (by the mean of the others)."""
+    average: str = "reply"
+    """reply (mean over a reply's tokens, replies, groups), token (mean over all tokens), or constant (sum over tokens /
+    `constant`, mean over replies)."""
+    constant: int = 0
+    """Tokens that average constant divides by; 0: rollout.max_tokens."""
     clip: float = 0.2
     """ε of the clipped ratio."""
-    ratio: str = "behaviour"
-    """behaviour (importance ratio against the sampler) or one (as in the authors' released code)."""
+    clip_high: float | None = None
+    """ε above 1; none: as `clip`."""
+    ratio: str = "truncated"
+    """truncated (against the learner before the step, times a bounded importance weight against the sampler), behaviour
+    (against the sampler), or one (as in the authors' released code)."""
+    importance_cap: float = 2.0
+    """Largest importance weight of a token."""
     kl_text: float = 0.01
     """β of the KL to the start model on text tokens."""
     kl_speech: float = 0.01
     boundary: str = "speech"
     """Channel that begin- and end-of-speech tokens train with."""
+    pairs: Pairs = field(default_factory=Pairs)
 
 
 @dataclass

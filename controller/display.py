@@ -37,11 +37,17 @@ class Display:
     """Shows `Progress` as it comes. A context manager, so that the terminal is left as it was found."""
 
     def __init__(
-        self, run_name: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        run_name: str,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        scores: Sequence[str] = (),
     ) -> None:
+        """scores: those to show beside the total; none: all that there are."""
         self.console = console or Console(highlight=False)
         self._name = run_name
         self._clock = clock
+        self._shown = {"total", *scores}
         self._start = clock()
         self._done: list[Iteration] = []
         self._progress = Progress(stage="", iterations_total=0)
@@ -228,7 +234,7 @@ class Display:
         return left * median(i.seconds["total"] for i in self._done[-RECENT:]) if self._done and left > 0 else None
 
     def _raters(self) -> list[str]:
-        names = self._done[-1].scores
+        names = [name for name in self._done[-1].scores if len(self._shown) == 1 or name in self._shown]
         return [*(name for name in names if name == "total"), *(name for name in names if name != "total")]
 
     def _score(self, name: str) -> tuple[float | None, float | None]:

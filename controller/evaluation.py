@@ -1,48 +1,49 @@
-"""Held-out evaluation as pure functions of scorecards: the same prompts before and after, one reply each."""
+"""Held-out evaluation as pure functions of judged replies: the same prompts before and after, one reply each."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from reward.rater import Missing, Scorecard
+from controller.statistics import Judged
+from reward.rater import Missing
 
 SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right": "spoken_right"}
 """Measures that are the share of replies with a rater's highest score, by the rater's name."""
 
 
-def _values(cards: Sequence[Scorecard], highest: float) -> dict[str, list[float | None]]:
+def _values(judged: Sequence[Judged], highest: float) -> dict[str, list[float | None]]:
     """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
 
     A reply that could not be rated (truncated, malformed, no sound) has no mean to join, but it is not right either: it
     counts as 0 in a share. Where the rater failed nothing is known, and the prompt is left out.
     """
-    raters = list(dict.fromkeys(name for card in cards for name in card.scores))
+    names = list(dict.fromkeys(name for j in judged for name in j.scores))
     values: dict[str, list[float | None]] = {
-        name: [card.number(name) for card in cards] for name in raters if name not in SHARES
+        name: [j.number(name) for j in judged] for name in names if name not in SHARES
     }
     for measure, rater in SHARES.items():
-        if rater in raters:
-            values[measure] = [None if _failed(card, rater) else float(card.number(rater) == highest) for card in cards]
+        if rater in names:
+            values[measure] = [None if _failed(j, rater) else float(j.number(rater) == highest) for j in judged]
     return values
 
 
-def _failed(card: Scorecard, rater: str) -> bool:
-    score = card.scores[rater]
+def _failed(judged: Judged, rater: str) -> bool:
+    score = judged.scores[rater]
     return isinstance(score, Missing) and score.fault == "rater"
 
 
-def summarise(cards: Sequence[Scorecard], highest: float) -> dict[str, float | int | None]:
+def summarise(judged: Sequence[Judged], highest: float) -> dict[str, float | int | None]:
     """Means by measure over the prompts, with `prompts` and `missing` (replies with a missing score)."""
     summary: dict[str, float | int | None] = {}
-    for measure, values in _values(cards, highest).items():
+    for measure, values in _values(judged, highest).items():
         present = [v for v in values if v is not None]
         summary[measure] = float(np.mean(present)) if present else None
-    summary["prompts"] = len(cards)
-    summary["missing"] = sum(any(card.number(name) is None for name in card.scores) for card in cards)
+    summary["prompts"] = len(judged)
+    summary["missing"] = sum(any(j.number(name) is None for name in j.scores) for j in judged)
     return summary
 
 
-def paired_errors(before: Sequence[Scorecard], after: Sequence[Scorecard], highest: float) -> dict[str, float]:
+def paired_errors(before: Sequence[Judged], after: Sequence[Judged], highest: float) -> dict[str, float]:
     """Standard error of after − before by measure, paired over the prompts that have both."""
     errors = {}
     first, second = _values(before, highest), _values(after, highest)

@@ -18,6 +18,8 @@ class Iteration:
     """λ used for this iteration's step (column `lambda`)."""
     mix_raw: float | None
     """λ before smoothing, mean over groups (column `lambda_raw`)."""
+    mix_overridden: int
+    """1 while λ, or its mode, is set from outside (`duet mix`)."""
     gate_quality: float | None
     """Mean over groups of g = sigmoid(k (max R − threshold))."""
     gate_information: float | None
@@ -38,17 +40,23 @@ class Iteration:
     probe_gap: float
     """Largest such difference on the probe after the weight sync, over all workers."""
     clip_fraction: float | None
-    """Share of preference tokens where the clipped ratio was the smaller."""
+    """Share of preference tokens where a bound was in force: the clipped ratio, or the largest importance weight."""
+    pairs: int
+    """Pairs of the step, with objective dpo."""
+    pair_accuracy: float | None
+    """Share of pairs that the policy, relative to the start model, has in the right order."""
+    pair_margin: float | None
+    """Mean by how much, nats."""
     gradient_norm: float
     learning_rate: float
     scores: dict[str, float | None]
-    """Mean by rater, `total` included (columns `score_NAME`)."""
+    """Mean by rater and by combined score, `total` the last (columns `score_NAME`)."""
     missing: dict[str, int]
     """Missing scores by reason."""
     replies: int
     replies_dropped: int
-    """Replies that gave no preference gradient: malformed, truncated, unscored, or in a group with fewer than two
-    scores."""
+    """Replies that gave no preference gradient: malformed, truncated, unscored, without a token to train, in a group
+    with fewer than two scores, or in no pair."""
     groups_dropped: int
     replies_truncated: int
     replies_malformed: int
@@ -59,6 +67,8 @@ class Iteration:
     seconds: dict[str, float]
     """Wall seconds by phase (columns `seconds_PHASE`), `total` included."""
     sync_bytes: int
+    demonstrations: list[str]
+    """Prompts of the demonstrations that the anchor trained on."""
 
     def row(self) -> dict[str, object]:
         """Flat columns under the names of the file contract; `missing` becomes one count."""

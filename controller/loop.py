@@ -3,24 +3,37 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from controller import assembly
-from controller.batch import anchor_rows, describe, preference_rows
+from controller.batch import anchor_rows, describe
 from controller.config import Config
 from controller.iteration import Iteration
 from controller.ledger import Ledger, draw_seeds
+from controller.recorded import recorded_group
 from controller.statistics import Judged, group_scores, judge
 from reward.rater import Scorecard
 from rollout.worker import Probe, SyncReport
-from speech.interleave import kind_table
 from speech.records import Group, Prompt
 
 PROMPTS, DEMONSTRATIONS, EVALUATION = range(3)
 """Streams of random numbers within a run."""
 PROBES = 4
 """Demonstrations whose log-probabilities are compared between learner and workers after every sync."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """An iteration, for the records."""
+
+    iteration: Iteration
+    judged: list[list[Judged]]
+    uses: list[list[str | None]]
+    """What each reply served as."""
+    examples: list[Judged]
+    """Demonstrations that were rated to be compared with."""
 
 
 class Loop:
@@ -32,14 +45,13 @@ class Loop:
         self.rollout = assembly.rollout_pool(config, inputs.family)
         self.reward = assembly.reward_pool(config, inputs.family)
         self.mix = assembly.mix_ratio(config)
-        self.prompts = Ledger(len(inputs.prompts), config.run.seed, PROMPTS)
+        self.preference = assembly.preference(config, inputs)
+        self.prompts = Ledger(len(inputs.pairs or inputs.prompts), config.run.seed, PROMPTS)
         self.demonstrations = Ledger(len(inputs.demonstrations), config.run.seed, DEMONSTRATIONS)
         self.rater_versions: dict[str, str] = {}
         self.phase = ""
         self.seconds: dict[str, float] = {}
         self._probe = [np.concatenate([d.prompt_ids, d.reply_ids]) for d in inputs.demonstrations[:PROBES]]
-        pattern, kinds = inputs.family.interleave, kind_table(inputs.vocabulary)
-        self._structure = (pattern, kinds) if assembly.constrained(config, inputs.family) else None
 
     def start(self) -> None:
         """Everybody up, and every worker with the learner's weights."""
@@ -48,35 +60,53 @@ class Loop:
         self.rollout.start(self.inputs.prompts[:1], self.config.rollout.group_size, assembly.sampling(self.config))
         self.sync(None)
 
-    def iterate(self, number: int) -> tuple[Iteration, list[list[Judged]]]:
+    def iterate(self, number: int) -> Done:
         """One iteration: sample, score, measure λ, take a step, pass on the weights."""
         config, inputs = self.config, self.inputs
         self.seconds = {}
-        prompts = [inputs.prompts[index] for index in self.prompts.take(config.rollout.prompts)]
-        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.rows)]
         version = self.learner.version
+        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.rows)]
 
         with self._timed("rollout"):
-            groups = self.sample(prompts, draw_seeds(config.run.seed, PROMPTS, number, len(prompts)))
+            groups, cards = self.replies(number)
         with self._timed("reward"):
-            cards = self.reward.score(groups)
+            judged = self.judge(groups, cards)
+            compared = self.preference.examples([group.prompt for group in groups])
+            examples = [replies[0] for replies in self.judge(compared)]
         with self._timed("learn"):
-            judged = [
-                judge(group, card, config.reward.total, assembly.routes(config))
-                for group, card in zip(groups, cards, strict=True)
-            ]
             mix = self.mix.update([group_scores(replies) for replies in judged])
-            rows = preference_rows(groups, judged, self._structure) + anchor_rows(demonstrations, inputs.vocabulary)
-            learned = self.learner.step(rows, mix.mix)
+            batch = self.preference.batch(groups, judged, {j.reply.prompt_id: j for j in examples}, mix.shares)
+            learned = self.learner.step([*batch.items, *anchor_rows(demonstrations, inputs.vocabulary)], mix.mix)
         with self._timed("sync"):
             syncs, size = self.sync(mix.mix)
 
-        return describe(number, version, mix, judged, learned, syncs, size, self.seconds), judged
+        iteration = describe(
+            number, version, mix, judged, batch.uses, demonstrations, learned, syncs, size, self.seconds
+        )
+        return Done(iteration=iteration, judged=judged, uses=batch.uses, examples=examples)
+
+    def replies(self, number: int) -> tuple[list[Group], list[list[Scorecard]] | None]:
+        """This iteration's groups: sampled, and not rated yet; or pairs from a file, with the scores they came with."""
+        indices = self.prompts.take(self.config.rollout.prompts)
+        if self.inputs.pairs:
+            groups, cards = zip(
+                *(recorded_group(self.inputs.pairs[i], self.inputs.vocabulary) for i in indices), strict=True
+            )
+            return list(groups), list(cards)
+        prompts = [self.inputs.prompts[index] for index in indices]
+        return self.sample(prompts, draw_seeds(self.config.run.seed, PROMPTS, number, len(prompts))), None
 
     def sample(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> list[Group]:
         """A group for each prompt under the newest weights."""
         size = group_size or self.config.rollout.group_size
         return self.rollout.sample(prompts, size, assembly.sampling(self.config), seeds)
+
+    def judge(self, groups: list[Group], cards: list[list[Scorecard]] | None = None) -> list[list[Judged]]:
+        """Replies with scores and advantages. cards: None asks the raters."""
+        cards = self.reward.score(groups) if cards is None else cards
+        scoring, routes = assembly.scoring(self.config), self.config.preference.routes
+        kind = self.config.preference.advantage
+        return [judge(group, card, scoring, routes, kind) for group, card in zip(groups, cards, strict=True)]
 
     def sync(self, mix: float | None) -> tuple[dict[str, SyncReport], int]:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
@@ -84,16 +114,16 @@ class Loop:
         probe = Probe(sequences=self._probe, logps=published.probe_logps)
         return self.rollout.update(published.path, published.version, mix, probe), published.size
 
-    def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Scorecard]]:
-        """One reply to each prompt, scored. The draws depend on `number`, the place of the evaluation set, alone."""
+    def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Judged]]:
+        """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
         seeds = draw_seeds(self.config.run.seed, EVALUATION, number, len(prompts))
         groups = self.sample(prompts, seeds, group_size=1)
-        return groups, [cards[0] for cards in self.reward.score(groups)]
+        return groups, [replies[0] for replies in self.judge(groups)]
 
-    def state(self) -> dict[str, float | int | None]:
+    def state(self) -> dict[str, object]:
         """What the controller itself must remember to go on from here."""
         return {
-            "mix": self.mix.state,
+            "mix": vars(self.mix.state),
             "weight_version": self.learner.version,
             "prompts": self.prompts.position,
             "demonstrations": self.demonstrations.position,

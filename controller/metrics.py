@@ -79,6 +79,10 @@ METRICS = (
         lambda o: o.iteration.mix_raw,
     ),
     Metric(
+        "duet_mix_overridden", "gauge", "", "", "1 while λ or its mode is set from outside (duet mix), else 0.",
+        lambda o: o.iteration.mix_overridden,
+    ),
+    Metric(
         "duet_mix_gate", "gauge", "gate", "",
         "The two gates of λ, means over groups: quality of the best reply, information in the spread of scores.",
         lambda o: {"quality": o.iteration.gate_quality, "information": o.iteration.gate_information},
@@ -112,8 +116,15 @@ METRICS = (
         lambda o: o.iteration.probe_gap,
     ),
     Metric(
-        "duet_clipped_tokens_ratio", "gauge", "", "ratio", "Share of preference tokens whose ratio was clipped.",
+        "duet_clipped_tokens_ratio", "gauge", "", "ratio", "Share of preference tokens with a clipped ratio or weight.",
         lambda o: o.iteration.clip_fraction,
+    ),
+    Metric(
+        "duet_pairs_total", "counter", "", "pairs", "Preference pairs trained on.", lambda o: o.iteration.pairs,
+    ),
+    Metric(
+        "duet_pair_accuracy_ratio", "gauge", "", "ratio",
+        "Share of pairs in the right order, relative to the start model.", lambda o: o.iteration.pair_accuracy,
     ),
     Metric(
         "duet_gradient_norm", "gauge", "", "", "Norm of the gradient, before clipping.",

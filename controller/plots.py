@@ -1,6 +1,7 @@
 """Two pictures of a run: λ with its gates, and the scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 
 INK, BLUE, ORANGE, GREEN, PINK = "#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 """From the palette of Okabe and Ito, told apart with any colour vision."""
-COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00")
+COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#F0E442", "#999999")
 WINDOW = 5
 """Iterations of the moving average."""
 
@@ -33,15 +34,20 @@ def plot_lambda(table: pa.Table, path: Path) -> None:
     _finish(figure, (above, below), path)
 
 
-def plot_scores(table: pa.Table, path: Path, evaluations: Mapping[str, Mapping[str, float | None]]) -> None:
+def plot_scores(
+    table: pa.Table,
+    path: Path,
+    evaluations: Mapping[str, Mapping[str, float | None]],
+    names: Sequence[str],
+    scale: tuple[float, float],
+) -> None:
     """Mean score by rater over iterations, points and moving average.
 
-    evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
+    names: the scores to draw. scale: lowest and highest score. evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
     """
     x = _column(table, "iteration")
     figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
-    names = [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
-    for name, colour in zip([n for n in names if n != "total"], COLOURS, strict=False):
+    for name, colour in zip(names, cycle(COLOURS), strict=False):
         y = _column(table, f"score_{name}")
         axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=5)
         axes.plot(x, _moving_average(y), color=colour, linewidth=2, label=name.replace("_", " "))
@@ -49,7 +55,9 @@ def plot_scores(table: pa.Table, path: Path, evaluations: Mapping[str, Mapping[s
             value = evaluations.get(when, {}).get(name)
             if value is not None:
                 axes.plot(place, value, "o", color=colour, markerfacecolor="white", markersize=8, markeredgewidth=2)
-    axes.set(xlabel="iteration", ylabel="mean score, 1 to 5", ylim=(0.9, 5.1))
+    low, high = scale
+    margin = (high - low) / 40
+    axes.set(xlabel="iteration", ylabel=f"mean score, {low:g} to {high:g}", ylim=(low - margin, high + margin))
     axes.set_title("Scores in training; rings: held-out questions before and after")
     _finish(figure, (axes,), path)
 

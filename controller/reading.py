@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from controller.config import Config
-from speech.channels import SELECTIONS
+from controller.mix import MODES
+from controller.routing import resolve
+from controller.statistics import ADVANTAGES, COMBINATIONS
 from speech.errors import InputError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -67,9 +69,15 @@ def check(config: Config) -> None:
     choices = {
         "model.dtype": (c.model.dtype, ("float32", "bfloat16")),
         "rollout.structure": (c.rollout.structure, ("auto", "on", "off")),
-        "mix.mode": (c.mix.mode, ("adaptive", "fixed")),
-        "preference.ratio": (c.preference.ratio, ("behaviour", "one")),
+        "mix.mode": (c.mix.mode, MODES),
+        "reward.combine": (c.reward.combine, COMBINATIONS),
+        "preference.objective": (c.preference.objective, ("grpo", "dpo")),
+        "preference.advantage": (c.preference.advantage, ADVANTAGES),
+        "preference.average": (c.preference.average, ("reply", "token", "constant")),
+        "preference.ratio": (c.preference.ratio, ("truncated", "behaviour", "one")),
         "preference.boundary": (c.preference.boundary, ("speech", "text")),
+        "preference.pairs.channel": (c.preference.pairs.channel, ("text", "speech", "all")),
+        "preference.pairs.chosen": (c.preference.pairs.chosen, ("sample", "demonstration")),
         "learner.zero_stage": (c.learner.zero_stage, (0, 1, 2, 3)),
         "rollout.top_p": (c.rollout.top_p, (1.0,)),
         "rollout.top_k": (c.rollout.top_k, (0,)),
@@ -91,6 +99,8 @@ def check(config: Config) -> None:
         "reward.servers": (c.reward.servers, 1),
         "learner.threads": (c.learner.threads, 1),
         "learner.warmup": (c.learner.warmup, 0),
+        "mix.switch": (c.mix.switch, 0),
+        "preference.constant": (c.preference.constant, 0),
         "evaluation.recordings": (c.evaluation.recordings, 0),
         "learner.ranks": (c.learner.ranks, 1),
         "learner.micro_batch_rows": (c.learner.micro_batch_rows, 1),
@@ -99,21 +109,26 @@ def check(config: Config) -> None:
     for key, (value, lowest) in least.items():
         if value < lowest:
             raise InputError(f"{key}: {value} is too small; at least {lowest}")
-    ranges = {
+    ranges: dict[str, tuple[float | None, float, float]] = {
         "rollout.temperature": (c.rollout.temperature, 1e-2, 10.0),
         "mix.fixed": (c.mix.fixed, 0.0, 1.0),
         "mix.largest": (c.mix.largest, 0.0, 1.0),
         "mix.smoothing": (c.mix.smoothing, 0.0, 0.9999),
+        "mix.first": (c.mix.first, 0.0, 1.0),
         "preference.clip": (c.preference.clip, 0.0, 1.0),
+        "preference.clip_high": (c.preference.clip_high, 0.0, 10.0),
+        "preference.importance_cap": (c.preference.importance_cap, 1.0, 1000.0),
+        "preference.pairs.beta": (c.preference.pairs.beta, 1e-6, 1000.0),
+        "preference.pairs.margin": (c.preference.pairs.margin, 0.0, 1000.0),
         "preference.kl_text": (c.preference.kl_text, 0.0, 100.0),
         "preference.kl_speech": (c.preference.kl_speech, 0.0, 100.0),
         "learner.learning_rate": (c.learner.learning_rate, 0.0, 1.0),
         "learner.final_rate": (c.learner.final_rate, 0.0, 1.0),
         "metrics.port": (c.metrics.port, 0, 65535),
     }
-    for key, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InputError(f"{key}: {value} is outside [{low:g}, {high:g}]")
+    for key, (number, low, high) in ranges.items():
+        if number is not None and not low <= number <= high:
+            raise InputError(f"{key}: {number} is outside [{low:g}, {high:g}]")
     if c.mix.lowest_score >= c.mix.highest_score:
         raise InputError(
             f"mix.lowest_score: {c.mix.lowest_score} must be below mix.highest_score, {c.mix.highest_score}"
@@ -131,18 +146,34 @@ def check(config: Config) -> None:
         raise InputError("reward.codec.arguments.path: missing; it says where the codec's files are")
     if not c.reward.raters:
         raise InputError("reward.raters: no rater; at least one is needed")
-    if not c.reward.total or sum(c.reward.total.values()) <= 0 or min(c.reward.total.values()) < 0:
-        raise InputError(f"reward.total: {dict(c.reward.total)} must give non-negative weights with a positive sum")
-    known = [rater.name for rater in c.reward.raters]
-    for name in c.reward.total:
+    _check_scores(config)
+
+
+def _check_scores(config: Config) -> None:
+    """Scores must be given by somebody before they can be combined, routed or compared."""
+    raters = [rater.name for rater in config.reward.raters]
+    for key, weights in [
+        ("total", config.reward.total),
+        *((f"scores.{n}", w) for n, w in config.reward.scores.items()),
+    ]:
+        if not weights or sum(weights.values()) <= 0 or min(weights.values()) < 0:
+            raise InputError(f"reward.{key}: {dict(weights)} must give non-negative weights with a positive sum")
+        for name in weights:
+            if name not in raters:
+                raise InputError(f"reward.{key}: no rater gives the score {name!r}; raters: {', '.join(raters)}")
+    for name in config.reward.scores:
+        if name in (*raters, "total"):
+            raise InputError(f"reward.scores: {name!r} is already the name of a score; choose another")
+    known = ["total", *config.reward.scores, *raters]
+    preference, pairs = config.preference, config.preference.pairs
+    preference.routes = resolve(preference.routes, known)
+    for key, name in [("score", pairs.score), *(("ties", name) for name in pairs.ties)]:
         if name not in known:
-            raise InputError(f"reward.total: no rater gives the score {name!r}; raters: {', '.join(known)}")
-    for route in c.preference.routes:
-        if route.score not in ("total", *known):
-            raise InputError(
-                f"preference.routes: no rater gives the score {route.score!r}; allowed: total, {', '.join(known)}"
-            )
-        if route.channel not in SELECTIONS:
-            raise InputError(
-                f"preference.routes: channel {route.channel!r} is not possible; allowed: {', '.join(SELECTIONS)}"
-            )
+            raise InputError(f"preference.pairs.{key}: nothing gives the score {name!r}; allowed: {', '.join(known)}")
+    if pairs.file and preference.objective != "dpo":
+        raise InputError(
+            f"preference.pairs.file: {pairs.file} is given, but preference.objective is {preference.objective}; pairs "
+            "from a file train with preference.objective=dpo"
+        )
+    if pairs.file and pairs.chosen == "demonstration":
+        raise InputError("preference.pairs.chosen: demonstration is for sampled replies; pairs from a file have theirs")

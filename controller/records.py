@@ -3,6 +3,7 @@
     runs/NAME/config.yaml          resolved configuration, as text
               iterations.parquet   a row an iteration, the columns of `Iteration.row()`
               replies/000007.parquet   a row a reply of iteration 7, the columns of `REPLIES`
+              evaluations/before/held_out.parquet   the same for the evaluation sets, before and after
               summary.json         what came of it
               events.jsonl         a line a fault, restart, scaling, override, …
 
@@ -15,7 +16,6 @@ import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -26,55 +26,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from controller.iteration import Iteration
-from reward.rater import Missing, Scorecard
+from controller.replies import Provenance, ScoredReply, replies_table
 from speech.errors import InputError
-from speech.records import Reply
-
-WORDS = pa.map_(pa.string(), pa.string())
-REPLIES = pa.schema(
-    [
-        pa.field("iteration", pa.int64(), nullable=False),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("index", pa.int32(), nullable=False),
-        pa.field("worker", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("weight_version", pa.int64(), nullable=False),
-        pa.field("finish", pa.string(), nullable=False),
-        pa.field("defect", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("channels", pa.list_(pa.int8()), nullable=False),
-        pa.field("logps", pa.list_(pa.float32()), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("total", pa.float32()),
-        pa.field("advantage", pa.float32()),
-        pa.field("scores", pa.map_(pa.string(), pa.float32()), nullable=False),
-        pa.field("missing", WORDS, nullable=False),
-        pa.field("details", WORDS, nullable=False),
-        pa.field("rater_versions", WORDS, nullable=False),
-        pa.field("seconds_audio", pa.float32()),
-    ]
-)
-"""Of every reply: its tokens, who sampled it with which weights, and what made its score (method §7, rule 9).
-A rater stands in `scores` when it gave a number, in `missing` with the reason otherwise."""
 
 LEADING = ("iteration", "weight_version", "lambda", "lambda_raw")
 """First columns of iterations.parquet; the others keep the order in which they came."""
 
 WHOLE_NUMBERS = {name for name, kind in typing.get_type_hints(Iteration).items() if kind is int} | {"scores_missing"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredReply:
-    """A row of replies/*.parquet."""
-
-    reply: Reply
-    text: str
-    """The words of the text channel."""
-    scorecard: Scorecard
-    total: float | None
-    """The score that λ and the advantage come from; None when it is missing."""
-    advantage: float | None
-    """None when the reply gave no preference gradient."""
 
 
 class Records:
@@ -129,10 +87,17 @@ class Records:
         self._iterations = new
         _write_table(self.directory / "iterations.parquet", new)
 
-    def add_replies(self, iteration: int, rows: Iterable[ScoredReply], rater_versions: Mapping[str, str]) -> None:
-        """Writes replies/ITERATION.parquet. rater_versions: `version` of every rater by its name."""
-        path = _replies_path(self.directory, iteration)
-        _write_table(path, _replies_table(iteration, list(rows), rater_versions))
+    def add_replies(self, iteration: int, rows: Iterable[ScoredReply], made: Provenance) -> None:
+        """Writes replies/ITERATION.parquet."""
+        _write_table(_replies_path(self.directory, iteration), replies_table(iteration, list(rows), made))
+
+    def add_evaluation(
+        self, when: str, name: str, iteration: int, rows: Iterable[ScoredReply], made: Provenance
+    ) -> None:
+        """Writes evaluations/WHEN/NAME.parquet: the replies to an evaluation set after `iteration` iterations."""
+        path = self.directory / "evaluations" / when / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(path, replies_table(iteration, list(rows), made))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Writes summary.json. NumPy scalars and arrays and paths are understood."""
@@ -169,6 +134,11 @@ def read_iterations(directory: Path) -> pa.Table:
     return _read_table(directory / "iterations.parquet")
 
 
+def read_evaluation(directory: Path, when: str, name: str) -> pa.Table:
+    """The replies to an evaluation set, "before" or "after", schema `REPLIES`. Raises InputError without any."""
+    return _read_table(directory / "evaluations" / when / f"{name}.parquet")
+
+
 def read_replies(directory: Path, iteration: int) -> pa.Table:
     """The replies of one iteration, schema `REPLIES`. Raises InputError when there are none."""
     return _read_table(_replies_path(directory, iteration))
@@ -192,55 +162,10 @@ def _replies_path(directory: Path, iteration: int) -> Path:
     return directory / "replies" / f"{iteration:06d}.parquet"
 
 
-def _replies_table(iteration: int, rows: list[ScoredReply], rater_versions: Mapping[str, str]) -> pa.Table:
-    replies = [row.reply for row in rows]
-    marks = [_split(row.scorecard) for row in rows]
-    columns: dict[str, object] = {
-        "iteration": [iteration] * len(rows),
-        "prompt_id": [reply.prompt_id for reply in replies],
-        "index": [reply.index for reply in replies],
-        "worker": [reply.worker for reply in replies],
-        "seed": [reply.seed for reply in replies],
-        "weight_version": [reply.weight_version for reply in replies],
-        "finish": [str(reply.finish) for reply in replies],
-        "defect": [reply.defect for reply in replies],
-        "token_ids": _lists([reply.token_ids for reply in replies], pa.int32()),
-        "channels": _lists([reply.channels for reply in replies], pa.int8()),
-        "logps": _lists([reply.logps for reply in replies], pa.float32()),
-        "text": [row.text for row in rows],
-        "total": [_finite(row.total) for row in rows],
-        "advantage": [_finite(row.advantage) for row in rows],
-        "scores": [list(scores.items()) for scores, _ in marks],
-        "missing": [list(missing.items()) for _, missing in marks],
-        "details": [list(row.scorecard.details.items()) for row in rows],
-        "rater_versions": [list(rater_versions.items())] * len(rows),
-        "seconds_audio": [_finite(row.scorecard.seconds) for row in rows],
-    }
-    return pa.table(columns, schema=REPLIES)
-
-
-def _split(scorecard: Scorecard) -> tuple[dict[str, float], dict[str, str]]:
-    scores: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for rater, score in scorecard.scores.items():
-        if isinstance(score, Missing):
-            missing[rater] = score.reason
-        elif math.isfinite(score):
-            scores[rater] = float(score)
-        else:
-            missing[rater] = "not a finite number"
-    return scores, missing
-
-
-def _lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    """Rows of tokens as one list column, without a Python object a token."""
-    values = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(values, kind, mask=~np.isfinite(values)))
-
-
 def _column_type(name: str) -> pa.DataType:
     # Named by the contract and not guessed from the values: a column that is null so far is still of numbers.
+    if name == "demonstrations":
+        return pa.list_(pa.string())
     return pa.int64() if name in WHOLE_NUMBERS else pa.float64()
 
 

@@ -64,6 +64,8 @@ def _make_absolute(config: Config) -> None:
     config.data.prompts = str(Path(config.data.prompts).absolute())
     config.data.demonstrations = str(Path(config.data.demonstrations).absolute())
     config.data.held_out = {name: str(Path(path).absolute()) for name, path in config.data.held_out.items()}
+    if config.preference.pairs.file:
+        config.preference.pairs.file = str(Path(config.preference.pairs.file).absolute())
     config.reward.codec.arguments["path"] = str(Path(config.reward.codec.arguments["path"]).absolute())
 
 
@@ -127,7 +129,7 @@ def _watch(console: Console, config: Config, directory: Path) -> dict:
         address = ray.get(controller.metrics_address.remote(), timeout=ANSWER_SECONDS)
         console.print(f"  [dim]{'metrics':<26}[/]{address}", soft_wrap=True)
         job = controller.run.remote()
-        with Display(config.run.name, console) as display:
+        with Display(config.run.name, console, scores=list(config.reward.total)) as display:
             try:
                 _follow(controller, job, display)
             except KeyboardInterrupt:

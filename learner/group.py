@@ -9,7 +9,7 @@ import ray
 
 from cluster.waiting import gather
 from learner.rank import LearnerRank, RankSettings
-from learner.rows import Row, split
+from learner.rows import Item, Row, split
 from learner.step import Objective
 from learner.tally import Tally
 from speech.families import Family
@@ -77,19 +77,21 @@ class LearnerGroup:
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
         return gather(answers, deadline, "joining the learner group")[first]
 
-    def step(self, rows: list[Row], mix: float) -> Learned:
-        """One optimiser step on preference and anchor rows together."""
+    def step(self, items: list[Item], mix: float) -> Learned:
+        """One optimiser step on preference and anchor items together."""
         ranks = len(self._ranks)
-        kinds = ([row for row in rows if row.is_anchor], [row for row in rows if not row.is_anchor])
-        shares: list[list[Row]] = [[] for _ in range(ranks)]
-        for kind in kinds:
+        anchors = [item for item in items if isinstance(item, Row) and item.anchor_weight]
+        others = [item for item in items if not (isinstance(item, Row) and item.anchor_weight)]
+        shares: list[list[Item]] = [[] for _ in range(ranks)]
+        for kind in (anchors, others):
             # The remainder of each kind goes to the rank that has least so far.
             shares.sort(key=len)
             for share, part in zip(shares, split(kind, ranks), strict=True):
                 share.extend(part)
-        fewest, most = min(map(len, shares)), max(map(len, shares))
+        fewest = min(map(len, shares))
+        most = max(sum(len(item.rows) for item in share) for share in shares)
         if fewest == 0:
-            raise ValueError(f"{len(rows)} rows cannot be split over {ranks} learner ranks")
+            raise ValueError(f"{len(items)} items cannot be split over {ranks} learner ranks")
         micro_batches = min(fewest, -(-most // self._rank.micro_batch_rows))
         answers = {
             name: rank.step.remote(share, micro_batches, mix)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learner.rows import Row, collate, split
+from learner.rows import Item, collate, split
 from learner.scorer import Scorer
 from learner.send import SharedMemorySender, named_weights
 from learner.step import Objective, micro_batch_loss
@@ -130,11 +130,11 @@ class LearnerRank:
         progress = min(1.0, (step - s.warmup) / max(1, s.steps - s.warmup))
         return s.final_rate + (1.0 - s.final_rate) * 0.5 * (1.0 + float(np.cos(np.pi * progress)))
 
-    def step(self, rows: list[Row], micro_batches: int, mix: float) -> StepReport:
-        """One optimiser step on this rank's rows. All ranks run the same number of micro-batches."""
+    def step(self, items: list[Item], micro_batches: int, mix: float) -> StepReport:
+        """One optimiser step on this rank's items. All ranks run the same number of micro-batches."""
         tally = Tally()
         rate = self._engine.get_lr()[0]
-        for index, part in enumerate(split(rows, micro_batches)):
+        for index, part in enumerate(split(items, micro_batches)):
             batch = collate(
                 part,
                 pad=self._vocabulary.pad,

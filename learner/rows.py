@@ -4,7 +4,9 @@ Rows are padded on the right and attention is causal, so padding needs no attent
 that counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +23,47 @@ class Row:
     """int32 [T]."""
     channels: np.ndarray
     """int8 [T]."""
-    weight: float
-    """Weight of the row in its loss; the weights of a whole batch add up to 1 by kind of row."""
     allowed: np.ndarray | None = None
     """int8 [T], sets of `speech.interleave.Kind`: the tokens that the sampler could draw at each position. None:
     all."""
     behaviour: np.ndarray | None = None
-    """float32 [T]: the sampler's log-probabilities; None for demonstrations."""
+    """float32 [T]: the sampler's log-probabilities; None for demonstrations and for replies from a file."""
+    anchor_weight: float = 0.0
+    """Of a demonstration; those of a whole batch add up to 1."""
     advantages: tuple[float, ...] = ()
     """One for each route."""
+    weights: tuple[float, ...] = ()
+    """What every selected token counts, one for each route: the route's normaliser (`controller.batch`)."""
+    kl_weights: tuple[float, float] = (0.0, 0.0)
+    """The same for the divergence from the start model on text and on speech tokens."""
 
     @property
-    def is_anchor(self) -> bool:
-        return self.behaviour is None
+    def rows(self) -> "tuple[Row, ...]":
+        return (self,)
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.reply_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two replies to one prompt, the better first. They stay together through every split."""
+
+    chosen: Row
+    rejected: Row
+    weight: float
+    """Those of a whole batch add up to 1."""
+
+    @property
+    def rows(self) -> tuple[Row, Row]:
+        return self.chosen, self.rejected
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+
+Item = Row | Pair
+"""What a batch is made of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,12 +86,20 @@ class MicroBatch:
     """int8 [R, T]; -1 beyond a row's end."""
     behaviour: Tensor
     """float32 [R, T]; 0 where there is none."""
+    sampled: Tensor
+    """bool [R]: rows that have one."""
+    anchor_weights: Tensor
+    """float32 [R]."""
     advantages: Tensor
     """float32 [R, routes]."""
     weights: Tensor
-    """float32 [R]."""
-    is_anchor: Tensor
-    """bool [R]."""
+    """float32 [R, routes]."""
+    kl_weights: Tensor
+    """float32 [R, 2]: text, speech."""
+    pairs: Tensor
+    """int64 [P, 2]: rows of the chosen and the rejected reply."""
+    pair_weights: Tensor
+    """float32 [P]."""
 
     def dense(self, flat: Tensor) -> Tensor:
         """Spreads a flat tensor [N] over rows, [R, T], zero elsewhere. Keeps gradients."""
@@ -72,14 +107,15 @@ class MicroBatch:
         return flat.new_zeros(shape[0] * shape[1]).index_put((self.cells,), flat).view(shape)
 
 
-def collate(rows: list[Row], *, pad: int, routes: int, temperature: float, device: torch.device) -> MicroBatch:
-    """Pads rows to the longest. temperature: the sampler's."""
+def collate(items: Sequence[Item], *, pad: int, routes: int, temperature: float, device: torch.device) -> MicroBatch:
+    """Pads rows to the longest. temperature: the sampler's; demonstrations are scored at 1, over all tokens."""
+    rows = [row for item in items for row in item.rows]
     length = max(len(row) for row in rows)
     longest = max(len(row.reply_ids) for row in rows)
     input_ids = np.full((len(rows), length), pad, dtype=np.int64)
     channels = np.full((len(rows), longest), -1, dtype=np.int8)
     behaviour = np.zeros((len(rows), longest), dtype=np.float32)
-    advantages = np.zeros((len(rows), routes), dtype=np.float32)
+    advantages, weights = np.zeros((2, len(rows), routes), dtype=np.float32)
     sources, cells, allowed, temperatures = [], [], [], []
     for index, row in enumerate(rows):
         prompt, reply = len(row.prompt_ids), len(row.reply_ids)
@@ -88,31 +124,38 @@ def collate(rows: list[Row], *, pad: int, routes: int, temperature: float, devic
         channels[index, :reply] = row.channels
         if row.behaviour is not None:
             behaviour[index, :reply] = row.behaviour
-            advantages[index] = row.advantages
+        if row.weights:
+            advantages[index], weights[index] = row.advantages, row.weights
         sources.append(index * length + prompt - 1 + np.arange(reply))
         cells.append(index * longest + np.arange(reply))
-        temperatures.append(np.full(reply, 1.0 if row.is_anchor else temperature, dtype=np.float32))
+        temperatures.append(np.full(reply, 1.0 if row.anchor_weight else temperature, dtype=np.float32))
         allowed.append(np.zeros(reply, dtype=np.int64) if row.allowed is None else row.allowed.astype(np.int64))
+    starts = np.cumsum([0, *(len(item.rows) for item in items)])
+    pairs = [(start, start + 1) for start, item in zip(starts, items, strict=False) if isinstance(item, Pair)]
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+    def tensor(values: Any, kind: Any = None) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=kind)).to(device)
 
     return MicroBatch(
         input_ids=tensor(input_ids),
         sources=tensor(np.concatenate(sources)),
-        targets=tensor(np.concatenate([row.reply_ids for row in rows]).astype(np.int64)),
+        targets=tensor(np.concatenate([row.reply_ids for row in rows]), np.int64),
         allowed=tensor(np.concatenate(allowed)),
         temperatures=tensor(np.concatenate(temperatures)),
         cells=tensor(np.concatenate(cells)),
         channels=tensor(channels),
         behaviour=tensor(behaviour),
+        sampled=tensor([row.behaviour is not None for row in rows]),
+        anchor_weights=tensor([row.anchor_weight for row in rows], np.float32),
         advantages=tensor(advantages),
-        weights=tensor(np.asarray([row.weight for row in rows], dtype=np.float32)),
-        is_anchor=tensor(np.asarray([row.is_anchor for row in rows])),
+        weights=tensor(weights),
+        kl_weights=tensor([row.kl_weights for row in rows], np.float32),
+        pairs=tensor(np.reshape(pairs, (-1, 2)), np.int64),
+        pair_weights=tensor([item.weight for item in items if isinstance(item, Pair)], np.float32),
     )
 
 
-def split(rows: list[Row], parts: int) -> list[list[Row]]:
-    """Deals rows out into `parts` lists of equal size (to one row), long rows spread evenly."""
-    ordered = sorted(rows, key=len, reverse=True)
+def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
+    """Deals items out into `parts` lists of equal size (to one item), long ones spread evenly."""
+    ordered = sorted(items, key=len, reverse=True)
     return [ordered[part::parts] for part in range(parts)]

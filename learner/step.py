@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from learner.objectives import anchor_loss, kl_estimate, masked_mean, policy_loss
+from learner.objectives import anchor_loss, dpo_loss, kl_estimate, policy_terms
 from learner.rows import MicroBatch
 from learner.tally import Tally
 from speech.channels import select
@@ -16,17 +15,29 @@ class Route:
     """Which tokens a score trains. The score itself has become an advantage by now."""
 
     channel: str
-    """"text", "speech" or "all"."""
+    """A selection of `speech.channels`."""
     weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairLoss:
+    """The constants of DPO (method §5)."""
+
+    channel: str
+    """A selection of `speech.channels`: the tokens whose log-probabilities are compared."""
+    beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The constants of the loss (method §3, §4)."""
+    """The constants of the loss (method §3, §4, §5)."""
 
     routes: tuple[Route, ...]
     clip: float
+    clip_high: float
     ratio: str
+    cap: float
+    """Largest importance weight of a token, for the truncated ratio."""
     kl_text: float
     """β of the text channel."""
     kl_speech: float
@@ -34,10 +45,12 @@ class Objective:
     """The channel that begin- and end-of-speech tokens train with."""
     anchor_text: float
     anchor_speech: float
+    pairs: PairLoss | None = None
+    """Set when replies come in pairs."""
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl_text > 0 or self.kl_speech > 0
+        return self.kl_text > 0 or self.kl_speech > 0 or self.pairs is not None
 
 
 def micro_batch_loss(
@@ -47,45 +60,73 @@ def micro_batch_loss(
 
     logp, entropy, reference: flat [N]. Returns the loss, a scalar with gradient, and its tally.
     """
-    dense = batch.dense(logp)
-    sampled = (batch.channels >= 0) & ~batch.is_anchor[:, None]
-    masks = {name: select(batch.channels, name, boundary=objective.boundary) for name in ("text", "speech")}
     tally = Tally()
+    dense = batch.dense(logp)
+    start = None if reference is None else batch.dense(reference)
+    preference = _policy_gradient(batch, dense, objective, tally)
+    if start is not None:
+        preference = preference + _divergence(batch, dense, start, objective, tally)
+        if objective.pairs is not None:
+            preference = preference + _pairs(batch, dense, start, objective, objective.pairs, tally)
+    text, speech = (select(batch.channels, name, boundary=objective.boundary) for name in ("text", "speech"))
+    by_row = anchor_loss(dense, text, speech, weight_text=objective.anchor_text, weight_speech=objective.anchor_speech)
+    anchor = (batch.anchor_weights * by_row).sum()
+    tally.add("loss_preference", preference.item())
+    tally.add("loss_anchor", anchor.item())
+    _watch(batch, dense, batch.dense(entropy), {"text": text, "speech": speech}, tally)
+    return (1.0 - mix) * anchor + mix * preference, tally
 
-    preference = torch.zeros_like(batch.weights)
+
+def _policy_gradient(batch: MicroBatch, logp: Tensor, objective: Objective, tally: Tally) -> Tensor:
+    """Sum over routes and tokens of weight · term, every route with its own advantage and normaliser."""
+    total = logp.new_zeros(())
     for index, route in enumerate(objective.routes):
-        mask = select(batch.channels, route.channel, boundary=objective.boundary) & sampled
-        loss, bound = policy_loss(
-            dense, batch.behaviour, batch.advantages[:, index], mask, clip=objective.clip, ratio=objective.ratio
+        weights = batch.weights[:, index]
+        terms, bound = policy_terms(
+            logp,
+            batch.behaviour,
+            logp.detach(),
+            batch.advantages[:, index],
+            clip=objective.clip,
+            clip_high=objective.clip_high,
+            ratio=objective.ratio,
+            cap=objective.cap,
         )
-        preference = preference + route.weight * loss
-        counted = batch.weights > 0
-        tally.add("clip_fraction", bound[counted].sum().item(), mask[counted].sum().item())
+        mask = select(batch.channels, route.channel, boundary=objective.boundary) & (weights > 0)[:, None]
+        # Padding has no log-probability of its own; masked before the sum, so that nothing leaks in.
+        total = total + route.weight * (weights * terms.masked_fill(~mask, 0.0).sum(-1)).sum()
+        tally.add("clip_fraction", (bound & mask).sum().item(), mask.sum().item())
+    return total
 
-    if reference is not None:
-        divergence = kl_estimate(dense, batch.dense(reference))
-        for name, beta in (("text", objective.kl_text), ("speech", objective.kl_speech)):
-            mask = masks[name] & sampled
-            preference = preference + beta * masked_mean(divergence, mask)
-            tally.add(f"kl_{name}", (divergence.detach() * mask).sum().item(), mask.sum().item())
 
-    anchor = anchor_loss(
-        dense,
-        masks["text"],
-        masks["speech"],
-        weight_text=objective.anchor_text,
-        weight_speech=objective.anchor_speech,
-    )
-    loss_preference = (batch.weights * preference)[~batch.is_anchor].sum()
-    loss_anchor = (batch.weights * anchor)[batch.is_anchor].sum()
+def _divergence(batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, tally: Tally) -> Tensor:
+    """KL to the start model by channel, each with its own coefficient, mask and normaliser."""
+    total = logp.new_zeros(())
+    divergence = kl_estimate(logp, start)
+    for index, (name, beta) in enumerate((("text", objective.kl_text), ("speech", objective.kl_speech))):
+        mask = select(batch.channels, name, boundary=objective.boundary) & batch.sampled[:, None]
+        by_row = divergence.masked_fill(~mask, 0.0).sum(-1)
+        total = total + beta * (batch.kl_weights[:, index] * by_row).sum()
+        tally.add(f"kl_{name}", by_row.sum().item(), mask.sum().item())
+    return total
 
-    tally.add("loss_preference", loss_preference.item())
-    tally.add("loss_anchor", loss_anchor.item())
-    gap = (dense.detach() - batch.behaviour).abs()
-    entropies = batch.dense(entropy)
+
+def _pairs(
+    batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, settings: PairLoss, tally: Tally
+) -> Tensor:
+    mask = select(batch.channels, settings.channel, boundary=objective.boundary)
+    policy, reference = ((values * mask).sum(-1)[batch.pairs] for values in (logp, start))
+    losses = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], settings.beta)
+    margins = (policy[:, 0] - policy[:, 1]) - (reference[:, 0] - reference[:, 1])
+    tally.add("pair_accuracy", (margins > 0).sum().item(), len(margins))
+    tally.add("pair_margin", margins.sum().item(), len(margins))
+    return (batch.pair_weights * losses).sum()
+
+
+def _watch(batch: MicroBatch, logp: Tensor, entropy: Tensor, masks: dict[str, Tensor], tally: Tally) -> None:
+    gap = (logp.detach() - batch.behaviour).abs()
     for name, mask in masks.items():
-        mask = mask & sampled
-        tally.add(f"entropy_{name}", (entropies * mask).sum().item(), mask.sum().item())
+        mask = mask & batch.sampled[:, None]
+        tally.add(f"entropy_{name}", (entropy * mask).sum().item(), mask.sum().item())
         if mask.any():
             tally.see(f"logp_gap_{name}", gap[mask].max().item())
-    return (1.0 - mix) * loss_anchor + mix * loss_preference, tally

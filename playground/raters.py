@@ -69,6 +69,16 @@ class Answer:
         return HIGHEST if _answers(spoken.text, spoken) else LOWEST
 
 
+class Format:
+    """5 when the text has the form of a reply, "opener answer it is", right or wrong, else 1."""
+
+    name = "format"
+    version = "playground-format-1"
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        return HIGHEST if task.said_answer(spoken.text) is not None else LOWEST
+
+
 class Heard:
     """5 when the recogniser hears in the sound exactly the words that the text says, else 1."""
 

@@ -8,15 +8,17 @@ class Channel(IntEnum):
     """The channel of one reply token. Stored as int8."""
 
     TEXT = 0
-    """What is said; the end-of-reply token counts as text (method §3)."""
+    """What is said."""
     SPEECH = 1
     """How it sounds: ids in [first, first + codebook)."""
     BOUNDARY = 2
     """Begin- and end-of-speech tokens. They train with speech unless the configuration says text."""
+    END = 3
+    """The end-of-reply token. It trains with text (method §3)."""
 
 
-SELECTIONS = ("text", "speech", "all")
-"""The token selections that a route, a loss weight or a KL coefficient can name."""
+SELECTIONS = ("text", "speech", "format", "all")
+"""The token selections that a route can name. "format" is what gives a reply its form: boundaries and the end."""
 
 
 def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
@@ -32,6 +34,9 @@ def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
         raise ValueError(f"boundary tokens belong to 'speech' or 'text', not {boundary!r}")
     if selection == "all":
         return channels >= 0
-    own = Channel.TEXT if selection == "text" else Channel.SPEECH
-    chosen = channels == own
+    if selection == "format":
+        return (channels == Channel.BOUNDARY) | (channels == Channel.END)
+    chosen = (
+        (channels == Channel.TEXT) | (channels == Channel.END) if selection == "text" else channels == Channel.SPEECH
+    )
     return chosen | (channels == Channel.BOUNDARY) if boundary == selection else chosen

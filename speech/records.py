@@ -1,6 +1,7 @@
-"""Prompt, Demonstration, Reply and Group: the records that travel between rooms, and their Arrow schemas."""
+"""Prompt, Demonstration, Reply, Group and Pair: the records that travel between rooms, and their Arrow schemas."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speech.channels import Channel
+from speech.channels import select
 from speech.errors import InputError
 from speech.vocabulary import Vocabulary
 
@@ -30,6 +31,21 @@ DEMONSTRATIONS = pa.schema(
         pa.field("manner", pa.string(), nullable=False),
     ]
 )
+PAIRS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("chosen_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("rejected_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("chosen_score", pa.float32()),
+        pa.field("rejected_score", pa.float32()),
+        pa.field("scores_chosen", pa.map_(pa.string(), pa.float32()), nullable=False),
+        pa.field("scores_rejected", pa.map_(pa.string(), pa.float32()), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+    ]
+)
+OPTIONAL = ("chosen_score", "rejected_score", "scores_chosen", "scores_rejected", "origin")
+"""Columns of `PAIRS` that a file may lack, and values that it may leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +105,9 @@ class Reply:
     """Name of the rollout worker."""
     seed: int = 0
 
-    def count(self, channel: Channel) -> int:
-        return int((self.channels == channel).sum())
+    def count(self, selection: str) -> int:
+        """Tokens of a selection of `speech.channels`."""
+        return int(select(self.channels, selection).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +116,27 @@ class Group:
 
     prompt: Prompt
     replies: list[Reply] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two replies to a prompt, of which one is the better (method §5)."""
+
+    prompt_id: str
+    prompt_ids: np.ndarray
+    """int32 [P]."""
+    chosen_ids: np.ndarray
+    """int32 [T], the better reply, end-of-reply token included."""
+    rejected_ids: np.ndarray
+    """int32 [T'], the worse one."""
+    chosen_score: float | None
+    """The score that decided; None when it is not known."""
+    rejected_score: float | None
+    scores_chosen: dict[str, float]
+    """Every known score by name; one that is missing has no entry."""
+    scores_rejected: dict[str, float]
+    origin: str
+    """Where the pair comes from, in words; empty when that is not known."""
 
 
 def read_prompts(path: Path, vocabulary: Vocabulary) -> list[Prompt]:
@@ -127,7 +165,42 @@ def read_demonstrations(path: Path, vocabulary: Vocabulary) -> list[Demonstratio
     ]
 
 
-def _rows(path: Path, schema: pa.Schema) -> Iterator[tuple[str, dict]]:
+def read_pairs(path: Path, vocabulary: Vocabulary) -> list[Pair]:
+    """Reads preference pairs: Parquet of the schema `PAIRS`, or a JSON object a line when the name ends in .jsonl.
+
+    A line has the columns as fields, scores by name as an object; empty lines are skipped. Scores and origin are
+    optional in both forms. Raises InputError naming the file and the row or line for a missing field, foreign or no
+    ids, a score that is no number, and two replies that are the same.
+    """
+    rows = _lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else _rows(path, PAIRS, OPTIONAL)
+    return [_pair(place, row, vocabulary) for place, row in rows]
+
+
+def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
+    chosen, rejected = (_ids(row, name, place, vocabulary) for name in ("chosen_ids", "rejected_ids"))
+    if np.array_equal(chosen, rejected):
+        raise InputError(
+            f"{place}: field 'rejected_ids' is the same as 'chosen_ids'; a pair needs two different replies"
+        )
+    scores = {name: dict(row[name] or {}) for name in ("scores_chosen", "scores_rejected")}
+    totals = {name: row[name] for name in ("chosen_score", "rejected_score") if row[name] is not None}
+    for name, value in [*totals.items(), *((n, v) for n, by_name in scores.items() for v in by_name.values())]:
+        if value is None or not np.isfinite(value):
+            raise InputError(f"{place}: field {name!r} holds {value}, which is no score; leave out what is not known")
+    return Pair(
+        prompt_id=row["prompt_id"],
+        prompt_ids=_ids(row, "prompt_ids", place, vocabulary),
+        chosen_ids=chosen,
+        rejected_ids=rejected,
+        chosen_score=totals.get("chosen_score"),
+        rejected_score=totals.get("rejected_score"),
+        scores_chosen=scores["scores_chosen"],
+        scores_rejected=scores["scores_rejected"],
+        origin=row["origin"] or "",
+    )
+
+
+def _rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
     if not path.is_file():
         raise InputError(f"data file {path} does not exist")
     try:
@@ -135,20 +208,62 @@ def _rows(path: Path, schema: pa.Schema) -> Iterator[tuple[str, dict]]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from error
     for name in schema.names:
-        if name not in table.column_names:
+        if name not in table.column_names and name not in optional:
             raise InputError(f"{path} has no column {name!r}; expected {', '.join(schema.names)}")
     if table.num_rows == 0:
         raise InputError(f"{path} has no rows")
+    present = [f.with_nullable(True) for f in schema if f.name in table.column_names]
+    absent = dict.fromkeys(name for name in schema.names if name not in table.column_names)
     try:
-        table = table.select(schema.names).cast(pa.schema([f.with_nullable(True) for f in schema]))
+        table = table.select([f.name for f in present]).cast(pa.schema(present))
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{path}: columns do not have the expected types: {error}") from error
     for number, row in enumerate(table.to_pylist(), start=1):
         place = f"{path} row {number}"
         for name, value in row.items():
-            if value is None:
+            if value is None and name not in optional:
+                raise InputError(f"{place}: field {name!r} is missing")
+        yield place, absent | row
+
+
+def _lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """The rows of a JSONL file, each value of the type that the schema gives its field."""
+    if not path.is_file():
+        raise InputError(f"data file {path} does not exist")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not text in UTF-8: {error}") from error
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path} has no rows")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{place} is not a JSON object with the fields {', '.join(schema.names)}")
+        row = {field.name: _typed(found.get(field.name), field, place) for field in schema}
+        for name, value in row.items():
+            if value is None and name not in optional:
                 raise InputError(f"{place}: field {name!r} is missing")
         yield place, row
+
+
+def _typed(value: object, expected: pa.Field, place: str) -> object:
+    try:
+        if pa.types.is_list(expected.type) and isinstance(value, list):
+            # Arrow would cut 5.5 down to 5.
+            strange = [item for item in value if item is not None and type(item) is not int]
+            if strange:
+                raise TypeError(f"{strange[0]!r} is not a whole number")
+        given = list(value.items()) if isinstance(value, dict) and pa.types.is_map(expected.type) else value
+        return pa.array([given], expected.type)[0].as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{place}: field {expected.name!r} is not of type {expected.type}: {error}") from error
 
 
 def _ids(row: dict, name: str, place: str, vocabulary: Vocabulary) -> np.ndarray:

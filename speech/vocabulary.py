@@ -59,7 +59,7 @@ class Vocabulary:
         for boundary in (self.begin_speech, self.end_speech):
             if boundary is not None:
                 table[boundary] = Channel.BOUNDARY
-        table[self.end_reply] = Channel.TEXT
+        table[self.end_reply] = Channel.END
         return table
 
     def channels(self, ids: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class Vocabulary:
     def text(self, ids: np.ndarray) -> str:
         """The words among reply ids [T]: text tokens without the end-of-reply token."""
         ids = np.asarray(ids, dtype=np.int64)
-        words = ids[(self.channels(ids) == Channel.TEXT) & (ids != self.end_reply)]
+        words = ids[self.channels(ids) == Channel.TEXT]
         return self.tokenizer.decode(words.tolist(), skip_special_tokens=True)
 
     @classmethod

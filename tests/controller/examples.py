@@ -1,6 +1,10 @@
-"""An iteration to show, with changes."""
+"""An iteration to show, scorecards and groups, with changes."""
+
+import numpy as np
 
 from controller.iteration import Iteration
+from reward.rater import Scorecard
+from speech.records import Finish, Group, Prompt, Reply
 
 
 def iteration(number: int = 1, **changes) -> Iteration:
@@ -9,6 +13,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "weight_version": number - 1,
         "mix": 0.2 + 0.01 * number,
         "mix_raw": 0.3,
+        "mix_overridden": 0,
         "gate_quality": 0.9,
         "gate_information": 0.4,
         "loss": 0.5,
@@ -22,6 +27,9 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "logp_gap_speech": 2e-6,
         "probe_gap": 3e-6,
         "clip_fraction": 0.01,
+        "pairs": 3,
+        "pair_accuracy": 0.75,
+        "pair_margin": 0.2,
         "gradient_norm": 0.8,
         "learning_rate": 3e-4,
         "scores": {"answer": 2.0 + 0.1 * number, "heard": 4.5, "manner": None, "total": 2.5},
@@ -36,5 +44,31 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "reply_seconds": 60.0,
         "seconds": {"rollout": 1.0, "reward": 1.0, "learn": 1.5, "sync": 0.1, "total": 3.6},
         "sync_bytes": 7_000_000,
+        "demonstrations": ["train-00001"],
     }
     return Iteration(**(fields | changes))
+
+
+def card(**scores) -> Scorecard:
+    return Scorecard(scores=scores, details={"text": "oh ten it is"}, seconds=1.0)
+
+
+def reply(index: int = 0, ids=(7, 3), channels=(0, 3), **changes) -> Reply:
+    fields = {
+        "prompt_id": "p",
+        "index": index,
+        "token_ids": np.array(ids, dtype=np.int32),
+        "channels": np.array(channels, dtype=np.int8),
+        "logps": np.linspace(-1.0, -0.5, len(ids), dtype=np.float32),
+        "weight_version": 4,
+        "finish": Finish.STOP,
+        "defect": None,
+        "worker": "rollout-0",
+        "seed": 9,
+    }
+    return Reply(**(fields | changes))
+
+
+def group(count: int, prompt: str = "p", **changes) -> Group:
+    asked = Prompt(id=prompt, token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
+    return Group(prompt=asked, replies=[reply(index, prompt_id=prompt, **changes) for index in range(count)])

@@ -27,6 +27,22 @@ def test_routes_can_be_replaced(playground):
 
 
 @pytest.mark.parametrize(
+    ("preset", "table"),
+    [
+        ("wavalign", [("total", "text")]),
+        ("full", [("total", "all")]),
+        ("alpo", [("format", "format"), ("semantic", "text"), ("acoustic", "speech")]),
+        ("anchor_only", []),
+    ],
+)
+def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, table):
+    config = read(playground, [f"preference.routes={preset}"])
+    assert [(r.score, r.channel) for r in config.preference.routes] == table
+    (tmp_path / "again.yaml").write_text(config.yaml())
+    assert read(tmp_path / "again.yaml", []) == config
+
+
+@pytest.mark.parametrize(
     ("override", "complaint"),
     [
         ("run.itertions=3", r"unknown configuration key 'run.itertions'; did you mean 'run.iterations'\?"),
@@ -40,15 +56,33 @@ def test_routes_can_be_replaced(playground):
         ("rollout.top_p=0.9", "rollout.top_p: 0.9 is not possible; allowed: 1.0"),
         ("rollout.top_k=50", "rollout.top_k: 50"),
         ("rollout.temperature=0", "rollout.temperature: 0"),
-        ("mix.mode=sometimes", "mix.mode: 'sometimes' is not possible; allowed: adaptive, fixed"),
+        ("mix.mode=sometimes", "mix.mode: 'sometimes' is not possible; allowed: adaptive, fixed, two_stage"),
         ("mix.largest=1.5", r"mix.largest: 1.5 is outside \[0, 1\]"),
         ("mix.lowest_score=5", "mix.lowest_score: 5.0 must be below mix.highest_score"),
         ("learner.zero_stage=4", "learner.zero_stage: 4"),
         ("preference.routes=[{channel: loud}]", "channel 'loud' is not possible"),
-        ("preference.routes=[{score: beauty}]", "preference.routes: no rater gives the score 'beauty'"),
+        (
+            "preference.routes=[{score: beauty}]",
+            "preference.routes: nothing gives the score 'beauty'; allowed: total, semantic",
+        ),
         ("reward.total={beauty: 1}", "reward.total: no rater gives the score 'beauty'"),
         ("reward.total={answer: 0}", "reward.total"),
         ("reward.raters=[]", "reward.raters: no rater"),
+        (
+            "preference.routes=everything",
+            "no preset is called 'everything'; presets: wavalign, full, alpo, anchor_only",
+        ),
+        ("preference.routes=3", "preference.routes: 3 is neither a preset's name nor a list"),
+        ("preference.routes=[{score: total, chanel: text}]", "unknown key 'chanel'"),
+        ("preference.routes=[{weight: -1}]", "weight -1.0 of total→text must be positive"),
+        ("preference.routes=[{}, {weight: 2}]", "a route appears twice"),
+        ("reward.scores.answer={heard: 1}", "reward.scores: 'answer' is already the name of a score"),
+        ("reward.scores.x={beauty: 1}", "reward.scores.x: no rater gives the score 'beauty'"),
+        ("reward.combine=product", "reward.combine: 'product'"),
+        ("mix.first=2", r"mix.first: 2.0 is outside \[0, 1\]"),
+        ("preference.pairs.score=beauty", "preference.pairs.score: nothing gives the score 'beauty'"),
+        ("preference.pairs.file=x.parquet", "pairs from a file train with preference.objective=dpo"),
+        ("preference.importance_cap=0.5", "preference.importance_cap: 0.5"),
         ("run.iterations", "not of the form key=value"),
         ("metrics.port=70000", "metrics.port: 70000"),
     ],

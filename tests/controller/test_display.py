@@ -92,7 +92,8 @@ def test_plots_are_drawn(tmp_path):
         records.add_iteration(iteration(number))
     table = read_iterations(tmp_path / "run")
     plot_lambda(table, tmp_path / "lambda.png")
-    plot_scores(table, tmp_path / "scores.png", {"before": {"answer": 2.0}, "after": {"answer": 3.0, "manner": None}})
+    evaluations = {"before": {"answer": 2.0}, "after": {"answer": 3.0, "manner": None}}
+    plot_scores(table, tmp_path / "scores.png", evaluations, ["answer", "heard", "manner"], (1.0, 5.0))
     for name in ("lambda.png", "scores.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / name).stat().st_size > 20_000

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from controller.records import Records, ScoredReply, read_events, read_iterations, read_replies, read_summary
+from controller.records import Records, read_evaluation, read_events, read_iterations, read_replies, read_summary
+from controller.replies import Provenance, ScoredReply
+from controller.routing import Route
+from controller.statistics import Judged, Scoring, judge
 from reward.rater import Missing, Scorecard
 from speech.errors import InputError
-from speech.records import Finish, Reply
-from tests.controller.examples import iteration
+from tests.controller.examples import card, group, iteration
 
 
 @pytest.fixture
@@ -48,29 +50,48 @@ def test_a_directory_holds_one_run(records):
         Records.create(records.directory, "run: {}\n")
 
 
+MADE = Provenance(raters={"answer": "v1", "heard": "v2"}, sampling={"temperature": "1", "structure": "on"})
+
+
+def judged(*cards: Scorecard) -> list[Judged]:
+    scoring = Scoring(total={"answer": 1.0}, others={"acoustic": {"heard": 1.0}})
+    return judge(group(len(cards), ids=(7, 8, 3), channels=(0, 1, 3)), cards, scoring, [Route(), Route(score="heard")])
+
+
 def test_replies_keep_missing_apart_from_numbers(records):
-    reply = Reply(
-        prompt_id="p",
-        index=1,
-        token_ids=np.array([7, 8, 3], dtype=np.int32),
-        channels=np.array([0, 1, 0], dtype=np.int8),
-        logps=np.array([-1.0, -0.5, 0.0], dtype=np.float32),
-        weight_version=4,
-        finish=Finish.STOP,
-        defect=None,
-        worker="rollout-0",
-        seed=9,
-    )
-    card = Scorecard(scores={"answer": 5.0, "heard": Missing("no speech")}, details={"heard": ""}, seconds=0.4)
-    row = ScoredReply(reply=reply, text="one", scorecard=card, total=None, advantage=None)
-    records.add_replies(1, [row], {"answer": "v1", "heard": "v2"})
-    [read] = read_replies(records.directory, 1).to_pylist()
-    assert dict(read["scores"]) == {"answer": 5.0}
-    assert dict(read["missing"]) == {"heard": "no speech"}
-    assert dict(read["rater_versions"]) == {"answer": "v1", "heard": "v2"}
-    assert (read["token_ids"], read["weight_version"], read["seed"]) == ([7, 8, 3], 4, 9)
-    assert read["total"] is None
-    assert read["advantage"] is None
+    """Method §7, rules 1 and 9: what is missing, why, through whose fault, and what made each score."""
+    gone, failed = Missing("no speech"), Missing("answer raised TimeoutError", fault="rater")
+    replies = judged(card(answer=5.0, heard=gone), card(answer=failed, heard=1.0), card(answer=1.0, heard=5.0))
+    rows = [ScoredReply(judged=j, routes=["total→text", "heard→text"], use=None) for j in replies]
+    records.add_replies(1, rows, MADE)
+    first, second, third = read_replies(records.directory, 1).to_pylist()
+    assert dict(first["scores"]) == {"answer": 5.0}
+    assert dict(first["missing"]) == {"heard": "no speech"}
+    assert (first["failed_raters"], second["failed_raters"]) == ([], ["answer"])
+    assert dict(first["rater_versions"]) == {"answer": "v1", "heard": "v2"}
+    assert dict(first["sampling"]) == {"temperature": "1", "structure": "on"}
+    assert (first["token_ids"], first["weight_version"], first["seed"]) == ([7, 8, 3], 4, 9)
+    assert (first["worker"], first["prompt_id"], first["text"]) == ("rollout-0", "p", "oh ten it is")
+    assert (first["total"], second["total"]) == (5.0, None)
+    assert dict(first["advantages"]) == {"total→text": pytest.approx(1.0, abs=1e-3)}
+    assert dict(third["advantages"]).keys() == {"total→text", "heard→text"}
+    assert dict(third["scores"])["acoustic"] == 5.0
+
+
+def test_evaluations_are_kept_reply_by_reply(records):
+    rows = [ScoredReply(judged=j, routes=["a", "b"], use=None) for j in judged(card(answer=5.0, heard=1.0))]
+    records.add_evaluation("before", "held_out", 0, rows, MADE)
+    assert read_evaluation(records.directory, "before", "held_out")["total"].to_pylist() == [5.0]
+    with pytest.raises(InputError, match="after/held_out"):
+        read_evaluation(records.directory, "after", "held_out")
+
+
+def test_the_demonstrations_of_an_iteration_are_on_record(records):
+    """Method §7, rule 9."""
+    records.add_iteration(iteration(1, demonstrations=["train-00007", "train-00002"]))
+    records.add_iteration(iteration(2, demonstrations=[]))
+    column = read_iterations(records.directory)["demonstrations"].to_pylist()
+    assert column == [["train-00007", "train-00002"], []]
 
 
 def test_events_are_lines_of_json(records):
@@ -93,7 +114,7 @@ def test_half_a_line_left_by_a_crash_spoils_no_other_event(records):
 def test_rewinding_drops_what_will_be_done_again(records):
     for number in (1, 2, 3):
         records.add_iteration(iteration(number))
-        records.add_replies(number, [], {})
+        records.add_replies(number, [], MADE)
     again = Records.open(records.directory, through=1)
     assert again.last == 1
     assert not (records.directory / "replies/000002.parquet").exists()

@@ -5,7 +5,9 @@ from learner.step import Objective, Route
 OBJECTIVE = Objective(
     routes=(Route(channel="text", weight=1.0),),
     clip=0.2,
+    clip_high=0.2,
     ratio="behaviour",
+    cap=2.0,
     kl_text=0.1,
     kl_speech=0.1,
     boundary="speech",

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from controller.preference import token_weights
 from controller.statistics import advantages
-from learner.objectives import anchor_loss, kl_estimate, policy_loss
-from learner.rows import Row, collate
-from learner.step import micro_batch_loss
+from learner.objectives import anchor_loss, dpo_loss, kl_estimate, policy_terms
+from learner.rows import Item, Pair, Row, collate, split
+from learner.step import PairLoss, micro_batch_loss
 from speech.channels import Channel, select
 from tests.learner.examples import OBJECTIVE as PLAIN
 
 BEGIN, END, SPEECH_FIRST = 38, 39, 40
+CLIP = {"clip": 0.2, "clip_high": 0.2, "cap": 2.0}
 
 
 def channels_of(ids: np.ndarray, counts: np.ndarray) -> torch.Tensor:
@@ -38,10 +40,11 @@ def test_preference_equals_the_authors_numbers(reference):
         logp = torch.tensor(case["policy_logp"], requires_grad=True)
         scores = np.asarray(case["scores"]).reshape(-1, size)
         advantage = torch.tensor(np.concatenate([advantages(group) for group in scores]), dtype=torch.float32)
-        weights = 1.0 / len(ids)  # the groups are of equal size
+        counts = mask.sum(-1).reshape(-1, size).tolist()
+        weights = torch.tensor(token_weights(counts, "reply", 0)).reshape(-1)
         reply = logp[:, start - 1 :]
-        rows, _ = policy_loss(reply, reply.detach(), advantage, mask, clip=0.2, ratio="one")
-        loss = weights * rows.sum()
+        terms, _ = policy_terms(reply, reply.detach(), reply.detach(), advantage, **CLIP, ratio="one")
+        loss = (weights[:, None] * terms * mask).sum()
         loss.backward()
         assert loss.item() == pytest.approx(expected["rl_loss_no_ref"], abs=1e-5), key
         assert logp.grad.abs().sum().item() == pytest.approx(expected["rl_grad_sum_abs"], abs=1e-5), key
@@ -72,11 +75,12 @@ def test_anchor_equals_the_authors_numbers(reference):
         ("text", "text", [1, 1, 0, 1, 1, 0]),
         ("speech", "speech", [0, 1, 1, 1, 0, 0]),
         ("speech", "text", [0, 0, 1, 0, 0, 0]),
+        ("format", "speech", [0, 1, 0, 1, 1, 0]),
         ("all", "speech", [1, 1, 1, 1, 1, 0]),
     ],
 )
 def test_selections(selection, boundary, chosen):
-    channels = np.array([0, 2, 1, 2, 0, -1], dtype=np.int8)
+    channels = np.array([0, 2, 1, 2, 3, -1], dtype=np.int8)
     for kind in (channels, torch.from_numpy(channels)):
         assert select(kind, selection, boundary=boundary).tolist() == [bool(c) for c in chosen]
     with pytest.raises(ValueError, match="unknown token selection 'both'"):
@@ -85,10 +89,10 @@ def test_selections(selection, boundary, chosen):
 
 def test_clipping_stops_the_gradient_only_where_the_ratio_went_too_far():
     logp = torch.tensor([[0.5, -0.5], [0.5, -0.5]], requires_grad=True)
-    mask = torch.ones(2, 2, dtype=torch.bool)
-    loss, bound = policy_loss(logp, torch.zeros(2, 2), torch.tensor([1.0, -1.0]), mask, clip=0.2, ratio="behaviour")
+    zero = torch.zeros(2, 2)
+    loss, bound = policy_terms(logp, zero, zero + 9.0, torch.tensor([1.0, -1.0]), **CLIP, ratio="behaviour")
     loss.sum().backward()
-    assert bound.tolist() == [1, 1]
+    assert bound.tolist() == [[True, False], [False, True]]
     assert (logp.grad != 0).tolist() == [[False, True], [True, False]]
 
 
@@ -98,15 +102,46 @@ def test_k3_is_never_negative_and_zero_where_policies_agree():
     assert torch.all(kl_estimate(logp, logp) == 0)
 
 
-def test_a_reply_without_text_gives_no_preference_gradient():
-    """Method §7, rule 4: the released code trains speech instead."""
-    logp = torch.zeros(1, 3, requires_grad=True)
-    channels = torch.tensor([[2, 1, 2]], dtype=torch.int8)
-    loss, _ = policy_loss(
-        logp, torch.zeros(1, 3), torch.tensor([2.0]), select(channels, "text"), clip=0.2, ratio="behaviour"
+def test_an_importance_weight_is_bounded_token_by_token():
+    """A product over the reply would be exp(4.5); here no token counts more than twice."""
+    old = torch.zeros(1, 3)
+    sampler = torch.tensor([[-3.0, -0.5, -1.0]])
+    logp = old.clone().requires_grad_(True)
+    loss, bound = policy_terms(logp, sampler, old, torch.tensor([1.0]), **CLIP, ratio="truncated")
+    loss.sum().backward()
+    assert logp.grad.tolist()[0] == pytest.approx([-2.0, -np.exp(0.5), -2.0])
+    assert bound.tolist() == [[True, False, True]]
+
+
+def test_ratio_one_does_not_see_who_sampled():
+    logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss, bound = policy_terms(
+        logp, torch.tensor([[-9.0, 0.0]]), logp.detach(), torch.tensor([3.0]), **CLIP, ratio="one"
     )
     loss.sum().backward()
-    assert torch.all(logp.grad == 0)
+    assert logp.grad.tolist() == [[-3.0, -3.0]]
+    assert not bound.any()
+
+
+def test_dpo_against_the_formula():
+    """Method §5 by hand: −log σ(0.2 · ((−3 + 5) − (−4 + 4.5)))."""
+    chosen, rejected, ref_chosen, ref_rejected = (torch.tensor([v]) for v in (-3.0, -5.0, -4.0, -4.5))
+    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, 0.2)
+    assert loss.item() == pytest.approx(-np.log(1 / (1 + np.exp(-0.2 * 1.5))), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [
+        # two groups count (the last has no token): 1 / (2 groups · 2 replies · tokens)
+        ("reply", [[1 / 8, 1 / 24], [0.0, 1 / 4], [0.0]]),
+        ("token", [[1 / 9, 1 / 9], [0.0, 1 / 9], [0.0]]),
+        ("constant", [[1 / 40, 1 / 40], [0.0, 1 / 40], [0.0]]),
+    ],
+)
+def test_averages(average, expected):
+    found = token_weights([[2, 6], [0, 1], [0]], average, 10)
+    assert found == [pytest.approx(group) for group in expected]
 
 
 OBJECTIVE = replace(PLAIN, anchor_speech=0.5)
@@ -124,15 +159,17 @@ def some_rows() -> list[Row]:
                 prompt_ids=np.arange(1, 4 + index, dtype=np.int32),
                 reply_ids=rng.integers(1, 60, length).astype(np.int32),
                 channels=channels,
-                weight=0.25 if sampled else 0.5,
+                anchor_weight=0.0 if sampled else 0.5,
                 behaviour=rng.normal(-1, 0.3, length).astype(np.float32) if sampled else None,
                 advantages=(float(rng.normal()),) if sampled else (),
+                weights=(0.25 / length,) if sampled else (),
+                kl_weights=(0.1, 0.02) if sampled else (0.0, 0.0),
             )
         )
     return rows
 
 
-def loss_of(rows: list[Row], mix: float) -> tuple[float, dict]:
+def loss_of(rows: list[Item], mix: float) -> tuple[float, dict]:
     """Log-probabilities made from the ids, so that a row has the same ones in every batch."""
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
     logp = -(batch.targets % 7).float() / 5.0
@@ -157,3 +194,54 @@ def test_mix_zero_is_the_anchor_and_mix_one_the_preference():
     _, tally = loss_of(rows, 0.4)
     assert loss_of(rows, 0.0)[0] == pytest.approx(tally.total("loss_anchor"), abs=1e-6)
     assert loss_of(rows, 1.0)[0] == pytest.approx(tally.total("loss_preference"), abs=1e-6)
+
+
+def some_items() -> list[Item]:
+    """Two pairs, the second of replies that nobody sampled, and the demonstrations."""
+    rows = some_rows()
+    bare = [replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
+    first = [replace(row, behaviour=sampled.behaviour) for row, sampled in zip(bare[:2], rows[:2], strict=True)]
+    return [
+        Pair(chosen=first[0], rejected=first[1], weight=0.5),
+        Pair(chosen=bare[2], rejected=bare[3], weight=0.5),
+        *rows[4:],
+    ]
+
+
+PAIRED = replace(PLAIN, routes=(), kl_text=0.0, kl_speech=0.0, pairs=PairLoss(channel="text", beta=0.2))
+
+
+def pair_loss(items: list[Item], shift: float = 0.1) -> tuple[float, dict]:
+    batch = collate(items, pad=0, routes=0, temperature=1.0, device=torch.device("cpu"))
+    logp = -(batch.targets % 7).float() / 5.0
+    reference = logp - shift * (batch.targets % 3).float()
+    loss, tally = micro_batch_loss(batch, logp, torch.ones_like(logp), reference, PAIRED, 1.0)
+    return loss.item(), tally
+
+
+def test_pairs_stay_together_and_add_up():
+    items = some_items()
+    whole, tally = pair_loss(items)
+    parts = [pair_loss(part)[0] for part in split(items, 2)]
+    assert sum(parts) == pytest.approx(whole, abs=1e-6)
+    assert tally.sums["pair_accuracy"][1] == 2
+
+
+def test_pairs_compare_the_selected_tokens_only():
+    """By hand: sums over text tokens of the policy minus the start model, for the first pair alone."""
+    pair = replace(some_items()[0], weight=1.0)
+
+    def text_sum(row: Row) -> float:
+        chosen = (row.channels == 0) | (row.channels == 3)
+        return float((0.1 * (row.reply_ids % 3))[chosen].sum())
+
+    margin = 0.2 * (text_sum(pair.chosen) - text_sum(pair.rejected))
+    assert margin != 0
+    loss, _ = pair_loss([pair, *some_rows()[4:]])
+    assert loss == pytest.approx(-np.log(1 / (1 + np.exp(-margin))), abs=1e-6)
+
+
+def test_at_the_start_model_a_pair_says_nothing_yet():
+    loss, tally = pair_loss(some_items(), shift=0.0)
+    assert loss == pytest.approx(np.log(2), abs=1e-6)
+    assert tally.mean("pair_margin") == pytest.approx(0.0, abs=1e-6)

@@ -35,9 +35,9 @@ def row(prompt: int, reply: int, seed: int) -> Row:
         prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
         reply_ids=rng.integers(1, 30, reply).astype(np.int32),
         channels=np.zeros(reply, dtype=np.int8),
-        weight=1.0,
         behaviour=np.zeros(reply, dtype=np.float32),
         advantages=(1.0,),
+        weights=(1.0,),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from speech.channels import Channel
 from speech.errors import InputError
 from speech.families import PLAYGROUND, family
-from speech.records import DEMONSTRATIONS, PROMPTS, read_demonstrations, read_prompts
+from speech.records import DEMONSTRATIONS, PAIRS, PROMPTS, read_demonstrations, read_pairs, read_prompts
 from speech.vocabulary import Vocabulary
 from speech.waveform import Waveform
 
@@ -26,7 +26,7 @@ def test_tokens_come_from_the_tokenizer_by_name(vocabulary):
     assert vocabulary.end_reply == names.token_to_id("<|im_end|>")
     assert vocabulary.speech_first == names.token_to_id("<|audio_0|>")
     ids = np.array([names.token_to_id(n) for n in ("<|begin_of_audio|>", "<|audio_7|>", "<|im_end|>", "<|pad|>")])
-    assert vocabulary.channels(ids).tolist() == [Channel.BOUNDARY, Channel.SPEECH, Channel.TEXT, -1]
+    assert vocabulary.channels(ids).tolist() == [Channel.BOUNDARY, Channel.SPEECH, Channel.END, -1]
     assert vocabulary.codes(ids).tolist() == [7]
 
 
@@ -72,6 +72,84 @@ def test_missing_column_and_foreign_file(tmp_path, vocabulary):
     wrong = [{"prompt_id": "a", "prompt_ids": [1], "reply_ids": [1, 10**6], "text": "", "manner": ""}]
     with pytest.raises(InputError, match="field 'reply_ids' holds id 1000000"):
         read_demonstrations(written(tmp_path / "d.parquet", wrong, DEMONSTRATIONS), vocabulary)
+
+
+def pair(**changes) -> dict:
+    row = {"prompt_id": "a", "prompt_ids": [1, 2], "chosen_ids": [5, 2], "rejected_ids": [6, 2]}
+    scores = {"chosen_score": 4.5, "rejected_score": 1.0, "scores_chosen": {"answer": 5.0}, "scores_rejected": {}}
+    return row | scores | {"origin": "somewhere"} | changes
+
+
+def written_pairs(folder, suffix, rows):
+    path = folder / f"pairs{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    names = [f for f in PAIRS if not rows or any(f.name in row for row in rows)]
+    return written(path, rows, pa.schema(names))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_pairs_read_with_and_without_scores(tmp_path, vocabulary, suffix):
+    [whole] = read_pairs(written_pairs(tmp_path, suffix, [pair()]), vocabulary)
+    assert (whole.chosen_ids.tolist(), whole.rejected_ids.tolist(), whole.prompt_ids.tolist()) == (
+        [5, 2],
+        [6, 2],
+        [1, 2],
+    )
+    assert (whole.chosen_score, whole.scores_chosen, whole.scores_rejected) == (4.5, {"answer": 5.0}, {})
+    bare = {name: value for name, value in pair().items() if name in ("prompt_id", "prompt_ids")}
+    bare |= {"chosen_ids": [5], "rejected_ids": [6]}
+    [bare] = read_pairs(written_pairs(tmp_path, suffix, [bare]), vocabulary)
+    assert (bare.chosen_score, bare.rejected_score, bare.scores_chosen, bare.origin) == (None, None, {}, "")
+    assert bare.chosen_ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([pair(), pair(chosen_ids=None)], "(row|line) 2: field 'chosen_ids' is missing"),
+        ([pair(prompt_id=None)], "(row|line) 1: field 'prompt_id' is missing"),
+        ([pair(rejected_ids=[])], "(row|line) 1: field 'rejected_ids' is empty"),
+        ([pair(rejected_ids=[1, None])], "(row|line) 1: field 'rejected_ids' has a missing id at position 1"),
+        ([pair(prompt_ids=[10**6])], "(row|line) 1: field 'prompt_ids' holds id 1000000, outside the vocabulary"),
+        ([pair(), pair(rejected_ids=[5, 2])], "(row|line) 2: field 'rejected_ids' is the same as 'chosen_ids'"),
+        ([pair(chosen_score=float("nan"))], "(row|line) 1: field 'chosen_score' holds nan, which is no score"),
+        ([pair(scores_chosen={"a": None})], "(row|line) 1: field 'scores_chosen' holds None, which is no score"),
+        ([], "has no rows"),
+    ],
+)
+def test_bad_pairs(tmp_path, vocabulary, suffix, rows, complaint):
+    with pytest.raises(InputError, match=rf"pairs\{suffix}.*{complaint}"):
+        read_pairs(written_pairs(tmp_path, suffix, rows), vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("[1]", "line 2 is not a JSON object with the fields prompt_id, "),
+        ("{", "line 2 is not JSON"),
+        (json.dumps(pair(chosen_ids="5 2")), "line 2: field 'chosen_ids' is not of type list<"),
+        (json.dumps(pair(chosen_ids=[5.5])), "line 2: field 'chosen_ids' is not of type list<"),
+        (json.dumps(pair(chosen_ids=[True])), "line 2: field 'chosen_ids' is not of type list<"),
+        (json.dumps(pair(scores_chosen=[5])), "line 2: field 'scores_chosen' is not of type map<"),
+        (json.dumps(pair(origin=7)), "line 2: field 'origin' is not of type string"),
+    ],
+)
+def test_bad_lines_of_pairs(tmp_path, vocabulary, line, complaint):
+    (tmp_path / "pairs.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(InputError, match=complaint):
+        read_pairs(tmp_path / "pairs.jsonl", vocabulary)
+
+
+def test_pairs_without_a_column_or_a_file(tmp_path, vocabulary):
+    without = {name: value for name, value in pair().items() if name != "chosen_ids"}
+    with pytest.raises(InputError, match="has no column 'chosen_ids'"):
+        read_pairs(written_pairs(tmp_path, ".parquet", [without]), vocabulary)
+    for name in ("none.parquet", "none.jsonl"):
+        with pytest.raises(InputError, match="does not exist"):
+            read_pairs(tmp_path / name, vocabulary)
 
 
 def test_tokenizer_without_speech_tokens(tmp_path, world):

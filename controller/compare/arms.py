@@ -1,0 +1,152 @@
+"""The arms of the comparison, and the run of an arm with a seed. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from controller.config import Config
+from controller.reading import read
+from speech.errors import InputError
+
+HALF = "HALF"
+"""Stands in an override for half of the iterations."""
+OWN_KEYS = ("run.seed", "run.name", "run.directory")
+"""Keys that a comparison sets itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train, everything else being equal."""
+
+    name: str
+    caption: str
+    overrides: tuple[str, ...]
+    """`key=value` beside the settings that all arms share."""
+    in_table: bool = False
+    """The paper gives IQ and EQ of it (the table of method §9)."""
+
+    def settings(self, iterations: int) -> list[str]:
+        """The overrides for runs of so many iterations."""
+        return [override.replace(HALF, str(iterations // 2)) for override in self.overrides]
+
+
+def _arm(name: str, caption: str, *overrides: str, in_table: bool = False) -> Arm:
+    return Arm(name=name, caption=caption, overrides=overrides, in_table=in_table)
+
+
+_FIXED = ("mix.mode=fixed", "mix.fixed=0.5")
+_BARE = ("mix.mode=fixed", "mix.fixed=1")
+_BOTH = "{score: total, channel: text, weight: 1.0}, {score: total, channel: speech, weight: 1.0}"
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        _arm("anchor_only", "anchor alone", "preference.routes=anchor_only", "mix.mode=fixed", "mix.fixed=0"),
+        _arm("fixed_full", "λ 0.5, all tokens", "preference.routes=full", *_FIXED, in_table=True),
+        _arm("fixed_text", "λ 0.5, text", *_FIXED, in_table=True),
+        _arm("fixed_text_03", "λ 0.3, text", "mix.mode=fixed", "mix.fixed=0.3", in_table=True),
+        _arm("adaptive_full", "adaptive λ, all tokens", "preference.routes=full", in_table=True),
+        _arm("adaptive_raw", "adaptive λ without moving average, text", "mix.smoothing=0", in_table=True),
+        _arm("adaptive", "adaptive λ with moving average, text (the method)", in_table=True),
+        _arm(
+            "two_stage",
+            "anchor alone for the first half, preference on text alone after it",
+            *("mix.mode=two_stage", f"mix.switch={HALF}", "mix.fixed=1"),
+        ),
+        _arm(
+            "dpo_full",
+            "online DPO on all tokens, no anchor",
+            *("preference.objective=dpo", "preference.pairs.channel=all", *_BARE),
+        ),
+        _arm(
+            "dpo_text",
+            "online DPO on text, no anchor",
+            *("preference.objective=dpo", "preference.pairs.channel=text", *_BARE),
+        ),
+        _arm("alpo", "adaptive λ, each score to its own tokens (ALPO)", "preference.routes=alpo"),
+        _arm(
+            "adaptive_both",
+            "adaptive λ, text and speech each with its own normaliser",
+            f"preference.routes=[{_BOTH}]",
+        ),
+    )
+}
+"""By name, in the order of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run of the comparison, whether it exists or not."""
+
+    arm: Arm
+    seed: int
+    directory: Path
+    """Of the run."""
+    arguments: tuple[str, ...]
+    """Of `duet train`."""
+    config: Config
+    """What the arguments mean."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.directory.with_name(f"{self.name}.log")
+
+
+def choose(names: str) -> list[Arm]:
+    """The arms of a comma-separated list in the order of `ARMS`; "" means all. Raises InputError."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(ARMS)
+    for name in wanted:
+        if name not in ARMS:
+            raise InputError(f"--arms: there is no arm {name!r}; arms: {', '.join(ARMS)}")
+    return [arm for arm in ARMS.values() if arm.name in wanted]
+
+
+def plan(
+    arms: Sequence[Arm], seeds: int, directory: Path, config: Path, overrides: Sequence[str], iterations: int | None
+) -> list[Plan]:
+    """The runs of a comparison, all arms of a seed before the next seed. Raises InputError for settings of no run.
+
+    seeds: how many, from 0. directory: holds the runs. config: the YAML file. overrides: the user's, for every arm.
+    iterations: of every run; None leaves it to the file and the overrides.
+    """
+    _check(arms, seeds, overrides, iterations)
+    shared = [*([f"run.iterations={iterations}"] if iterations is not None else []), *overrides]
+    length = read(config, shared).run.iterations
+    meant = {arm.name: read(config, [*arm.settings(length), *shared]) for arm in arms}
+    plans = []
+    for seed in range(seeds):
+        for arm in arms:
+            name = f"{arm.name}-{seed}"
+            own = [f"run.seed={seed}", f"run.name={name}", f"run.directory={directory}"]
+            run = replace(meant[arm.name].run, seed=seed, name=name, directory=str(directory))
+            plans.append(
+                Plan(
+                    arm=arm,
+                    seed=seed,
+                    directory=directory / name,
+                    arguments=("--config", str(config), *own, *arm.settings(length), *shared),
+                    config=replace(meant[arm.name], run=run),
+                )
+            )
+    return plans
+
+
+def _check(arms: Sequence[Arm], seeds: int, overrides: Sequence[str], iterations: int | None) -> None:
+    if seeds < 1:
+        raise InputError(f"--seeds: {seeds} is too small; at least 1")
+    taken = dict.fromkeys(OWN_KEYS, "a comparison sets it itself")
+    if iterations is not None:
+        taken["run.iterations"] = "--iterations says it already"
+    for arm in arms:
+        for setting in arm.overrides:
+            taken.setdefault(setting.partition("=")[0], f"the arm {arm.name} sets it; choose --arms without it")
+    for override in overrides:
+        key = override.partition("=")[0]
+        for own, reason in taken.items():
+            if own == key or own.startswith(f"{key}.") or key.startswith(f"{own}."):
+                raise InputError(f"{override}: {own} cannot be overridden in a comparison: {reason}")

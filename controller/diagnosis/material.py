@@ -1,0 +1,223 @@
+"""What a diagnosis reads: the records of a run, its groups of scores, and its replies as passages to score again."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from controller.config import Config
+from controller.ledger import Ledger
+from controller.reading import read
+from controller.records import read_replies
+from learner.geometry import Passage
+from speech.errors import InputError
+from speech.families import Family, family
+from speech.interleave import allowed_sets, kind_table
+from speech.records import read_demonstrations, read_prompts
+from speech.vocabulary import Vocabulary
+
+DEMONSTRATIONS = 1
+"""The ledger's stream of demonstrations, as the loop deals them out."""
+COMPARISON = "demonstration"
+"""Stands as the worker of a demonstration that was rated beside a group: λ is not measured from it."""
+SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
+"""Columns of the records without the tokens, which are many."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """The scores of the replies to one prompt in one iteration."""
+
+    iteration: int
+    prompt_id: str
+    scores: dict[str, np.ndarray]
+    """By rater, `total` included: float64 [G], NaN where the score is missing."""
+
+    def present(self, rater: str) -> np.ndarray:
+        """The scores that exist, float64 [≤ G]."""
+        values = self.scores[rater]
+        return values[~np.isnan(values)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """A recorded reply, or a demonstration, with what is known of it."""
+
+    passage: Passage
+    channels: np.ndarray
+    """int8 [T], values of `Channel`."""
+    group: int
+    """The same for all replies to one prompt in one iteration."""
+    iteration: int | None = None
+    """None for a demonstration, as the next three."""
+    total: float | None = None
+    """None also when the score is missing."""
+    logps: np.ndarray | None = None
+    """float32 [T], the sampler's."""
+    weight_version: int | None = None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The directory of a run."""
+
+    directory: Path
+    config: Config
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Raises InputError when this is no run, or its configuration cannot be read."""
+        if not (directory / "config.yaml").is_file():
+            raise InputError(f"{directory} is not the directory of a run: it has no config.yaml")
+        return cls(directory, read(directory / "config.yaml", []))
+
+    @cached_property
+    def iterations(self) -> list[int]:
+        """Numbers of the iterations whose replies are on record, in order."""
+        return sorted(int(p.stem) for p in (self.directory / "replies").glob("*.parquet") if p.stem.isdigit())
+
+    @cached_property
+    def checkpoints(self) -> dict[int, Path]:
+        """Checkpoints with weights, by iteration."""
+        found = sorted((self.directory / "checkpoints").glob("*/config.json"))
+        return {int(path.parent.name): path.parent for path in found if path.parent.name.isdigit()}
+
+    @cached_property
+    def family(self) -> Family:
+        return family(self.config.model.family)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Raises InputError when the start model is no longer where it was."""
+        return Vocabulary.from_checkpoint(Path(self.config.model.checkpoint), self.family.tokens)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """int8 [vocabulary], `speech.interleave.Kind` of every id."""
+        return kind_table(self.vocabulary)
+
+    @cached_property
+    def prompts(self) -> dict[str, np.ndarray]:
+        """Token ids of the training prompts, by id."""
+        return {p.id: p.token_ids for p in read_prompts(Path(self.config.data.prompts), self.vocabulary)}
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the sampler was held to the interleave structure (`controller.assembly.constrained`)."""
+        structure = self.config.rollout.structure
+        return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
+
+    @cached_property
+    def groups(self) -> list[ScoredGroup]:
+        """All groups of scores on record; none when no iteration was finished."""
+        rows = [
+            group
+            for number in self.iterations
+            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != COMPARISON)
+        ]
+        names = dict.fromkeys(
+            n for group in rows for row in group for n in (*dict(row["scores"]), *dict(row["missing"]))
+        )
+        return [
+            ScoredGroup(
+                iteration=group[0]["iteration"],
+                prompt_id=group[0]["prompt_id"],
+                scores={name: _numbers([dict(row["scores"]).get(name) for row in group]) for name in names}
+                | {"total": _numbers([row["total"] for row in group])},
+            )
+            for group in rows
+        ]
+
+    def replies(self, numbers: Iterable[int], limit: int) -> list[Item]:
+        """Whole groups of the iterations in the order given, until there are `limit` replies.
+
+        Raises InputError when prompts or replies do not belong to the run's data.
+        """
+        items: list[Item] = []
+        for count, (iteration, group) in enumerate(
+            (number, group) for number in numbers for group in self._sampled(number)
+        ):
+            if items and len(items) + len(group) > limit:
+                break
+            items += [self._item(row, iteration, count) for row in group]
+        return items
+
+    def demonstrations(self, limit: int) -> list[Item]:
+        """The first demonstrations that the run trained on, in its own order; each at most once."""
+        found = read_demonstrations(Path(self.config.data.demonstrations), self.vocabulary)
+        order = Ledger(len(found), self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
+        return [
+            Item(
+                passage=Passage(prompt_ids=found[index].prompt_ids, reply_ids=found[index].reply_ids),
+                channels=self.vocabulary.channels(found[index].reply_ids),
+                group=place,
+            )
+            for place, index in enumerate(order)
+        ]
+
+    def _rows(self, iteration: int, columns: Sequence[str] | None = None) -> list[dict]:
+        table = read_replies(self.directory, iteration)
+        return (table if columns is None else table.select(columns)).to_pylist()
+
+    def _sampled(self, iteration: int) -> Iterator[list[dict]]:
+        """Groups of replies that the run sampled itself, not read from a file."""
+        return _grouped(row for row in self._rows(iteration) if row["weight_version"] >= 0 and row["token_ids"])
+
+    def _item(self, row: dict, iteration: int, group: int) -> Item:
+        if row["prompt_id"] not in self.prompts:
+            raise InputError(
+                f"{self.config.data.prompts} has no prompt {row['prompt_id']!r}, which iteration {iteration} replied to"
+            )
+        ids = np.asarray(row["token_ids"], dtype=np.int32)
+        allowed = None
+        if self.constrained:
+            try:
+                allowed = allowed_sets(ids, self.family.interleave, self.kinds)
+            except (ValueError, IndexError) as error:
+                raise InputError(
+                    f"iteration {iteration}, prompt {row['prompt_id']}, reply {row['index']}: not a reply that the "
+                    f"structure of family {self.family.name} allows, though sampling was held to it: {error}"
+                ) from error
+        return Item(
+            passage=Passage(
+                prompt_ids=self.prompts[row["prompt_id"]],
+                reply_ids=ids,
+                temperature=self.config.rollout.temperature,
+                allowed=allowed,
+            ),
+            channels=self.vocabulary.channels(ids),
+            group=group,
+            iteration=iteration,
+            total=row["total"],
+            logps=_numbers(row["logps"]).astype(np.float32),
+            weight_version=row["weight_version"],
+        )
+
+
+def described(items: Sequence[Item]) -> str:
+    """What these are, in words."""
+    numbers = sorted({item.iteration for item in items if item.iteration is not None})
+    if not numbers:
+        return "demonstrations"
+    where = f"iteration {numbers[0]}" if len(numbers) == 1 else f"iterations {numbers[0]} to {numbers[-1]}"
+    return f"replies of {where}"
+
+
+def _grouped(rows: Iterable[dict]) -> Iterator[list[dict]]:
+    """Rows of one group after another, as they were written: the index starts anew with every group."""
+    group: list[dict] = []
+    for row in rows:
+        if group and (row["prompt_id"] != group[0]["prompt_id"] or row["index"] <= group[-1]["index"]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """float64, None as NaN."""
+    return np.asarray(values, dtype=np.float64)

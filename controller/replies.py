@@ -1,0 +1,109 @@
+"""A reply as the records keep it: what was sampled, by whom, how it was rated and what it trained (method §7, rule 9)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from controller.statistics import Judged
+from reward.rater import Missing
+
+WORDS = pa.map_(pa.string(), pa.string())
+NUMBERS = pa.map_(pa.string(), pa.float32())
+REPLIES = pa.schema(
+    [
+        pa.field("iteration", pa.int64(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("worker", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("weight_version", pa.int64(), nullable=False),
+        pa.field("finish", pa.string(), nullable=False),
+        pa.field("defect", pa.string()),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("channels", pa.list_(pa.int8()), nullable=False),
+        pa.field("logps", pa.list_(pa.float32()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("total", pa.float32()),
+        pa.field("advantages", NUMBERS, nullable=False),
+        pa.field("use", pa.string()),
+        pa.field("scores", NUMBERS, nullable=False),
+        pa.field("missing", WORDS, nullable=False),
+        pa.field("failed_raters", pa.list_(pa.string()), nullable=False),
+        pa.field("details", WORDS, nullable=False),
+        pa.field("rater_versions", WORDS, nullable=False),
+        pa.field("sampling", WORDS, nullable=False),
+        pa.field("seconds_audio", pa.float32()),
+    ]
+)
+"""Of every reply: its tokens, who sampled it with which weights, and what made its score (method §7, rule 9).
+A rater stands in `scores` when it gave a number, in `missing` with the reason otherwise, and in `failed_raters` too
+when that was its own fault; combined scores stand beside the raters'. `advantages` has an entry for each route that the
+reply trains, `use` says what it served as (advantage, chosen, rejected; null: nothing)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredReply:
+    """A row of replies/*.parquet."""
+
+    judged: Judged
+    routes: Sequence[str]
+    """Labels of the routes, in the order of the advantages."""
+    use: str | None
+    """What it served as in the step, None for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made scores and samples of a run, beside the weights (method §7, rule 9)."""
+
+    raters: Mapping[str, str]
+    """`version` of every rater, and of the codec, by name."""
+    sampling: Mapping[str, str]
+    """The sampler's settings."""
+
+
+def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> pa.Table:
+    """The rows under the schema `REPLIES`."""
+    judged = [row.judged for row in rows]
+    replies = [j.reply for j in judged]
+    columns: dict[str, object] = {
+        "iteration": [iteration] * len(rows),
+        "prompt_id": [reply.prompt_id for reply in replies],
+        "index": [reply.index for reply in replies],
+        "worker": [reply.worker for reply in replies],
+        "seed": [reply.seed for reply in replies],
+        "weight_version": [reply.weight_version for reply in replies],
+        "finish": [str(reply.finish) for reply in replies],
+        "defect": [reply.defect for reply in replies],
+        "token_ids": _lists([reply.token_ids for reply in replies], pa.int32()),
+        "channels": _lists([reply.channels for reply in replies], pa.int8()),
+        "logps": _lists([reply.logps for reply in replies], pa.float32()),
+        "text": [j.card.details.get("text", "") for j in judged],
+        "total": [j.number("total") for j in judged],
+        "advantages": [
+            [(label, a) for label, a in zip(row.routes, row.judged.advantages, strict=True) if a is not None]
+            for row in rows
+        ],
+        "use": [row.use for row in rows],
+        "scores": [
+            [(n, s) for n, s in j.scores.items() if n != "total" and not isinstance(s, Missing)] for j in judged
+        ],
+        "missing": [[(n, s.reason) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged],
+        "failed_raters": [
+            [n for n, s in j.card.scores.items() if isinstance(s, Missing) and s.fault == "rater"] for j in judged
+        ],
+        "details": [list(j.card.details.items()) for j in judged],
+        "rater_versions": [list(made.raters.items())] * len(rows),
+        "seconds_audio": [j.card.seconds for j in judged],
+        "sampling": [list(made.sampling.items())] * len(rows),
+    }
+    return pa.table(columns, schema=REPLIES)
+
+
+def _lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.ListArray:
+    """Rows of tokens as one list column, without a Python object a token."""
+    values = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(values, kind, mask=~np.isfinite(values)))
