@@ -39,4 +39,4 @@ lock: setup ## write requirements/cpu.lock anew after a change of pyproject.toml
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
-	find $(ROOMS) tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -7,8 +7,9 @@ import difflib
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from controller.config import Config
@@ -21,16 +22,19 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def read(path: Path, overrides: list[str]) -> Config:
-    """Reads a YAML file, applies `key=value` overrides, and checks the whole."""
-    if not path.is_file():
-        raise InputError(f"configuration file {path} does not exist")
+    """Reads a YAML file, applies `key=value` overrides, and checks the whole.
+
+    A file may name another, relative to itself, that it changes: `extends: playground.yaml`.
+    """
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r} is not of the form key=value")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-    except Exception as error:  # YAML errors come in many classes
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        given = OmegaConf.merge(_load(path, ()), OmegaConf.from_dotlist(overrides))
+    except InputError:
+        raise
+    except Exception as error:  # what OmegaConf raises comes in many classes
+        raise InputError(f"{path}: its overrides are not valid: {' '.join(str(error).split())}") from error
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), given)
         config = OmegaConf.to_object(merged)
@@ -43,6 +47,24 @@ def read(path: Path, overrides: list[str]) -> Config:
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+def _load(path: Path, below: tuple[Path, ...]) -> Any:
+    """A file upon the one that it extends. below: the files that led here."""
+    path = path.resolve()
+    if path in below:
+        raise InputError(f"{path} extends itself, by way of {' → '.join(p.name for p in below)}")
+    if not path.is_file():
+        named = f", which {below[-1]} extends," if below else ""
+        raise InputError(f"configuration file {path}{named} does not exist")
+    try:
+        own = OmegaConf.load(path)
+    except Exception as error:  # YAML errors come in many classes
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(own, DictConfig):
+        raise InputError(f"{path}: expected sections such as `run:` and `model:`, found a {type(own).__name__}")
+    base = own.pop("extends", None)
+    return own if base is None else OmegaConf.merge(_load(path.parent / str(base), (*below, path)), own)
 
 
 def _suggestion(key: str) -> str:

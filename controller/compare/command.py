@@ -17,7 +17,7 @@ DEFAULTS = {
     "arms": "",
     "seeds": 3,
     "iterations": None,
-    "config": ROOT / "configs" / "playground.yaml",
+    "config": ROOT / "configs" / "comparison.yaml",
     "directory": Path("runs/compare"),
     "page": None,
 }

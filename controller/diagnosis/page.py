@@ -99,7 +99,7 @@ def summary(sections: Sequence[Section], page: Path) -> RenderableType:
                         heading, justify="right" if place else "left", min_width=len(heading) if place else 8
                     )
                 for cells in table.cells(list(headings)):
-                    grid.add_line(*map(Text, cells))
+                    grid.add_row(*map(Text, cells))
                 parts.append(Padding(grid, (1, 0, 0, 2)))
     return Padding(Group(*parts, Text(), Text("the whole page", "dim"), Text(f"  {page}"), Text()), (0, 1))
 

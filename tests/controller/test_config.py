@@ -104,3 +104,16 @@ def test_missing_file_broken_yaml_and_missing_value(tmp_path):
     (tmp_path / "y.yaml").write_text("run: {iterations: 3}")
     with pytest.raises(InputError, match=r"model\.checkpoint"):
         read(tmp_path / "y.yaml", [])
+
+
+def test_a_file_can_change_another(playground, tmp_path):
+    (tmp_path / "base.yaml").write_text(playground.read_text())
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nrun: {iterations: 7}\nanchor: {rows: 8}\n")
+    config = read(tmp_path / "mine.yaml", ["anchor.rows=4"])
+    assert (config.run.iterations, config.anchor.rows, config.rollout.group_size) == (7, 4, 4)
+    (tmp_path / "lost.yaml").write_text("extends: none.yaml")
+    with pytest.raises(InputError, match=r"none\.yaml, which .*lost\.yaml extends, does not exist"):
+        read(tmp_path / "lost.yaml", [])
+    (tmp_path / "loop.yaml").write_text("extends: loop.yaml")
+    with pytest.raises(InputError, match="extends itself"):
+        read(tmp_path / "loop.yaml", [])
