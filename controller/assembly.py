@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from controller.config import Config, Named
 from controller.mix import MixRatio, MixSettings
 from controller.preference import PairedReplies, PolicyGradient, Preference, Structure
 from controller.statistics import Scoring
+from learner.freezing import frozen_names
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.step import Objective, PairLoss, Route
@@ -45,6 +48,7 @@ def read_inputs(config: Config) -> Inputs:
         held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
         pairs=read_pairs(Path(config.preference.pairs.file), vocabulary) if config.preference.pairs.file else [],
     )
+    _check_weights(config)
     _check_reward(config, vocabulary)
     _check_replies(config, inputs)
     longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
@@ -60,6 +64,23 @@ def read_inputs(config: Config) -> Inputs:
             f"{len(inputs.pairs or inputs.prompts)}"
         )
     return inputs
+
+
+def _check_weights(config: Config) -> None:
+    """The checkpoint's weights are there, and `model.frozen` names some of them."""
+    directory = Path(config.model.checkpoint)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"model.checkpoint: {directory} holds no *.safetensors file")
+    if config.model.frozen:
+        names = {"lm_head.weight"}  # not in the file when it is tied to the embedding
+        for file in files:
+            try:
+                with safe_open(file, framework="numpy") as weights:
+                    names.update(weights.keys())
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"model.checkpoint: {file} cannot be read: {error}") from error
+        frozen_names(sorted(names), config.model.frozen)
 
 
 def _check_replies(config: Config, inputs: Inputs) -> None:
@@ -239,6 +260,7 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
         micro_batch_rows=c.micro_batch_rows,
         threads=c.threads,
         temperature=config.rollout.temperature,
+        frozen=tuple(config.model.frozen),
         gpu=c.gpus > 0,
     )
     group = GroupSettings(

@@ -31,6 +31,8 @@ class Model:
     """float32 or bfloat16, for learner and rollout alike."""
     max_length: int = 2048
     """Longest prompt plus reply, tokens."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that are not trained, as shell-style patterns of their names: model.layers.0.*"""
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Pairs:
     margin: float = 0.5
     """A pair whose scores are nearer than this is not used."""
     chosen: str = "sample"
-    """What the worst sample is compared with: sample (the best one) or demonstration (that of the prompt, rated too)."""
+    """What the worst sample is compared with: sample (the best one) or demonstration (the prompt's own, rated too)."""
     file: str = ""
     """Parquet or JSONL of pairs made before (`duet pairs`); empty: pairs are made of each iteration's samples."""
 

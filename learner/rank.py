@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from learner.freezing import freeze
 from learner.rows import Item, collate, split
 from learner.scorer import Scorer
 from learner.send import SharedMemorySender, named_weights
@@ -45,6 +46,8 @@ class RankSettings:
     threads: int
     temperature: float
     """Of the sampler: the learner scores the same distribution."""
+    frozen: tuple[str, ...]
+    """Patterns of parameter names that are not trained."""
     gpu: bool
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
 
@@ -93,13 +96,14 @@ class LearnerRank:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
         dtype = getattr(torch, self._settings.dtype)
         model = AutoModelForCausalLM.from_pretrained(self._settings.checkpoint, dtype=dtype)
+        freeze(model, self._settings.frozen)
         scorer = Scorer(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
         self._reference = None
         if self._objective.needs_reference:
             self._reference = copy.deepcopy(scorer).to(self._device).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
-            scorer.parameters(),
+            [parameter for parameter in scorer.parameters() if parameter.requires_grad],
             lr=self._settings.learning_rate,
             betas=self._settings.betas,
             eps=self._settings.epsilon,

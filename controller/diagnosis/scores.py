@@ -113,7 +113,10 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
         findings += [f"Farthest from it: {least} ({low:.2f})."] if least != most else []
     notes = [
         "Each group is one prompt in one iteration. The interval is that of the mean over groups (Student's t).",
-        "Groups where either is constant hold no ranking to compare. They are counted and not scored as 0.",
+        "Groups where either is constant hold no ranking to compare. They are counted and not scored as 0. So "
+        "each rater is compared over groups of its own.",
+        "A rater with few levels gives many replies the same rank, which keeps ρ and τ-b below 1 even where it never "
+        "contradicts the reference.",
     ]
     if reference == "total":
         notes.append("The total contains the raters: their agreement with it is partly agreement with themselves.")

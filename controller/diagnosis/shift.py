@@ -12,6 +12,8 @@ from speech.channels import Channel
 TITLE = "Δlogp against the start model"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NAMES = {channel: channel.name.lower() for channel in Channel}
+MOVED = 1e-4
+"""Nats below which a token did not move: rounding alone makes differences of up to a few 1e-5."""
 TOP = 0.05
 """The share of tokens that moved most, whose part in the whole movement says how local it was."""
 
@@ -48,16 +50,26 @@ def shifts(
 
 def describe(values: np.ndarray) -> Row:
     """Size, spread and coherence of Δlogp [n]; all None without a token."""
-    names = ["mean", "std", "absolute", "same_direction", "coherence", "local", *(f"q{q:g}" for q in QUANTILES)]
+    names = [
+        "mean",
+        "std",
+        "absolute",
+        "moved",
+        "same_direction",
+        "coherence",
+        "local",
+        *(f"q{q:g}" for q in QUANTILES),
+    ]
     if not len(values):
         return dict.fromkeys(names)
     size, deviation = np.abs(values), values.std()
     top = np.sort(size)[::-1][: max(1, round(TOP * len(values)))]
-    ups, downs = int((values > 0).sum()), int((values < 0).sum())
+    ups, downs = int((values > MOVED).sum()), int((values < -MOVED).sum())
     return {
         "mean": float(values.mean()),
         "std": float(deviation),
         "absolute": float(size.mean()),
+        "moved": (ups + downs) / len(values),
         "same_direction": max(ups, downs) / (ups + downs) if ups + downs else None,
         "coherence": float(abs(values.mean()) / deviation) if deviation > 0 else None,
         "local": float(top.sum() / size.sum()) if size.sum() > 0 else None,
@@ -84,7 +96,8 @@ def shift_section(name: str, found: Sequence[Shift], lacks: Sequence[str]) -> Se
         "mean": "mean",
         "std": "std",
         "absolute": "mean size",
-        "same_direction": "share in the majority direction",
+        "moved": f"share that moved by {MOVED:g}",
+        "same_direction": "of these in the majority direction",
         "coherence": "size of mean / std",
         "local": f"part of the {TOP:.0%} that moved most",
         **quantiles,
@@ -96,6 +109,7 @@ def shift_section(name: str, found: Sequence[Shift], lacks: Sequence[str]) -> Se
         "mean": "mean",
         "std": "std",
         "absolute": "size",
+        "moved": "moved",
         "same_direction": "same way",
         "local": f"top {TOP:.0%}",
     }

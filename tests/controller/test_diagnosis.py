@@ -94,12 +94,13 @@ def test_shift_is_by_channel_and_leaves_forced_tokens_out():
 
 
 def test_coherence_and_locality_of_a_shift():
-    found = describe(np.array([0.1, 0.2, 0.0, -0.1, 0.8]))
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["absolute"] == pytest.approx(0.24)
+    found = describe(np.array([0.1, 0.2, 0.00001, -0.1, 0.8]))
+    assert found["mean"] == pytest.approx(0.2, abs=1e-5)
+    assert found["absolute"] == pytest.approx(0.24, abs=1e-5)
+    assert found["moved"] == pytest.approx(4 / 5)
     assert found["same_direction"] == pytest.approx(3 / 4)
-    assert found["coherence"] == pytest.approx(0.2 / np.std([0.1, 0.2, 0.0, -0.1, 0.8]))
-    assert found["local"] == pytest.approx(0.8 / 1.2)
+    assert found["coherence"] == pytest.approx(0.2 / np.std([0.1, 0.2, 0.0, -0.1, 0.8]), abs=1e-4)
+    assert found["local"] == pytest.approx(0.8 / 1.2, abs=1e-4)
     assert found["q0.5"] == pytest.approx(0.1)
     still = describe(np.zeros(4))
     assert (still["mean"], still["same_direction"], still["coherence"], still["local"]) == (0.0, None, None, None)

@@ -64,6 +64,7 @@ def two_steps(world, rows, ranks: int, stage: int, directory=None):
         micro_batch_rows=4,
         threads=1,
         temperature=1.0,
+        frozen=(),
         gpu=False,
     )
     group = LearnerGroup(

@@ -1,0 +1,29 @@
+"""Frozen parts are named and checked (method §7, rule 7)."""
+
+import pytest
+from torch import nn
+
+from learner.freezing import freeze, frozen_names
+from speech.errors import InputError
+
+NAMES = ["embed.weight", "layers.0.weight", "layers.1.weight", "head.weight"]
+
+
+def test_patterns_name_parameters():
+    assert frozen_names(NAMES, ["layers.*", "embed.weight"]) == {"layers.0.weight", "layers.1.weight", "embed.weight"}
+    assert frozen_names(NAMES, []) == set()
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(
+        InputError, match=r"model.frozen: 'encoder\.\*' matches no parameter; the model has embed.weight"
+    ):
+        frozen_names(NAMES, ["layers.*", "encoder.*"])
+    with pytest.raises(InputError, match="nothing is left to train"):
+        frozen_names(NAMES, ["*"])
+
+
+def test_frozen_parameters_get_no_gradient():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    assert freeze(model, ["0.*"]) == 2
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
