@@ -43,7 +43,8 @@ def plot_scores(
 ) -> None:
     """Mean score by rater over iterations, points and moving average.
 
-    names: the scores to draw. scale: lowest and highest score. evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
+    names: the scores to draw. scale: lowest and highest score.
+    evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
     """
     x = _column(table, "iteration")
     figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")

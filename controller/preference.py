@@ -30,7 +30,7 @@ class Batch:
 
     items: list[Item]
     uses: list[list[str | None]]
-    """By group and reply what it served as, for the records: "advantage", "chosen", "rejected", or None where it gave no
+    """By group and reply what it served as, for the records: "advantage", "chosen", "rejected"; None where it gave no
     preference gradient."""
 
 

@@ -1,4 +1,4 @@
-"""A reply as the records keep it: what was sampled, by whom, how it was rated and what it trained (method §7, rule 9)."""
+"""A reply as the records keep it: what was sampled, by whom, how it was rated, what it trained (method §7, rule 9)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

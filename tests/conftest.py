@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,3 +33,11 @@ def reference(root) -> Callable[[str], list]:
 def world() -> Path:
     """The shipped playground."""
     return ROOT / "playground" / "world"
+
+
+@pytest.fixture(scope="session")
+def few(world, tmp_path_factory) -> Path:
+    """A short evaluation set."""
+    path = tmp_path_factory.mktemp("data") / "few.parquet"
+    pq.write_table(pq.read_table(world / "data/held_out.parquet").slice(0, 32), path)
+    return path

@@ -17,31 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from controller.records import read_events
+from tests.commands import duet
+
 pytestmark = pytest.mark.e2e
 COLUMNS = """iteration weight_version lambda lambda_raw gate_quality gate_information loss_preference loss_anchor
 kl_text kl_speech entropy_text entropy_speech score_answer score_heard score_manner logp_gap_text logp_gap_speech
 replies replies_dropped seconds_rollout seconds_reward seconds_learn seconds_sync""".split()
-
-
-def duet(root: Path, *arguments: str, seconds: float = 280) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, "-m", "controller", *arguments],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def few(world, tmp_path_factory) -> Path:
-    """A short evaluation set."""
-    path = tmp_path_factory.mktemp("data") / "few.parquet"
-    pq.write_table(pq.read_table(world / "data/held_out.parquet").slice(0, 32), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +166,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(root, world, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_signal_ends_the_run_in_order(root, few, tmp_path):
+def test_a_running_job_takes_another_lambda_and_a_signal_ends_it_in_order(root, few, tmp_path):
     job = subprocess.Popen(
         [
             sys.executable, "-m", "controller", "train", "run.iterations=500", "run.name=stopped",
@@ -196,10 +178,12 @@ def test_a_signal_ends_the_run_in_order(root, few, tmp_path):
         text=True,
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
     )  # fmt: skip
-    output = []
+    output, taken = [], []
     for line in job.stdout:
         output.append(line)
-        if "/500" in line:  # the first iteration's row
+        if "1/500" in line and not taken:  # the first iteration's row
+            taken.append(duet(root, "mix", str(tmp_path / "stopped"), "fixed=0.123", "--wait", "60"))
+        elif "0.123" in line and "/500" in line:  # a row with the λ that was asked for
             job.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell makes its background jobs ignore
             break
     try:
@@ -207,9 +191,20 @@ def test_a_signal_ends_the_run_in_order(root, few, tmp_path):
     finally:
         job.kill()
     assert job.returncode == 0, "".join(output) + rest
+    assert taken[0].returncode == 0, taken[0].stderr
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
-    assert 1 <= summary["iterations"] < 20
-    assert (tmp_path / f"stopped/checkpoints/{summary['iterations']:06d}/model.safetensors").is_file()
+    assert 1 <= summary["iterations"] < 40
+    checkpoint = tmp_path / f"stopped/checkpoints/{summary['iterations']:06d}"
+    assert (checkpoint / "model.safetensors").is_file()
+    assert json.loads((checkpoint / "controller.json").read_text())["mix"]["override"] == 0.123
+    rows = pq.read_table(tmp_path / "stopped/iterations.parquet").to_pylist()
+    assert [row["lambda"] == 0.123 for row in rows] == [bool(row["mix_overridden"]) for row in rows]
+    assert (rows[0]["mix_overridden"], rows[-1]["mix_overridden"]) == (0, 1)
+    [event] = [e for e in read_events(tmp_path / "stopped") if e["kind"] == "mix"]
+    assert next(row["iteration"] for row in rows if row["mix_overridden"]) == event["iteration"]
+    refused = duet(root, "mix", str(tmp_path / "stopped"), "adaptive")
+    assert refused.returncode == 2
+    assert "has finished" in refused.stderr
 
 
 def ray(root: Path, environment: dict, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:

@@ -1,0 +1,113 @@
+"""Arms of the comparison side by side, and what one can do with a run afterwards: for real, and short."""
+
+import json
+import shutil
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from speech.records import PAIRS
+from tests.commands import duet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(660)]
+
+
+@pytest.fixture(scope="module")
+def compared(root, few, tmp_path_factory):
+    """Three arms, one seed, five iterations; and how long it took."""
+    directory = tmp_path_factory.mktemp("compare")
+    begun = time.monotonic()
+    done = duet(
+        root, "compare", "--arms", "anchor_only,fixed_text,adaptive", "--seeds", "1", "--iterations", "5",
+        "--directory", str(directory), f"data.held_out={{held_out: {few}}}", seconds=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return directory, time.monotonic() - begun
+
+
+def test_the_short_comparison_is_quick_and_whole(compared):
+    directory, seconds = compared
+    assert seconds < 600
+    table = pq.read_table(directory / "comparison.parquet").to_pylist()
+    assert {row["arm"] for row in table} == {"anchor_only", "fixed_text", "adaptive"}
+    page = (directory / "comparison.md").read_text()
+    for word in ("anchor_only", "fixed_text", "adaptive", "IQ", "EQ", "undecided", "minutes"):
+        assert word in page
+    assert (directory / "comparison.png").stat().st_size > 10_000
+
+
+def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(compared):
+    directory, _ = compared
+    mixes, prompts = {}, {}
+    for arm in ("anchor_only", "fixed_text", "adaptive"):
+        rows = pq.read_table(directory / f"{arm}-0/iterations.parquet").to_pylist()
+        mixes[arm] = [row["lambda"] for row in rows]
+        prompts[arm] = [
+            pq.read_table(directory / f"{arm}-0/replies/{row['iteration']:06d}.parquet")["prompt_id"].to_pylist()
+            for row in rows
+        ] + [row["demonstrations"] for row in rows]
+    assert mixes["anchor_only"] == [0.0] * 5
+    assert mixes["fixed_text"] == [0.5] * 5
+    assert len(set(mixes["adaptive"])) > 1
+    assert prompts["anchor_only"] == prompts["fixed_text"] == prompts["adaptive"]
+    before = [
+        pq.read_table(directory / f"{arm}-0/evaluations/before/held_out.parquet")["token_ids"].to_pylist()
+        for arm in mixes
+    ]
+    assert before[0] == before[1] == before[2], "every arm starts from the same replies"
+
+
+def test_a_comparison_goes_on_where_it_stopped(root, few, compared):
+    directory, _ = compared
+    shutil.rmtree(directory / "adaptive-0")
+    kept = (directory / "fixed_text-0/summary.json").stat().st_mtime_ns
+    done = duet(
+        root, "compare", "--arms", "fixed_text,adaptive", "--seeds", "1", "--iterations", "5",
+        "--directory", str(directory), f"data.held_out={{held_out: {few}}}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert (directory / "fixed_text-0/summary.json").stat().st_mtime_ns == kept
+    assert json.loads((directory / "adaptive-0/summary.json").read_text())["iterations"] == 5
+
+
+def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
+    """Method §5: from scored replies to pairs, and from pairs to a step, through the same commands and records."""
+    directory, _ = compared
+    made = duet(root, "pairs", str(directory / "fixed_text-0"), "--out", str(tmp_path / "pairs.parquet"))
+    assert made.returncode == 0, made.stderr
+    pairs = pq.read_table(tmp_path / "pairs.parquet")
+    assert pairs.schema.equals(PAIRS)
+    done = duet(
+        root, "train", "run.iterations=2", "run.name=offline", f"run.directory={tmp_path}",
+        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "preference.objective=dpo",
+        f"preference.pairs.file={tmp_path / 'pairs.parquet'}", "mix.mode=fixed", "mix.fixed=1", "rollout.prompts=4",
+        "preference.pairs.channel=all",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    rows = pq.read_table(tmp_path / "offline/iterations.parquet").to_pylist()
+    assert [row["pairs"] for row in rows] == [4, 4]
+    assert rows[0]["loss_preference"] == pytest.approx(0.6931, abs=1e-3), "nothing has moved before the first step"
+    assert rows[1]["weight_version"] == 1
+    replies = pq.read_table(tmp_path / "offline/replies/000001.parquet").to_pylist()
+    assert [r["use"] for r in replies] == ["chosen", "rejected"] * 4
+    assert {r["worker"] for r in replies} == {"recorded"}
+
+
+def test_online_pairs_with_demonstrations_are_judged_on_both_sides(root, few, tmp_path):
+    done = duet(
+        root, "train", "run.iterations=2", "run.name=online", f"run.directory={tmp_path}",
+        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "preference.objective=dpo",
+        "preference.pairs.chosen=demonstration", "rollout.prompts=8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    rows = pq.read_table(tmp_path / "online/iterations.parquet").to_pylist()
+    assert sum(row["pairs"] for row in rows) > 0
+    assert rows[1]["pair_accuracy"] is not None
+    replies = pq.read_table(tmp_path / "online/replies/000001.parquet").to_pylist()
+    rejected = [r for r in replies if r["use"] == "rejected"]
+    examples = {r["prompt_id"]: r for r in replies if r["worker"] == "demonstration"}
+    assert len(rejected) == rows[0]["pairs"]
+    for reply in rejected:
+        assert reply["total"] is not None
+        assert examples[reply["prompt_id"]]["total"] - reply["total"] >= 0.5 - 1e-6
