@@ -1,17 +1,25 @@
 """The command line: `duet …`, the same as `python -m controller …`."""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from speech.errors import InputError
 
+MODULES = {
+    "compare": ("controller.compare.command", "the paper's arms side by side"),
+    "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
+    "pairs": ("controller.pairs", "preference pairs from scored replies"),
+}
+"""Commands that are modules of their own, with `add_arguments` and `run`."""
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "playground.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit code 0: done; 2: the input cannot be used, said in one sentence; 1: anything else."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         options.act(options)
     except InputError as error:
@@ -31,12 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Every command with its options, and as `act` what it does. Actions import what they need: help is quick."""
-    from controller import pairs
-    from controller.compare import command as compare
-    from controller.diagnosis import command as diagnosis
-
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    """Every command, and as `act` what it does. Modules of commands are imported for the wanted one only."""
     parser = argparse.ArgumentParser(prog="duet", description="Reinforcement learning for spoken dialogue models.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -46,20 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(act=_train)
 
     mix = commands.add_parser("mix", help="set λ in a running job")
-    mix.add_argument("run", type=Path, help="the run's directory")
+    mix.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
     mix.add_argument("value", metavar="fixed=NUMBER|adaptive", help="taken at the run's next iteration, and recorded")
     mix.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="deadline (default: %(default)s)")
     mix.set_defaults(act=_mix)
 
-    for name, module, what in (
-        ("compare", compare, "the paper's arms side by side"),
-        ("diagnose", diagnosis, "gradient geometry, Δlogp, scores and λ of a run"),
-        ("pairs", pairs, "preference pairs from scored replies"),
-    ):
-        command = commands.add_parser(name, help=what, description=module.__doc__)
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
-        module.add_arguments(command)
-        command.set_defaults(act=module.run)
+    for name, (where, what) in MODULES.items():
+        command = commands.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == wanted:
+            module = importlib.import_module(where)
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(act=module.run)
 
     build = commands.add_parser("playground", help="build the embedded world from nothing")
     build.add_argument("--out", type=Path, default=Path("playground/world"))
@@ -76,10 +78,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _mix(options: argparse.Namespace) -> None:
+    from controller.records import run_directory
     from controller.requests import ask, mix_value
 
     value = mix_value(options.value)
-    taken = ask(options.run, "mix", value, seconds=options.wait, say=print)
+    taken = ask(run_directory(options.run), "mix", value, seconds=options.wait, say=print)
     print(f"taken: λ is {options.value} from iteration {taken} on")
 
 

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from controller.pairing import Candidate, Refusal, pick
+from controller.records import run_directory
 from controller.scored import SCORES, Scored, read_scored
 from speech.errors import InputError
 from speech.families import Family, family
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     """Writes the pairs and prints what came of it. Raises InputError, and writes nothing, when there are none."""
     _check(options)
     if options.run is not None:
-        directory = _directory(options.run)
+        directory = run_directory(options.run)
         numbers = _numbers(directory, options.iterations)
         material = read_material(directory / "config.yaml")
         groups = read_run(directory, numbers, material, options.score)
@@ -228,13 +229,6 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--margin: {options.margin} is not possible; at least 0")
     if options.out.is_dir():
         raise InputError(f"--out: {options.out} is a directory; the name of a file was expected")
-
-
-def _directory(run: Path) -> Path:
-    for directory in (run, Path("runs") / run):
-        if (directory / "config.yaml").is_file():
-            return directory
-    raise InputError(f"{run} is not the directory of a run: it has no config.yaml, nor has {Path('runs') / run}")
 
 
 def _replies(directory: Path) -> dict[int, Path]:

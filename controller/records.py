@@ -129,6 +129,14 @@ class Records:
             self.add_event("rewound", through=through, iterations_dropped=dropped)
 
 
+def run_directory(run: Path) -> Path:
+    """The directory of a run, given itself or by its name under runs/. Raises InputError when there is none."""
+    for directory in (run, Path("runs") / run):
+        if (directory / "config.yaml").is_file():
+            return directory
+    raise InputError(f"{run} is not the directory of a run: it has no config.yaml, nor has {Path('runs') / run}")
+
+
 def read_iterations(directory: Path) -> pa.Table:
     """iterations.parquet of a run, ordered by iteration. Raises InputError when it does not exist."""
     return _read_table(directory / "iterations.parquet")

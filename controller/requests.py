@@ -55,11 +55,9 @@ class Inbox:
 def ask(run: Path, kind: str, value: float | str, *, seconds: float, say: Callable[[str], None]) -> int:
     """Asks, and waits until the run has taken it. Returns the iteration from which it holds.
 
-    Raises InputError when there is no such run or it has ended, TimeoutError when nobody took it in time; the request
+    Raises InputError when the run has ended or takes no requests, TimeoutError when nobody took it in time; the request
     is then taken back.
     """
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is not the directory of a run: it has no config.yaml")
     _refuse_ended(run)
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}"
     path = run / "requests" / f"{stamp}.json"

@@ -66,6 +66,8 @@ _SPLIT = "Is it dilution or noise: preference on speech too, with its own normal
 CLAIMS = (
     _claim(f"{_CENTRAL} (fixed λ)", "fixed_full", "<", "fixed_text", "eq", 2.48, 2.60, note=_VITA),
     _claim(f"{_CENTRAL} (adaptive λ)", "adaptive_full", "<", "adaptive", "eq", 2.50, 2.92, note=_VITA),
+    _claim(f"{_CENTRAL} (fixed λ, by the words that are heard)", "fixed_full", "<", "fixed_text", "heard"),
+    _claim(f"{_CENTRAL} (adaptive λ, by the words that are heard)", "adaptive_full", "<", "adaptive", "heard"),
     _claim(
         "Preference on text answers better (fixed λ)", "fixed_text", ">", "fixed_full", "iq", 52.60, 48.70, note=_VITA
     ),

@@ -26,7 +26,7 @@ REPLIES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
     parser.add_argument(
         "--checkpoint",
         metavar="start|last|NUMBER",

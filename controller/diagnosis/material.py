@@ -11,7 +11,7 @@ import numpy as np
 from controller.config import Config
 from controller.ledger import Ledger
 from controller.reading import read
-from controller.records import read_replies
+from controller.records import read_replies, run_directory
 from learner.geometry import Passage
 from speech.errors import InputError
 from speech.families import Family, family
@@ -70,8 +70,7 @@ class RunFiles:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Raises InputError when this is no run, or its configuration cannot be read."""
-        if not (directory / "config.yaml").is_file():
-            raise InputError(f"{directory} is not the directory of a run: it has no config.yaml")
+        directory = run_directory(directory)
         return cls(directory, read(directory / "config.yaml", []))
 
     @cached_property

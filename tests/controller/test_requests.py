@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from controller.records import Records
+from controller.records import Records, run_directory
 from controller.requests import Inbox, ask, mix_value
 from speech.errors import InputError
 
@@ -42,8 +42,10 @@ def test_nobody_waits_for_ever_and_an_untaken_request_is_taken_back(run):
 
 
 def test_requests_of_what_is_no_running_job_are_refused(run, tmp_path):
-    with pytest.raises(InputError, match="has no config"):
-        ask(tmp_path, "mix", 0.3, seconds=1, say=print)
+    with pytest.raises(InputError, match="takes no requests"):
+        ask(run, "mix", 0.3, seconds=1, say=print)
+    with pytest.raises(InputError, match="is not the directory of a run"):
+        run_directory(tmp_path)
     Inbox.open(run)
     Records.open(run).add_event("finished")
     with pytest.raises(InputError, match="has finished"):
