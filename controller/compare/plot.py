@@ -27,7 +27,11 @@ Point = tuple[Estimate, Estimate]
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """IQ and EQ of every arm after training on the headline set, with 95 % intervals, and the paper's arms' front."""
+    """IQ and EQ of every arm after training on the headline set, and the front of the paper's arms.
+
+    Whiskers are the 95 % intervals of the change since before, paired by prompt. Those of the level would be as wide as
+    prompts differ in difficulty, which is the same for every arm.
+    """
     points: dict[str, Point] = {}
     for name in [BEFORE, *(arm.name for arm in comparison.arms)]:
         iq, eq = (
@@ -43,8 +47,8 @@ def plot(comparison: Comparison, path: Path) -> None:
         axes.errorbar(
             iq.value,
             eq.value,
-            xerr=[[iq.value - iq.low], [iq.high - iq.value]],
-            yerr=[[eq.value - eq.low], [eq.high - eq.value]],
+            xerr=_whiskers(comparison, "iq", name),
+            yerr=_whiskers(comparison, "eq", name),
             fmt="o",
             color=colour,
             markerfacecolor=fill,
@@ -58,6 +62,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     if front is not None:
         _draw_front(axes, front, points)
     axes.set(xlabel="IQ: right answers, %", ylabel="EQ: mean acoustic score", title=f"After training, on {HEADLINE}")
+    axes.text(0.0, 1.0, "whiskers: 95 % of the change since before", transform=axes.transAxes, fontsize=8, color=INK)
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
@@ -66,6 +71,12 @@ def plot(comparison: Comparison, path: Path) -> None:
     _label(figure, axes, points)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _whiskers(comparison: Comparison, kind: str, name: str) -> list[list[float]] | None:
+    """Lengths below and above the point; None where there is no change to speak of."""
+    change = None if name == BEFORE else comparison.change(HEADLINE, kind, name)
+    return None if change is None else [[change.value - change.low], [change.high - change.value]]
 
 
 def _style(name: str) -> tuple[str, str, str]:
