@@ -96,9 +96,13 @@ CLAIMS = (
 )
 
 
-def verdict(direction: str, low: float, high: float) -> str:
-    """What an interval of the difference arm − other says to the claimed direction."""
-    if low <= 0 <= high:
+def verdict(direction: str, low: float, high: float, by_seed: Sequence[float] = ()) -> str:
+    """What an interval of the difference arm − other says to the claimed direction.
+
+    by_seed: the difference of each seed. The interval knows of prompts only; where a seed points the other way, chance
+    in training is as large as the difference, and nothing is decided.
+    """
+    if low <= 0 <= high or any(difference * (low + high) < 0 for difference in by_seed):
         return UNDECIDED
     found = "higher" if low > 0 else "lower"
     if direction == "open":
@@ -130,7 +134,7 @@ def judge(comparison: Comparison, claims: Sequence[Claim] = CLAIMS) -> list[Judg
                     claim=claim,
                     ours=(own.value, other.value),
                     difference=difference,
-                    verdict=verdict(claim.direction, difference.low, difference.high),
+                    verdict=verdict(claim.direction, difference.low, difference.high, difference.by_seed),
                     minutes=comparison.minutes(arms),
                 )
             )

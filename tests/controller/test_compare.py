@@ -132,6 +132,12 @@ def test_the_interval_decides(direction, low, high, expected):
     assert verdict(direction, low, high) == expected
 
 
+def test_a_seed_that_points_the_other_way_leaves_it_undecided():
+    assert verdict("higher", 0.1, 0.3, (0.4, 0.2, 0.1)) == REPRODUCED
+    assert verdict("higher", 0.1, 0.3, (0.5, 0.2, -0.1)) == UNDECIDED
+    assert verdict("lower", -0.3, -0.1, (-0.4, 0.01)) == UNDECIDED
+
+
 def test_claims_are_judged_by_what_was_measured(comparison):
     found = {(j.claim.arm, j.claim.other, j.claim.measure): j for j in judge(comparison)}
     expected = {
