@@ -51,7 +51,11 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
     mix = commands.add_parser("mix", help="set λ in a running job")
     mix.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
-    mix.add_argument("value", metavar="fixed=NUMBER|adaptive", help="taken at the run's next iteration, and recorded")
+    mix.add_argument(
+        "value",
+        metavar="fixed=NUMBER|adaptive|fixed|two_stage",
+        help="taken at the run's next iteration, and recorded",
+    )
     mix.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="deadline (default: %(default)s)")
     mix.set_defaults(act=_mix)
 

@@ -124,11 +124,15 @@ class Controller:
     def _obey(self, number: int) -> None:
         """Takes what was asked of the run since the last iteration, and writes down that it did."""
         for request in self._inbox.take():
-            if request.kind == "mix":
-                self._members.mix.override(request.value)
-                self._records.add_event("mix", id=request.id, value=request.value, iteration=number)
+            try:
+                value = self._members.mix.obey(request.content)
+            except ValueError as error:
+                self._records.add_event("refused", id=request.id, reason=str(error))
+            else:
+                self._records.add_event("mix", id=request.id, value=value, iteration=number)
                 with self._lock:
-                    self._notes.append(f"λ from outside, from iteration {number} on: {request.value}")
+                    self._notes.append(f"λ from outside, from iteration {number} on: {value}")
+            self._inbox.done(request)
 
     def _record(self, done: Done) -> None:
         number = done.iteration.iteration
@@ -146,7 +150,7 @@ class Controller:
             self._done.append(done.iteration)
 
     def _row(self, judged: Judged, use: str | None) -> ScoredReply:
-        return ScoredReply(judged=judged, routes=[r.label for r in self._config.preference.routes], use=use)
+        return ScoredReply(judged=judged, routes=[route.label for route in self._members.routes], use=use)
 
     def _provenance(self) -> Provenance:
         r = self._config.rollout
@@ -248,7 +252,7 @@ class Controller:
             table,
             self._directory / "scores.png",
             {when: headline[when] for when in ("before", "after") if when in headline},
-            [rater.name for rater in self._config.reward.raters],
+            [r.name for r in self._config.reward.raters if f"score_{r.name}" in table.column_names],
             (self._config.mix.lowest_score, self._config.mix.highest_score),
         )
 

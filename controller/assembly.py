@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from controller.config import Config, Named
 from controller.mix import MixRatio, MixSettings
 from controller.preference import PairedReplies, PolicyGradient, Preference, Structure
+from controller.routing import Route as ScoreRoute
 from controller.statistics import Scoring
 from learner.freezing import frozen_names
 from learner.group import GroupSettings, LearnerGroup
@@ -144,21 +145,31 @@ def scoring(config: Config) -> Scoring:
     return Scoring(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
 
 
+def routes(config: Config) -> list[ScoreRoute]:
+    """The routing table; empty where pairs train."""
+    return config.preference.routes if config.preference.objective == "grpo" else []
+
+
 def preference(config: Config, inputs: Inputs) -> Preference:
     """What makes the preference part of a batch: policy gradient or pairs."""
     p, held_to = config.preference, structure(config, inputs.family, inputs.vocabulary)
     if p.objective == "grpo":
         return PolicyGradient(
-            routes=p.routes,
+            routes=routes(config),
             boundary=p.boundary,
             average=p.average,
             constant=p.constant or config.rollout.max_tokens,
             structure=held_to,
         )
     by_prompt = {d.prompt_id: d for d in inputs.demonstrations} if p.pairs.chosen == "demonstration" else None
+    if by_prompt is not None and by_prompt.keys().isdisjoint(prompt.id for prompt in inputs.prompts):
+        raise InputError(
+            f"preference.pairs.chosen: demonstration, but no prompt of {config.data.prompts} has one in "
+            f"{config.data.demonstrations} (column prompt_id)"
+        )
     return PairedReplies(
         score=p.pairs.score,
-        ties=p.pairs.ties,
+        ties=p.pairs.ties or list(config.reward.total),
         margin=p.pairs.margin,
         structure=held_to,
         demonstrations=by_prompt,
@@ -232,13 +243,13 @@ def reward_pool(config: Config, chosen: Family) -> RewardPool:
 def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
     c, p, a = config.learner, config.preference, config.anchor
     objective = Objective(
-        routes=tuple(Route(channel=r.channel, weight=r.weight) for r in p.routes),
+        routes=tuple(Route(channel=r.channel, weight=r.weight) for r in routes(config)),
         clip=p.clip,
         clip_high=p.clip if p.clip_high is None else p.clip_high,
         ratio=p.ratio,
         cap=p.importance_cap,
-        kl_text=p.kl_text if p.routes else 0.0,
-        kl_speech=p.kl_speech if p.routes else 0.0,
+        kl_text=p.kl_text if routes(config) else 0.0,
+        kl_speech=p.kl_speech if routes(config) else 0.0,
         pairs=PairLoss(channel=p.pairs.channel, beta=p.pairs.beta) if p.objective == "dpo" else None,
         boundary=p.boundary,
         anchor_text=a.weight_text,

@@ -148,7 +148,7 @@ class Pairs:
     score: str = "total"
     """The score that decides which reply is the better."""
     ties: list[str] = field(default_factory=list)
-    """Scores that decide among equals, in this order."""
+    """Scores that decide among equals, in this order; none: the raters of the total, as configured."""
     margin: float = 0.5
     """A pair whose scores are nearer than this is not used."""
     chosen: str = "sample"
@@ -265,6 +265,8 @@ class Config:
 def arithmetic(config: Config) -> list[tuple[str, str]]:
     """The batch arithmetic in words, a (what, how much) pair a line, for the start of a run and its record."""
     c = config
+    if c.preference.objective == "dpo":
+        return _arithmetic_of_pairs(c)
     rows = c.replies + c.anchor.rows
     per_rank = -(-rows // c.learner.ranks)
     micro = -(-per_rank // c.learner.micro_batch_rows)
@@ -277,4 +279,21 @@ def arithmetic(config: Config) -> list[tuple[str, str]]:
         ),
         ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
         ("replies in all", f"{c.run.iterations} × {c.replies} = {c.run.iterations * c.replies:,}"),
+    ]
+
+
+def _arithmetic_of_pairs(c: Config) -> list[tuple[str, str]]:
+    pairs = c.rollout.prompts
+    source = (
+        ("pairs an iteration", f"{pairs} from {c.preference.pairs.file}")
+        if c.preference.pairs.file
+        else ("replies an iteration", f"{pairs} prompts × {c.rollout.group_size} = {c.replies}, at most {pairs} pairs")
+    )
+    return [
+        source,
+        (
+            "learner rows an iteration",
+            f"at most {pairs} × 2 + {c.anchor.rows} demonstrations = {2 * pairs + c.anchor.rows}",
+        ),
+        ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
     ]

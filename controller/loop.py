@@ -46,6 +46,7 @@ class Loop:
         self.reward = assembly.reward_pool(config, inputs.family)
         self.mix = assembly.mix_ratio(config)
         self.preference = assembly.preference(config, inputs)
+        self.routes = assembly.routes(config)
         self.prompts = Ledger(len(inputs.pairs or inputs.prompts), config.run.seed, PROMPTS)
         self.demonstrations = Ledger(len(inputs.demonstrations), config.run.seed, DEMONSTRATIONS)
         self.rater_versions: dict[str, str] = {}
@@ -104,9 +105,8 @@ class Loop:
     def judge(self, groups: list[Group], cards: list[list[Scorecard]] | None = None) -> list[list[Judged]]:
         """Replies with scores and advantages. cards: None asks the raters."""
         cards = self.reward.score(groups) if cards is None else cards
-        scoring, routes = assembly.scoring(self.config), self.config.preference.routes
-        kind = self.config.preference.advantage
-        return [judge(group, card, scoring, routes, kind) for group, card in zip(groups, cards, strict=True)]
+        scoring, kind = assembly.scoring(self.config), self.config.preference.advantage
+        return [judge(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)]
 
     def sync(self, mix: float | None) -> tuple[dict[str, SyncReport], int]:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""

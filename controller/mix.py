@@ -1,10 +1,10 @@
 """λ, the mix ratio between preference and anchor, measured from the rollouts (method §2)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 MODES = ("adaptive", "fixed", "two_stage")
 
@@ -64,7 +64,7 @@ class MixState:
 def gates(scores: Sequence[float], settings: MixSettings) -> tuple[float, float]:
     """(g, v) of one group's scores: g = sigmoid(k (max R − threshold)), v = clip(Var R / largest variance, 0, 1)."""
     information = float(np.clip(np.var(scores) / settings.largest_variance, 0.0, 1.0))
-    quality = 1.0 / (1.0 + math.exp(-settings.slope * (max(scores) - settings.threshold)))
+    quality = float(expit(settings.slope * (max(scores) - settings.threshold)))
     return quality, information
 
 
@@ -78,6 +78,17 @@ class MixRatio:
         """state: of the checkpoint to go on from; None at the start of a run."""
         self._settings = settings
         self.state = state or MixState(smoothed=settings.first)
+
+    def obey(self, request: object) -> float | str:
+        """Overrides λ as a request says, {"kind": "mix", "value": 0.3}. Returns the value. Raises ValueError for any
+        other request."""
+        if not isinstance(request, dict) or set(request) != {"kind", "value"} or request["kind"] != "mix":
+            raise ValueError(f'{request!r} is no request that is known; expected {{"kind": "mix", "value": 0.3}}')
+        value = request["value"]
+        if isinstance(value, bool) or not isinstance(value, float | int | str):
+            raise ValueError(f"λ = {value!r} is neither a number nor a mode")
+        self.override(value)
+        return value
 
     def override(self, wanted: float | str) -> None:
         """From the next update on, λ is this number, or follows this mode. Raises ValueError for what cannot be."""
@@ -105,7 +116,7 @@ class MixRatio:
         state.updates += 1
         mix, shares = self._choose(), [1.0] * len(groups)
         if s.per_group and self._mode == "adaptive" and mix > 0:
-            # A group in which nothing was measured gives no preference gradient: its share is never used.
+            # A group in which nothing was measured, and that trains all the same by another score, counts as the mean.
             own = iter([self._smooth(value, before) / mix for value in raw])
             shares = [1.0 if pair is None else next(own) for pair in measured]
         return MixReading(

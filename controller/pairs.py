@@ -12,7 +12,6 @@ well-formed take part. A run is read as far as it has come; nothing else of it i
 import argparse
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,16 +24,14 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from controller.pairing import Candidate, Refusal, pick
+from controller.pairing import Refusal, pick
 from controller.records import run_directory
+from controller.sampled import chosen_iterations, read_run
 from controller.scored import SCORES, Scored, read_scored
 from speech.errors import InputError
 from speech.families import Family, family
-from speech.records import PAIRS, Finish, Pair, Prompt, read_prompts
+from speech.records import PAIRS, Pair, Prompt, read_prompts
 from speech.vocabulary import Vocabulary
-
-COLUMNS = ("prompt_id", "index", "finish", "defect", "token_ids", "total", "scores", "missing")
-"""What is read of a run's replies; other columns may come and go."""
 
 
 @dataclass(kw_only=True)
@@ -87,9 +84,9 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     if options.run is not None:
         directory = run_directory(options.run)
-        numbers = _numbers(directory, options.iterations)
+        numbers = chosen_iterations(directory, options.iterations)
         material = read_material(directory / "config.yaml")
-        groups = read_run(directory, numbers, material, options.score)
+        groups = read_run(directory, numbers, material.prompts, material.source, options.score)
         source = f"{directory}, iterations {numbers[0]} to {numbers[-1]}"
         usual = list(material.raters)
     else:
@@ -139,31 +136,6 @@ def pair_up(groups: Iterable[Scored], ties: Sequence[str], margin: float, tally:
             scores_rejected=dict(worst.scores),
             origin=f"{group.origin} {best.label},{worst.label}",
         )
-
-
-def read_run(directory: Path, iterations: Sequence[int], material: Material, score: str) -> Iterator[Scored]:
-    """The recorded replies of a run, a prompt of an iteration at a time, in their recorded order."""
-    paths = _replies(directory)
-    for iteration in iterations:
-        path = paths[iteration]
-        groups: dict[str, list[dict]] = {}
-        for row in _rows(path):
-            groups.setdefault(row["prompt_id"], []).append(row)
-        for prompt_id, rows in groups.items():
-            if prompt_id not in material.prompts:
-                raise InputError(
-                    f"{path} has replies to the prompt {prompt_id!r}, which {material.source} does not have; "
-                    "data.prompts must be the file that the run was trained with"
-                )
-            unfit = Counter(reason for row in rows if (reason := _unfit(row)))
-            yield Scored(
-                prompt_id=prompt_id,
-                prompt_ids=material.prompts[prompt_id].token_ids,
-                origin=f"run {directory.resolve().name} iteration {iteration} replies",
-                candidates=[_candidate(row, score) for row in rows if not _unfit(row)],
-                unfit=unfit,
-                names=frozenset(name for row in rows for name in [*dict(row["scores"]), *dict(row["missing"])]),
-            )
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -229,58 +201,6 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--margin: {options.margin} is not possible; at least 0")
     if options.out.is_dir():
         raise InputError(f"--out: {options.out} is a directory; the name of a file was expected")
-
-
-def _replies(directory: Path) -> dict[int, Path]:
-    found = (directory / "replies").glob("*.parquet")
-    return dict(sorted((int(path.stem), path) for path in found if path.stem.isdigit()))
-
-
-def _numbers(directory: Path, wanted: str | None) -> list[int]:
-    """The recorded iterations that are wanted, at least one."""
-    recorded = list(_replies(directory))
-    if not recorded:
-        raise InputError(f"{directory / 'replies'} has no replies (yet)")
-    if wanted is None:
-        return recorded
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", wanted)
-    if not match:
-        raise InputError(f"--iterations: {wanted!r} is not a number or a range such as 1-40")
-    first, last = int(match[1]), int(match[2] or match[1])
-    chosen = [number for number in recorded if first <= number <= last]
-    if not chosen:
-        raise InputError(
-            f"--iterations: {directory} has replies of the iterations {recorded[0]} to {recorded[-1]}, none in {wanted}"
-        )
-    return chosen
-
-
-def _rows(path: Path) -> list[dict]:
-    try:
-        # partitioning=None: a "key=value" in the path of the run is no column.
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
-    for name in COLUMNS:
-        if name not in table.column_names:
-            raise InputError(f"{path} has no column {name!r}; expected {', '.join(COLUMNS)}")
-    return table.select(list(COLUMNS)).to_pylist()
-
-
-def _unfit(row: dict) -> str | None:
-    if row["finish"] != Finish.STOP:
-        return "not finished"
-    return None if row["defect"] is None else "malformed"
-
-
-def _candidate(row: dict, score: str) -> Candidate:
-    scores = {name: number for name, number in [*row["scores"], ("total", row["total"])] if number is not None}
-    return Candidate(
-        label=str(row["index"]),
-        ids=np.asarray(row["token_ids"], dtype=np.int32),
-        score=scores.get(score),
-        scores=scores,
-    )
 
 
 def _plain(value: Any) -> Any:

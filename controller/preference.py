@@ -19,6 +19,8 @@ from speech.interleave import Interleave, allowed_sets, check
 from speech.records import Demonstration, Finish, Group, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
+RECORDED, DEMONSTRATION = "recorded", "demonstration"
+"""What stands for the worker of a reply that came from a file of pairs, or that is a demonstration."""
 AVERAGES = ("reply", "token", "constant")
 Structure = tuple[Interleave, np.ndarray]
 """The pattern that sampling was held to, and the kinds of all ids."""
@@ -209,7 +211,7 @@ class PairedReplies:
         return Row(**_tokens(prompt, reply, self.structure), behaviour=reply.logps if sampled else None)
 
     def _as_reply(self, prompt: Prompt, demonstration: Demonstration) -> Reply:
-        return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, "demonstration")
+        return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, DEMONSTRATION)
 
 
 def unsampled(

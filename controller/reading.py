@@ -18,6 +18,8 @@ from controller.routing import resolve
 from controller.statistics import ADVANTAGES, COMBINATIONS
 from speech.errors import InputError
 
+TABLES = ("data.held_out", "reward.total", "reward.scores", "reward.codec.arguments")
+"""Keys whose value is a table of the user's own names."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -30,7 +32,11 @@ def read(path: Path, overrides: list[str]) -> Config:
         if "=" not in override:
             raise InputError(f"{override!r} is not of the form key=value")
     try:
-        given = OmegaConf.merge(_load(path, ()), OmegaConf.from_dotlist(overrides))
+        given = _load(path, ())
+        for override in overrides:
+            name = override.partition("=")[0]
+            part = OmegaConf.from_dotlist([override])
+            given = _upon(given, part) if name in TABLES else OmegaConf.merge(given, part)
     except InputError:
         raise
     except Exception as error:  # what OmegaConf raises comes in many classes
@@ -64,7 +70,15 @@ def _load(path: Path, below: tuple[Path, ...]) -> Any:
     if not isinstance(own, DictConfig):
         raise InputError(f"{path}: expected sections such as `run:` and `model:`, found a {type(own).__name__}")
     base = own.pop("extends", None)
-    return own if base is None else OmegaConf.merge(_load(path.parent / str(base), (*below, path)), own)
+    return own if base is None else _upon(_load(path.parent / str(base), (*below, path)), own)
+
+
+def _upon(base: Any, own: Any) -> Any:
+    """`own` merged over `base`; a table of names and values replaces the one below it as a whole."""
+    for key in TABLES:
+        if OmegaConf.select(own, key) is not None and OmegaConf.select(base, key) is not None:
+            OmegaConf.update(base, key, {}, merge=False)
+    return OmegaConf.merge(base, own)
 
 
 def _suggestion(key: str) -> str:
@@ -151,6 +165,12 @@ def check(config: Config) -> None:
     for key, (number, low, high) in ranges.items():
         if number is not None and not low <= number <= high:
             raise InputError(f"{key}: {number} is outside [{low:g}, {high:g}]")
+    if c.mix.slope <= 0:
+        raise InputError(f"mix.slope: {c.mix.slope} must be above 0")
+    if c.reward.combine == "harmonic" and c.mix.lowest_score <= 0:
+        raise InputError(
+            f"reward.combine: a harmonic mean needs positive scores, and mix.lowest_score is {c.mix.lowest_score}"
+        )
     if c.mix.lowest_score >= c.mix.highest_score:
         raise InputError(
             f"mix.lowest_score: {c.mix.lowest_score} must be below mix.highest_score, {c.mix.highest_score}"
@@ -159,6 +179,11 @@ def check(config: Config) -> None:
         raise InputError(
             f"anchor.rows: {c.anchor.rows} demonstrations cannot be split over learner.ranks = {c.learner.ranks}; "
             "every rank needs at least one"
+        )
+    if c.anchor.weight_text < 0 or c.anchor.weight_speech < 0 or c.anchor.weight_text + c.anchor.weight_speech <= 0:
+        raise InputError(
+            f"anchor.weight_text: {c.anchor.weight_text} and anchor.weight_speech: {c.anchor.weight_speech} must not "
+            "be negative, nor both 0"
         )
     if c.rollout.workers > c.rollout.prompts:
         raise InputError(
@@ -196,6 +221,11 @@ def _check_scores(config: Config) -> None:
         raise InputError(
             f"preference.pairs.file: {pairs.file} is given, but preference.objective is {preference.objective}; pairs "
             "from a file train with preference.objective=dpo"
+        )
+    if pairs.file and config.mix.mode == "adaptive":
+        raise InputError(
+            "mix.mode: adaptive measures λ from rollouts, and pairs from a file are none; use mix.mode=fixed or "
+            "two_stage"
         )
     if pairs.file and pairs.chosen == "demonstration":
         raise InputError("preference.pairs.chosen: demonstration is for sampled replies; pairs from a file have theirs")

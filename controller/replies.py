@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from controller.preference import DEMONSTRATION, RECORDED
 from controller.statistics import Judged
 from reward.rater import Missing
 
@@ -17,7 +18,7 @@ REPLIES = pa.schema(
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("index", pa.int32(), nullable=False),
         pa.field("worker", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64()),
         pa.field("weight_version", pa.int64(), nullable=False),
         pa.field("finish", pa.string(), nullable=False),
         pa.field("defect", pa.string()),
@@ -40,7 +41,9 @@ REPLIES = pa.schema(
 """Of every reply: its tokens, who sampled it with which weights, and what made its score (method §7, rule 9).
 A rater stands in `scores` when it gave a number, in `missing` with the reason otherwise, and in `failed_raters` too
 when that was its own fault; combined scores stand beside the raters'. `advantages` has an entry for each route that the
-reply trains, `use` says what it served as (advantage, chosen, rejected; null: nothing)."""
+reply trains, `use` says what it served as (advantage, chosen, rejected, compared; null: nothing). `worker` is
+"recorded" for replies from a file of pairs, "demonstration" for rated demonstrations; what was not done here is
+empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,15 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
     """The rows under the schema `REPLIES`."""
     judged = [row.judged for row in rows]
     replies = [j.reply for j in judged]
+    # Nothing is said of how a reply was sampled or rated when that was not done here.
+    sampled = [reply.worker not in (RECORDED, DEMONSTRATION) for reply in replies]
+    rated = [reply.worker != RECORDED for reply in replies]
     columns: dict[str, object] = {
         "iteration": [iteration] * len(rows),
         "prompt_id": [reply.prompt_id for reply in replies],
         "index": [reply.index for reply in replies],
         "worker": [reply.worker for reply in replies],
-        "seed": [reply.seed for reply in replies],
+        "seed": [reply.seed if own else None for reply, own in zip(replies, sampled, strict=True)],
         "weight_version": [reply.weight_version for reply in replies],
         "finish": [str(reply.finish) for reply in replies],
         "defect": [reply.defect for reply in replies],
@@ -95,9 +101,9 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
             [n for n, s in j.card.scores.items() if isinstance(s, Missing) and s.fault == "rater"] for j in judged
         ],
         "details": [list(j.card.details.items()) for j in judged],
-        "rater_versions": [list(made.raters.items())] * len(rows),
-        "seconds_audio": [j.card.seconds for j in judged],
-        "sampling": [list(made.sampling.items())] * len(rows),
+        "rater_versions": [list(made.raters.items()) if own else [] for own in rated],
+        "seconds_audio": [j.card.seconds if own else None for j, own in zip(judged, rated, strict=True)],
+        "sampling": [list(made.sampling.items()) if own else [] for own in sampled],
     }
     return pa.table(columns, schema=REPLIES)
 

@@ -1,5 +1,6 @@
 """The routing table: which score trains which tokens (method §6). Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ class Route:
     score: str = "total"
     """total, a combined score of `reward.scores`, or a rater's name."""
     channel: str = "text"
-    """text, speech, format (boundaries and the end of the reply) or all: the tokens that this score trains."""
+    """The tokens that this score trains: text, speech, all; format (boundaries and the end of the reply), words and
+    codes (text and speech without those)."""
     weight: float = 1.0
 
     @property
@@ -27,8 +29,8 @@ PRESETS: dict[str, tuple[Route, ...]] = {
     "full": (Route(channel="all"),),
     "alpo": (
         Route(score="format", channel="format"),
-        Route(score="semantic", channel="text"),
-        Route(score="acoustic", channel="speech"),
+        Route(score="semantic", channel="words"),
+        Route(score="acoustic", channel="codes"),
     ),
     "anchor_only": (),
 }
@@ -61,8 +63,8 @@ def resolve(given: Any, scores: Sequence[str]) -> list[Route]:
             raise InputError(
                 f"preference.routes: channel {route.channel!r} is not possible; allowed: {', '.join(SELECTIONS)}"
             )
-        if route.weight <= 0:
-            raise InputError(f"preference.routes: weight {route.weight} of {route.label} must be positive")
+        if not 0.0 < route.weight < math.inf:
+            raise InputError(f"preference.routes: weight {route.weight} of {route.label} must be a positive number")
     labels = [route.label for route in routes]
     if len(set(labels)) < len(labels):
         raise InputError(f"preference.routes: a route appears twice in {', '.join(labels)}")

@@ -33,6 +33,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     found = frozen_names(parameters, patterns)
     for name in found:
         parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        # Tied parameters share one tensor: freezing it under one name freezes it under all.
+        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return len(found)
 
 

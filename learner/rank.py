@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from learner.freezing import freeze
-from learner.rows import Item, collate, split
+from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
 from learner.send import SharedMemorySender, named_weights
 from learner.step import Objective, micro_batch_loss
@@ -145,14 +146,12 @@ class LearnerRank:
                 routes=len(self._objective.routes),
                 temperature=self._settings.temperature,
                 device=self._device,
+                scored=self._scored,
             )
-            scored = (batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
-            logp, entropy = self._engine(*scored)
-            reference = None
-            if self._reference is not None:
-                with torch.no_grad():
-                    reference, _ = self._reference(*scored)
-            loss, seen = micro_batch_loss(batch, logp, entropy, reference, self._objective, mix)
+            logp, entropy = self._engine(
+                batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures
+            )
+            loss, seen = micro_batch_loss(batch, logp, entropy, self._start(batch), self._objective, mix)
             tally.merge(seen)
             self._engine.set_gradient_accumulation_boundary(index == micro_batches - 1)
             # DeepSpeed averages gradients over ranks; row weights already add up over the whole batch.
@@ -164,6 +163,21 @@ class LearnerRank:
             self._engine.step()
             norm = _finite(float(self._engine.get_global_grad_norm()))
         return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate)
+
+    def _scored(self, item: Item, row: Row) -> np.ndarray:
+        return self._objective.scored(row.channels, item, row)
+
+    @torch.no_grad()
+    def _start(self, batch: MicroBatch) -> Tensor | None:
+        """Log-probabilities [N] under the start model, 0 for the anchor's tokens, which are not compared with it."""
+        rows, tokens = batch.compared
+        if self._reference is None:
+            return None
+        found = torch.zeros(len(batch.targets), device=self._device)
+        if tokens:
+            parts = (batch.sources, batch.targets, batch.allowed, batch.temperatures)
+            found[:tokens], _ = self._reference(batch.input_ids[:rows], *(part[:tokens] for part in parts))
+        return found
 
     def _norm_without_zero(self) -> float:
         """DeepSpeed reports a norm only with ZeRO. Gradients have been averaged over the ranks by now, not clipped."""

@@ -4,7 +4,7 @@ Rows are padded on the right and attention is causal, so padding needs no attent
 that counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Pair:
     chosen: Row
     rejected: Row
     weight: float
-    """Those of a whole batch add up to 1."""
+    """Those of a whole batch add up to 1, unless groups count by λ of their own."""
 
     @property
     def rows(self) -> tuple[Row, Row]:
@@ -68,20 +68,26 @@ Item = Row | Pair
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroBatch:
-    """Rows as tensors. Flat tensors hold the N reply tokens of all rows, dense ones [R, T] hold them by row."""
+    """Rows as tensors, demonstrations for the anchor last. Flat tensors hold the N scored tokens of all rows, dense
+    ones [R, T] have all reply tokens by row."""
 
     input_ids: Tensor
     """int64 [R, L]."""
     sources: Tensor
-    """int64 [N]: flat position, within [R, L], whose output predicts each reply token."""
+    """int64 [N]: flat position, within [R, L], whose output predicts each token that is scored."""
     targets: Tensor
     """int64 [N]."""
     allowed: Tensor
     """int64 [N]; 0 where every token was allowed."""
     temperatures: Tensor
-    """float32 [N]: the sampler's for sampled replies, 1 for demonstrations."""
+    """float32 [N]: the sampler's, and 1 for the anchor."""
     cells: Tensor
-    """int64 [N]: where each reply token lies in the flattened dense tensors."""
+    """int64 [N]: where each scored token lies in the flattened dense tensors."""
+    scored: Tensor
+    """bool [R, T]: the tokens that carry a loss; no other has a log-probability."""
+    compared: tuple[int, int]
+    """How many rows, and how many of the scored tokens, are no anchor's: the first so many. Only they are compared with
+    the start model."""
     channels: Tensor
     """int8 [R, T]; -1 beyond a row's end."""
     behaviour: Tensor
@@ -107,17 +113,35 @@ class MicroBatch:
         return flat.new_zeros(shape[0] * shape[1]).index_put((self.cells,), flat).view(shape)
 
 
-def collate(items: Sequence[Item], *, pad: int, routes: int, temperature: float, device: torch.device) -> MicroBatch:
-    """Pads rows to the longest. temperature: the sampler's; demonstrations are scored at 1, over all tokens."""
+def collate(
+    items: Sequence[Item],
+    *,
+    pad: int,
+    routes: int,
+    temperature: float,
+    device: torch.device,
+    scored: Callable[[Item, Row], np.ndarray] | None = None,
+) -> MicroBatch:
+    """Pads rows to the longest.
+
+    temperature: the sampler's; the anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens
+    of a row carry a loss, bool [T]; None: all.
+    """
+    items = sorted(items, key=lambda item: any(row.anchor_weight for row in item.rows))
     rows = [row for item in items for row in item.rows]
+    needed = [
+        np.ones(len(row.reply_ids), dtype=bool) if scored is None else scored(item, row)
+        for item in items
+        for row in item.rows
+    ]
     length = max(len(row) for row in rows)
     longest = max(len(row.reply_ids) for row in rows)
     input_ids = np.full((len(rows), length), pad, dtype=np.int64)
     channels = np.full((len(rows), longest), -1, dtype=np.int8)
     behaviour = np.zeros((len(rows), longest), dtype=np.float32)
     advantages, weights = np.zeros((2, len(rows), routes), dtype=np.float32)
-    sources, cells, allowed, temperatures = [], [], [], []
-    for index, row in enumerate(rows):
+    sources, targets, cells, allowed, temperatures = [], [], [], [], []
+    for index, (row, places) in enumerate(zip(rows, map(np.flatnonzero, needed), strict=True)):
         prompt, reply = len(row.prompt_ids), len(row.reply_ids)
         input_ids[index, :prompt] = row.prompt_ids
         input_ids[index, prompt : prompt + reply] = row.reply_ids
@@ -126,10 +150,14 @@ def collate(items: Sequence[Item], *, pad: int, routes: int, temperature: float,
             behaviour[index, :reply] = row.behaviour
         if row.weights:
             advantages[index], weights[index] = row.advantages, row.weights
-        sources.append(index * length + prompt - 1 + np.arange(reply))
-        cells.append(index * longest + np.arange(reply))
-        temperatures.append(np.full(reply, 1.0 if row.anchor_weight else temperature, dtype=np.float32))
-        allowed.append(np.zeros(reply, dtype=np.int64) if row.allowed is None else row.allowed.astype(np.int64))
+        sources.append(index * length + prompt - 1 + places)
+        targets.append(row.reply_ids[places])
+        cells.append(index * longest + places)
+        temperatures.append(np.full(len(places), 1.0 if row.anchor_weight else temperature, dtype=np.float32))
+        allowed.append(np.zeros(len(places)) if row.allowed is None else row.allowed[places])
+    is_scored = np.zeros(channels.size, dtype=bool)
+    is_scored[np.concatenate(cells)] = True
+    others = sum(not row.anchor_weight for row in rows)
     starts = np.cumsum([0, *(len(item.rows) for item in items)])
     pairs = [(start, start + 1) for start, item in zip(starts, items, strict=False) if isinstance(item, Pair)]
 
@@ -139,10 +167,12 @@ def collate(items: Sequence[Item], *, pad: int, routes: int, temperature: float,
     return MicroBatch(
         input_ids=tensor(input_ids),
         sources=tensor(np.concatenate(sources)),
-        targets=tensor(np.concatenate([row.reply_ids for row in rows]), np.int64),
-        allowed=tensor(np.concatenate(allowed)),
+        targets=tensor(np.concatenate(targets), np.int64),
+        allowed=tensor(np.concatenate(allowed), np.int64),
         temperatures=tensor(np.concatenate(temperatures)),
         cells=tensor(np.concatenate(cells)),
+        scored=tensor(is_scored.reshape(channels.shape)),
+        compared=(others, sum(int(mask.sum()) for mask in needed[:others])),
         channels=tensor(channels),
         behaviour=tensor(behaviour),
         sampled=tensor([row.behaviour is not None for row in rows]),

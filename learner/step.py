@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from learner.objectives import anchor_loss, dpo_loss, kl_estimate, policy_terms
-from learner.rows import MicroBatch
+from learner.rows import Item, MicroBatch, Pair, Row
 from learner.tally import Tally
 from speech.channels import select
 
@@ -51,6 +52,18 @@ class Objective:
     @property
     def needs_reference(self) -> bool:
         return self.kl_text > 0 or self.kl_speech > 0 or self.pairs is not None
+
+    def scored(self, channels: np.ndarray, item: Item, row: Row) -> np.ndarray:
+        """bool [T]: the tokens of a row that carry a loss, whose log-probabilities are needed (method §7, rule 8)."""
+        if isinstance(item, Pair):
+            names = [self.pairs.channel] if self.pairs else []
+        elif row.anchor_weight:
+            names = [n for n, weight in (("text", self.anchor_text), ("speech", self.anchor_speech)) if weight]
+        else:
+            names = [route.channel for route, weight in zip(self.routes, row.weights, strict=True) if weight]
+            names += [n for n, beta in (("text", self.kl_text), ("speech", self.kl_speech)) if beta]
+        masks = [select(channels, name, boundary=self.boundary) for name in names]
+        return np.logical_or.reduce(masks) if masks else np.zeros(len(channels), dtype=bool)
 
 
 def micro_batch_loss(
@@ -104,7 +117,7 @@ def _divergence(batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objec
     total = logp.new_zeros(())
     divergence = kl_estimate(logp, start)
     for index, (name, beta) in enumerate((("text", objective.kl_text), ("speech", objective.kl_speech))):
-        mask = select(batch.channels, name, boundary=objective.boundary) & batch.sampled[:, None]
+        mask = select(batch.channels, name, boundary=objective.boundary) & batch.sampled[:, None] & batch.scored
         by_row = divergence.masked_fill(~mask, 0.0).sum(-1)
         total = total + beta * (batch.kl_weights[:, index] * by_row).sum()
         tally.add(f"kl_{name}", by_row.sum().item(), mask.sum().item())
@@ -126,7 +139,7 @@ def _pairs(
 def _watch(batch: MicroBatch, logp: Tensor, entropy: Tensor, masks: dict[str, Tensor], tally: Tally) -> None:
     gap = (logp.detach() - batch.behaviour).abs()
     for name, mask in masks.items():
-        mask = mask & batch.sampled[:, None]
+        mask = mask & batch.sampled[:, None] & batch.scored
         tally.add(f"entropy_{name}", (entropy * mask).sum().item(), mask.sum().item())
         if mask.any():
             tally.see(f"logp_gap_{name}", gap[mask].max().item())

@@ -17,8 +17,9 @@ class Channel(IntEnum):
     """The end-of-reply token. It trains with text (method §3)."""
 
 
-SELECTIONS = ("text", "speech", "format", "all")
-"""The token selections that a route can name. "format" is what gives a reply its form: boundaries and the end."""
+SELECTIONS = ("text", "speech", "format", "words", "codes", "all")
+"""The token selections that a route can name. "format" is what gives a reply its form, boundaries and the end; "words"
+and "codes" are text and speech without it, so that these three share no token."""
 
 
 def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
@@ -36,6 +37,8 @@ def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
         return channels >= 0
     if selection == "format":
         return (channels == Channel.BOUNDARY) | (channels == Channel.END)
+    if selection in ("words", "codes"):
+        return channels == (Channel.TEXT if selection == "words" else Channel.SPEECH)
     chosen = (
         (channels == Channel.TEXT) | (channels == Channel.END) if selection == "text" else channels == Channel.SPEECH
     )

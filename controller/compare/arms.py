@@ -30,7 +30,20 @@ class Arm:
         return [override.replace(HALF, str(iterations // 2)) for override in self.overrides]
 
 
-def _arm(name: str, caption: str, *overrides: str, in_table: bool = False) -> Arm:
+METHOD = {
+    "preference.objective": "grpo",
+    "preference.routes": "wavalign",
+    "mix.mode": "adaptive",
+    "mix.smoothing": "0.9",
+    "mix.per_group": "false",
+}
+"""What makes an arm; every arm states all of it, so that no configuration can make it another than it is called."""
+
+
+def _arm(name: str, caption: str, *changes: str, in_table: bool = False) -> Arm:
+    """An arm by its changes to the method, `key=value`."""
+    stated = METHOD | dict(change.split("=", 1) for change in changes)
+    overrides = tuple(f"{key}={value}" for key, value in stated.items())
     return Arm(name=name, caption=caption, overrides=overrides, in_table=in_table)
 
 

@@ -130,10 +130,10 @@ def _claims(comparison: Comparison, judged: Sequence[Judged], paper: Front | Non
         "",
         "A claim is *reproduced* when the whole 95 % interval of the difference (first arm − second, after training, "
         "over the seeds that both have) lies on the claimed side of 0, *not reproduced* when it lies on the other "
-        "side, and *undecided* when it contains 0 or when a seed points the other way. The front is decided by the "
-        "share of resamples: reproduced from 97.5 %, not reproduced up to 2.5 %. Where nothing is claimed, the "
-        "verdict says which side it lies on. The paper's numbers are of other models, data and judges than these: it "
-        "is the direction that can agree.",
+        "side, and *undecided* when it contains 0, when a seed points the other way, or with one seed. The front is "
+        "decided by the share of resamples, reproduced from 97.5 %, not reproduced up to 2.5 %, and by each seed "
+        "alone, which must agree. Where nothing is claimed, the verdict says which side the difference lies on. The "
+        "paper's numbers are of other models, data and judges than these: it is the direction that can agree.",
         *rows,
     ]
 

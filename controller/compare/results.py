@@ -41,6 +41,8 @@ class Result:
     def read(cls, plan: Plan) -> "Result":
         """Reads the files of a finished run. Raises InputError when one is not there."""
         table = read_iterations(plan.directory)
+        if any(table["mix_overridden"].to_pylist()):
+            raise InputError(f"{plan.directory}: λ was set from outside in this run; move it away, and it is run again")
         mix = table["lambda"].to_pylist()
         before, after = (
             {name: measure(plan.directory, when, name, plan.config) for name in plan.config.data.held_out}

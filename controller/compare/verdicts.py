@@ -91,18 +91,18 @@ CLAIMS = (
     _claim("DPO on all tokens harms the voice more than DPO on text", "dpo_full", "<", "dpo_text", "eq"),
     _claim(f"{_ALPO} (answers)", "alpo", ">", METHOD, "iq", note="arXiv 2608.03054"),
     _claim(f"{_ALPO} (voice)", "alpo", ">", METHOD, "eq", note="arXiv 2608.03054"),
-    _claim(f"{_SPLIT} (voice: lower if it is noise)", "adaptive_both", "<", METHOD, "eq"),
+    _claim(f"{_SPLIT} (voice: lower if it is noise)", "adaptive_both", "?", METHOD, "eq"),
     _claim(f"{_SPLIT} (answers: equal if it is dilution)", "adaptive_both", "?", METHOD, "iq"),
 )
 
 
-def verdict(direction: str, low: float, high: float, by_seed: Sequence[float] = ()) -> str:
+def verdict(direction: str, low: float, high: float, by_seed: Sequence[float]) -> str:
     """What an interval of the difference arm − other says to the claimed direction.
 
-    by_seed: the difference of each seed. The interval knows of prompts only; where a seed points the other way, chance
-    in training is as large as the difference, and nothing is decided.
+    by_seed: the difference of each seed. The interval knows of prompts only; with one seed, or where a seed points the
+    other way, chance in training may be as large as the difference, and nothing is decided.
     """
-    if low <= 0 <= high or any(difference * (low + high) < 0 for difference in by_seed):
+    if low <= 0 <= high or len(by_seed) < 2 or any(difference * (low + high) < 0 for difference in by_seed):
         return UNDECIDED
     found = "higher" if low > 0 else "lower"
     if direction == "open":
@@ -150,13 +150,19 @@ class Front:
     """By the means."""
     share: tuple[float, ...]
     """Of resamples in which the arm is on the front."""
+    by_seed: tuple[tuple[bool, ...], ...]
+    """By arm and seed: whether it is on the front of that seed alone."""
     seeds: tuple[int, ...]
     """Those that all of the arms have."""
 
     def verdict(self, arm: str) -> str:
-        """Whether the arm belongs to the front: reproduced from 97.5 % of resamples, not reproduced up to 2.5 %."""
-        tail, share = (1 - LEVEL) / 2, self.share[self.arms.index(arm)]
-        return REPRODUCED if share >= 1 - tail else NOT_REPRODUCED if share <= tail else UNDECIDED
+        """Whether the arm belongs to the front: reproduced from 97.5 % of resamples, not reproduced up to 2.5 %; and
+        undecided unless two seeds or more agree."""
+        place, tail = self.arms.index(arm), (1 - LEVEL) / 2
+        own = self.by_seed[place]
+        if len(own) >= 2 and self.share[place] >= 1 - tail and all(own):
+            return REPRODUCED
+        return NOT_REPRODUCED if len(own) >= 2 and self.share[place] <= tail and not any(own) else UNDECIDED
 
 
 def front(comparison: Comparison, arms: Sequence[str]) -> Front | None:
@@ -169,11 +175,14 @@ def front(comparison: Comparison, arms: Sequence[str]) -> Front | None:
     if not points:
         return None
     means = np.array([[iq.value, eq.value] for iq, eq in points.values()])
+    # [seeds, arms, 2]
+    single = np.stack([np.array([iq.by_seed, eq.by_seed]).T for iq, eq in points.values()], axis=1)
     # [resamples, arms, 2]: the same drawn prompts for every arm.
     samples = np.stack([np.stack([iq.samples, eq.samples], axis=-1) for iq, eq in points.values()], axis=1)
     return Front(
         arms=tuple(points),
         on=tuple(bool(on) for on in on_front(means)),
+        by_seed=tuple(tuple(bool(on) for on in arm) for arm in on_front(single).T),
         share=tuple(float(share) for share in on_front(samples).mean(axis=0)),
         seeds=seeds,
     )

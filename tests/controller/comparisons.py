@@ -72,7 +72,7 @@ def write_run(one: Plan, iterations: int | None = None, after: list[dict] | None
     done = iterations or config.run.iterations
     mix = [0.1 + 0.01 * number for number in range(done)]
     mix[-1] = 0.05
-    table = {"lambda": mix, "replies": [64] * done, "replies_truncated": [1] * done}
+    table = {"lambda": mix, "replies": [64] * done, "replies_truncated": [1] * done, "mix_overridden": [0] * done}
     pq.write_table(pa.table(table), one.directory / "iterations.parquet")
     for name in config.data.held_out:
         sets = {

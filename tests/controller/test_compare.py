@@ -129,13 +129,14 @@ def test_a_voice_that_is_gone_has_the_lowest_score_and_not_none():
     ],
 )
 def test_the_interval_decides(direction, low, high, expected):
-    assert verdict(direction, low, high) == expected
+    assert verdict(direction, low, high, (low, high) if low * high > 0 else (low, low)) == expected
 
 
 def test_a_seed_that_points_the_other_way_leaves_it_undecided():
     assert verdict("higher", 0.1, 0.3, (0.4, 0.2, 0.1)) == REPRODUCED
     assert verdict("higher", 0.1, 0.3, (0.5, 0.2, -0.1)) == UNDECIDED
     assert verdict("lower", -0.3, -0.1, (-0.4, 0.01)) == UNDECIDED
+    assert verdict("lower", -0.3, -0.1, (-0.2,)) == UNDECIDED, "one seed decides nothing"
 
 
 def test_claims_are_judged_by_what_was_measured(comparison):

@@ -40,7 +40,7 @@ def test_every_arm_trains_in_its_own_way(tmp_path):
 @pytest.mark.parametrize(
     ("arms", "override", "reason"),
     [
-        ("", "mix.smoothing=0.5", "the arm adaptive_raw sets it"),
+        ("", "mix.smoothing=0.5", "sets it"),
         ("", "mix={mode: fixed}", "the arm"),
         ("adaptive", "run.seed=3", "a comparison sets it itself"),
         ("adaptive", "run.iterations=3", "--iterations says it already"),

@@ -124,3 +124,26 @@ def test_a_resumed_lambda_goes_on_where_it_was():
     whole.update([[4, 5]])
     assert vars(again.state) == vars(whole.state)
     assert again.update([[1, 5]]).mix == whole.update([[1, 5]]).mix == 0.5
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        [],
+        {"kind": "mix"},
+        {"kind": "x", "value": 1},
+        *({"kind": "mix", "value": value} for value in (None, True, 30, "often", float("nan"))),
+    ],
+)
+def test_a_request_that_makes_no_sense_changes_nothing(request_):
+    ratio = MixRatio(settings())
+    with pytest.raises(ValueError, match=r"λ = |no request|unknown mode"):
+        ratio.obey(request_)
+    assert ratio.state.override is None
+    assert ratio.obey({"kind": "mix", "value": 0.3}) == ratio.state.override == 0.3
+
+
+def test_a_steep_gate_does_not_overflow():
+    assert gates([1.0, 1.0], settings(slope=4000.0))[0] == 0.0
+    assert gates([5.0, 1.0], settings(slope=4000.0))[0] == 1.0

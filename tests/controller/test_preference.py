@@ -160,16 +160,16 @@ def test_pairs_from_a_file_keep_their_order_and_their_scores(vocabulary, demonst
         prompt_ids=chosen.prompt_ids,
         chosen_ids=chosen.reply_ids,
         rejected_ids=rejected.reply_ids,
-        chosen_score=2.0,
-        rejected_score=None,
-        scores_chosen={"b": 4.0},
-        scores_rejected={},
+        chosen_score=4.0,
+        rejected_score=1.0,
+        scores_chosen={"b": 4.0, "total": 2.0},
+        scores_rejected={"b": 1.0},
         origin="",
     )
     found, cards = recorded_group(pair, vocabulary)
     judged = judge(found, cards, ONE, [Route()])
     assert judged[0].total == 2.0
-    assert isinstance(judged[1].total, Missing), "a score that the file lacks is not made up"
+    assert isinstance(judged[1].total, Missing), "the score that made the pair is not taken for the total"
     assert judged[0].number("b") == 4.0
     batch = paired(vocabulary, recorded=True).batch([found], [judged], {}, [1.0])
     assert batch.uses == [["chosen", "rejected"]]

@@ -15,23 +15,75 @@ def run(tmp_path):
     return Records.create(tmp_path / "run", "run: {}\n").directory
 
 
-def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
-    inbox, said, taken = Inbox.open(run), [], []
+def answering(run, inbox, answer):
+    """A controller that answers the first request it finds."""
 
     def controller():
         deadline = time.monotonic() + 20
-        while not taken and time.monotonic() < deadline:
-            taken.extend(inbox.take())
+        while time.monotonic() < deadline:
+            for request in inbox.take():
+                Records.open(run).add_event(id=request.id, **answer(request.content))
+                inbox.done(request)
+                return
             time.sleep(0.01)
-        Records.open(run).add_event("mix", id=taken[0].id, value=taken[0].value, iteration=7)
 
     thread = threading.Thread(target=controller)
     thread.start()
+    return thread
+
+
+def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
+    inbox, said, taken = Inbox.open(run), [], []
+
+    def answer(content):
+        taken.append(content)
+        return {"kind": "mix", "iteration": 7}
+
+    thread = answering(run, inbox, answer)
     assert ask(run, "mix", 0.3, seconds=20, say=said.append) == 7
     thread.join(timeout=20)
-    assert [(r.kind, r.value) for r in taken] == [("mix", 0.3)]
+    assert taken == [{"kind": "mix", "value": 0.3}]
     assert inbox.take() == []
+    assert list((run / "requests").iterdir()) == []
     assert said
+
+
+def test_a_refusal_is_told_with_its_reason(run):
+    thread = answering(run, Inbox.open(run), lambda _: {"kind": "refused", "reason": "λ = 3 is outside [0, 1]"})
+    with pytest.raises(InputError, match=r"refused: λ = 3 is outside \[0, 1\]"):
+        ask(run, "mix", 3, seconds=20, say=print)
+    thread.join(timeout=20)
+
+
+def test_a_request_that_is_claimed_in_the_last_moment_is_not_said_to_be_taken_back(run):
+    inbox = Inbox.open(run)
+
+    def claim_and_answer_late():
+        found = []
+        while not found:
+            found = inbox.take()
+        time.sleep(0.6)
+        Records.open(run).add_event("mix", id=found[0].id, iteration=3)
+        inbox.done(found[0])
+
+    thread = threading.Thread(target=claim_and_answer_late)
+    thread.start()
+    assert ask(run, "mix", 0.3, seconds=0.3, say=lambda _: None) == 3
+    thread.join(timeout=20)
+
+
+def test_a_request_that_was_claimed_and_not_answered_is_taken_again(run):
+    (run / "requests").mkdir()
+    (run / "requests/1.json").write_text('{"kind": "mix", "value": 0.3}')
+    assert [r.id for r in Inbox(run / "requests").take()] == ["1"]
+    assert [r.id for r in Inbox.open(run).take()] == ["1"]
+
+
+def test_what_is_no_request_is_passed_on_to_be_refused(run):
+    inbox = Inbox.open(run)
+    for name, text in (("1", "{"), ("2", "[]")):
+        (run / f"requests/{name}.json").write_text(text)
+    assert [r.content for r in inbox.take()] == [None, []]
 
 
 def test_nobody_waits_for_ever_and_an_untaken_request_is_taken_back(run):

@@ -76,6 +76,8 @@ def test_anchor_equals_the_authors_numbers(reference):
         ("speech", "speech", [0, 1, 1, 1, 0, 0]),
         ("speech", "text", [0, 0, 1, 0, 0, 0]),
         ("format", "speech", [0, 1, 0, 1, 1, 0]),
+        ("words", "text", [1, 0, 0, 0, 0, 0]),
+        ("codes", "speech", [0, 0, 1, 0, 0, 0]),
         ("all", "speech", [1, 1, 1, 1, 1, 0]),
     ],
 )
@@ -245,3 +247,44 @@ def test_at_the_start_model_a_pair_says_nothing_yet():
     loss, tally = pair_loss(some_items(), shift=0.0)
     assert loss == pytest.approx(np.log(2), abs=1e-6)
     assert tally.mean("pair_margin") == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reply", "anchor"),
+    [
+        ({}, [1, 1, 1, 1], [1, 1, 1, 1]),  # text by the route, speech by its KL term
+        ({"kl_speech": 0.0}, [1, 0, 0, 0], [1, 1, 1, 1]),
+        ({"kl_speech": 0.0, "anchor_speech": 0.0}, [1, 0, 0, 0], [1, 0, 0, 0]),
+        ({"kl_speech": 0.0, "boundary": "text"}, [1, 1, 0, 0], [1, 1, 1, 1]),
+    ],
+)
+def test_only_tokens_that_carry_a_loss_are_scored(changes, reply, anchor):
+    """Method §7, rule 8: nothing else reaches the output layer."""
+    objective = replace(PLAIN, **changes)
+    rows = some_rows()
+    sampled, demonstration = rows[0], replace(rows[4], channels=rows[0].channels, reply_ids=rows[0].reply_ids)
+    assert objective.scored(sampled.channels, sampled, sampled).tolist() == [bool(x) for x in reply]
+    assert objective.scored(demonstration.channels, demonstration, demonstration).tolist() == [bool(x) for x in anchor]
+
+    def scored(item, row):
+        return objective.scored(row.channels, item, row)
+
+    batch = collate(
+        [demonstration, sampled], pad=0, routes=1, temperature=1.0, device=torch.device("cpu"), scored=scored
+    )
+    assert batch.sampled.tolist() == [True, False], "the anchor comes last"
+    assert len(batch.targets) == sum(reply) + sum(anchor)
+    assert batch.compared == (1, sum(reply))
+    assert batch.scored.tolist() == [[bool(x) for x in reply], [bool(x) for x in anchor]]
+
+
+def test_leaving_tokens_without_a_loss_out_changes_no_loss():
+    rows = some_rows()
+    objective = replace(PLAIN, kl_speech=0.0, anchor_speech=0.0)
+    losses = []
+    for scored in (None, lambda item, row: objective.scored(row.channels, item, row)):
+        batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"), scored=scored)
+        logp = -(batch.targets % 7).float() / 5.0
+        loss, tally = micro_batch_loss(batch, logp, torch.ones_like(logp), logp - 0.1, objective, 0.4)
+        losses.append((loss.item(), tally.mean("kl_text"), tally.mean("entropy_text")))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
