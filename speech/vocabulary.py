@@ -26,7 +26,7 @@ class TokenNames:
     speech: str = "<|audio_{}|>"
     """Name of the speech code with number {}."""
     codebook: int | None = None
-    """Number of speech codes; None counts the names that the tokenizer has."""
+    """Number of speech codes; None counts the names that the tokenizer has. Those beyond belong in no reply."""
     never_text: tuple[str, ...] = ()
     """Further tokens that no reply may contain (roles, reserved tokens)."""
 
@@ -102,7 +102,10 @@ class Vocabulary:
             return None if name is None else identify(name, role)
 
         first = identify(names.speech.format(0), "first speech")
-        codebook = names.codebook or _count_codes(tokenizer, names.speech)
+        named = _count_codes(tokenizer, names.speech)
+        codebook = names.codebook or named
+        # Speech tokens that the codec has no code for are neither speech nor text (method §7, rule 5).
+        foreign = [identify(names.speech.format(number), "speech") for number in range(codebook, named)]
         last = identify(names.speech.format(codebook - 1), "last speech")
         if last - first != codebook - 1:
             raise InputError(
@@ -120,7 +123,7 @@ class Vocabulary:
             pad=identify(names.pad, "padding"),
             begin_speech=optional(names.begin_speech, "begin-of-speech"),
             end_speech=optional(names.end_speech, "end-of-speech"),
-            forbidden=tuple(identify(name, "reserved") for name in names.never_text),
+            forbidden=(*(identify(name, "reserved") for name in names.never_text), *foreign),
             tokenizer=tokenizer,
         )
 

@@ -53,8 +53,6 @@ def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, tab
         ("rollout.group_size=1", "rollout.group_size: 1 is too small; at least 2"),
         ("rollout.workers=17", "rollout.workers: 17 workers cannot share rollout.prompts = 16"),
         ("anchor.rows=1", "anchor.rows: 1 demonstrations cannot be split over learner.ranks = 2"),
-        ("rollout.top_p=0.9", "rollout.top_p: 0.9 is not possible; allowed: 1.0"),
-        ("rollout.top_k=50", "rollout.top_k: 50"),
         ("rollout.temperature=0", "rollout.temperature: 0"),
         ("mix.mode=sometimes", "mix.mode: 'sometimes' is not possible; allowed: adaptive, fixed, two_stage"),
         ("mix.largest=1.5", r"mix.largest: 1.5 is outside \[0, 1\]"),
@@ -90,6 +88,20 @@ def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, tab
     ],
 )
 def test_impossible_values(playground, override, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read(playground, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("rollout.top_p=0.9", "rollout.top_p: 0.9 is not possible; allowed: 1.0"),
+        ("rollout.top_k=50", "rollout.top_k: 50 is not possible; allowed: 0"),
+        ("rollout.repetition_penalty=1.1", "unknown configuration key 'rollout.repetition_penalty'"),
+    ],
+)
+def test_what_the_learner_could_not_score_is_not_sampled(playground, override, complaint):
+    """Method §7, rule 3."""
     with pytest.raises(InputError, match=complaint):
         read(playground, [override])
 

@@ -51,6 +51,7 @@ def test_one_update_for_all_groups_of_an_iteration():
 
 
 def test_groups_with_fewer_than_two_scores_measure_nothing():
+    """Method §7, rule 1: they pull λ neither down nor up."""
     ratio = MixRatio(settings(first=0.3))
     assert ratio.update([[5.0], []]).mix == pytest.approx(0.3)
     assert ratio.update([[1, 5, 1, 5], [5.0]]).gate_information == pytest.approx(1.0)

@@ -32,6 +32,7 @@ def test_best_against_worst_when_far_enough_apart():
 
 
 def test_a_reply_without_a_score_never_takes_part():
+    """Method §7, rule 1."""
     assert choose([None, 4.0, float("nan"), 1.0], none(4), 0.5) == (1, 3)
     assert decide([None, 4.0, None], none(3), 0.5) == Refusal.TOO_FEW
     assert decide([], [], 0.5) == Refusal.TOO_FEW
@@ -157,6 +158,7 @@ def duet_pairs(*arguments: object) -> None:
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
 def test_pairs_of_a_run(trial, tmp_path, vocabulary, prompts, replies, name, capsys):
+    """Method §7, rule 5 among others: what was cut off or is malformed is in no pair, and counted."""
     duet_pairs(trial, "--out", tmp_path / name)
     one, two = read_pairs(tmp_path / name, vocabulary)
     assert one.origin == "run trial iteration 1 replies 1,0"  # answer, the first rater of the total, breaks the tie

@@ -32,6 +32,7 @@ def rated(found, *scores, routes=TEXT, scoring=ONE):
 
 
 def test_rows_weigh_groups_alike_whatever_was_dropped():
+    """Method §7, rule 1: a reply without a score is no row and in no mean."""
     groups = [group(2), group(4), group(2)]
     judged = [rated(groups[0], 1.0, 5.0), rated(groups[1], 1.0, 5.0, 3.0, GONE), rated(groups[2], GONE, 5.0)]
     batch = policy_gradient().batch(groups, judged, {}, [1.0] * 3)
@@ -154,6 +155,7 @@ def test_a_demonstration_is_rated_before_a_sample_is_rejected_for_it(world, voca
 
 
 def test_pairs_from_a_file_keep_their_order_and_their_scores(vocabulary, demonstrations):
+    """Method §7, rule 1 among others: a score that the file lacks is missing."""
     chosen, rejected = demonstrations[0], demonstrations[1]
     pair = Pair(
         prompt_id="p",

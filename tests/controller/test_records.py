@@ -59,7 +59,7 @@ def judged(*cards: Scorecard) -> list[Judged]:
 
 
 def test_replies_keep_missing_apart_from_numbers(records):
-    """Method §7, rules 1 and 9: what is missing, why, through whose fault, and what made each score."""
+    """Method §7, rule 1 and rule 9: what is missing, why, through whose fault, and what made each score."""
     gone, failed = Missing("no speech"), Missing("answer raised TimeoutError", fault="rater")
     replies = judged(card(answer=5.0, heard=gone), card(answer=failed, heard=1.0), card(answer=1.0, heard=5.0))
     rows = [ScoredReply(judged=j, routes=["total→text", "heard→text"], use=None) for j in replies]

@@ -8,6 +8,7 @@ from controller.evaluation import paired_errors, summarise
 from controller.ledger import Ledger, draw_seeds
 from controller.routing import PRESETS, Route
 from controller.statistics import (
+    ADVANTAGES,
     Judged,
     Scoring,
     advantages,
@@ -29,6 +30,7 @@ GONE = Missing("judge timed out")
 
 
 def test_totals_combine_and_missing_stays_missing():
+    """Method §7, rule 1."""
     scores = {"a": 5.0, "b": 1.0, "c": GONE}
     assert combine(scores, {"a": 3.0, "b": 1.0}, "sum") == pytest.approx(4.0)
     assert combine(scores, {"a": 3.0, "b": 1.0}, "harmonic") == pytest.approx(4 / (3 / 5 + 1))
@@ -61,8 +63,10 @@ def test_a_failed_judge_never_becomes_a_score():
 
 
 def test_one_score_alone_gives_no_gradient():
-    judged = judge(group(3), [card(a=5.0), card(a=GONE), card(a=GONE)], ONE, [ROUTE])
-    assert all(j.advantages == (None,) for j in judged)
+    """Method §7, rule 1: not even where the mean of the others is taken."""
+    for kind in ADVANTAGES:
+        judged = judge(group(3), [card(a=5.0), card(a=GONE), card(a=GONE)], ONE, [ROUTE], kind)
+        assert all(j.advantages == (None,) for j in judged)
 
 
 def test_routes_have_advantages_of_their_own():

@@ -15,6 +15,7 @@ def test_patterns_name_parameters():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
+    """Method §7, rule 7."""
     with pytest.raises(
         InputError, match=r"model.frozen: 'encoder\.\*' matches no parameter; the model has embed.weight"
     ):
@@ -24,6 +25,7 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 
 def test_frozen_parameters_get_no_gradient():
+    """Method §7, rule 7."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     assert freeze(model, ["0.*"]) == 2
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]

@@ -144,6 +144,17 @@ def test_log_probabilities_come_in_the_order_of_the_passages(scorer, passages):
         np.testing.assert_allclose(found, plain_logps(scorer, one).detach().numpy(), atol=1e-5)
 
 
+def test_tokens_that_no_loss_weighs_never_reach_the_output_layer(scorer, passages, weights):
+    """Method §7, rule 8."""
+    seen: list[int] = []
+    hook = scorer.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[0]))
+    try:
+        measure(scorer, passages, {"text": weights["text"]})
+    finally:
+        hook.remove()
+    assert sum(seen) == sum(np.count_nonzero(weight) for weight in weights["text"])
+
+
 def test_a_loss_without_weights_has_no_direction(scorer, passages, weights):
     nothing = [np.zeros(len(p.reply_ids)) for p in passages]
     found = measure(scorer, passages, {"text": weights["text"], "nothing": nothing})

@@ -142,6 +142,7 @@ def test_dpo_against_the_formula():
     ],
 )
 def test_averages(average, expected):
+    """Method §7, rule 4 among others: a group without a selected token does not count."""
     found = token_weights([[2, 6], [0, 1], [0]], average, 10)
     assert found == [pytest.approx(group) for group in expected]
 
@@ -196,6 +197,21 @@ def test_mix_zero_is_the_anchor_and_mix_one_the_preference():
     _, tally = loss_of(rows, 0.4)
     assert loss_of(rows, 0.0)[0] == pytest.approx(tally.total("loss_anchor"), abs=1e-6)
     assert loss_of(rows, 1.0)[0] == pytest.approx(tally.total("loss_preference"), abs=1e-6)
+
+
+def test_a_text_route_never_trains_speech():
+    """Method §7, rule 4: a reply without text gives no gradient, whatever its weight, and no other token gets one."""
+    rows = [replace(row, channels=np.where(row.channels == 0, 1, row.channels)) for row in some_rows()[:1]]
+    rows += some_rows()[1:4]
+    batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
+    logp = (-(batch.targets % 7).float() / 5.0).requires_grad_(True)
+    free = replace(OBJECTIVE, ratio="one")  # a clipped token would have no gradient either
+    loss, _ = micro_batch_loss(batch, logp, torch.ones_like(logp), None, free, 1.0)
+    loss.backward()
+    gradient = batch.dense(logp.grad)
+    assert not gradient[0].any()
+    assert not gradient[select(batch.channels, "speech")].any()
+    assert gradient[select(batch.channels, "text")].any()
 
 
 def some_items() -> list[Item]:

@@ -1,11 +1,13 @@
 """The scorer against a plain forward pass of the same model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.rows import Row, collate, split
+from learner.rows import Pair, Row, collate, split
 from learner.scorer import Scorer
 from learner.send import named_weights
 from speech.interleave import Kind
@@ -42,6 +44,7 @@ def row(prompt: int, reply: int, seed: int) -> Row:
 
 
 def test_padded_batch_equals_each_row_alone(scorer):
+    """Method §7, rule 3: the sampler's temperature is the learner's."""
     rows = [row(5, 9, 1), row(11, 3, 2), row(2, 12, 3)]
     batch = collate(rows, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
     with torch.no_grad():
@@ -57,6 +60,7 @@ def test_padded_batch_equals_each_row_alone(scorer):
 
 
 def test_what_the_structure_forbids_has_no_probability(scorer):
+    """Method §7, rule 3: nor had it any for the sampler."""
     ids = torch.tensor([[1, 2, 3]])
     allowed = torch.tensor([int(Kind.TEXT | Kind.BEGIN)])
     with torch.no_grad():
@@ -67,6 +71,38 @@ def test_what_the_structure_forbids_has_no_probability(scorer):
     possible = [KINDS[target].item() in (Kind.TEXT, Kind.BEGIN) for target in range(len(KINDS))]
     assert [np.isfinite(score) for score in scores] == possible
     assert np.exp([s for s, ok in zip(scores, possible, strict=True) if ok]).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_replies_are_scored_as_they_were_sampled_and_demonstrations_freely():
+    """Method §7, rule 3: temperature and mask go with the row, in pairs as well."""
+    allowed = np.array([1, 5, 2], dtype=np.int8)
+    drawn = [replace(row(2, 3, seed), allowed=allowed + np.int8(seed)) for seed in range(3)]
+    shown = replace(row(4, 2, 3), behaviour=None, anchor_weight=1.0)
+    items = [drawn[0], shown, Pair(chosen=drawn[1], rejected=drawn[2], weight=1.0)]
+    batch = collate(items, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
+    assert batch.temperatures.tolist() == pytest.approx([0.7] * 3 + [1.0] * 2 + [0.7] * 6)
+    assert batch.allowed.tolist() == [1, 5, 2, 0, 0, 2, 6, 3, 3, 7, 4]
+
+
+def test_the_output_layer_sees_reply_tokens_only(scorer):
+    """Method §7, rule 8: as many rows as reply tokens, and none that predicts a prompt token or padding."""
+    rows = [row(5, 9, 1), row(11, 3, 2), row(2, 12, 3)]
+    batch = collate(rows, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
+    seen: dict[str, list[torch.Tensor]] = {"body": [], "head": []}
+    hooks = [
+        scorer.model.model.register_forward_hook(lambda _, __, found: seen["body"].append(found.last_hidden_state)),
+        scorer.model.lm_head.register_forward_hook(lambda _, given, __: seen["head"].append(given[0])),
+    ]
+    try:
+        with torch.no_grad():
+            scorer(batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    [hidden], [given] = seen["body"], seen["head"]
+    assert given.shape == (9 + 3 + 12, hidden.shape[-1])
+    expected = [hidden[index, len(r.prompt_ids) - 1 : len(r) - 1] for index, r in enumerate(rows)]
+    assert torch.equal(given, torch.cat(expected))
 
 
 def test_tied_output_layer_is_named(scorer):

@@ -137,6 +137,19 @@ def test_pitch_and_activity():
     assert ears.active_seconds(silence) == 0.0
 
 
+def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Line, Waveform]], codec: PlaygroundCodec):
+    """Method §7, rule 2: what is measured, heard and coded belongs to the sound, not to its number of samples."""
+    for line, waveform in spoken[::12]:
+        other = waveform.at_rate(44100)
+        one, two = (codec.encode(sound) for sound in (waveform, other))
+        assert len(one) == len(two) == int(np.ceil(waveform.seconds * codec.tokens_per_second))
+        assert np.mean(one == two) > 0.9
+        assert ears.pitch(other) == pytest.approx(ears.pitch(waveform), abs=0.3)
+        assert ears.active_seconds(other) == pytest.approx(ears.active_seconds(waveform), abs=0.021)
+        assert raters.hearing().hear(other) == line.text
+        assert ears.signal_quality(other) == pytest.approx(ears.signal_quality(waveform), abs=0.1)
+
+
 def test_signal_quality_prefers_the_original(
     spoken: list[tuple[task.Line, Waveform]], decoded: list[tuple[task.Line, Waveform]]
 ):

@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from playground.codec import PlaygroundCodec
 from reward.rater import Missing
 from reward.server import Part, RewardServer, ServerSettings, load
+from speech.channels import Channel
 from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
+from speech.waveform import Waveform
 
 
 class Broken:
@@ -66,6 +69,7 @@ def test_a_demonstration_is_scored_by_ear(world, group):
 
 
 def test_a_rater_that_raises_is_missing_and_the_others_go_on(world, group):
+    """Method §7, rule 1."""
     server = RewardServer(settings(world, f"{__name__}:Broken", "playground.raters:Answer"), PLAYGROUND)
     [[card]] = server.score([group])
     assert card.scores["broken"] == Missing("broken raised TimeoutError", fault="rater")
@@ -87,6 +91,7 @@ class Odd:
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None])
 def test_what_is_no_number_is_missing(world, group, score):
+    """Method §7, rule 1."""
     part = Part(use=f"{__name__}:Odd", arguments={"score": score})
     server = RewardServer(replace(settings(world), raters=(part,)), PLAYGROUND)
     [[card]] = server.score([group])
@@ -102,10 +107,55 @@ def test_what_is_no_number_is_missing(world, group, score):
     ],
 )
 def test_unfinished_replies_are_not_scored(world, group, change, reason):
+    """Method §7, rule 5."""
     server = RewardServer(settings(world, "playground.raters:Answer"), PLAYGROUND)
     damaged = Group(prompt=group.prompt, replies=[replace(group.replies[0], **change)])
     [[card]] = server.score([damaged])
     assert card.scores == {"answer": Missing(reason)}
+
+
+class Hum:
+    """A codec at a rate of its own: every code is half a second of a tone."""
+
+    rate, codebook, tokens_per_second, version = 22050, 512, 2.0, "hum"
+
+    @classmethod
+    def load(cls, path):
+        return cls()
+
+    def decode(self, codes):
+        seconds = np.arange(len(codes) * self.rate // 2) / self.rate
+        return Waveform(np.sin(2 * np.pi * 220 * seconds).astype(np.float32), self.rate)
+
+
+class Ear:
+    """Notes the rate and the length of what it is given to hear."""
+
+    name, version = "ear", "1"
+
+    def rate(self, spoken):
+        return 3.0
+
+    def detail(self, spoken):
+        return {"heard at": f"{spoken.waveform.rate} Hz, {spoken.waveform.seconds:g} s"}
+
+
+def test_raters_hear_at_the_codecs_own_rate(world, group):
+    """Method §7, rule 2: the released code labels 22,050 Hz as 24,000."""
+    codec = Part(use=f"{__name__}:Hum", arguments={"path": "nowhere"})
+    server = RewardServer(replace(settings(world, f"{__name__}:Ear"), codec=codec), PLAYGROUND)
+    [[card]] = server.score([group])
+    seconds = (group.replies[0].channels == Channel.SPEECH).sum() / 2
+    assert card.seconds == pytest.approx(seconds)
+    assert card.details["heard at"] == f"22050 Hz, {seconds:g} s"
+    assert server.decode(group.replies[0].token_ids).rate == 22050
+
+
+def test_every_score_can_be_traced_to_versions(world):
+    """Method §7, rule 9: of each rater, and of the codec that it heard."""
+    server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
+    codec = PlaygroundCodec.load(world / "codec")
+    assert server.versions() == {"answer": "playground-answer-1", "broken": "1", "codec": codec.version}
 
 
 def test_a_reply_without_speech_is_missing_to_the_ear(world, group):

@@ -65,10 +65,10 @@ def gap(group, scorer, vocabulary) -> float:
             prompt_ids=group.prompt.token_ids,
             reply_ids=r.token_ids,
             channels=r.channels,
-            weight=1.0,
             allowed=allowed_sets(r.token_ids, PLAYGROUND.interleave, kinds),
             behaviour=r.logps,
             advantages=(0.0,),
+            weights=(1.0,),
         )
         for r in group.replies
     ]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from speech.channels import Channel
 from speech.errors import InputError
 from speech.families import PLAYGROUND, family
+from speech.interleave import check, kind_table
 from speech.records import DEMONSTRATIONS, PAIRS, PROMPTS, read_demonstrations, read_pairs, read_prompts
 from speech.vocabulary import Vocabulary
 from speech.waveform import Waveform
@@ -22,12 +24,75 @@ def vocabulary(world) -> Vocabulary:
 
 
 def test_tokens_come_from_the_tokenizer_by_name(vocabulary):
+    """Method §7, rule 6."""
     names = vocabulary.tokenizer
     assert vocabulary.end_reply == names.token_to_id("<|im_end|>")
     assert vocabulary.speech_first == names.token_to_id("<|audio_0|>")
     ids = np.array([names.token_to_id(n) for n in ("<|begin_of_audio|>", "<|audio_7|>", "<|im_end|>", "<|pad|>")])
     assert vocabulary.channels(ids).tolist() == [Channel.BOUNDARY, Channel.SPEECH, Channel.END, -1]
     assert vocabulary.codes(ids).tolist() == [7]
+
+
+def shuffled(world, folder) -> tuple[Vocabulary, np.ndarray]:
+    """The vocabulary of a checkpoint whose tokenizer numbers the same tokens otherwise, and the new id of every old
+    one."""
+    shutil.copytree(world / "base", folder / "base")
+    path = folder / "base/tokenizer.json"
+    content = json.loads(path.read_text())
+    old = content["model"]["vocab"]
+    speech = [name for name in old if name.startswith("<|audio_")]
+    others = [name for name in reversed(old) if not name.startswith("<|audio_")]
+    # Speech stays in one piece, as it must, and begins somewhere else.
+    new = {name: index for index, name in enumerate([*others[:7], *speech, *others[7:]])}
+    content["model"]["vocab"] = new
+    for token in content["added_tokens"]:
+        token["id"] = new[token["content"]]
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    path.write_text(json.dumps(content))
+    ids = np.empty(len(old), dtype=np.int64)
+    for name, index in old.items():
+        ids[index] = new[name]
+    return Vocabulary.from_checkpoint(folder / "base", PLAYGROUND.tokens), ids
+
+
+def test_the_same_tokens_under_other_ids_mean_the_same(tmp_path, vocabulary, world):
+    """Method §7, rule 6: no id is a constant, and none is derived from another."""
+    moved, ids = shuffled(world, tmp_path)
+    assert (ids != np.arange(len(ids))).all()
+    every = np.arange(vocabulary.size)
+    assert moved.channels(ids).tolist() == vocabulary.channels(every).tolist()
+    assert kind_table(moved)[ids].tolist() == kind_table(vocabulary).tolist()
+    assert (moved.end_reply, moved.pad) == (ids[vocabulary.end_reply], ids[vocabulary.pad])
+    assert (moved.begin_speech, moved.end_speech) == (ids[vocabulary.begin_speech], ids[vocabulary.end_speech])
+    for d in read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:8]:
+        assert moved.text(ids[d.reply_ids]) == vocabulary.text(d.reply_ids)
+        assert moved.codes(ids[d.reply_ids]).tolist() == vocabulary.codes(d.reply_ids).tolist()
+        assert check(ids[d.reply_ids], PLAYGROUND.interleave, kind_table(moved)) is None
+
+
+def test_speech_is_the_codebook_and_nothing_beyond_it(world):
+    """Method §7, rule 5 and rule 6: [first, first + codebook); a speech token without a code is in no reply."""
+    small = replace(PLAYGROUND.tokens, codebook=256)
+    vocabulary = Vocabulary.from_checkpoint(world / "base", small)
+    first, beyond = vocabulary.speech_first, vocabulary.speech_first + 256
+    assert vocabulary.channels(np.array([first, beyond - 1])).tolist() == [Channel.SPEECH] * 2
+    assert vocabulary.channels(np.arange(beyond, beyond + 256)).tolist() == [-1] * 256
+    assert vocabulary.codes(np.array([first - 1, first, beyond - 1, beyond])).tolist() == [0, 255]
+    b, e, end, word = vocabulary.begin_speech, vocabulary.end_speech, vocabulary.end_reply, first - 1
+    kinds = kind_table(vocabulary)
+    assert check(np.array([word, b, beyond - 1, e, end]), PLAYGROUND.interleave, kinds) is None
+    for reply in ([word, b, beyond, e, end], [beyond, b, first, e, end]):
+        assert "outside every channel" in check(np.array(reply), PLAYGROUND.interleave, kinds)
+
+
+def test_padding_rows_of_the_output_layer_belong_in_no_reply(tmp_path, world):
+    """Method §7, rule 5."""
+    shutil.copytree(world / "base", tmp_path / "base")
+    path = tmp_path / "base/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 576}))
+    vocabulary = Vocabulary.from_checkpoint(tmp_path / "base", PLAYGROUND.tokens)
+    assert vocabulary.channels(np.arange(vocabulary.text_size, 576)).tolist() == [-1] * (576 - vocabulary.text_size)
+    assert not kind_table(vocabulary)[vocabulary.text_size :].any()
 
 
 def test_shipped_data_reads(vocabulary, world):
@@ -153,6 +218,7 @@ def test_pairs_without_a_column_or_a_file(tmp_path, vocabulary):
 
 
 def test_tokenizer_without_speech_tokens(tmp_path, world):
+    """Method §7, rule 6: a token that the tokenizer does not name is an error, not a guess."""
     shutil.copytree(world / "base", tmp_path / "base")
     path = tmp_path / "base/tokenizer.json"
     path.write_text(path.read_text().replace("<|audio_", "<|other_"))
@@ -176,6 +242,7 @@ def test_not_a_checkpoint_and_no_such_family(tmp_path):
 
 
 def test_a_waveform_keeps_its_rate(tmp_path):
+    """Method §7, rule 2: written, read and resampled, a tone of 440 Hz stays one and lasts as long."""
     tone = Waveform(np.sin(2 * np.pi * 440 * np.arange(22050) / 22050).astype(np.float32) * 0.5, 22050)
     tone.write(tmp_path / "tone.wav")
     back = Waveform.read(tmp_path / "tone.wav")

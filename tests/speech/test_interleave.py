@@ -47,6 +47,7 @@ def test_whole_replies(reply):
     ],
 )
 def test_what_is_wrong_is_said(reply, complaint):
+    """Method §7, rule 5: unbalanced boundaries, ids of no channel, no end."""
     assert complaint in check(np.array(reply, dtype=np.int64), PATTERN, KINDS)
 
 

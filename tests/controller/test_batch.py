@@ -1,0 +1,59 @@
+"""The record of a step: what is missing, dropped or damaged is counted, and what was used is named."""
+
+import pytest
+
+from controller.batch import describe
+from controller.mix import MixReading
+from controller.preference import PolicyGradient
+from controller.routing import Route
+from controller.statistics import Scoring, judge
+from learner.group import Learned
+from learner.tally import Tally
+from reward.rater import Missing
+from rollout.worker import SyncReport
+from speech.records import Demonstration, Finish
+from tests.controller.examples import card, group, reply
+
+ONE = Scoring(total={"a": 1.0})
+FAILED = Missing("a raised TimeoutError", fault="rater")
+CUT, BROKEN = Missing("truncated reply"), Missing("malformed reply")
+
+
+def described(*judged_groups, uses, demonstrations=(), version=6):
+    mix = MixReading(
+        mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
+    )
+    learned = Learned(tally=Tally(), gradient_norm=1.0, learning_rate=1e-3)
+    syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
+    return describe(7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 0, {"learn": 1.0})
+
+
+def test_what_is_missing_is_counted_by_reason_and_what_gives_no_gradient_is_dropped():
+    """Method §7, rule 1: all of it is counted, and the means are over what there is."""
+    groups = [group(3), group(2)]
+    cards = [[card(a=1.0), card(a=FAILED), card(a=5.0)], [card(a=FAILED), card(a=4.0)]]
+    judged = [judge(g, c, ONE, [Route()]) for g, c in zip(groups, cards, strict=True)]
+    routes = PolicyGradient(routes=(Route(),), boundary="speech", average="reply", constant=1, structure=None)
+    found = described(*judged, uses=routes.batch(groups, judged, {}, [1.0, 1.0]).uses)
+    assert found.missing == {"a raised TimeoutError": 2}
+    assert found.scores == {"a": pytest.approx(10 / 3), "total": pytest.approx(10 / 3)}
+    assert (found.replies, found.replies_dropped, found.groups_dropped) == (5, 3, 1)
+
+
+def test_truncated_and_malformed_replies_are_counted():
+    """Method §7, rule 5."""
+    damaged = group(3)
+    damaged.replies[0] = reply(0, finish=Finish.LENGTH, defect="the reply has no end")
+    damaged.replies[1] = reply(1, defect="token 1 (id 3) is STOP, expected BEGIN")
+    judged = judge(damaged, [card(a=CUT), card(a=BROKEN), card(a=4.0)], ONE, [Route()])
+    found = described(judged, uses=[[None] * 3])
+    assert (found.replies_truncated, found.replies_malformed) == (1, 1)
+    assert found.missing == {"truncated reply": 1, "malformed reply": 1}
+
+
+def test_an_iteration_names_its_weights_and_its_demonstrations():
+    """Method §7, rule 9."""
+    ids = reply().token_ids
+    used = [Demonstration(prompt_id=name, prompt_ids=ids, reply_ids=ids, text="") for name in ("train-7", "train-2")]
+    found = described(judge(group(2), [card(a=1.0), card(a=2.0)], ONE, []), uses=[[None] * 2], demonstrations=used)
+    assert (found.weight_version, found.demonstrations) == (6, ["train-7", "train-2"])

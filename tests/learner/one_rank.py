@@ -1,0 +1,102 @@
+"""One learner rank by itself, without Ray, in a process of its own: DeepSpeed's engine is one to a process.
+
+    python -m tests.learner.one_rank CHECKPOINT STAGE FROZEN…
+
+Takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position, and prints as
+JSON which parameters changed and how far the learner's log-probabilities were from the sampler's. Or the refusal.
+"""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from learner.rank import LearnerRank, RankSettings
+from learner.rows import Row
+from learner.send import named_weights
+from speech.errors import InputError
+from speech.families import PLAYGROUND
+from speech.interleave import kind_table
+from speech.records import read_demonstrations
+from speech.vocabulary import Vocabulary
+from tests.learner.examples import OBJECTIVE
+
+TEMPERATURE = 0.7
+
+
+def sampled_rows(checkpoint: Path) -> list[Row]:
+    """Demonstrations taken for samples, with the log-probabilities that a sampler would have reported."""
+    vocabulary = Vocabulary.from_checkpoint(checkpoint, PLAYGROUND.tokens)
+    kinds = kind_table(vocabulary)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    rows = []
+    for index, d in enumerate(read_demonstrations(checkpoint.parent / "data/demonstrations.parquet", vocabulary)[:4]):
+        ids = torch.from_numpy(np.concatenate([d.prompt_ids, d.reply_ids]).astype(np.int64))
+        # Narrower than the structure, outside of which the base model leaves hardly any probability to mask.
+        allowed = kinds[d.reply_ids]
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, len(d.prompt_ids) - 1 : -1] / TEMPERATURE
+        logits[torch.from_numpy((kinds[None] & allowed[:, None]) == 0)] = float("-inf")
+        logps = torch.log_softmax(logits, -1).gather(-1, ids[len(d.prompt_ids) :, None])[:, 0].numpy()
+        rows.append(
+            Row(
+                prompt_ids=d.prompt_ids,
+                reply_ids=d.reply_ids,
+                channels=vocabulary.channels(d.reply_ids),
+                allowed=allowed,
+                behaviour=logps,
+                advantages=(1.0 if index % 2 else -1.0,),
+                weights=(1 / 4 / 6,),
+                kl_weights=(1 / 4 / 6, 1 / 4 / 30),
+            )
+        )
+    return rows
+
+
+def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
+    settings = RankSettings(
+        checkpoint=str(checkpoint),
+        run="one-rank",
+        dtype="float32",
+        zero_stage=stage,
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        epsilon=1e-8,
+        weight_decay=0.1,
+        gradient_clip=1.0,
+        warmup=0,
+        steps=2,
+        final_rate=1.0,
+        micro_batch_rows=4,
+        threads=1,
+        temperature=TEMPERATURE,
+        frozen=frozen,
+        gpu=False,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank = LearnerRank(0, 1, settings, PLAYGROUND, OBJECTIVE)
+    rank.connect("127.0.0.1", port)
+    rows = sampled_rows(checkpoint)
+    first, _ = (rank.step(rows, 2, 1.0) for _ in range(2))
+    before = load_file(checkpoint / "model.safetensors")
+    after = {name: parameter.detach() for name, parameter in named_weights(rank._engine.module.model)}
+    return {
+        "changed": [name for name in before if not torch.equal(before[name], after[name])],
+        "unchanged": [name for name in before if torch.equal(before[name], after[name])],
+        "gap": max(first.tally.largest.values()),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        found = two_steps(Path(sys.argv[1]), int(sys.argv[2]), tuple(sys.argv[3:]))
+    except InputError as error:
+        found = {"refused": str(error)}
+    print(json.dumps(found))
