@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from controller.preference import DEMONSTRATION, RECORDED
 from controller.records import Records, read_evaluation, read_events, read_iterations, read_replies, read_summary
 from controller.replies import Provenance, ScoredReply
 from controller.routing import Route
 from controller.statistics import Judged, Scoring, judge
 from reward.rater import Missing, Scorecard
 from speech.errors import InputError
-from tests.controller.examples import card, group, iteration
+from tests.controller.examples import card, group, iteration, reply
 
 
 @pytest.fixture
@@ -76,6 +77,23 @@ def test_replies_keep_missing_apart_from_numbers(records):
     assert dict(first["advantages"]) == {"total→text": pytest.approx(1.0, abs=1e-3)}
     assert dict(third["advantages"]).keys() == {"total→text", "heard→text"}
     assert dict(third["scores"])["acoustic"] == 5.0
+
+
+def test_nothing_is_said_of_what_was_not_done_here(records):
+    """Method §7, rule 9: replies from a file were neither sampled nor rated by the run, demonstrations only rated."""
+    scoring, asked = Scoring(total={"answer": 1.0}), group(2)
+    for index, worker in enumerate((RECORDED, DEMONSTRATION)):
+        asked.replies[index] = reply(index, worker=worker, weight_version=-1)
+    rows = [
+        ScoredReply(judged=j, routes=[], use=None)
+        for j in judge(asked, [card(answer=5.0), card(answer=1.0)], scoring, [])
+    ]
+    records.add_replies(1, rows, MADE)
+    recorded, demonstration = read_replies(records.directory, 1).to_pylist()
+    for row in (recorded, demonstration):
+        assert (row["sampling"], row["seed"], row["weight_version"]) == ([], None, -1)
+    assert (recorded["rater_versions"], recorded["seconds_audio"]) == ([], None)
+    assert dict(demonstration["rater_versions"]) == {"answer": "v1", "heard": "v2"}
 
 
 def test_evaluations_are_kept_reply_by_reply(records):

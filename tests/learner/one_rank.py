@@ -2,13 +2,15 @@
 
     python -m tests.learner.one_rank CHECKPOINT STAGE FROZEN…
 
-Takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position, and prints as
-JSON which parameters changed and how far the learner's log-probabilities were from the sampler's. Or the refusal.
+Takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position, with a loss
+on speech tokens only. Prints as JSON which parameters changed, how far the learner's log-probabilities were from the
+sampler's, and how many rows the output layers saw; or the refusal.
 """
 
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from learner.rank import LearnerRank, RankSettings
 from learner.rows import Row
 from learner.send import named_weights
+from learner.step import Route
+from speech.channels import select
 from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.interleave import kind_table
@@ -27,6 +31,7 @@ from speech.vocabulary import Vocabulary
 from tests.learner.examples import OBJECTIVE
 
 TEMPERATURE = 0.7
+SPEECH = replace(OBJECTIVE, routes=(Route(channel="speech", weight=1.0),), kl_text=0.0)
 
 
 def sampled_rows(checkpoint: Path) -> list[Row]:
@@ -81,9 +86,14 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    rank = LearnerRank(0, 1, settings, PLAYGROUND, OBJECTIVE)
+    rank = LearnerRank(0, 1, settings, PLAYGROUND, SPEECH)
     rank.connect("127.0.0.1", port)
     rows = sampled_rows(checkpoint)
+    seen: dict[str, list[int]] = {"policy": [], "start model": []}
+    for name, scorer in (("policy", rank._engine.module), ("start model", rank._reference)):
+        scorer.model.lm_head.register_forward_hook(
+            lambda _, given, __, rows=seen[name]: rows.append(given[0][..., 0].numel())
+        )
     first, _ = (rank.step(rows, 2, 1.0) for _ in range(2))
     before = load_file(checkpoint / "model.safetensors")
     after = {name: parameter.detach() for name, parameter in named_weights(rank._engine.module.model)}
@@ -91,6 +101,8 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
         "changed": [name for name in before if not torch.equal(before[name], after[name])],
         "unchanged": [name for name in before if torch.equal(before[name], after[name])],
         "gap": max(first.tally.largest.values()),
+        "output_rows": {name: sum(rows) for name, rows in seen.items()},
+        "tokens_with_loss": 2 * sum(int(select(row.channels, "speech").sum()) for row in rows),
     }
 
 

@@ -29,3 +29,11 @@ def test_frozen_parameters_get_no_gradient():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     assert freeze(model, ["0.*"]) == 2
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+
+
+def test_freezing_a_tied_parameter_under_one_name_leaves_nothing_under_the_other():
+    """Method §7, rule 7: that nothing is left to train is said, whatever the names."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    with pytest.raises(InputError, match="nothing is left to train"):
+        freeze(model, ["0.*"])

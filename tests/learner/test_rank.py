@@ -29,10 +29,11 @@ def two_steps(root, world):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_frozen_parameters_stay_what_they_were_and_samples_score_as_they_were_drawn(two_steps, stage):
+def test_what_is_frozen_stays_and_what_is_scored_is_what_was_drawn(two_steps, stage):
     """Method §7, rule 7: not a bit of them changes, by weight decay neither; all others learn.
 
     And rule 3: at the sampler's temperature and under its mask, the learner computes what the sampler reported.
+    And rule 8: the output layers see no other token than those with a loss.
     """
     found = two_steps(stage, "model.layers.0.*", "model.embed_tokens.weight")
     assert found["unchanged"]
@@ -40,6 +41,7 @@ def test_frozen_parameters_stay_what_they_were_and_samples_score_as_they_were_dr
     assert not any(name.startswith(("model.layers.0.", "model.embed_tokens.")) for name in found["changed"])
     assert "lm_head.weight" in found["changed"]
     assert found["gap"] < 1e-4
+    assert found["output_rows"] == dict.fromkeys(("policy", "start model"), found["tokens_with_loss"])
 
 
 def test_a_pattern_that_matches_nothing_stops_the_rank(two_steps):

@@ -80,8 +80,8 @@ def test_replies_are_scored_as_they_were_sampled_and_demonstrations_freely():
     shown = replace(row(4, 2, 3), behaviour=None, anchor_weight=1.0)
     items = [drawn[0], shown, Pair(chosen=drawn[1], rejected=drawn[2], weight=1.0)]
     batch = collate(items, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
-    assert batch.temperatures.tolist() == pytest.approx([0.7] * 3 + [1.0] * 2 + [0.7] * 6)
-    assert batch.allowed.tolist() == [1, 5, 2, 0, 0, 2, 6, 3, 3, 7, 4]
+    assert batch.temperatures.tolist() == pytest.approx([0.7] * 9 + [1.0] * 2)
+    assert batch.allowed.tolist() == [1, 5, 2, 2, 6, 3, 3, 7, 4, 0, 0], "demonstrations come last"
 
 
 def test_the_output_layer_sees_reply_tokens_only(scorer):
