@@ -51,6 +51,8 @@ def read(path: Path, overrides: list[str]) -> Config:
         place = f"{error.full_key}: " if error.full_key else f"{path} with its overrides: "
         raise InputError(place + str(error.msg or error).splitlines()[0]) from error
     assert isinstance(config, Config)
+    # YAML reads a bare on or off as a truth value.
+    config.rollout.structure = {"True": "on", "False": "off"}.get(config.rollout.structure, config.rollout.structure)
     check(config)
     return config
 

@@ -125,7 +125,7 @@ def test_the_checkpoint_is_a_hugging_face_one_with_the_new_weights(run, world):
     assert state == {
         "iteration": 3,
         "weight_version": 3,
-        "mix": pytest.approx(last["lambda"]),
+        "mix": {"smoothed": pytest.approx(last["lambda"]), "updates": 3, "override": None},
         "prompts": 48,
         "demonstrations": 48,
     }

@@ -15,6 +15,8 @@ def playground(root):
 def test_overrides_and_arithmetic(playground):
     config = read(playground, ["run.iterations=3", "run.name=x", "run.seed=7", "rollout.prompts=8"])
     assert (config.run.iterations, config.run.name, config.run.seed) == (3, "x", 7)
+    assert read(playground, ["rollout.structure=off"]).rollout.structure == "off"
+    assert read(playground, ["rollout.structure=on"]).rollout.structure == "on"
     lines = dict(arithmetic(config))
     assert lines["replies an iteration"] == "8 prompts × 4 = 32"
     assert "rollout" in config.yaml()
