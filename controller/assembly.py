@@ -86,6 +86,12 @@ def _check_weights(config: Config) -> None:
 
 def _check_replies(config: Config, inputs: Inputs) -> None:
     """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
+    wanted = config.preference.objective == "dpo" and config.preference.pairs.chosen == "demonstration"
+    if wanted and {d.prompt_id for d in inputs.demonstrations}.isdisjoint(prompt.id for prompt in inputs.prompts):
+        raise InputError(
+            f"preference.pairs.chosen: demonstration, but no prompt of {config.data.prompts} has one in "
+            f"{config.data.demonstrations} (column prompt_id)"
+        )
     held_to = structure(config, inputs.family, inputs.vocabulary)
     places = [(config.data.demonstrations, "reply_ids", d.prompt_ids, d.reply_ids) for d in inputs.demonstrations]
     for pair in inputs.pairs:
@@ -162,11 +168,6 @@ def preference(config: Config, inputs: Inputs) -> Preference:
             structure=held_to,
         )
     by_prompt = {d.prompt_id: d for d in inputs.demonstrations} if p.pairs.chosen == "demonstration" else None
-    if by_prompt is not None and by_prompt.keys().isdisjoint(prompt.id for prompt in inputs.prompts):
-        raise InputError(
-            f"preference.pairs.chosen: demonstration, but no prompt of {config.data.prompts} has one in "
-            f"{config.data.demonstrations} (column prompt_id)"
-        )
     return PairedReplies(
         score=p.pairs.score,
         ties=p.pairs.ties or list(config.reward.total),
