@@ -128,6 +128,14 @@ CHILD = """
 
 
 @pytest.fixture
+def interruptible():
+    """Ctrl-C works, also where a shell started the tests in the background and made them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def started(tmp_path, monkeypatch, root):
     """In a working directory where `python -m controller` writes a run at once. Gives the names of those started."""
     package = tmp_path / "elsewhere" / "controller"
@@ -193,6 +201,7 @@ def test_a_failing_run_stops_the_comparison_and_keeps_the_finished(tmp_path, sta
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_passed_on_once(tmp_path, started, monkeypatch, number):
     monkeypatch.setenv("RUN", "wait")
     here = Path.cwd()
@@ -213,6 +222,7 @@ def test_ctrl_c_is_passed_on_once(tmp_path, started, monkeypatch, number):
     assert started() == ["adaptive-0"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_two_comparisons_do_not_share_a_directory(tmp_path, started, monkeypatch):
     directory = tmp_path / "runs"
     made = plans(directory, "adaptive")

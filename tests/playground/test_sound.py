@@ -145,7 +145,8 @@ def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Li
         assert len(one) == len(two) == int(np.ceil(waveform.seconds * codec.tokens_per_second))
         assert np.mean(one == two) > 0.9
         assert ears.pitch(other) == pytest.approx(ears.pitch(waveform), abs=0.3)
-        assert ears.active_seconds(other) == pytest.approx(ears.active_seconds(waveform), abs=0.021)
+        # In frames of 10 ms, which begin elsewhere at the other rate: either end may move by one and a half.
+        assert ears.active_seconds(other) == pytest.approx(ears.active_seconds(waveform), abs=0.03)
         assert raters.hearing().hear(other) == line.text
         assert ears.signal_quality(other) == pytest.approx(ears.signal_quality(waveform), abs=0.1)
 
