@@ -2,6 +2,9 @@
 
 import numpy as np
 
+PROMPTS, DEMONSTRATIONS, EVALUATION = range(3)
+"""Streams of random numbers within a run."""
+
 
 class Ledger:
     """Deals indices out in order. The order of an epoch depends on the seed and the epoch's number only."""

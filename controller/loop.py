@@ -11,15 +11,13 @@ from controller import assembly
 from controller.batch import anchor_rows, describe
 from controller.config import Config
 from controller.iteration import Iteration
-from controller.ledger import Ledger, draw_seeds
+from controller.ledger import DEMONSTRATIONS, EVALUATION, PROMPTS, Ledger, draw_seeds
 from controller.recorded import recorded_group
 from controller.statistics import Judged, group_scores, judge
 from reward.rater import Scorecard
 from rollout.worker import Probe, SyncReport
 from speech.records import Group, Prompt
 
-PROMPTS, DEMONSTRATIONS, EVALUATION = range(3)
-"""Streams of random numbers within a run."""
 PROBES = 4
 """Demonstrations whose log-probabilities are compared between learner and workers after every sync."""
 

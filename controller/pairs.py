@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from controller.pairing import Refusal, pick
+from controller.reading import load
 from controller.records import run_directory
 from controller.sampled import chosen_iterations, read_run
 from controller.scored import SCORES, Scored, read_scored
@@ -162,18 +163,14 @@ def read_material(path: Path) -> Material:
     Only these keys are read, so that the records of a run stay readable when other keys of the configuration have
     changed since. Raises InputError naming the file and the key.
     """
-    if not path.is_file():
-        raise InputError(f"configuration file {path} does not exist")
+    config = load(path)
     try:
-        config = OmegaConf.load(path)
         checkpoint, name, data = (
             OmegaConf.select(config, key) for key in ("model.checkpoint", "model.family", "data.prompts")
         )
         weights = OmegaConf.select(config, "reward.total")
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # YAML errors come in many classes
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     for key, value in (("model.checkpoint", checkpoint), ("model.family", name), ("data.prompts", data)):
         if not isinstance(value, str):
             raise InputError(f"{path}: {key} is missing; it says how the replies' tokens are to be read")

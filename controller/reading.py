@@ -32,7 +32,7 @@ def read(path: Path, overrides: list[str]) -> Config:
         if "=" not in override:
             raise InputError(f"{override!r} is not of the form key=value")
     try:
-        given = _load(path, ())
+        given = load(path)
         for override in overrides:
             name = override.partition("=")[0]
             part = OmegaConf.from_dotlist([override])
@@ -57,8 +57,8 @@ def read(path: Path, overrides: list[str]) -> Config:
     return config
 
 
-def _load(path: Path, below: tuple[Path, ...]) -> Any:
-    """A file upon the one that it extends. below: the files that led here."""
+def load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
+    """A YAML file upon the one that it extends, not checked. below: the files that led here. Raises InputError."""
     path = path.resolve()
     if path in below:
         raise InputError(f"{path} extends itself, by way of {' → '.join(p.name for p in below)}")
@@ -72,7 +72,7 @@ def _load(path: Path, below: tuple[Path, ...]) -> Any:
     if not isinstance(own, DictConfig):
         raise InputError(f"{path}: expected sections such as `run:` and `model:`, found a {type(own).__name__}")
     base = own.pop("extends", None)
-    return own if base is None else _upon(_load(path.parent / str(base), (*below, path)), own)
+    return own if base is None else _upon(load(path.parent / str(base), (*below, path)), own)
 
 
 def _upon(base: Any, own: Any) -> Any:

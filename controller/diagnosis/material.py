@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 
 from controller.config import Config
-from controller.ledger import Ledger
+from controller.ledger import DEMONSTRATIONS, Ledger
+from controller.preference import DEMONSTRATION
 from controller.reading import read
 from controller.records import read_replies, run_directory
 from learner.geometry import Passage
@@ -19,10 +20,6 @@ from speech.interleave import allowed_sets, kind_table
 from speech.records import read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
 
-DEMONSTRATIONS = 1
-"""The ledger's stream of demonstrations, as the loop deals them out."""
-COMPARISON = "demonstration"
-"""Stands as the worker of a demonstration that was rated beside a group: λ is not measured from it."""
 SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
 """Columns of the records without the tokens, which are many."""
 
@@ -115,7 +112,7 @@ class RunFiles:
         rows = [
             group
             for number in self.iterations
-            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != COMPARISON)
+            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != DEMONSTRATION)
         ]
         names = dict.fromkeys(
             n for group in rows for row in group for n in (*dict(row["scores"]), *dict(row["missing"]))

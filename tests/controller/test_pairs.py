@@ -176,6 +176,13 @@ def test_pairs_of_a_run(trial, tmp_path, vocabulary, prompts, replies, name, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "trial"]
 
 
+def test_a_configuration_that_extends_another_is_read_whole(root, monkeypatch):
+    monkeypatch.chdir(root)  # where its paths begin
+    material = pairs.read_material(root / "configs/comparison.yaml")
+    assert list(material.raters) == ["answer", "heard", "manner"]
+    assert material.prompts
+
+
 def test_iterations_score_ties_and_margin_are_options(trial, tmp_path, vocabulary):
     out = tmp_path / "pairs.parquet"
     duet_pairs(trial, "--out", out, "--iterations", "1", "--ties", "heard,answer")
