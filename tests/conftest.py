@@ -1,6 +1,9 @@
-"""Paths that tests share."""
+"""Paths that tests share, and how a session of tests ends."""
 
+import atexit
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends the process with what the tests found.
+
+    This one process has held vLLM, Ray, Arrow and torch, which no process of Duet does. Their threads and their
+    libraries' destructors race when the interpreter is taken down, and now and then a session in which all tests passed
+    ended in a segmentation fault. What Python is to do at exit is done; native destructors are not run.
+    """
+    status = config.stash.get(STATUS, None)
+    if status is None:
+        return  # no session: --help, --version
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @pytest.fixture(scope="session")
