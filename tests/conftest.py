@@ -22,9 +22,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends the process with what the tests found.
 
-    This one process has held vLLM, Ray, Arrow and torch, which no process of Duet does. Their threads and their
-    libraries' destructors race when the interpreter is taken down, and now and then a session in which all tests passed
-    ended in a segmentation fault. What Python is to do at exit is done; native destructors are not run.
+    This one process has held vLLM, Ray, Arrow and torch, which no process of Duet does. Once, a session in which all
+    tests had passed ended in a segmentation fault as the interpreter was taken down; in whose code is not known.
+    What Python itself does at exit is done here; the destructors of native libraries are not run.
     """
     status = config.stash.get(STATUS, None)
     if status is None:
