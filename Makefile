@@ -5,7 +5,7 @@ ROOMS := cluster speech rollout reward learner controller playground
 SHELL := bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types lock clean
+.PHONY: help setup run test chaos soak lint types lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test: setup ## lint, then the tests; pytest options in ARGS
 	@style=0; $(MAKE) --no-print-directory lint || style=$$?; \
 	$(BIN)/python -m pytest $(ARGS) || exit $$?; \
 	exit $$style
+
+chaos: setup ## hurt a run of the playground in every way there is, by a seed, and check that it is whole; ARGS="--seed 1"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: setup ## 200 iterations of the playground, and whether anybody's memory grows
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 lint: setup ## ruff, its formatter, and the rooms' import rules
 	@$(BIN)/ruff check .

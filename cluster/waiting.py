@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+
+from cluster.postmortem import PostMortem, describe
+
+FETCH_SECONDS = 120.0
+"""For an answer that is there to come over: the node that has it may die meanwhile."""
 
 
 class Overdue(RuntimeError):
@@ -14,6 +19,13 @@ class Overdue(RuntimeError):
 
 class MemberFailed(RuntimeError):
     """A member died, or its work raised an error."""
+
+    post_mortem: PostMortem | None = None
+    """Of one that died, log lines included: whoever writes those down takes secrets out of them."""
+
+
+class MemberBroken(RuntimeError):
+    """Raised by a member that cannot go on: its process lives, but it must be replaced as if it had died."""
 
 
 def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> dict[str, Any]:
@@ -38,8 +50,13 @@ def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> 
 
 def _result(name: str, answer: ray.ObjectRef, doing: str) -> Any:
     try:
-        return ray.get(answer)
-    except RayActorError as error:
-        raise MemberFailed(f"{name} died while {doing}: {error}") from error
+        return ray.get(answer, timeout=FETCH_SECONDS)
+    except GetTimeoutError as error:
+        raise Overdue(f"{name}: its answer did not come over within {FETCH_SECONDS:.0f} s while {doing}") from error
+    except (RayActorError, OutOfMemoryError) as error:
+        found = describe(error)
+        failure = MemberFailed(f"{name} died while {doing}: {found}")
+        failure.post_mortem = found
+        raise failure from error
     except RayTaskError as error:
         raise MemberFailed(f"{name} failed while {doing}: {error.cause!r}\n{error}") from error

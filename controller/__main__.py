@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"duet: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if type(error).__name__ != "RunFailed":
+        if type(error).__name__ not in ("RunFailed", "ControllerDied"):
             raise
         print(f"duet: the run failed: {error}", file=sys.stderr)
         return 1
@@ -45,7 +45,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="the main job")
-    train.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file (default: %(default)s)")
+    train.add_argument("--config", type=Path, help=f"YAML file (default: {DEFAULT_CONFIG})")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run where it stopped")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for example run.iterations=3 run.seed=7")
     train.set_defaults(act=_train)
 
@@ -58,6 +59,12 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     )
     mix.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="deadline (default: %(default)s)")
     mix.set_defaults(act=_mix)
+
+    scale = commands.add_parser("scale", help="change the size of a running job's pools")
+    scale.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
+    scale.add_argument("sizes", nargs="+", metavar="POOL=MEMBERS", help="rollout=4 reward=2")
+    scale.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="deadline (default: %(default)s)")
+    scale.set_defaults(act=_scale)
 
     for name, (where, what) in MODULES.items():
         command = commands.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,9 +83,13 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     from controller.reading import read
-    from controller.train import train
+    from controller.resuming import resume
+    from controller.train import go_on, train
 
-    train(read(options.config, options.overrides))
+    if options.resume is not None:
+        go_on(resume(options.resume, options.overrides, options.config))
+    else:
+        train(read(options.config or DEFAULT_CONFIG, options.overrides))
 
 
 def _mix(options: argparse.Namespace) -> None:
@@ -88,6 +99,16 @@ def _mix(options: argparse.Namespace) -> None:
     value = mix_value(options.value)
     taken = ask(run_directory(options.run), "mix", value, seconds=options.wait, say=print)
     print(f"taken: λ is {options.value} from iteration {taken} on")
+
+
+def _scale(options: argparse.Namespace) -> None:
+    from controller.records import run_directory
+    from controller.requests import ask, scale_value
+
+    sizes = scale_value(options.sizes)
+    taken = ask(run_directory(options.run), "scale", sizes, seconds=options.wait, say=print)
+    asked = ", ".join(f"{pool} {members}" for pool, members in sizes.items())
+    print(f"taken at iteration {taken}: {asked}; members join when they are up, and leave when their work is done")
 
 
 def _build(options: argparse.Namespace) -> None:

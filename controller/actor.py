@@ -1,49 +1,91 @@
-"""The central controller: the Ray actor that owns a run. Records, metrics, evaluation around the loop."""
+"""The central controller, the Ray actor of a run: records, requests, checkpoints and recovery around the loop."""
 
-import importlib.metadata
-import json
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
+from cluster.member import Member
+from cluster.watchdog import StallReport, Watch, Watchdog
 from controller import assembly
-from controller.config import Config, arithmetic
-from controller.evaluation import paired_errors, summarise
-from controller.iteration import PHASES, Iteration
+from controller.arithmetic import arithmetic
+from controller.checkpoints import Checkpoints, NotSaved, read
+from controller.claim import Claim
+from controller.config import Config
+from controller.held_out import HeldOut
+from controller.inputs import fingerprints, newest_checkpoint, read_inputs
+from controller.iteration import Iteration
 from controller.loop import Done, Loop
 from controller.metrics import Metrics
+from controller.missing import MissingLimit
+from controller.notices import words
 from controller.progress import Progress
-from controller.records import Records, read_iterations
-from controller.replies import Provenance, ScoredReply
-from controller.requests import Inbox
-from controller.statistics import Judged
-from speech.records import Group
+from controller.records import Records
+from controller.replies import Provenance
+from controller.requests import Inbox, Request
+from controller.resuming import check_data, overrides_after, seconds_before, sizes_before
+from controller.scaling import Follow, targets
+from controller.summary import plot_run, summarise_run
+from learner.group import LearnerLost
+from speech.secrets import redact
 
-HEADLINE = "held_out"
-"""The evaluation set that the summary reports first and recordings are taken from."""
+RESTARTS = 3
+"""How often the learner may start again from the same checkpoint."""
 
 
-class Controller:
+class Controller(Member):
     """Runs a job from start to summary in one thread; `progress` answers from another at any time."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        """Raises InputError before anything is written: for data, for checkpoint, for a port in use."""
-        self._config, self._directory = config, directory
+    def __init__(
+        self, config: Config, directory: Path, changes: Mapping[str, tuple[object, object]] | None = None
+    ) -> None:
+        """changes: settings that are not what they were, of a run that goes on; None for a new run.
+
+        Raises InputError before anything is written: for data, for checkpoint, for a port in use, for a run that
+        somebody else works on.
+        """
+        super().__init__()
+        self._config, self._directory, self._changes = config, directory, changes or {}
         self._lock = threading.Lock()
         self._stage = "reading the data"
         self._notes: list[str] = []
         self._done: list[Iteration] = []
         self._finished = self._stopping = False
-        self._signal: dict[str, float | None] = {}
-        self._inputs = assembly.read_inputs(config)
+        self._inputs = read_inputs(config)
+        self._checkpoints = Checkpoints(directory)
+        checkpoint, resumed = None, changes is not None
+        if resumed:
+            self._claim = Claim.take(directory)  # which waits for a controller that is ending, and for its port
         self._metrics = Metrics(config.metrics.host, config.metrics.port)
         self._metrics.start()
-        self._records = Records.create(directory, config.yaml())
+        if resumed:
+            checkpoint = newest_checkpoint(config, directory)
+            check_data(checkpoint.state.get("data", {}) if checkpoint else {}, fingerprints(self._inputs))
+            self._records = Records.open(directory, through=checkpoint.iteration if checkpoint else 0)
+            self._records.write_config(config.yaml())
+            listed = {key: list(change) for key, change in self._changes.items()}
+            self._records.add_event("resumed", iteration=checkpoint.iteration if checkpoint else 0, changes=listed)
+        else:
+            self._records = Records.create(directory, config.yaml())
+            self._claim = Claim.take(directory)
+        self._checkpoint = checkpoint
+        self._started = time.perf_counter() - seconds_before(directory)
         self._inbox = Inbox.open(directory)
+        self._follow = (
+            Follow(share=config.rollout.wait_share, most=config.rollout.most_workers)
+            if config.rollout.most_workers
+            else None
+        )
+        self._replay: dict[int, list[float | str]] = {}
+        """λ as it was set from outside, by the iteration that took it; of iterations that are done again."""
+        self._missing = MissingLimit(config.reward.missing_limit, config.reward.missing_window)
+        self._watch = Watch(
+            Watchdog(config.run.stall_seconds, time.monotonic()),
+            StallReport(directory, lambda: self._loop.awaited() if self._loop else [], redact),
+            self._tell,
+        )
         self._loop: Loop | None = None
 
     @property
@@ -77,191 +119,187 @@ class Controller:
     def run(self) -> dict:
         """The whole job. Returns the summary, which is also written."""
         try:
-            return self._run()
+            with self._watch:
+                return self._run()
         except BaseException as error:
-            self._records.add_event("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            with suppress(OSError):  # a full disk must not hide the error
+                self._tell("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             if self._loop is not None:
-                with suppress(RuntimeError):  # the first error is the one to tell
-                    self._members.stop()
+                self._members.stop()
             raise
 
     def _run(self) -> dict:
-        started = time.perf_counter()
         records, config = self._records, self._config
-        records.add_event("started", arithmetic=dict(arithmetic(config)), metrics=self.metrics_address())
+        self._tell("started", arithmetic=dict(arithmetic(config)), metrics=self.metrics_address())
         self._at("starting Ray actors: vLLM rollout workers, reward servers, DeepSpeed learner ranks")
-        loop = self._loop = Loop(config, self._inputs, self._directory.name)
-        loop.start()
-        records.add_event("ready", seconds=time.perf_counter() - started)
+        loop = self._begin()
+        self._tell("ready", seconds=self._seconds())
+        held_out = HeldOut(config, self._inputs, records, loop, self._provenance)
         self._at("evaluating on held-out questions, before")
-        before = self._evaluate("before", 0)
+        before = held_out.evaluate("before", 0) if self._checkpoint is None else held_out.read("before")
         self._at("iteration")
-        for number in range(1, config.run.iterations + 1):
-            self._obey(number)
-            self._record(loop.iterate(number))
-            last = self._stopping or number == config.run.iterations
-            if last or (config.run.checkpoint_every and number % config.run.checkpoint_every == 0):
-                self._checkpoint(number)
-            if last:
-                break
+        self._train(loop)
         self._at("evaluating on held-out questions, after")
-        after = self._evaluate("after", number)
+        after = held_out.evaluate("after", records.last)
         self._at("drawing the plots")
-        summary = self._summary(before, after, time.perf_counter() - started)
+        summary = summarise_run(
+            self._directory,
+            config,
+            before,
+            after,
+            signal=held_out.signal,
+            raters=loop.rater_versions,
+            weight_version=loop.learner.version,
+            members=loop.sizes | {"learner": config.learner.ranks},
+            seconds=self._seconds(),
+        )
         records.write_summary(summary)
-        self._plot(summary)
-        with suppress(RuntimeError):  # the work is done and on disk
-            loop.stop()
-        records.add_event("finished", seconds=time.perf_counter() - started)
+        plot_run(self._directory, config, summary)
+        loop.stop()
+        self._tell("finished", seconds=self._seconds())
         self._finished = True
         self._at("done")
         return summary
 
+    def _begin(self) -> Loop:
+        """Everybody up. A learner that is lost meanwhile is started again, with all the others."""
+        lost = 0
+        while True:
+            loop = self._loop = Loop(self._config, self._inputs, self._directory.name, self._tell)
+            loop.scale(sizes_before(self._directory))
+            try:
+                loop.start(self._checkpoint)
+                return loop
+            except LearnerLost as error:
+                loop.stop()
+                lost += 1
+                if lost > RESTARTS:
+                    raise
+                self._tell("learner lost", reason=str(error), iteration=self._records.last, where="the start")
+
+    # ---- iterations
+
+    def _train(self, loop: Loop) -> None:
+        """Iterations up to the last, or until somebody stops the run; from the newest checkpoint where the learner is
+        lost."""
+        number, due, lost = self._records.last + 1, False, 0
+        self._replay = overrides_after(self._directory, self._records.last)
+        while number <= self._config.run.iterations:
+            self._obey(number)
+            self._watch.touch(f"the start of iteration {number}")
+            try:
+                done = loop.iterate(number)
+                self._record(done)
+                self._missing.see([j.card for replies in done.judged for j in replies])
+                last = self._stopping or number == self._config.run.iterations
+                every = self._config.run.checkpoint_every
+                due = due or last or bool(every and number % every == 0)
+                if due and self._save(number, must=last):
+                    due, lost = False, 0
+            except LearnerLost as error:
+                lost = self._bring_back_the_learner(error, lost)
+                number = self._records.last + 1
+                continue
+            if last:
+                return
+            self._adapt(loop, done)
+            number += 1
+
+    def _bring_back_the_learner(self, error: LearnerLost, lost: int) -> int:
+        """Goes back to the newest checkpoint. lost: how often it has done so since that was written; returns the new
+        number. Raises what it was given when that is too often."""
+        begun, iteration = time.perf_counter(), self._checkpoint.iteration if self._checkpoint else 0
+        where = f"iteration {iteration}" if iteration else "its start"
+        while True:
+            lost += 1
+            if lost > RESTARTS:
+                raise error
+            self._tell("learner lost", reason=str(error), iteration=self._records.last, where=where)
+            try:
+                self._members.restart_learner(self._checkpoint)
+            except LearnerLost as again:
+                error = again
+            else:
+                break
+        self._records.rewind(iteration)
+        self._missing = MissingLimit(self._config.reward.missing_limit, self._config.reward.missing_window)
+        self._replay = overrides_after(self._directory, iteration)
+        self._tell("learner back", iteration=iteration, seconds=time.perf_counter() - begun)
+        return lost
+
+    def _save(self, iteration: int, *, must: bool) -> bool:
+        """A checkpoint. Whether there is one now; must: raises when there is not."""
+        loop = self._members
+        try:
+            path = self._checkpoints.write(iteration, loop.state(), loop.save, keep=self._config.run.keep_checkpoints)
+        except NotSaved as error:
+            if must:
+                raise
+            self._tell("checkpoint failed", iteration=iteration, reason=str(error))
+            return False
+        self._checkpoint = read(path)
+        self._tell("checkpoint", iteration=iteration)
+        return True
+
+    def _adapt(self, loop: Loop, done: Done) -> None:
+        """The number of workers follows the learner's wait, where that is asked for."""
+        if self._follow is None:
+            return
+        seconds = done.iteration.seconds
+        wanted = self._follow.decide(loop.rollout.target, seconds["rollout"] + seconds["reward"], seconds["total"])
+        loop.scale({"rollout": wanted})
+
+    def _obey(self, number: int) -> None:
+        """Takes what was asked of the run since the last iteration, and writes down that it did; before that, what was
+        asked when this iteration was done for the first time."""
+        for value in self._replay.pop(number, ()):
+            self._members.mix.override(value)
+        for request in self._inbox.take():
+            try:
+                fields = self._apply(request)
+            except ValueError as error:
+                self._tell("refused", id=request.id, reason=str(error))
+            else:
+                self._tell(id=request.id, iteration=number, **fields)
+            self._inbox.done(request)
+
+    def _apply(self, request: Request) -> dict:
+        """Does what is asked. Returns the event that says so. Raises ValueError for what cannot be done."""
+        content, loop = request.content, self._members
+        if isinstance(content, dict) and content.get("kind") == "scale":
+            sizes = targets(content, {"rollout": self._config.rollout.prompts, "reward": self._config.rollout.prompts})
+            loop.scale(sizes)
+            return {"kind": "scale", "value": sizes}
+        return {"kind": "mix", "value": loop.mix.obey(content)}
+
+    # ---- what is told and kept
+
+    def _tell(self, kind: str, **fields: object) -> None:
+        """An event, and a line for whoever watches."""
+        self._records.add_event(kind, **fields)
+        sentence = words(kind, fields)
+        if sentence is not None:
+            with self._lock:
+                self._notes.append(redact(sentence))
+
     def _at(self, stage: str) -> None:
+        self._watch.touch(stage)
         with self._lock:
             self._stage = stage
 
-    def _obey(self, number: int) -> None:
-        """Takes what was asked of the run since the last iteration, and writes down that it did."""
-        for request in self._inbox.take():
-            try:
-                value = self._members.mix.obey(request.content)
-            except ValueError as error:
-                self._records.add_event("refused", id=request.id, reason=str(error))
-            else:
-                self._records.add_event("mix", id=request.id, value=value, iteration=number)
-                with self._lock:
-                    self._notes.append(f"λ from outside, from iteration {number} on: {value}")
-            self._inbox.done(request)
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
     def _record(self, done: Done) -> None:
         number = done.iteration.iteration
-        rows = [
-            self._row(j, use)
-            for replies, uses in zip(done.judged, done.uses, strict=True)
-            for j, use in zip(replies, uses, strict=True)
-        ]
-        rows += [self._row(j, "compared") for j in done.examples]
-        self._records.add_replies(number, rows, self._provenance())
+        self._records.add_replies(number, done.rows(self._members.routes), self._provenance())
         self._records.add_iteration(done.iteration)
         version = self._members.learner.version
         self._metrics.observe(done.iteration, dict.fromkeys(self._members.rollout.names, version))
+        if done.not_finite is not None:
+            self._tell("step skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
         with self._lock:
             self._done.append(done.iteration)
 
-    def _row(self, judged: Judged, use: str | None) -> ScoredReply:
-        return ScoredReply(judged=judged, routes=[route.label for route in self._members.routes], use=use)
-
     def _provenance(self) -> Provenance:
-        r = self._config.rollout
-        return Provenance(
-            raters=self._members.rater_versions,
-            sampling={
-                "temperature": f"{r.temperature:g}",
-                "top_p": f"{r.top_p:g}",
-                "top_k": str(r.top_k),
-                "max_tokens": str(r.max_tokens),
-                "structure": "on" if assembly.constrained(self._config, self._inputs.family) else "off",
-            },
-        )
-
-    def _checkpoint(self, iteration: int) -> None:
-        """The learner's state, and beside it the controller's: λ, and how far the data has been dealt out."""
-        directory = self._directory / "checkpoints" / f"{iteration:06d}"
-        self._members.learner.save(directory)
-        (directory / "controller.json").write_text(
-            json.dumps(self._members.state() | {"iteration": iteration}, indent=2)
-        )
-        self._records.add_event("checkpoint", iteration=iteration)
-
-    def _evaluate(self, when: str, iteration: int) -> dict[str, list[Judged]]:
-        """Judged replies by evaluation set. Writes them, and recordings of the headline set."""
-        judged = {}
-        for place, (name, prompts) in enumerate(self._inputs.held_out.items()):
-            groups, judged[name] = self._members.evaluate(prompts, place)
-            rows = [self._row(j, None) for j in judged[name]]
-            self._records.add_evaluation(when, name, iteration, rows, self._provenance())
-            if name == HEADLINE:
-                self._write_recordings(groups, when)
-                self._measure_signal(groups, when)
-        return judged
-
-    def _write_recordings(self, groups: list[Group], when: str) -> None:
-        for group in groups[: self._config.evaluation.recordings]:
-            stem = self._directory / "audio" / group.prompt.id.replace("/", "_")
-            sounds = {when: group.replies[0].token_ids}
-            if when == "before":
-                sounds["question"] = group.prompt.token_ids
-            for label, waveform in zip(sounds, self._members.reward.decode(list(sounds.values())), strict=True):
-                if waveform is not None:
-                    waveform.write(stem.with_name(f"{stem.name}-{label}.wav"))
-
-    def _measure_signal(self, groups: list[Group], when: str) -> None:
-        if not self._config.reward.signal:
-            return
-        chosen = [group.replies[0].token_ids for group in groups[: self._config.evaluation.signal_samples]]
-        values = self._members.reward.measure(self._config.reward.signal, chosen)
-        self._signal[when] = float(np.mean(values)) if values else None
-
-    def _summary(self, before: dict, after: dict, total: float) -> dict:
-        highest = self._config.mix.highest_score
-        table = read_iterations(self._directory)
-
-        def column(name: str) -> np.ndarray:
-            return np.asarray(table[name].to_pylist(), dtype=float)
-
-        held_out = {
-            name: {
-                "before": summarise(before[name], highest),
-                "after": summarise(after[name], highest),
-                "standard_error_of_change": paired_errors(before[name], after[name], highest),
-            }
-            for name in before
-        }
-        return {
-            "run": self._directory.name,
-            "seed": self._config.run.seed,
-            "iterations": table.num_rows,
-            "weight_version": self._members.learner.version,
-            "lambda_first": float(column("lambda")[0]),
-            "lambda_last": float(column("lambda")[-1]),
-            **held_out,
-            "signal_quality": self._signal,
-            "logp_gap_largest": float(np.nanmax([column("logp_gap_text"), column("logp_gap_speech")])),
-            "probe_gap_largest": float(column("probe_gap").max()),
-            "replies": int(column("replies").sum()),
-            "replies_dropped": int(column("replies_dropped").sum()),
-            "seconds": {"total": total} | {phase: float(column(f"seconds_{phase}").sum()) for phase in PHASES},
-            "tokens": {name: int(column(f"tokens_{name}").sum()) for name in ("text", "speech")},
-            "workers": {
-                "rollout": self._config.rollout.workers,
-                "reward": self._config.reward.servers,
-                "learner": self._config.learner.ranks,
-            },
-            "versions": {name: _version(name) for name in ("vllm", "ray", "deepspeed", "torch", "transformers")},
-            "raters": self._members.rater_versions,
-        }
-
-    def _plot(self, summary: dict) -> None:
-        from controller.plots import plot_lambda, plot_scores  # matplotlib is slow to import
-
-        table = read_iterations(self._directory)
-        plot_lambda(table, self._directory / "lambda.png")
-        headline = summary.get(HEADLINE, {})
-        plot_scores(
-            table,
-            self._directory / "scores.png",
-            {when: headline[when] for when in ("before", "after") if when in headline},
-            [r.name for r in self._config.reward.raters if f"score_{r.name}" in table.column_names],
-            (self._config.mix.lowest_score, self._config.mix.highest_score),
-        )
-
-
-def _version(name: str) -> str:
-    """vLLM comes under another name on machines without a GPU."""
-    for package in (name, f"{name}-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "not installed"
+        return assembly.provenance(self._config, self._inputs, self._members.rater_versions)

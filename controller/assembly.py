@@ -1,150 +1,42 @@
-"""Builds the parts of a run from its configuration, and checks beforehand that they can be built."""
+"""Builds the parts of a run from its configuration."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from controller.config import Config, Named
-from controller.mix import MixRatio, MixSettings
-from controller.preference import PairedReplies, PolicyGradient, Preference, Structure
+from controller.inputs import Inputs, constrained, structure
+from controller.mix import MixRatio, MixSettings, MixState
+from controller.preference import PairedReplies, PolicyGradient, Preference
+from controller.replies import Provenance
 from controller.routing import Route as ScoreRoute
 from controller.statistics import Scoring
-from learner.freezing import frozen_names
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.step import Objective, PairLoss, Route
-from reward.server import Part, RewardPool, ServerSettings, load
+from reward.server import Part, RewardPool, ServerSettings
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
-from speech.errors import InputError
-from speech.families import Family, family
-from speech.interleave import check, kind_table
-from speech.records import Demonstration, Pair, Prompt, read_demonstrations, read_pairs, read_prompts
-from speech.vocabulary import Vocabulary
+from speech.families import Family
 
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a run reads from disk, checked."""
-
-    family: Family
-    vocabulary: Vocabulary
-    prompts: list[Prompt]
-    demonstrations: list[Demonstration]
-    held_out: dict[str, list[Prompt]]
-    pairs: list[Pair]
-    """From `preference.pairs.file`; empty when replies are sampled."""
-
-
-def read_inputs(config: Config) -> Inputs:
-    """Reads the data. Raises InputError naming what does not fit."""
-    chosen = family(config.model.family)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
-    inputs = Inputs(
-        family=chosen,
-        vocabulary=vocabulary,
-        prompts=read_prompts(Path(config.data.prompts), vocabulary),
-        demonstrations=read_demonstrations(Path(config.data.demonstrations), vocabulary),
-        held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
-        pairs=read_pairs(Path(config.preference.pairs.file), vocabulary) if config.preference.pairs.file else [],
-    )
-    _check_weights(config)
-    _check_reward(config, vocabulary)
-    _check_replies(config, inputs)
-    longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
-    if longest + config.rollout.max_tokens > config.model.max_length:
-        raise InputError(
-            f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
-            f"rollout.max_tokens = {config.rollout.max_tokens}"
-        )
-    source = config.preference.pairs.file or config.data.prompts
-    if len(inputs.pairs or inputs.prompts) < config.rollout.prompts:
-        raise InputError(
-            f"rollout.prompts: {config.rollout.prompts} an iteration, but {source} has only "
-            f"{len(inputs.pairs or inputs.prompts)}"
-        )
-    return inputs
-
-
-def _check_weights(config: Config) -> None:
-    """The checkpoint's weights are there, and `model.frozen` names some of them."""
-    directory = Path(config.model.checkpoint)
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"model.checkpoint: {directory} holds no *.safetensors file")
-    if config.model.frozen:
-        names = {"lm_head.weight"}  # not in the file when it is tied to the embedding
-        for file in files:
-            try:
-                with safe_open(file, framework="numpy") as weights:
-                    names.update(weights.keys())
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"model.checkpoint: {file} cannot be read: {error}") from error
-        frozen_names(sorted(names), config.model.frozen)
-
-
-def _check_replies(config: Config, inputs: Inputs) -> None:
-    """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
-    wanted = config.preference.objective == "dpo" and config.preference.pairs.chosen == "demonstration"
-    if wanted and {d.prompt_id for d in inputs.demonstrations}.isdisjoint(prompt.id for prompt in inputs.prompts):
-        raise InputError(
-            f"preference.pairs.chosen: demonstration, but no prompt of {config.data.prompts} has one in "
-            f"{config.data.demonstrations} (column prompt_id)"
-        )
-    held_to = structure(config, inputs.family, inputs.vocabulary)
-    places = [(config.data.demonstrations, "reply_ids", d.prompt_ids, d.reply_ids) for d in inputs.demonstrations]
-    for pair in inputs.pairs:
-        for field, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
-            places.append((config.preference.pairs.file, field, pair.prompt_ids, ids))
-    seen: dict[str, int] = {}
-    for file, field, prompt_ids, ids in places:
-        row = seen[file + field] = seen.get(file + field, 0) + 1
-        if len(prompt_ids) + len(ids) > config.model.max_length:
-            raise InputError(
-                f"{file} row {row}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than "
-                f"model.max_length = {config.model.max_length}"
-            )
-        defect = check(ids, *held_to) if held_to else None
-        if defect is not None:
-            raise InputError(
-                f"{file} row {row}: {field} does not follow the structure of family {inputs.family.name}: {defect}"
-            )
-
-
-def _check_reward(config: Config, vocabulary: Vocabulary) -> None:
-    """What the reward servers will load must be there, and the codec must have the checkpoint's codes."""
-    for key, named in [("codec", config.reward.codec), *((f"raters.{r.name}", r) for r in config.reward.raters)]:
-        try:
-            found = load(named.use)
-        except InputError as error:
-            raise InputError(f"reward.{key}: {error}") from error
-        if key == "codec":
-            try:
-                codes = found.load(Path(named.arguments["path"])).codebook
-            except (OSError, AttributeError, TypeError) as error:
-                raise InputError(
-                    f"reward.codec: {named.use} does not load {named.arguments['path']}: {error}"
-                ) from error
-            if codes != vocabulary.codebook:
-                raise InputError(
-                    f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
-                    f"{vocabulary.codebook} speech tokens"
-                )
-
-
-def constrained(config: Config, chosen: Family) -> bool:
-    """Whether sampling is held to the family's interleave structure."""
-    return config.rollout.structure == "on" or (config.rollout.structure == "auto" and not chosen.follows_pattern)
-
-
-def structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
-    """What sampling is held to: the family's pattern and the kinds of all ids; None when it is free."""
-    return (chosen.interleave, kind_table(vocabulary)) if constrained(config, chosen) else None
+Tell = Callable[..., None]
+"""Takes events: a kind and fields."""
 
 
 def sampling(config: Config) -> SamplingSettings:
     return SamplingSettings(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+
+
+def provenance(config: Config, inputs: Inputs, raters: Mapping[str, str]) -> Provenance:
+    """What makes samples and scores. raters: their versions."""
+    r = config.rollout
+    sampling = {
+        "temperature": f"{r.temperature:g}",
+        "top_p": f"{r.top_p:g}",
+        "top_k": str(r.top_k),
+        "max_tokens": str(r.max_tokens),
+        "structure": "on" if constrained(config, inputs.family) else "off",
+    }
+    return Provenance(raters=raters, sampling=sampling)
 
 
 def scoring(config: Config) -> Scoring:
@@ -179,7 +71,8 @@ def preference(config: Config, inputs: Inputs) -> Preference:
     )
 
 
-def mix_ratio(config: Config) -> MixRatio:
+def mix_ratio(config: Config, state: dict | None) -> MixRatio:
+    """λ as it was left, or at its start."""
     m = config.mix
     return MixRatio(
         MixSettings(
@@ -194,11 +87,12 @@ def mix_ratio(config: Config) -> MixRatio:
             smoothing=m.smoothing,
             first=m.first,
             per_group=m.per_group,
-        )
+        ),
+        MixState(**state) if state is not None else None,
     )
 
 
-def rollout_pool(config: Config, chosen: Family) -> RolloutPool:
+def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
     r = config.rollout
     engine = EngineSettings(
         checkpoint=config.model.checkpoint,
@@ -211,6 +105,7 @@ def rollout_pool(config: Config, chosen: Family) -> RolloutPool:
         kv_cache_gib=r.kv_cache_gib,
         gpu_memory_share=r.gpu_memory_share,
         tensor_parallel=r.tensor_parallel,
+        trust_remote_code=config.model.trust_remote_code,
     )
     pool = PoolSettings(
         workers=r.workers,
@@ -220,11 +115,12 @@ def rollout_pool(config: Config, chosen: Family) -> RolloutPool:
         sample_seconds=r.sample_seconds,
         sync_seconds=r.sync_seconds,
         probe_limit=r.probe_limit,
+        beat_seconds=r.beat_seconds,
     )
-    return RolloutPool(pool, engine, chosen, config.run.seed)
+    return RolloutPool(pool, engine, chosen, config.run.seed, tell)
 
 
-def reward_pool(config: Config, chosen: Family) -> RewardPool:
+def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:
     def part(named: Named) -> Part:
         return Part(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
 
@@ -237,8 +133,9 @@ def reward_pool(config: Config, chosen: Family) -> RewardPool:
         raters=tuple(part(rater) for rater in r.raters),
         start_seconds=r.start_seconds,
         score_seconds=r.score_seconds,
+        beat_seconds=r.beat_seconds,
     )
-    return RewardPool(settings, chosen)
+    return RewardPool(settings, chosen, tell)
 
 
 def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
@@ -274,8 +171,15 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
         temperature=config.rollout.temperature,
         frozen=tuple(config.model.frozen),
         gpu=c.gpus > 0,
+        trust_remote_code=config.model.trust_remote_code,
     )
     group = GroupSettings(
-        ranks=c.ranks, cpus=c.cpus, gpus=c.gpus, start_seconds=c.start_seconds, step_seconds=c.step_seconds
+        ranks=c.ranks,
+        cpus=c.cpus,
+        gpus=c.gpus,
+        start_seconds=c.start_seconds,
+        step_seconds=c.step_seconds,
+        skips_in_a_row=c.skips_in_a_row,
+        faults=Path(config.run.directory) / run / "faults",
     )
     return LearnerGroup(group, rank, chosen, objective)

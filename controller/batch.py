@@ -1,5 +1,6 @@
 """The anchor's part of a batch, and from a step to its record. Pure."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,22 +53,23 @@ def describe(
         mix_overridden=int(mix.overridden),
         gate_quality=mix.gate_quality,
         gate_information=mix.gate_information,
-        loss=(1.0 - mix.mix) * (anchor or 0.0) + mix.mix * (preference or 0.0),
-        loss_preference=preference if dropped < len(flat) else None,
-        loss_anchor=anchor,
-        kl_text=tally.mean("kl_text"),
-        kl_speech=tally.mean("kl_speech"),
-        entropy_text=tally.mean("entropy_text"),
-        entropy_speech=tally.mean("entropy_speech"),
-        logp_gap_text=tally.largest.get("logp_gap_text"),
-        logp_gap_speech=tally.largest.get("logp_gap_speech"),
+        loss=_number((1.0 - mix.mix) * (anchor or 0.0) + mix.mix * (preference or 0.0)),
+        loss_preference=_number(preference) if dropped < len(flat) else None,
+        loss_anchor=_number(anchor),
+        kl_text=_number(tally.mean("kl_text")),
+        kl_speech=_number(tally.mean("kl_speech")),
+        entropy_text=_number(tally.mean("entropy_text")),
+        entropy_speech=_number(tally.mean("entropy_speech")),
+        logp_gap_text=_number(tally.largest.get("logp_gap_text")),
+        logp_gap_speech=_number(tally.largest.get("logp_gap_speech")),
         probe_gap=float(np.max([report.probe_gap for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
         learning_rate=learned.learning_rate,
+        steps_skipped=int(learned.skipped),
         pairs=sum(use == "rejected" for replies in uses for use in replies),
         pair_accuracy=tally.mean("pair_accuracy"),
-        pair_margin=tally.mean("pair_margin"),
+        pair_margin=_number(tally.mean("pair_margin")),
         scores=mean_scores(flat),
         missing=missing_reasons(flat),
         replies=len(flat),
@@ -82,3 +84,8 @@ def describe(
         sync_bytes=sync_bytes,
         demonstrations=[d.prompt_id for d in demonstrations],
     )
+
+
+def _number(value: float | None) -> float | None:
+    """None for what is not finite: those of a step that was skipped are no measurements."""
+    return value if value is not None and math.isfinite(value) else None

@@ -17,8 +17,12 @@ class Run:
     seed: int = 0
     """Decides the order of the data and every draw of the sampler."""
     iterations: int = 40
-    checkpoint_every: int = 0
+    checkpoint_every: int = 10
     """Iterations between checkpoints; 0 makes one at the end only."""
+    keep_checkpoints: int = 2
+    """The newest ones that are kept; 0 keeps all."""
+    stall_seconds: float = 300.0
+    """Without progress for so long, the stacks of all members are written under stalls/; 0 switches this off."""
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Model:
     """Longest prompt plus reply, tokens."""
     frozen: list[str] = field(default_factory=list)
     """Parameters that are not trained, as shell-style patterns of their names: model.layers.0.*"""
+    trust_remote_code: bool = False
+    """Runs code that comes with the checkpoint (auto_map in its config.json), with the rights of the run."""
 
 
 @dataclass
@@ -48,6 +54,11 @@ class Data:
 @dataclass
 class Rollout:
     workers: int = 1
+    """At the start; `duet scale` changes it while the job runs."""
+    most_workers: int = 0
+    """Above 0 the number of workers follows the learner's wait, up to this many."""
+    wait_share: float = 0.6
+    """Share of an iteration that the learner may wait for replies before a worker is added."""
     cpus: float = 1.0
     """Ray CPUs of each worker."""
     gpus: float = 0.0
@@ -76,6 +87,8 @@ class Rollout:
     start_seconds: float = 600.0
     sample_seconds: float = 600.0
     sync_seconds: float = 120.0
+    beat_seconds: float = 60.0
+    """How long a worker may give no sign of life."""
     probe_limit: float = 1e-3
     """Largest difference of a log-probability between a worker and the learner after a sync; beyond it the run stops.
     float32 stays below 1e-4, bfloat16 needs about 5e-2."""
@@ -106,12 +119,18 @@ class Reward:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Further combined scores by name, each a weight by rater."""
     combine: str = "sum"
-    """How raters combine to a score, on their own scale: sum (weighted mean) or harmonic (weighted harmonic mean, which
-    a single bad score pulls down; scores must be positive)."""
+    """How raters combine: sum (weighted mean) or harmonic (weighted harmonic mean; scores must be positive)."""
     signal: str = ""
     """module:function that measures signal quality of a waveform, for a few replies at each evaluation; empty: none."""
+    missing_limit: float = 0.5
+    """Largest share of a rater's scores that may be missing by its own fault; above it the run stops. 1 never stops."""
+    missing_window: int = 3
+    """Iterations over which that share is taken; a failure that passes sooner is outlived."""
     start_seconds: float = 300.0
     score_seconds: float = 600.0
+    """Deadline for a batch; judges that have not answered after four fifths of it are not waited for."""
+    beat_seconds: float = 60.0
+    """How long a server may give no sign of life."""
 
 
 @dataclass
@@ -213,6 +232,8 @@ class Learner:
     final_rate: float = 1.0
     """Learning rate at the last iteration as a share of the highest (cosine); 1 keeps it constant."""
     micro_batch_rows: int = 64
+    skips_in_a_row: int = 3
+    """Steps in a row whose loss or gradient was not finite, and which were skipped, after which the run stops."""
     start_seconds: float = 600.0
     step_seconds: float = 600.0
 
@@ -260,40 +281,3 @@ class Config:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.structured(self))
-
-
-def arithmetic(config: Config) -> list[tuple[str, str]]:
-    """The batch arithmetic in words, a (what, how much) pair a line, for the start of a run and its record."""
-    c = config
-    if c.preference.objective == "dpo":
-        return _arithmetic_of_pairs(c)
-    rows = c.replies + c.anchor.rows
-    per_rank = -(-rows // c.learner.ranks)
-    micro = -(-per_rank // c.learner.micro_batch_rows)
-    return [
-        ("replies an iteration", f"{c.rollout.prompts} prompts × {c.rollout.group_size} = {c.replies}"),
-        ("learner rows an iteration", f"{c.replies} replies + {c.anchor.rows} demonstrations = {rows}"),
-        (
-            "rows a rank",
-            f"{rows} / {c.learner.ranks} ranks = {per_rank}, {micro} micro-batches of ≤ {c.learner.micro_batch_rows}",
-        ),
-        ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
-        ("replies in all", f"{c.run.iterations} × {c.replies} = {c.run.iterations * c.replies:,}"),
-    ]
-
-
-def _arithmetic_of_pairs(c: Config) -> list[tuple[str, str]]:
-    pairs = c.rollout.prompts
-    source = (
-        ("pairs an iteration", f"{pairs} from {c.preference.pairs.file}")
-        if c.preference.pairs.file
-        else ("replies an iteration", f"{pairs} prompts × {c.rollout.group_size} = {c.replies}, at most {pairs} pairs")
-    )
-    return [
-        source,
-        (
-            "learner rows an iteration",
-            f"at most {pairs} × 2 + {c.anchor.rows} demonstrations = {2 * pairs + c.anchor.rows}",
-        ),
-        ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
-    ]

@@ -51,7 +51,7 @@ class Display:
         self._start = clock()
         self._done: list[Iteration] = []
         self._progress = Progress(stage="", iterations_total=0)
-        self._rows = 0
+        self._rows = self._shown_before = 0
         self._live: Live | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             # Rendered anew on each refresh, so that the clock goes on between iterations.
@@ -81,10 +81,18 @@ class Display:
         for note in progress.notes:
             self._line(note, "yellow")
 
+    def begin(self) -> None:
+        """A controller starts, which knows nothing of iterations that were shown before."""
+        self._shown_before = len(self._done)
+
+    def note(self, words: str) -> None:
+        """A line of its own."""
+        self._line(words, "yellow")
+
     @property
     def seen(self) -> int:
-        """Iterations shown so far."""
-        return len(self._done)
+        """Iterations of this controller that have been shown."""
+        return len(self._done) - self._shown_before
 
     def panel(self) -> RenderableType:
         """The live view as it is now, at most ten lines."""

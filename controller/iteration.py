@@ -13,7 +13,7 @@ class Iteration:
     iteration: int
     """1 for the first."""
     weight_version: int
-    """Version of the weights that sampled this iteration's replies; the step made version + 1."""
+    """Version of the weights that sampled this iteration's replies; the step, taken or skipped, made version + 1."""
     mix: float
     """λ used for this iteration's step (column `lambda`)."""
     mix_raw: float | None
@@ -24,8 +24,8 @@ class Iteration:
     """Mean over groups of g = sigmoid(k (max R − threshold))."""
     gate_information: float | None
     """Mean over groups of v = clip(Var R / largest variance, 0, 1)."""
-    loss: float
-    """(1 − λ) · loss_anchor + λ · loss_preference."""
+    loss: float | None
+    """(1 − λ) · loss_anchor + λ · loss_preference; None, as its parts, where it is not finite."""
     loss_preference: float | None
     loss_anchor: float | None
     kl_text: float | None
@@ -47,8 +47,11 @@ class Iteration:
     """Share of pairs that the policy, relative to the start model, has in the right order."""
     pair_margin: float | None
     """Mean by how much, nats."""
-    gradient_norm: float
+    gradient_norm: float | None
+    """Before clipping; None when the step was skipped."""
     learning_rate: float
+    steps_skipped: int
+    """1 when a loss or the gradient was not finite and the weights stayed as they were, else 0."""
     scores: dict[str, float | None]
     """Mean by rater and by combined score, `total` the last (columns `score_NAME`)."""
     missing: dict[str, int]

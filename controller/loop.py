@@ -1,23 +1,32 @@
 """The loop. Read this file to learn what Duet does; everything else is how."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cluster.watchdog import Waiting
 from controller import assembly
 from controller.batch import anchor_rows, describe
+from controller.checkpoints import Checkpoint
 from controller.config import Config
+from controller.inputs import Inputs, fingerprints
 from controller.iteration import Iteration
 from controller.ledger import DEMONSTRATIONS, EVALUATION, PROMPTS, Ledger, draw_seeds
 from controller.recorded import recorded_group
+from controller.replies import ScoredReply
+from controller.routing import Route
 from controller.statistics import Judged, group_scores, judge
 from reward.rater import Scorecard
 from rollout.worker import Probe, SyncReport
+from speech.errors import InputError
 from speech.records import Group, Prompt
 
+JUDGES = "judges.parquet"
+"""In a checkpoint: what the judges said so far."""
 PROBES = 4
 """Demonstrations whose log-probabilities are compared between learner and workers after every sync."""
 
@@ -32,17 +41,31 @@ class Done:
     """What each reply served as."""
     examples: list[Judged]
     """Demonstrations that were rated to be compared with."""
+    not_finite: str | None
+    """What was not finite, when the step was skipped."""
+
+    def rows(self, routes: list[Route]) -> list[ScoredReply]:
+        """Every reply that was rated."""
+        used = [
+            pair
+            for replies, uses in zip(self.judged, self.uses, strict=True)
+            for pair in zip(replies, uses, strict=True)
+        ]
+        used += [(judged, "compared") for judged in self.examples]
+        labels = [route.label for route in routes]
+        return [ScoredReply(judged=judged, routes=labels, use=use) for judged, use in used]
 
 
 class Loop:
     """One run: the pools, the mix ratio, and the steps of an iteration."""
 
-    def __init__(self, config: Config, inputs: assembly.Inputs, run: str) -> None:
-        self.config, self.inputs = config, inputs
+    def __init__(self, config: Config, inputs: Inputs, run: str, tell: assembly.Tell) -> None:
+        """tell: takes events, a kind and fields."""
+        self.config, self.inputs, self._run, self._tell = config, inputs, run, tell
         self.learner = assembly.learner_group(config, inputs.family, run)
-        self.rollout = assembly.rollout_pool(config, inputs.family)
-        self.reward = assembly.reward_pool(config, inputs.family)
-        self.mix = assembly.mix_ratio(config)
+        self.rollout = assembly.rollout_pool(config, inputs.family, tell)
+        self.reward = assembly.reward_pool(config, inputs.family, tell)
+        self.mix = assembly.mix_ratio(config, None)
         self.preference = assembly.preference(config, inputs)
         self.routes = assembly.routes(config)
         self.prompts = Ledger(len(inputs.pairs or inputs.prompts), config.run.seed, PROMPTS)
@@ -50,13 +73,22 @@ class Loop:
         self.rater_versions: dict[str, str] = {}
         self.phase = ""
         self.seconds: dict[str, float] = {}
+        self.marks = fingerprints(inputs)
         self._probe = [np.concatenate([d.prompt_ids, d.reply_ids]) for d in inputs.demonstrations[:PROBES]]
 
-    def start(self) -> None:
-        """Everybody up, and every worker with the learner's weights."""
-        self.rater_versions = self.reward.start()
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Everybody up where the checkpoint left off, and every worker with the learner's weights."""
+        strict = checkpoint is None  # a run that has worked before bears a member that dies now
+        if checkpoint is not None and (checkpoint.directory / JUDGES).is_file():
+            try:
+                self.reward.load_cache(checkpoint.directory / JUDGES)
+            except InputError as error:  # they will be asked again
+                self._tell("judges forgotten", reason=str(error))
+        self.rater_versions = self.reward.start(strict=strict)
         self.learner.start()
-        self.rollout.start(self.inputs.prompts[:1], self.config.rollout.group_size, assembly.sampling(self.config))
+        self._restore(checkpoint)
+        group_size, sampling = self.config.rollout.group_size, assembly.sampling(self.config)
+        self.rollout.start(self.inputs.prompts[:1], group_size, sampling, strict=strict)
         self.sync(None)
 
     def iterate(self, number: int) -> Done:
@@ -82,7 +114,9 @@ class Loop:
         iteration = describe(
             number, version, mix, judged, batch.uses, demonstrations, learned, syncs, size, self.seconds
         )
-        return Done(iteration=iteration, judged=judged, uses=batch.uses, examples=examples)
+        return Done(
+            iteration=iteration, judged=judged, uses=batch.uses, examples=examples, not_finite=learned.not_finite
+        )
 
     def replies(self, number: int) -> tuple[list[Group], list[list[Scorecard]] | None]:
         """This iteration's groups: sampled, and not rated yet; or pairs from a file, with the scores they came with."""
@@ -118,6 +152,16 @@ class Loop:
         groups = self.sample(prompts, seeds, group_size=1)
         return groups, [replies[0] for replies in self.judge(groups)]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many members the pools are to have."""
+        return {"rollout": self.rollout.target, "reward": self.reward.target}
+
+    def scale(self, sizes: Mapping[str, int]) -> None:
+        """Gives pools other sizes, which they come to while they work."""
+        for name, members in sizes.items():
+            {"rollout": self.rollout, "reward": self.reward}[name].resize(members)
+
     def state(self) -> dict[str, object]:
         """What the controller itself must remember to go on from here."""
         return {
@@ -125,12 +169,45 @@ class Loop:
             "weight_version": self.learner.version,
             "prompts": self.prompts.position,
             "demonstrations": self.demonstrations.position,
+            "data": self.marks,
         }
 
+    def save(self, directory: Path) -> None:
+        """What the members must remember: model, optimiser, and what the judges said."""
+        self.learner.save(directory)
+        self.reward.save_cache(directory / JUDGES)
+
+    def awaited(self) -> list[Waiting]:
+        """Everybody, with what each was asked to do."""
+        return [*self.rollout.awaited(), *self.reward.awaited(), *self.learner.awaited()]
+
+    def restart_learner(self, checkpoint: Checkpoint | None) -> None:
+        """A new learner group where the checkpoint left off; everybody else goes on living."""
+        with suppress(RuntimeError):  # some of it is dead
+            self.learner.stop()
+        # Whoever waits for a place would take the one that the dead rank leaves.
+        self.rollout.withdraw()
+        self.reward.withdraw()
+        self.learner = assembly.learner_group(self.config, self.inputs.family, self._run)
+        self.learner.start()
+        self._restore(checkpoint)
+        self.sync(None)
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Everything that the loop remembers, as it was then; None: as at the start."""
+        state = (
+            checkpoint.state if checkpoint else {"mix": None, "weight_version": 0, "prompts": 0, "demonstrations": 0}
+        )
+        self.mix = assembly.mix_ratio(self.config, state["mix"])
+        self.prompts.position, self.demonstrations.position = state["prompts"], state["demonstrations"]
+        if checkpoint is not None:
+            self.learner.load(checkpoint.directory, state["weight_version"])
+
     def stop(self) -> None:
-        self.rollout.stop()
-        self.reward.stop()
-        self.learner.stop()
+        """Ends all members, whatever state they are in."""
+        for members in (self.rollout, self.reward, self.learner):
+            with suppress(RuntimeError):
+                members.stop()
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

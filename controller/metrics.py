@@ -130,6 +130,10 @@ METRICS = (
         "duet_gradient_norm", "gauge", "", "", "Norm of the gradient, before clipping.",
         lambda o: o.iteration.gradient_norm,
     ),
+    Metric(
+        "duet_steps_skipped_total", "counter", "", "steps", "Steps not taken: a loss or the gradient was not finite.",
+        lambda o: o.iteration.steps_skipped,
+    ),
     Metric("duet_learning_rate", "gauge", "", "", "Learning rate of the step.", lambda o: o.iteration.learning_rate),
     Metric(
         "duet_weight_version", "gauge", "worker", "", "Version of the weights that a rollout worker holds.",

@@ -11,9 +11,11 @@ well-formed take part. A run is read as far as it has come; nothing else of it i
 
 import argparse
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,16 +147,21 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     The file is whole or not there: it is written aside, flushed to the disk and renamed.
     """
     rows = [{name: _plain(value) for name, value in asdict(pair).items()} for pair in pairs]
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-        else:
-            pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            if path.suffix == ".jsonl":
+                file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+            else:
+                pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise InputError(f"--out: {path} cannot be written: {error}") from error
 
 
 def read_material(path: Path) -> Material:
@@ -194,10 +201,13 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--config goes with --scored; a run has its own configuration")
     if options.scored is not None and options.iterations is not None:
         raise InputError("--iterations goes with a run; a scored file has none")
-    if not options.margin >= 0:
-        raise InputError(f"--margin: {options.margin} is not possible; at least 0")
-    if options.out.is_dir():
-        raise InputError(f"--out: {options.out} is a directory; the name of a file was expected")
+    if not 0 <= options.margin < math.inf:
+        raise InputError(f"--margin: {options.margin} is not possible; at least 0, and finite")
+    try:
+        if options.out.is_dir():
+            raise InputError(f"--out: {options.out} is a directory; the name of a file was expected")
+    except OSError as error:
+        raise InputError(f"--out: {options.out} cannot be written: {error}") from error
 
 
 def _plain(value: Any) -> Any:

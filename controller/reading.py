@@ -4,23 +4,36 @@ Importable without torch. Every refusal is an InputError naming the key, the val
 """
 
 import difflib
+import os
 import re
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from controller.anchors import refuse_endless
+from controller.bounds import CHOICES, MANY, NUMBERS, PATHS, Bound
 from controller.config import Config
-from controller.mix import MODES
 from controller.routing import resolve
-from controller.statistics import ADVANTAGES, COMBINATIONS
 from speech.errors import InputError
+from speech.files import repeated, text, there
+from speech.secrets import reason_to_refuse
 
 TABLES = ("data.held_out", "reward.total", "reward.scores", "reward.codec.arguments")
 """Keys whose value is a table of the user's own names."""
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Of a run, an evaluation set, a score: each becomes part of the name of a file or a column."""
+TAKEN = ("total", "codec")
+"""Names of scores and of versions in the records that no rater can have."""
+ADDRESS = re.compile(r"auto|local|(ray://)?[A-Za-z0-9._-]+:[0-9]{1,5}|(ray://)?\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
+LARGEST_FILE = 1 << 20
+NAMING = "letters, digits, '.', '_' and '-', at most 100, and starts with one of the first two"
+DEEPEST = 20
+"""Files that may extend one another."""
 
 
 def read(path: Path, overrides: list[str]) -> Config:
@@ -31,16 +44,18 @@ def read(path: Path, overrides: list[str]) -> Config:
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r} is not of the form key=value")
-    try:
-        given = load(path)
-        for override in overrides:
-            name = override.partition("=")[0]
+    given = load(path)
+    for override in overrides:
+        name = override.partition("=")[0]
+        try:
             part = OmegaConf.from_dotlist([override])
             given = _upon(given, part) if name in TABLES else OmegaConf.merge(given, part)
-    except InputError:
-        raise
-    except Exception as error:  # what OmegaConf raises comes in many classes
-        raise InputError(f"{path}: its overrides are not valid: {' '.join(str(error).split())}") from error
+        except Exception as error:  # what OmegaConf raises comes in many classes
+            raise InputError(f"{path}: its override {override} is not valid: {error}") from error
+    for section in fields(Config):
+        found = given._get_node(section.name)
+        if found is not None and not isinstance(found, DictConfig):
+            raise InputError(f"{section.name}: expected a table of keys and values, got {found}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), given)
         config = OmegaConf.to_object(merged)
@@ -49,7 +64,9 @@ def read(path: Path, overrides: list[str]) -> Config:
         raise InputError(f"unknown configuration key {key!r}{_suggestion(key)}") from error
     except OmegaConfBaseException as error:
         place = f"{error.full_key}: " if error.full_key else f"{path} with its overrides: "
-        raise InputError(place + str(error.msg or error).splitlines()[0]) from error
+        raise InputError(place + (str(error.msg or error).splitlines() or ["not a value it can have"])[0]) from error
+    except Exception as error:  # a number too large for any type, a table where a word was expected, …
+        raise InputError(f"{path} with its overrides: {_section(given)}: {error}") from error
     assert isinstance(config, Config)
     # YAML reads a bare on or off as a truth value.
     config.rollout.structure = {"True": "on", "False": "off"}.get(config.rollout.structure, config.rollout.structure)
@@ -59,20 +76,47 @@ def read(path: Path, overrides: list[str]) -> Config:
 
 def load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
     """A YAML file upon the one that it extends, not checked. below: the files that led here. Raises InputError."""
-    path = path.resolve()
+    path = path.resolve() if there(path) else path.absolute()
     if path in below:
         raise InputError(f"{path} extends itself, by way of {' → '.join(p.name for p in below)}")
-    if not path.is_file():
+    if len(below) > DEEPEST:
+        raise InputError(f"{below[0]} extends more than {DEEPEST} files, each the next; {path.name} is one too many")
+    if not there(path):
         named = f", which {below[-1]} extends," if below else ""
         raise InputError(f"configuration file {path}{named} does not exist")
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"configuration file {path} has {path.stat().st_size:,} bytes; at most {LARGEST_FILE:,}")
+    content = text(path)
     try:
-        own = OmegaConf.load(path)
+        refuse_endless(content)
+        own = OmegaConf.create(content) if content.strip() else OmegaConf.create()
     except Exception as error:  # YAML errors come in many classes
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid YAML: {error or type(error).__name__}") from error
     if not isinstance(own, DictConfig):
         raise InputError(f"{path}: expected sections such as `run:` and `model:`, found a {type(own).__name__}")
-    base = own.pop("extends", None)
-    return own if base is None else _upon(load(path.parent / str(base), (*below, path)), own)
+    try:
+        base = own.pop("extends", None)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: extends must be the name of a file: {error}") from error
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends must be the name of a file, got {base!r}")
+    below_it = load(path.parent / base, (*below, path))
+    try:
+        return _upon(below_it, own)
+    except Exception as error:  # a list where the other has a section, …
+        raise InputError(f"{path} does not fit the file that it extends, {base}: {error}") from error
+
+
+def _section(given: DictConfig) -> str:
+    """The section that does not fit, where the error itself does not say."""
+    for name in given:
+        try:
+            OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create({name: given[name]}))
+        except Exception:  # of the same many classes
+            return str(name)
+    return "as a whole"
 
 
 def _upon(base: Any, own: Any) -> Any:
@@ -99,76 +143,24 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
 
 def check(config: Config) -> None:
     """Raises InputError for values that no run could use."""
+    _check_secrets(config)  # first: other refusals repeat the value
     c = config
-    if c.run.name != "auto" and not RUN_NAME.fullmatch(c.run.name):
-        raise InputError(
-            f"run.name: {c.run.name!r} may hold letters, digits, '.', '_' and '-', and starts with one of the first two"
-        )
-    choices = {
-        "model.dtype": (c.model.dtype, ("float32", "bfloat16")),
-        "rollout.structure": (c.rollout.structure, ("auto", "on", "off")),
-        "mix.mode": (c.mix.mode, MODES),
-        "reward.combine": (c.reward.combine, COMBINATIONS),
-        "preference.objective": (c.preference.objective, ("grpo", "dpo")),
-        "preference.advantage": (c.preference.advantage, ADVANTAGES),
-        "preference.average": (c.preference.average, ("reply", "token", "constant")),
-        "preference.ratio": (c.preference.ratio, ("truncated", "behaviour", "one")),
-        "preference.boundary": (c.preference.boundary, ("speech", "text")),
-        "preference.pairs.channel": (c.preference.pairs.channel, ("text", "speech", "all")),
-        "preference.pairs.chosen": (c.preference.pairs.chosen, ("sample", "demonstration")),
-        "learner.zero_stage": (c.learner.zero_stage, (0, 1, 2, 3)),
-        "rollout.top_p": (c.rollout.top_p, (1.0,)),
-        "rollout.top_k": (c.rollout.top_k, (0,)),
-    }
-    for key, (value, allowed) in choices.items():
-        if value not in allowed:
+    if c.run.name != "auto" and not NAME.fullmatch(c.run.name):
+        raise InputError(f"run.name: {c.run.name!r} may hold {NAMING}")
+    for key, allowed in CHOICES.items():
+        if (value := valued(c, key)) not in allowed:
             raise InputError(f"{key}: {value!r} is not possible; allowed: {', '.join(map(str, allowed))}")
-    least = {
-        "run.iterations": (c.run.iterations, 1),
-        "run.seed": (c.run.seed, 0),
-        "run.checkpoint_every": (c.run.checkpoint_every, 0),
-        "rollout.workers": (c.rollout.workers, 1),
-        "rollout.prompts": (c.rollout.prompts, 1),
-        "rollout.group_size": (c.rollout.group_size, 2),
-        "rollout.max_tokens": (c.rollout.max_tokens, 1),
-        "rollout.threads": (c.rollout.threads, 1),
-        "rollout.max_sequences": (c.rollout.max_sequences, 1),
-        "rollout.tensor_parallel": (c.rollout.tensor_parallel, 1),
-        "reward.servers": (c.reward.servers, 1),
-        "learner.threads": (c.learner.threads, 1),
-        "learner.warmup": (c.learner.warmup, 0),
-        "mix.switch": (c.mix.switch, 0),
-        "preference.constant": (c.preference.constant, 0),
-        "evaluation.recordings": (c.evaluation.recordings, 0),
-        "learner.ranks": (c.learner.ranks, 1),
-        "learner.micro_batch_rows": (c.learner.micro_batch_rows, 1),
-        "anchor.rows": (c.anchor.rows, 1),
-    }
-    for key, (value, lowest) in least.items():
-        if value < lowest:
-            raise InputError(f"{key}: {value} is too small; at least {lowest}")
-    ranges: dict[str, tuple[float | None, float, float]] = {
-        "rollout.temperature": (c.rollout.temperature, 1e-2, 10.0),
-        "mix.fixed": (c.mix.fixed, 0.0, 1.0),
-        "mix.largest": (c.mix.largest, 0.0, 1.0),
-        "mix.smoothing": (c.mix.smoothing, 0.0, 0.9999),
-        "mix.first": (c.mix.first, 0.0, 1.0),
-        "preference.clip": (c.preference.clip, 0.0, 1.0),
-        "preference.clip_high": (c.preference.clip_high, 0.0, 10.0),
-        "preference.importance_cap": (c.preference.importance_cap, 1.0, 1000.0),
-        "preference.pairs.beta": (c.preference.pairs.beta, 1e-6, 1000.0),
-        "preference.pairs.margin": (c.preference.pairs.margin, 0.0, 1000.0),
-        "preference.kl_text": (c.preference.kl_text, 0.0, 100.0),
-        "preference.kl_speech": (c.preference.kl_speech, 0.0, 100.0),
-        "learner.learning_rate": (c.learner.learning_rate, 0.0, 1.0),
-        "learner.final_rate": (c.learner.final_rate, 0.0, 1.0),
-        "metrics.port": (c.metrics.port, 0, 65535),
-    }
-    for key, (number, low, high) in ranges.items():
-        if number is not None and not low <= number <= high:
-            raise InputError(f"{key}: {number} is outside [{low:g}, {high:g}]")
-    if c.mix.slope <= 0:
-        raise InputError(f"mix.slope: {c.mix.slope} must be above 0")
+    for key, bound in NUMBERS.items():
+        _check_number(key, valued(c, key), bound)
+    for key in PATHS:
+        if valued(c, key) or key != "preference.pairs.file":
+            _check_path(key, valued(c, key))
+    for member in ("rollout", "learner"):
+        gpus = valued(c, f"{member}.gpus")
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"{member}.gpus: {gpus} is not possible; a share of one GPU, or whole GPUs")
+    _check_evaluation_sets(c.data.held_out)
+    _check_addresses(c)
     if c.reward.combine == "harmonic" and c.mix.lowest_score <= 0:
         raise InputError(
             f"reward.combine: a harmonic mean needs positive scores, and mix.lowest_score is {c.mix.lowest_score}"
@@ -182,20 +174,98 @@ def check(config: Config) -> None:
             f"anchor.rows: {c.anchor.rows} demonstrations cannot be split over learner.ranks = {c.learner.ranks}; "
             "every rank needs at least one"
         )
-    if c.anchor.weight_text < 0 or c.anchor.weight_speech < 0 or c.anchor.weight_text + c.anchor.weight_speech <= 0:
+    if c.anchor.weight_text + c.anchor.weight_speech <= 0:
         raise InputError(
-            f"anchor.weight_text: {c.anchor.weight_text} and anchor.weight_speech: {c.anchor.weight_speech} must not "
-            "be negative, nor both 0"
+            "anchor.weight_text: it must not be 0 where anchor.weight_speech is 0 too; no anchor would stay"
         )
     if c.rollout.workers > c.rollout.prompts:
         raise InputError(
             f"rollout.workers: {c.rollout.workers} workers cannot share rollout.prompts = {c.rollout.prompts} prompts"
         )
-    if "path" not in c.reward.codec.arguments:
-        raise InputError("reward.codec.arguments.path: missing; it says where the codec's files are")
+    path = c.reward.codec.arguments.get("path")
+    if not isinstance(path, str):
+        found = "missing" if path is None else f"{path!r} is no name"
+        raise InputError(f"reward.codec.arguments.path: {found}; it says where the codec's files are")
+    _check_path("reward.codec.arguments.path", path)
     if not c.reward.raters:
         raise InputError("reward.raters: no rater; at least one is needed")
+    _check_names([rater.name for rater in c.reward.raters])
     _check_scores(config)
+
+
+def valued(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def _check_number(key: str, value: Any, bound: Bound) -> None:
+    if value is None:
+        return
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if complaint := bound.complaint(number):
+            raise InputError(f"{key}: {complaint}")
+
+
+def _check_path(key: str, value: str) -> None:
+    """A name that some file could have, so that asking for it cannot fail in other ways than that it is not there."""
+    try:
+        parts = os.fsencode(value).split(b"/")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{key}: {value!r} cannot be the name of a file") from error
+    if not value or "\0" in value or len(os.fsencode(value)) > 4000 or any(len(part) > 255 for part in parts):
+        raise InputError(f"{key}: {value!r} cannot be the name of a file or folder; it is empty, too long or not text")
+
+
+def _check_evaluation_sets(held_out: dict[str, str]) -> None:
+    for name, path in held_out.items():
+        if not NAME.fullmatch(name):
+            raise InputError(f"data.held_out: {name!r} may hold letters, digits, '.', '_' and '-'; it names a file")
+        _check_path(f"data.held_out.{name}", path)
+
+
+def _check_addresses(c: Config) -> None:
+    try:
+        good = bool(c.metrics.host.encode("idna")) and c.metrics.host.isascii() and c.metrics.host.isprintable()
+    except UnicodeError:
+        good = False
+    if not good or " " in c.metrics.host:
+        raise InputError(f"metrics.host: {c.metrics.host!r} is not the name or address of a host, such as 127.0.0.1")
+    if c.cluster.address and not ADDRESS.fullmatch(c.cluster.address):
+        raise InputError(
+            f"cluster.address: {c.cluster.address!r} is not possible; allowed: HOST:PORT, ray://HOST:PORT, auto, "
+            "local, or nothing"
+        )
+
+
+def _check_names(raters: list[str]) -> None:
+    """Names of scores become columns of the records: each must be one, and one alone."""
+    for name in raters:
+        if not NAME.fullmatch(name) or name in TAKEN:
+            raise InputError(
+                f"reward.raters: a rater cannot be called {name!r}; letters, digits, '.', '_' and '-', and not "
+                f"{' or '.join(TAKEN)}"
+            )
+    if (twice := repeated(raters)) is not None:
+        raise InputError(f"reward.raters: two raters are called {twice!r}; their names must differ")
+
+
+def _check_secrets(config: Config) -> None:
+    """config.yaml is kept with the run and shown: no key may stand in it."""
+    for key, field, value in _texts(asdict(config), "", ""):
+        if reason := reason_to_refuse(field, value):
+            raise InputError(f"{key}: {reason}")
+
+
+def _texts(tree: Any, key: str, field: str) -> Iterator[tuple[str, str, str]]:
+    """Every text of the configuration: its full key, the name of its field, the text."""
+    if isinstance(tree, dict):
+        for name, below in tree.items():
+            yield from _texts(below, f"{key}.{name}".lstrip("."), str(name))
+    elif isinstance(tree, list | tuple):
+        for index, below in enumerate(tree):
+            yield from _texts(below, f"{key}[{index}]", field)
+    elif isinstance(tree, str):
+        yield key, field, tree
 
 
 def _check_scores(config: Config) -> None:
@@ -205,14 +275,19 @@ def _check_scores(config: Config) -> None:
         ("total", config.reward.total),
         *((f"scores.{n}", w) for n, w in config.reward.scores.items()),
     ]:
-        if not weights or sum(weights.values()) <= 0 or min(weights.values()) < 0:
-            raise InputError(f"reward.{key}: {dict(weights)} must give non-negative weights with a positive sum")
+        good = weights and all(0 <= weight <= MANY for weight in weights.values())
+        if not good or sum(weights.values()) <= 0:
+            raise InputError(
+                f"reward.{key}: {dict(weights)} must give non-negative weights with a positive sum, at most {MANY:g}"
+            )
         for name in weights:
             if name not in raters:
                 raise InputError(f"reward.{key}: no rater gives the score {name!r}; raters: {', '.join(raters)}")
     for name in config.reward.scores:
         if name in (*raters, "total"):
             raise InputError(f"reward.scores: {name!r} is already the name of a score; choose another")
+        if not NAME.fullmatch(name):
+            raise InputError(f"reward.scores: {name!r} may hold letters, digits, '.', '_' and '-'; it names a column")
     known = ["total", *config.reward.scores, *raters]
     preference, pairs = config.preference, config.preference.pairs
     preference.routes = resolve(preference.routes, known)

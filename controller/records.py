@@ -11,9 +11,11 @@ A file is either whole or not there: it is written aside, flushed to the disk an
 A number that is not finite is stored as null, never as NaN.
 """
 
+import errno
 import json
 import math
 import os
+import shutil
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -28,6 +30,8 @@ import pyarrow.parquet as pq
 from controller.iteration import Iteration
 from controller.replies import Provenance, ScoredReply, replies_table
 from speech.errors import InputError
+from speech.files import parsed, text, there
+from speech.secrets import redact
 
 LEADING = ("iteration", "weight_version", "lambda", "lambda_raw")
 """First columns of iterations.parquet; the others keep the order in which they came."""
@@ -48,7 +52,7 @@ class Records:
         if (directory / "config.yaml").exists():
             raise InputError(f"run.name: {directory} already holds a run; choose another run.name")
         (directory / "replies").mkdir(parents=True, exist_ok=True)
-        _write_text(directory / "config.yaml", config)
+        _write_text(directory / "config.yaml", redact(config))
         return cls(directory, None)
 
     @classmethod
@@ -62,9 +66,17 @@ class Records:
         if not (directory / "config.yaml").is_file():
             raise InputError(f"{directory} is not the directory of a run: it has no config.yaml")
         _drop_torn_line(directory / "events.jsonl")
-        records = cls(directory, read_iterations(directory) if (directory / "iterations.parquet").exists() else None)
+        path, iterations = directory / "iterations.parquet", None
+        if path.exists():
+            iterations = read_iterations(directory)
+            if "iteration" not in iterations.column_names or not pa.types.is_integer(iterations["iteration"].type):
+                raise InputError(f"{path} has no column 'iteration' of whole numbers")
+        records = cls(directory, iterations)
         if through is not None:
-            records._rewind(through)
+            records.rewind(through)
+            # Of a run that was ended early: what it came to is no longer so.
+            (directory / "summary.json").unlink(missing_ok=True)
+            shutil.rmtree(directory / "evaluations" / "after", ignore_errors=True)
         return records
 
     @property
@@ -99,6 +111,10 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_table(path, replies_table(iteration, list(rows), made))
 
+    def write_config(self, config: str) -> None:
+        """Replaces config.yaml by the settings that hold from now on."""
+        _write_text(self.directory / "config.yaml", redact(config))
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Writes summary.json. NumPy scalars and arrays and paths are understood."""
         _write_text(self.directory / "summary.json", json.dumps(_plain(summary), indent=2, ensure_ascii=False) + "\n")
@@ -109,10 +125,15 @@ class Records:
         line = json.dumps(_plain({"time": when, "kind": kind, **fields}), ensure_ascii=False) + "\n"
         # One unbuffered write in append mode: lines of several threads do not mix.
         with (self.directory / "events.jsonl").open("ab", buffering=0) as file:
-            file.write(line.encode())
+            content = _bytes(line)
+            written = file.write(content)
+            if written != len(content):  # half a line would take the next one with it
+                os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
             os.fsync(file.fileno())
 
-    def _rewind(self, through: int) -> None:
+    def rewind(self, through: int) -> None:
+        """Drops the rows and replies of iterations after `through`, which will be done again."""
         if through > self.last:
             raise InputError(
                 f"{self.directory / 'iterations.parquet'} ends at iteration {self.last}, before iteration {through} "
@@ -123,7 +144,7 @@ class Records:
             self._iterations = self._iterations.filter(pc.field("iteration") <= through)
             _write_table(self.directory / "iterations.parquet", self._iterations)
         for path in (self.directory / "replies").glob("*.parquet"):
-            if int(path.stem) > through:
+            if path.stem.isdecimal() and int(path.stem) > through:
                 path.unlink()
         if dropped:
             self.add_event("rewound", through=through, iterations_dropped=dropped)
@@ -132,13 +153,13 @@ class Records:
 def run_directory(run: Path) -> Path:
     """The directory of a run, given itself or by its name under runs/. Raises InputError when there is none."""
     for directory in (run, Path("runs") / run):
-        if (directory / "config.yaml").is_file():
+        if there(directory / "config.yaml"):
             return directory
     raise InputError(f"{run} is not the directory of a run: it has no config.yaml, nor has {Path('runs') / run}")
 
 
 def read_iterations(directory: Path) -> pa.Table:
-    """iterations.parquet of a run, ordered by iteration. Raises InputError when it does not exist."""
+    """iterations.parquet of a run, ordered by iteration. Raises InputError when it does not exist or is no Parquet."""
     return _read_table(directory / "iterations.parquet")
 
 
@@ -153,17 +174,33 @@ def read_replies(directory: Path, iteration: int) -> pa.Table:
 
 
 def read_summary(directory: Path) -> dict:
-    """summary.json of a run. Raises InputError when it does not exist: the run has not ended."""
-    return json.loads(_existing(directory / "summary.json").read_text(encoding="utf-8"))
+    """summary.json of a run. Raises InputError when it does not exist, the run has not ended, or is not one."""
+    path = _existing(directory / "summary.json")
+    summary = parsed(text(path), str(path))
+    if not isinstance(summary, dict):
+        raise InputError(f"{path}: expected an object, got {type(summary).__name__}")
+    return summary
 
 
 def read_events(directory: Path) -> list[dict]:
-    """The events of a run, oldest first; none when nothing happened. A line still being written is left out."""
+    """The events of a run, oldest first; none when nothing happened.
+
+    A line still being written is left out, and so is one that is no event: a crash or a full disk can tear one, and
+    what came after it is still to be read.
+    """
     path = directory / "events.jsonl"
-    if not path.exists():
+    if not there(path):
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.split("\n") if line]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [event for line in whole.split(b"\n") if (event := _event(line)) is not None]
+
+
+def _event(line: bytes) -> dict | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
 
 
 def _replies_path(directory: Path, iteration: int) -> Path:
@@ -182,33 +219,42 @@ def _finite(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """The value in terms of JSON: NumPy and paths translated, not finite → None."""
+    """The value in terms of JSON: NumPy and paths translated, not finite → None, secrets → ***."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {redact(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else _finite(value)
+    return redact(str(value)) if isinstance(value, str | Path) else _finite(value)
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not there(path):
         raise InputError(f"{path} does not exist (yet)")
     return path
 
 
 def _read_table(path: Path) -> pa.Table:
-    # partitioning=None: a "key=value" in the path of the run is no column.
-    return pq.read_table(_existing(path), partitioning=None)
+    try:
+        # Opened once: by its path Arrow opens it twice, and a running job puts a new file in its place meanwhile.
+        with _existing(path).open("rb") as file:
+            return pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from error
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
     _write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-def _write_text(path: Path, text: str) -> None:
-    _write_whole(path, lambda file: file.write(text.encode()))
+def _write_text(path: Path, content: str) -> None:
+    _write_whole(path, lambda file: file.write(_bytes(content)))
+
+
+def _bytes(content: str) -> bytes:
+    """UTF-8; half a character, as in a file name that is no UTF-8, is spelled out."""
+    return content.encode(errors="backslashreplace")
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from controller.preference import DEMONSTRATION, RECORDED
-from controller.statistics import Judged
-from reward.rater import Missing
+from controller.statistics import UNRATED, Judged
+from reward.rater import Missing, Scorecard
+from speech.records import Finish, Reply
+from speech.secrets import redact
 
 WORDS = pa.map_(pa.string(), pa.string())
 NUMBERS = pa.map_(pa.string(), pa.float32())
@@ -96,16 +98,47 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
         "scores": [
             [(n, s) for n, s in j.scores.items() if n != "total" and not isinstance(s, Missing)] for j in judged
         ],
-        "missing": [[(n, s.reason) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged],
+        "missing": [
+            [(n, redact(s.reason)) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged
+        ],
         "failed_raters": [
             [n for n, s in j.card.scores.items() if isinstance(s, Missing) and s.fault == "rater"] for j in judged
         ],
-        "details": [list(j.card.details.items()) for j in judged],
+        # Errors of judges, among others: they quote addresses and headers.
+        "details": [[(name, text and redact(text)) for name, text in j.card.details.items()] for j in judged],
         "rater_versions": [list(made.raters.items()) if own else [] for own in rated],
         "seconds_audio": [j.card.seconds if own else None for j, own in zip(judged, rated, strict=True)],
         "sampling": [list(made.sampling.items()) if own else [] for own in sampled],
     }
     return pa.table(columns, schema=REPLIES)
+
+
+def judged_replies(table: pa.Table) -> list[Judged]:
+    """Replies as they were judged, read back from a table of `REPLIES`. Advantages are left out."""
+    return [_judged(row) for row in table.to_pylist()]
+
+
+def _judged(row: Mapping) -> Judged:
+    failed, scores = set(row["failed_raters"]), dict(row["scores"])
+    missing = {name: Missing(reason, fault="rater" if name in failed else "reply") for name, reason in row["missing"]}
+    total = row["total"] if row["total"] is not None else next(iter(missing.values()), UNRATED)
+    return Judged(
+        reply=Reply(
+            prompt_id=row["prompt_id"],
+            index=row["index"],
+            token_ids=np.asarray(row["token_ids"], dtype=np.int32),
+            channels=np.asarray(row["channels"], dtype=np.int8),
+            logps=np.asarray([np.nan if x is None else x for x in row["logps"]], dtype=np.float32),
+            weight_version=row["weight_version"],
+            finish=Finish(row["finish"]),
+            defect=row["defect"],
+            worker=row["worker"],
+            seed=row["seed"] or 0,
+        ),
+        card=Scorecard(scores=scores | missing, details=dict(row["details"]), seconds=row["seconds_audio"] or 0.0),
+        scores=scores | missing | {"total": total},
+        advantages=(),
+    )
 
 
 def _lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.ListArray:

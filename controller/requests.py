@@ -26,6 +26,10 @@ from speech.errors import InputError
 GRACE_SECONDS = 20.0
 """How long a request that has been claimed may take to be answered."""
 POLL_SECONDS = 0.2
+POOLS = ("rollout", "reward")
+"""Pools that grow and shrink while a job runs."""
+LARGEST_BYTES = 65536
+"""Of a request; a larger file is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +58,14 @@ class Inbox:
         """Claims the requests that have come, oldest first. Each is to be answered with an event, then `done`."""
         found = []
         for path in sorted(self._directory.glob("*.json")):
+            if path.is_symlink() or not path.is_file():
+                continue  # a folder, a pipe on which reading would wait, a way to somewhere else: nobody asks like that
             claimed = path.with_suffix(".taken")
             try:
                 path.rename(claimed)
             except FileNotFoundError:
                 continue  # the asker has taken it back
-            try:
-                content = json.loads(claimed.read_text())
-            except ValueError:
-                content = None
-            found.append(Request(id=path.stem, content=content))
+            found.append(Request(id=path.stem, content=_content(claimed)))
         return found
 
     def done(self, request: Request) -> None:
@@ -71,7 +73,17 @@ class Inbox:
         (self._directory / f"{request.id}.taken").unlink(missing_ok=True)
 
 
-def ask(run: Path, kind: str, value: float | str, *, seconds: float, say: Callable[[str], None]) -> int:
+def _content(path: Path) -> object:
+    """What stands in a request; None when that is no JSON."""
+    try:
+        return json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def ask(
+    run: Path, kind: str, value: float | str | dict[str, int], *, seconds: float, say: Callable[[str], None]
+) -> int:
     """Asks, and waits until the run has taken it. Returns the iteration from which it holds.
 
     Raises InputError when the run has ended, takes no requests or refuses this one, TimeoutError when nobody took it in
@@ -99,8 +111,10 @@ def ask(run: Path, kind: str, value: float | str, *, seconds: float, say: Callab
             "longer: --wait gives more time"
         )
     if answer["kind"] == "refused":
-        raise InputError(f"{run.name} refused: {answer['reason']}")
-    return int(answer["iteration"])
+        raise InputError(f"{run.name} refused: {answer.get('reason', 'no reason is given')}")
+    if type(answer.get("iteration")) is not int:
+        raise InputError(f"{run / 'events.jsonl'} answers the request by {answer}, which names no iteration")
+    return answer["iteration"]
 
 
 def _wait(run: Path, stamp: str, seconds: float) -> dict | None:
@@ -124,9 +138,9 @@ def _withdraw(path: Path) -> bool:
 
 
 def _refuse_ended(run: Path) -> None:
-    for event in read_events(run):
-        if event["kind"] in ("finished", "failed"):
-            raise InputError(f"{run.name} has {event['kind']}: nothing can be asked of it any more")
+    turns = [event["kind"] for event in read_events(run) if event["kind"] in ("finished", "failed", "resumed")]
+    if turns and turns[-1] != "resumed":
+        raise InputError(f"{run.name} has {turns[-1]}: nothing can be asked of it any more")
 
 
 def mix_value(words: str) -> float | str:
@@ -142,4 +156,15 @@ def mix_value(words: str) -> float | str:
         value = -1.0
     if name != "fixed" or not 0.0 <= value <= 1.0:
         raise InputError(f"{words!r} is no setting of λ; allowed: fixed=NUMBER from 0 to 1, {', '.join(MODES)}")
+    return value
+
+
+def scale_value(words: list[str]) -> dict[str, int]:
+    """What `duet scale` was given: ["rollout=3", "reward=2"] → members by pool. Raises InputError."""
+    value = {}
+    for word in words:
+        pool, _, number = word.partition("=")
+        if pool not in POOLS or not number.isdecimal() or int(number) < 1:
+            raise InputError(f"{word!r} is no size of a pool; allowed: {', '.join(f'{p}=NUMBER' for p in POOLS)}")
+        value[pool] = int(number)
     return value

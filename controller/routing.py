@@ -24,6 +24,7 @@ class Route:
         return f"{self.score}→{self.channel}"
 
 
+LARGEST_WEIGHT = 1e6
 PRESETS: dict[str, tuple[Route, ...]] = {
     "wavalign": (Route(),),
     "full": (Route(channel="all"),),
@@ -76,8 +77,8 @@ def _route(row: Any) -> Route:
         raise InputError(f"preference.routes: {row!r} is not of the form {{score: total, channel: text, weight: 1.0}}")
     unknown = set(row) - {"score", "channel", "weight"}
     if unknown:
-        raise InputError(f"preference.routes: unknown key {sorted(unknown)[0]!r}; allowed: score, channel, weight")
+        raise InputError(f"preference.routes: unknown key {min(map(str, unknown))!r}; allowed: score, channel, weight")
     weight = row.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise InputError(f"preference.routes: weight {weight!r} is not a number")
+    if type(weight) not in (int, float) or abs(weight) > LARGEST_WEIGHT:
+        raise InputError(f"preference.routes: weight {weight!r} is not a number up to {LARGEST_WEIGHT:g}")
     return Route(score=str(row.get("score", "total")), channel=str(row.get("channel", "text")), weight=float(weight))

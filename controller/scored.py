@@ -20,8 +20,6 @@ of them. Here tokens must be given, by fields that the released form does not ha
 Other fields (messages, sft_target_text, …) have no part in a pair and are passed over.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +29,16 @@ import numpy as np
 from controller.pairing import Candidate
 from speech.errors import InputError
 from speech.families import Family
+from speech.files import parsed, text, there
 from speech.interleave import Interleave, check, kind_table
 from speech.records import Prompt
 from speech.vocabulary import Vocabulary
 
 SCORES = {"semantic": "semantic_score", "acoustic": "paralinguistic_score"}
 """Fields of `gemini_score` by the name of the score, in the order that breaks ties."""
+
+LARGEST_SCORE = 1e6
+"""In size; also keeps out what is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +120,19 @@ def lay_out(text: Sequence[int], speech: Sequence[int], pattern: Interleave, voc
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
-    if not path.is_file():
+    if not there(path):
         raise InputError(f"data file {path} does not exist")
     if path.suffix not in (".json", ".jsonl"):
         raise InputError(f"{path}: scored replies are a file .jsonl (an object a line) or .json (a list of objects)")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not text in UTF-8: {error}") from error
+    content = text(path)
     if path.suffix == ".json":
-        items = _parse(content, str(path))
+        items = parsed(content, str(path))
         if not isinstance(items, list):
             raise InputError(f"{path}: expected a list of objects, got {type(items).__name__}")
         found = [(f"{path} record {number}", item) for number, item in enumerate(items, start=1)]
     else:
         lines = [(f"{path} line {number}", line) for number, line in enumerate(content.split("\n"), start=1)]
-        found = [(place, _parse(line, place)) for place, line in lines if line.strip()]
+        found = [(place, parsed(line, place)) for place, line in lines if line.strip()]
     if not found:
         raise InputError(f"{path} has no records")
     for place, record in found:
@@ -142,16 +141,9 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         yield place, record
 
 
-def _parse(text: str, place: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{place} is not JSON: {error}") from error
-
-
 def _prompt(record: dict, place: str, vocabulary: Vocabulary, prompts: Mapping[str, Prompt]) -> tuple[str, np.ndarray]:
     name = record.get("id")
-    if name is not None and not isinstance(name, str | int):
+    if name is not None and type(name) not in (str, int):
         raise InputError(f"{place}: field 'id' must be a name, got {type(name).__name__}")
     if record.get("prompt_ids") is not None:
         ids = _whole_numbers(record["prompt_ids"], "prompt_ids", place, vocabulary.size)
@@ -180,7 +172,7 @@ def _scores(entry: dict, where: str) -> dict[str, float]:
         value = given.get(field)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= LARGEST_SCORE:
             raise InputError(
                 f"{where}: field {field!r} holds {value!r}, which is no score; leave out what is not known"
             )
@@ -191,20 +183,20 @@ def _scores(entry: dict, where: str) -> dict[str, float]:
 def _reply(entry: dict, where: str, pattern: Interleave, vocabulary: Vocabulary) -> np.ndarray:
     if entry.get("output-ids") is not None:
         return np.asarray(_whole_numbers(entry["output-ids"], "output-ids", where, vocabulary.size), dtype=np.int32)
-    text, codes = entry.get("output-text"), entry.get("output-codes")
-    if codes is None or text is None:
-        missing = "'output-codes', its speech codes" if isinstance(text, str) else "'output-text' and 'output-codes'"
+    said, codes = entry.get("output-text"), entry.get("output-codes")
+    if codes is None or said is None:
+        missing = "'output-codes', its speech codes" if isinstance(said, str) else "'output-text' and 'output-codes'"
         raise InputError(
             f"{where}: the reply has no tokens; give 'output-ids', its token ids, or {missing}"
             + (" ('output-audio' is not turned into tokens here)" if "output-audio" in entry else "")
         )
-    if not isinstance(text, str):
-        raise InputError(f"{where}: field 'output-text' must be text, got {type(text).__name__}")
-    words = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+    if not isinstance(said, str):
+        raise InputError(f"{where}: field 'output-text' must be text, got {type(said).__name__}")
+    words = vocabulary.tokenizer.encode(said, add_special_tokens=False).ids
     back = vocabulary.text(np.asarray(words, dtype=np.int64))
-    if back.strip() != text.strip():
+    if back.strip() != said.strip():
         raise InputError(
-            f"{where}: the tokenizer makes {back!r} of 'output-text' {text!r}, which is not the same; give 'output-ids'"
+            f"{where}: the tokenizer makes {back!r} of 'output-text' {said!r}, which is not the same; give 'output-ids'"
         )
     spoken = _whole_numbers(codes, "output-codes", where, vocabulary.codebook)
     return lay_out(words, [vocabulary.speech_first + code for code in spoken], pattern, vocabulary)

@@ -2,33 +2,60 @@
 
 import logging
 import os
-import signal
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from controller.config import Config, arithmetic
+from cluster import local
+from controller.arithmetic import arithmetic
+from controller.claim import Claim
+from controller.config import Config
 from controller.metrics import Metrics
-from controller.progress import Progress
+from controller.paths import make_absolute
+from controller.resuming import Resumption, check_data
 from speech.errors import InputError
+from speech.secrets import redact
 
-POLL_SECONDS = 0.5
-ANSWER_SECONDS = 120.0
-"""How long the controller may be silent when asked how it goes."""
+ROOM_TO_GROW = 8
+"""CPUs that a cluster of our own counts besides, for pools that are made larger: Ray only counts them."""
 
 
 class RunFailed(RuntimeError):
-    """A run ended before its end. The message says whose fault it was and where to look."""
+    """A run ended before its end. The message says whose fault it was and where to look, without any secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
+
+
+class ControllerDied(RunFailed):
+    """The controller's process is gone, or gives no answer."""
 
 
 def train(config: Config) -> Path:
-    """Runs a job to its end. Returns the run's directory. Raises InputError before anything is written."""
+    """Runs a new job to its end. Returns the run's directory. Raises InputError before anything is written."""
     directory = _directory(config)
-    _make_absolute(config)
-    from controller import assembly  # torch and vLLM's rooms, once the configuration is known to be good
+    make_absolute(config)
+    return _work(config, directory, None)
 
-    inputs = assembly.read_inputs(config)
+
+def go_on(resumption: Resumption) -> Path:
+    """Goes on with a run, to its end. Returns its directory. Raises InputError before anything is written."""
+    config, directory = resumption.config, resumption.directory.absolute()
+    config.run.name, config.run.directory = directory.name, str(directory.parent)  # it may have been moved
+    Claim.take(directory).release()  # better to know before Ray is started
+    return _work(config, directory, resumption)
+
+
+def _work(config: Config, directory: Path, resumption: Resumption | None) -> Path:
+    # torch and vLLM's rooms, once the configuration is known to be good
+    from controller.inputs import fingerprints, newest_checkpoint, read_inputs
+
+    inputs = read_inputs(config)
+    if resumption is not None and resumption.checkpoint is not None:
+        resumption = replace(resumption, checkpoint=newest_checkpoint(config, directory))
+        check_data(resumption.checkpoint.state.get("data", {}), fingerprints(inputs))
     if config.metrics.port and not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
         # The controller will be on this machine: better to know before Ray is started for it.
         probe = Metrics(config.metrics.host, config.metrics.port)
@@ -36,10 +63,15 @@ def train(config: Config) -> Path:
         probe.close()
     console = Console(highlight=False)
     _introduce(console, config, directory, len(inputs.prompts), len(inputs.demonstrations))
+    if resumption is not None:
+        _introduce_resumption(console, resumption)
     del inputs
     _join_cluster(config)
+    _quieten()
     try:
-        summary = _watch(console, config, directory)
+        from controller.following import Following
+
+        summary = Following(config, directory, console).to_the_end(resumption.changes if resumption else None)
     finally:
         import ray
 
@@ -55,18 +87,6 @@ def _directory(config: Config) -> Path:
     if (directory / "config.yaml").exists():
         raise InputError(f"run.name: {directory} already holds a run; choose another run.name")
     return directory
-
-
-def _make_absolute(config: Config) -> None:
-    """Actors do not share the driver's working directory."""
-    config.run.directory = str(Path(config.run.directory).absolute())
-    config.model.checkpoint = str(Path(config.model.checkpoint).absolute())
-    config.data.prompts = str(Path(config.data.prompts).absolute())
-    config.data.demonstrations = str(Path(config.data.demonstrations).absolute())
-    config.data.held_out = {name: str(Path(path).absolute()) for name, path in config.data.held_out.items()}
-    if config.preference.pairs.file:
-        config.preference.pairs.file = str(Path(config.preference.pairs.file).absolute())
-    config.reward.codec.arguments["path"] = str(Path(config.reward.codec.arguments["path"]).absolute())
 
 
 def _introduce(console: Console, config: Config, directory: Path, prompts: int, demonstrations: int) -> None:
@@ -86,15 +106,21 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
         console.print(f"  [dim]{what:<26}[/]{how_much}", soft_wrap=True)
 
 
+def _introduce_resumption(console: Console, resumption: Resumption) -> None:
+    checkpoint = resumption.checkpoint
+    where = (
+        f"after iteration {checkpoint.iteration}" if checkpoint else "from its beginning: there is no checkpoint yet"
+    )
+    console.print(f"  [dim]{'goes on':<26}[/]{where}", soft_wrap=True)
+    for key, (old, new) in resumption.changes.items():
+        console.print(f"  [dim]{'changed':<26}[/]{key}: {old!r} → {new!r}", soft_wrap=True)
+
+
 def _join_cluster(config: Config) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Says at every start that the cluster asks for a token, which is as it should be.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    import ray
-
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        _join(address)
         return
     needed = 1 + sum(
         members * cpus
@@ -104,76 +130,23 @@ def _join_cluster(config: Config) -> None:
             (config.learner.ranks, config.learner.cpus),
         )
     )
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(needed)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    local.start(cpus=max(os.cpu_count() or 1, int(needed)) + ROOM_TO_GROW)
 
 
-def _watch(console: Console, config: Config, directory: Path) -> dict:
-    """Hands the job over and shows how it goes to its end. Ctrl-C or SIGTERM end it in order, a second one at once."""
+def _quieten() -> None:
+    """Ray prints a page of advice for every process that dies. What died, of what, and what follows is said by us."""
+    import ray._private.worker
+
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # there is no public switch for these
+
+
+def _join(address: str) -> None:
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-    from cluster.waiting import MemberFailed, Overdue
-    from controller.actor import Controller
-    from controller.display import Display
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets a handler of its own
-    # Three threads: the run itself, the answers to the display, and a request to stop.
-    controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=3).remote(config, directory)
     try:
-        address = ray.get(controller.metrics_address.remote(), timeout=ANSWER_SECONDS)
-        console.print(f"  [dim]{'metrics':<26}[/]{address}", soft_wrap=True)
-        job = controller.run.remote()
-        with Display(config.run.name, console, scores=list(config.reward.total)) as display:
-            try:
-                _follow(controller, job, display)
-            except KeyboardInterrupt:
-                ray.get(controller.stop.remote(), timeout=ANSWER_SECONDS)
-                display.update(Progress(stage="stopping after this iteration", iterations_total=config.run.iterations))
-                _follow(controller, job, display)
-        return ray.get(job, timeout=ANSWER_SECONDS)
-    except RayActorError as error:
-        refusal = _refusal(error)
-        raise (InputError(refusal) if refusal else RunFailed(f"the controller died: {error}")) from error
-    except (MemberFailed, Overdue, GetTimeoutError) as error:
-        raise RunFailed(f"the controller does not answer: {error}") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from error
-        logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
-        raise RunFailed(
-            f"{type(error.cause).__name__}: {error.cause}\n  what happened: {directory / 'events.jsonl'}\n"
-            f"  logs of all members: {logs}"
-        ) from error
-
-
-def _follow(controller, job, display) -> None:
-    """Shows progress until the job has ended, well or badly."""
-    import ray
-
-    from cluster.waiting import gather
-
-    ended: list[ray.ObjectRef] = []
-    while not ended:
-        ended, _ = ray.wait([job], timeout=POLL_SECONDS)
-        answer = gather(
-            {"controller": controller.progress.remote(display.seen)}, ANSWER_SECONDS, "telling its progress"
-        )
-        display.update(answer["controller"])
-
-
-def _refusal(error: Exception) -> str | None:
-    """The message of the InputError that kept the controller from starting, found in Ray's text; else None."""
-    for line in str(error).splitlines():
-        _, found, message = line.partition("InputError: ")
-        if found:
-            return message
-    return None
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"cluster.address: no Ray cluster can be joined at {address}: {error}") from error
 
 
 def _conclude(console: Console, directory: Path, summary: dict) -> None:
@@ -189,18 +162,18 @@ def _conclude(console: Console, directory: Path, summary: dict) -> None:
             {name: summary[name]["after"] for name in sets},
             {name: summary[name]["standard_error_of_change"] for name in sets},
             {
-                "plots": [_short(directory / name) for name in ("lambda.png", "scores.png")],
+                "plots": [short(directory / name) for name in ("lambda.png", "scores.png")],
                 "recordings (question, before, after)": [
-                    _short(question.with_name(question.name.replace("-question", f"-{what}")))
+                    short(question.with_name(question.name.replace("-question", f"-{what}")))
                     for question in sorted((directory / "audio").glob("*-question.wav"))[:2]
                     for what in ("question", "before", "after")
                 ],
-                "records": [_short(directory / "summary.json"), _short(directory / "checkpoints")],
+                "records": [short(directory / "summary.json"), short(directory / "checkpoints")],
             },
         )
     )
 
 
-def _short(path: Path) -> Path:
+def short(path: Path) -> Path:
     """Relative to the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

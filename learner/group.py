@@ -1,14 +1,23 @@
 """The learner group: all ranks as one."""
 
+import math
+import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.waiting import gather
-from learner.rank import LearnerRank, RankSettings
+from cluster.postmortem import describe
+from cluster.waiting import MemberFailed, Overdue, gather
+from cluster.watchdog import Waiting
+from learner.batches import Batch, write_batch
+from learner.checkpoint import Manifest, check_checkpoint
+from learner.rank import LearnerRank, RankSettings, StepReport
 from learner.rows import Item, Row, split
 from learner.step import Objective
 from learner.tally import Tally
@@ -16,6 +25,23 @@ from speech.families import Family
 
 CLOSE_SECONDS = 10.0
 """Time for ranks to clean up."""
+DEATH_SECONDS = 5.0
+"""How long after a rank's error the death of another, which may have caused it, can become known."""
+
+
+class LearnerLost(RuntimeError):
+    """A rank died, or did not finish before its deadline. The group is of no more use: `stop` it and start another."""
+
+    def __init__(self, names: list[str], reason: str) -> None:
+        super().__init__(reason)
+        self.names, self.reason = names, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.names, self.reason)
+
+
+class NotFinite(ArithmeticError):
+    """Too many steps in a row had a loss or a gradient that is not finite. The message says where the last batch is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +53,10 @@ class GroupSettings:
     start_seconds: float
     step_seconds: float
     """Deadline for one step, a weight publication or a checkpoint."""
+    skips_in_a_row: int
+    """After so many steps in a row that had to be skipped, the next batch would most likely be no better."""
+    faults: Path
+    """Folder that takes the last batch of such a row; made when it is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +75,31 @@ class Learned:
     """What a step did, over the whole batch."""
 
     tally: Tally
-    gradient_norm: float
+    gradient_norm: float | None
+    """Before clipping; None when the step was skipped."""
     learning_rate: float
+    """Of the step; one that was skipped leaves the schedule where it was."""
+    skipped: bool = False
+    """Whether weights and optimiser stayed as they were, because something was not finite."""
+    not_finite: str | None = None
+    """What was not: "loss of learner-1" or "gradient"."""
 
 
 class LearnerGroup:
-    """Learner ranks by name. Version 0 is the checkpoint; every step makes the next."""
+    """Learner ranks by name. Version 0 is the checkpoint; every step makes the next.
+
+    A step that is skipped makes a version too, with the same weights: versions count iterations, and have no gap.
+
+    A rank that dies or is late raises LearnerLost from whatever was asked of the group. An error of the work itself,
+    InputError included, is raised as it came.
+    """
 
     def __init__(self, settings: GroupSettings, rank: RankSettings, family: Family, objective: Objective) -> None:
         self._settings, self._rank = settings, rank
-        self._version = 0
+        self._version = self._skips = 0
+        self._lost = False
+        self._doing = ("", 0.0)
+        self._memory: Path | None = None
         remote = ray.remote(LearnerRank).options(
             num_cpus=settings.cpus,
             num_gpus=settings.gpus,
@@ -73,12 +118,15 @@ class LearnerGroup:
         """Waits until the group has met and every rank holds the model. Returns the number of parameters."""
         first, leader = next(iter(self._ranks.items()))
         deadline = self._settings.start_seconds
-        host, port = gather({first: leader.address.remote()}, deadline, "starting")[first]
+        host, port = self._answers({first: leader.address.remote()}, deadline, "starting")[first]
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
-        return gather(answers, deadline, "joining the learner group")[first]
+        return self._answers(answers, deadline, "joining the learner group")[first]
 
     def step(self, items: list[Item], mix: float) -> Learned:
-        """One optimiser step on preference and anchor items together."""
+        """One optimiser step on preference and anchor items together.
+
+        Raises NotFinite when it had to be skipped, and too many before it.
+        """
         ranks = len(self._ranks)
         anchors = [item for item in items if isinstance(item, Row) and item.anchor_weight]
         others = [item for item in items if not (isinstance(item, Row) and item.anchor_weight)]
@@ -97,30 +145,138 @@ class LearnerGroup:
             name: rank.step.remote(share, micro_batches, mix)
             for (name, rank), share in zip(self._ranks.items(), shares, strict=True)
         }
-        reports = gather(answers, self._settings.step_seconds, "taking a step")
-        tally = Tally()
-        for report in reports.values():
-            tally.merge(report.tally)
+        reports = self._answers(answers, self._settings.step_seconds, "taking a step")
+        learned = _learned(reports)
         self._version += 1
-        first = next(iter(reports.values()))
-        return Learned(tally=tally, gradient_norm=first.gradient_norm, learning_rate=first.learning_rate)
+        self._skips = self._skips + 1 if learned.skipped else 0
+        if self._skips >= self._settings.skips_in_a_row:
+            self._give_up(Batch(items=items, mix=mix, version=self._version, reason=str(learned.not_finite)))
+        return learned
+
+    def _give_up(self, batch: Batch) -> None:
+        path = self._settings.faults / f"step-{batch.version:06d}.parquet"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_batch(path, batch)
+            kept = f"its batch is in {path} (learner.batches.read_batch)"
+        except OSError as error:
+            kept = f"its batch could not be kept: {error}"
+        raise NotFinite(
+            f"{self._skips} steps in a row were skipped, as many as learner.skips_in_a_row allows: the {batch.reason} "
+            f"of step {batch.version} is not finite; {kept}"
+        )
 
     def publish(self, probe: list[np.ndarray]) -> Published:
         """Writes the newest weights where workers can fetch them."""
         answers = {name: rank.publish.remote(self._version, probe) for name, rank in self._ranks.items()}
-        reports = gather(answers, self._settings.step_seconds, "publishing weights")
+        reports = self._answers(answers, self._settings.step_seconds, "publishing weights")
         path, size, logps = next(report for report in reports.values() if report is not None)
+        self._memory = path.parent
         return Published(version=self._version, path=path, size=size, probe_logps=logps)
 
     def save(self, directory: Path) -> None:
+        """Writes a checkpoint into an existing folder (`learner.checkpoint`). The manifest comes last: without it,
+        nothing looks whole. Raises OSError; the group can go on after that."""
         answers = {name: rank.save.remote(directory) for name, rank in self._ranks.items()}
-        gather(answers, self._settings.step_seconds, "saving a checkpoint")
+        try:
+            prints = self._answers(answers, self._settings.step_seconds, "saving a checkpoint")
+        except OSError:
+            # The folder can be removed now: the others have stopped writing as well.
+            ray.wait(list(answers.values()), num_returns=len(answers), timeout=self._settings.step_seconds)
+            raise
+        Manifest.write(
+            directory,
+            patterns=("*.safetensors", "*.json", "optimizer/*"),
+            ranks=self._settings.ranks,
+            zero_stage=self._rank.zero_stage,
+            dtype=self._rank.dtype,
+            parameters=next(iter(prints.values())),
+            version=self._version,
+            skips=self._skips,
+        )
+
+    def load(self, directory: Path, version: int) -> None:
+        """Goes on, bit for bit, from a checkpoint that `save` wrote after `version` steps. Raises InputError for one
+        that is damaged, or of a group of another kind; that can be asked beforehand (`check_checkpoint`)."""
+        settings = self._rank
+        manifest = check_checkpoint(
+            directory, ranks=self._settings.ranks, zero_stage=settings.zero_stage, dtype=settings.dtype
+        )
+        answers = {name: rank.load.remote(directory, manifest.parameters) for name, rank in self._ranks.items()}
+        self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
+        self._version, self._skips = version, manifest.skips
+
+    def awaited(self) -> list[Waiting]:
+        """All ranks, with what they were asked to do; may be asked from another thread."""
+        doing, since = self._doing
+        return [Waiting(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
 
     def stop(self) -> None:
-        """Ends all ranks, whatever state they are in; those that still answer clean up behind them."""
-        answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
+        """Ends all ranks, whatever state they are in, and removes their weights from memory. Those that still answer
+        clean up behind them; of a group that is lost, the others wait for the dead one, and nobody waits for them."""
+        if not self._lost:
+            answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
+            with suppress(MemberFailed, Overdue, RayError):
+                gather(answers, CLOSE_SECONDS, "closing")
+        for rank in self._ranks.values():
+            ray.kill(rank)
+        if self._memory is not None:
+            shutil.rmtree(self._memory, ignore_errors=True)
+
+    def _answers(self, answers: dict[str, ray.ObjectRef], seconds: float, doing: str) -> dict[str, Any]:
+        """The answers of all ranks. Raises LearnerLost, or what a rank's own work raised."""
+        self._doing = (doing, time.monotonic())
         try:
-            gather(answers, CLOSE_SECONDS, "closing")
+            return gather(answers, seconds, doing)
+        except (Overdue, MemberFailed, RayError) as error:
+            task = error.__cause__
+            cause = task.cause if isinstance(task, RayTaskError) else None
+            # What others raise when a peer goes away is a RuntimeError of the collective operation.
+            blameless = isinstance(error, Overdue) or (cause is not None and not isinstance(cause, RuntimeError))
+            dead = _dead(answers, 0.0 if blameless else DEATH_SECONDS)
+            if cause is not None and not dead:
+                raise cause from error
+            self._lost = True
+            late = [name for name, answer in answers.items() if not _done(answer)]
+            reason = f"{', '.join(dead)} died while {doing}: {next(iter(dead.values()))}" if dead else str(error)
+            raise LearnerLost(list(dead) or late, reason) from error
         finally:
-            for rank in self._ranks.values():
-                ray.kill(rank)
+            self._doing = ("", 0.0)
+
+
+def _learned(reports: dict[str, StepReport]) -> Learned:
+    tally = Tally()
+    for report in reports.values():
+        tally.merge(report.tally)
+    first = next(iter(reports.values()))
+    wrong = [name for name, report in reports.items() if not report.finite]
+    return Learned(
+        tally=tally,
+        gradient_norm=first.gradient_norm if math.isfinite(first.gradient_norm) else None,
+        learning_rate=first.learning_rate,
+        skipped=first.skipped,
+        not_finite=(f"loss of {', '.join(wrong)}" if wrong else "gradient") if first.skipped else None,
+    )
+
+
+def _done(answer: ray.ObjectRef) -> bool:
+    return bool(ray.wait([answer], timeout=0)[0])
+
+
+def _dead(answers: dict[str, ray.ObjectRef], seconds: float) -> dict[str, str]:
+    """Ranks that died, with the reason. The search ends with the first that is found, or when all have answered."""
+    deadline = time.monotonic() + seconds
+    while True:
+        dead = {}
+        for name, answer in answers.items():
+            if _done(answer):
+                try:
+                    ray.get(answer)
+                except RayTaskError:
+                    continue
+                except RayError as error:
+                    dead[name] = str(describe(error))
+        pending = [answer for answer in answers.values() if not _done(answer)]
+        if dead or not pending or time.monotonic() >= deadline:
+            return dead
+        ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))

@@ -3,21 +3,29 @@
 import copy
 import math
 import os
-import shutil
 import socket
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.member import Member
+from learner import meeting, schedule
+from learner.checkpoint import as_os_error
 from learner.freezing import freeze
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
 from learner.send import SharedMemorySender, named_weights
+from learner.state import load_model, model_fingerprint, put_state, save_model, take_state
 from learner.step import Objective, micro_batch_loss
 from learner.tally import Tally
+from learner.tree import read_tree, write_tree
+from speech.errors import InputError
 from speech.families import Family
 from speech.interleave import kind_table
 from speech.vocabulary import Vocabulary
@@ -51,36 +59,46 @@ class RankSettings:
     """Patterns of parameter names that are not trained."""
     gpu: bool
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the checkpoint may be run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a rank saw of a step."""
+    """What a rank saw of a step. `tally` is its own; `skipped` and `gradient_norm` are those of the whole group."""
 
     tally: Tally
     gradient_norm: float
+    """Before clipping; not finite in a step that was skipped."""
     learning_rate: float
+    skipped: bool
+    """The optimiser did not move: a loss or a gradient of some rank was not finite."""
+    finite: bool
+    """Whether this rank's own losses were."""
 
 
-class LearnerRank:
+class LearnerRank(Member):
     """One process of the learner group. `connect` must be called on all ranks at once."""
 
     def __init__(self, rank: int, world: int, settings: RankSettings, family: Family, objective: Objective) -> None:
+        super().__init__()
         self._rank, self._world = rank, world
         self._settings, self._objective = settings, objective
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._kinds = torch.from_numpy(kind_table(self._vocabulary))
-        torch.manual_seed(0)  # nothing random is left in the learner; this keeps it so
+        # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
+        # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
+        torch.manual_seed(0)
         self._sender: SharedMemorySender | None = None
+        self._door: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Where the group can meet: this process's address and a free port."""
+        """Where the group will meet: this node's address and a port, which is held from now on."""
         import ray
 
         host = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            return host, free.getsockname()[1]
+        self._door = meeting.door(host)
+        return host, self._door.getsockname()[1]
 
     def connect(self, host: str, port: int) -> int:
         """Joins the group, loads the model and builds the DeepSpeed engine. Returns the number of parameters."""
@@ -91,12 +109,24 @@ class LearnerRank:
         if not cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
             torch.set_num_threads(self._settings.threads)
+        # DeepSpeed compiles an operator with the first `ninja` on the path, and anew when that is another one than the
+        # last time: it must be the environment's own, which is always there, however the job was started.
+        os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
         import deepspeed
         from transformers import AutoModelForCausalLM
 
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        backend = "nccl" if cuda else "gloo"
+        if not torch.distributed.is_initialized():  # a process meets its group once
+            store = meeting.store(self._rank, self._world, host, port, self._door)
+            torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
         dtype = getattr(torch, self._settings.dtype)
-        model = AutoModelForCausalLM.from_pretrained(self._settings.checkpoint, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            self._settings.checkpoint,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=self._settings.trust_remote_code,
+        )
         freeze(model, self._settings.frozen)
         scorer = Scorer(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
@@ -110,9 +140,11 @@ class LearnerRank:
             eps=self._settings.epsilon,
             weight_decay=self._settings.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        s = self._settings
+        rate = partial(schedule.share, warmup=s.warmup, steps=s.steps, final=s.final_rate)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self._engine, *_ = deepspeed.initialize(
-            model=scorer, optimizer=optimizer, lr_scheduler=schedule, config=self._deepspeed_config()
+            model=scorer, optimizer=optimizer, lr_scheduler=rates, config=self._deepspeed_config()
         )
         return sum(getattr(p, "ds_numel", p.numel()) for p in scorer.parameters())
 
@@ -127,17 +159,13 @@ class LearnerRank:
             "steps_per_print": 10**9,
         }
 
-    def _rate(self, step: int) -> float:
-        """Share of the highest learning rate: linear warm-up, then cosine."""
-        s = self._settings
-        if step < s.warmup:
-            return (step + 1) / (s.warmup + 1)
-        progress = min(1.0, (step - s.warmup) / max(1, s.steps - s.warmup))
-        return s.final_rate + (1.0 - s.final_rate) * 0.5 * (1.0 + float(np.cos(np.pi * progress)))
-
     def step(self, items: list[Item], micro_batches: int, mix: float) -> StepReport:
-        """One optimiser step on this rank's items. All ranks run the same number of micro-batches."""
-        tally = Tally()
+        """One optimiser step on this rank's items. All ranks run the same number of micro-batches.
+
+        When a loss of any rank, or the gradient, is not finite, no rank takes the step: weights, moments and schedule
+        stay as they are, and nothing of the gradient is left for the next step.
+        """
+        tally, finite, everywhere = Tally(), True, True
         rate = self._engine.get_lr()[0]
         for index, part in enumerate(split(items, micro_batches)):
             batch = collate(
@@ -153,16 +181,42 @@ class LearnerRank:
             )
             loss, seen = micro_batch_loss(batch, logp, entropy, self._start(batch), self._objective, mix)
             tally.merge(seen)
-            self._engine.set_gradient_accumulation_boundary(index == micro_batches - 1)
+            finite = finite and math.isfinite(loss.item())
+            last = index == micro_batches - 1
+            if last and not (everywhere := self._everywhere(finite)):
+                # A loss can be infinite and its gradient finite (log-probability −∞). The gradient is spoilt on every
+                # rank, so that whatever is not finite takes one way: DeepSpeed's own, which clears all its buffers.
+                loss = loss * math.nan
+            self._engine.set_gradient_accumulation_boundary(last)
             # DeepSpeed averages gradients over ranks; row weights already add up over the whole batch.
             self._engine.backward(loss * self._world)
+        norm, taken = self._move()
+        if taken and not everywhere:
+            raise RuntimeError("DeepSpeed took a step with a gradient that is not finite")
+        return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate, skipped=not taken, finite=finite)
+
+    def _everywhere(self, finite: bool) -> bool:
+        """Whether it holds on all ranks."""
+        wrong = torch.tensor([0.0 if finite else 1.0], device=self._device)
+        torch.distributed.all_reduce(wrong, torch.distributed.ReduceOp.MAX)
+        return not wrong.item()
+
+    def _move(self) -> tuple[float, bool]:
+        """Takes the step or, where the gradient is not finite, clears it. Returns its norm and whether it was taken.
+
+        All ranks have the same norm, as gradients (ZeRO 0) or the norms of their parts have been reduced by now.
+        """
         if self._settings.zero_stage == 0:
-            norm = _finite(self._norm_without_zero())
+            # DeepSpeed reports a norm only with ZeRO, and does not look whether it is finite. Not clipped yet.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return norm, False
             self._engine.step()
-        else:
-            self._engine.step()
-            norm = _finite(float(self._engine.get_global_grad_norm()))
-        return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate)
+            return norm, True
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm()), self._engine.was_step_applied()
 
     def _scored(self, item: Item, row: Row) -> np.ndarray:
         return self._objective.scored(row.channels, item, row)
@@ -178,11 +232,6 @@ class LearnerRank:
             parts = (batch.sources, batch.targets, batch.allowed, batch.temperatures)
             found[:tokens], _ = self._reference(batch.input_ids[:rows], *(part[:tokens] for part in parts))
         return found
-
-    def _norm_without_zero(self) -> float:
-        """DeepSpeed reports a norm only with ZeRO. Gradients have been averaged over the ranks by now, not clipped."""
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:
         """Rank 0 writes the weights and scores the probe; returns (file, bytes, log-probabilities [L − 1] each)."""
@@ -214,29 +263,43 @@ class LearnerRank:
         sharded = self._settings.zero_stage == 3
         return deepspeed.zero.GatheredParameters(list(self._engine.module.parameters()), enabled=sharded)
 
-    def save(self, directory: Path) -> None:
-        """Writes a Hugging Face checkpoint with the tokenizer, and under `optimizer/` the state to go on from."""
-        with self._gathered():
-            if self._rank == 0:
-                model = self._engine.module.model
-                state = {name: parameter.data.clone() for name, parameter in named_weights(model)}
-                for alias in getattr(model, "_tied_weights_keys", None) or []:
-                    if model.config.tie_word_embeddings:
-                        state.pop(alias, None)
-                model.save_pretrained(directory, state_dict=state)
-                for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                    source = Path(self._settings.checkpoint) / name
-                    if source.is_file():
-                        shutil.copy(source, directory / name)
-        self._engine.save_checkpoint(str(directory / "optimizer"), tag="state")
+    def save(self, directory: Path) -> str:
+        """Writes its part of a checkpoint (`learner.checkpoint`); returns the fingerprint of the parameters.
+
+        Ranks do not wait for one another, so that one whose disk is full holds up nobody. Raises OSError.
+        """
+        try:
+            with self._gathered():
+                if self._rank == 0:
+                    save_model(self._engine.module.model, Path(self._settings.checkpoint), directory)
+            self._state_file(directory).parent.mkdir(exist_ok=True)
+            write_tree(self._state_file(directory), take_state(self._engine))
+        except SafetensorError as error:
+            raise as_os_error(error) from error
+        return model_fingerprint(self._engine.module.model)
+
+    def load(self, directory: Path, fingerprint: str) -> None:
+        """Goes on, bit for bit, from what `save` wrote: weights, optimiser and schedule.
+
+        The group must have as many ranks as then, at the same ZeRO stage. fingerprint: of the parameters that were
+        saved. Raises InputError when they are others, or when a file is damaged.
+        """
+        if fingerprint != model_fingerprint(self._engine.module.model):
+            raise InputError(
+                f"{directory} was saved of other parameters, or with others frozen, than model.checkpoint = "
+                f"{self._settings.checkpoint} and model.frozen have now"
+            )
+        state = read_tree(self._state_file(directory))
+        if self._settings.zero_stage < 3:  # else they come with the optimiser's state
+            load_model(self._engine.module.model, directory)
+        try:
+            put_state(self._engine, self._settings.zero_stage, self._world, state)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self._state_file(directory)} holds no state of this optimiser: {error!r}") from error
+
+    def _state_file(self, directory: Path) -> Path:
+        return directory / "optimizer" / f"rank-{self._rank}.safetensors"
 
     def close(self) -> None:
         if self._sender is not None:
             self._sender.close()
-
-
-def _finite(norm: float) -> float:
-    """Raises when a gradient is not finite: DeepSpeed would skip the step, and every later one, without a word."""
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm}: a loss or a log-probability is not finite")
-    return norm

@@ -1,8 +1,11 @@
 """Sends weights: one safetensors file on a memory file system for each version (read by `rollout/receive.py`)."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,24 +28,43 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from model.named_parameters(remove_duplicate=False)
 
 
+def sweep(run: str) -> None:
+    """Removes what dead senders of a run left in memory: those whose lock is free. Living ones keep theirs."""
+    for directory in memory_directory().glob(f"duet-{run}-*"):
+        with suppress(OSError):  # another user's, or just removed
+            descriptor = os.open(directory, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory)
+            finally:
+                os.close(descriptor)
+
+
 class SharedMemorySender:
-    """Writes each version beside the last and removes the older ones."""
+    """Writes each version beside the last and removes the older ones.
+
+    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
+    whoever comes later can tell what is left over (`sweep`).
+    """
 
     def __init__(self, run: str) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix=f"duet-{run}-", dir=memory_directory()))
+        sweep(run)
+        # Locked before it has the name that is swept.
+        made = Path(tempfile.mkdtemp(prefix=".duet-", dir=memory_directory()))
+        self._lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._directory = made.rename(made.with_name(f"duet-{run}-{made.name.removeprefix('.duet-')}"))
         self._current: Path | None = None
 
     def send(self, weights: dict[str, torch.Tensor], version: int) -> tuple[Path, int]:
         """Returns the file and its size in bytes. The file of the version before is removed."""
         path = self._directory / f"{version:06d}.safetensors"
         save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, path)
-        if self._current is not None:
+        if self._current is not None and self._current != path:
             self._current.unlink(missing_ok=True)
         self._current = path
         return path, path.stat().st_size
 
     def close(self) -> None:
-        if self._current is not None:
-            self._current.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            self._directory.rmdir()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._lock)

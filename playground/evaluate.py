@@ -149,7 +149,9 @@ def evaluate_world(world: Path, seed: int = 0, prompts: int | None = None) -> di
     """The shipped base on both held-out files of a world, the first `prompts` rows of each."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     codec = PlaygroundCodec.load(world / "codec")
-    model = Qwen2ForCausalLM.from_pretrained(world / "base", dtype=torch.float32).eval()
+    model = Qwen2ForCausalLM.from_pretrained(
+        world / "base", dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     measured = {}
     for name in ("held_out", "held_out_facts"):
         rows = read_prompts(world / "data" / f"{name}.parquet", vocabulary)[:prompts]

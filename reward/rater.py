@@ -1,6 +1,7 @@
 """What a rater is, and what a missing score is."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from speech.records import Prompt, Reply
@@ -42,6 +43,24 @@ class Rater(Protocol):
 
     def rate(self, spoken: SpokenReply) -> Score:
         """A score, or Missing with the reason. Raising counts as Missing as well."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """What one rater made of one reply."""
+
+    score: Score
+    details: dict[str, str] = field(default_factory=dict)
+    """What it noted, for people."""
+
+
+class BatchRater(Rater, Protocol):
+    """A rater that is better asked about many replies at once: a judge that is reached over a network."""
+
+    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+        """One for each reply, in order, within so many seconds: what is not there by then is Missing. Called in a
+        thread of its own; used in place of `rate`. A reply that fails leaves the others as they are."""
         ...
 
 

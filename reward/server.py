@@ -1,21 +1,33 @@
 """A reward server: the Ray actor that decodes replies and asks the raters. And its pool."""
 
 import importlib
-import math
-import numbers
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
-from cluster.waiting import gather
-from reward.rater import Missing, Rater, Score, Scorecard, SpokenReply
+from cluster.asking import CrewSettings, Renewal
+from cluster.crew import Crew
+from cluster.member import Member
+from cluster.watchdog import Waiting
+from reward.cache import merged, read_answers, write_answers
+from reward.rater import Rater, Scorecard, SpokenReply
+from reward.rating import added, cards
 from speech.errors import InputError
 from speech.families import Family
-from speech.records import Finish, Group, Prompt, Reply
+from speech.records import Group
 from speech.vocabulary import Vocabulary
+from speech.waveform import Waveform
+
+JUDGES_SHARE = 0.8
+"""Share of the deadline for a batch after which judges that have not answered are no longer waited for."""
+MOST_ANSWERS = 200_000
+"""Judges' answers that a checkpoint keeps, some 20 MB; the ones of no use for the longest time go first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +52,8 @@ def load(name: str) -> Any:
         raise InputError(f"{name!r} is not of the form module:Class")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a module of the user's own raises when it is imported
+        raise InputError(f"{name!r} cannot be loaded: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +68,26 @@ class ServerSettings:
     start_seconds: float
     score_seconds: float
     """Deadline for scoring a batch."""
+    beat_seconds: float
+    """How long a server may give no sign of life."""
 
 
-def unfit(reply: Reply) -> Missing | None:
-    """Why a reply is not scored like a finished one (method §7, rule 5): truncated or malformed replies stay
-    unscored."""
-    if reply.finish == Finish.LENGTH:
-        return Missing("truncated reply")
-    if reply.finish == Finish.ABORTED:
-        return Missing("aborted reply")
-    if reply.defect is not None:
-        return Missing("malformed reply")
-    return None
-
-
-def _checked(name: str, score: object) -> Score:
-    """What a rater gave: a finite number or Missing. Anything else is a failure of the rater."""
-    if isinstance(score, Missing):
-        return score
-    if isinstance(score, numbers.Real) and math.isfinite(score):
-        return float(score)
-    return Missing(f"{name} gave no finite number", fault="rater")
-
-
-class RewardServer:
+class RewardServer(Member):
     """Scores groups. A rater that raises gives Missing, never a number (method §7, rule 1)."""
 
-    def __init__(self, settings: ServerSettings, family: Family) -> None:
+    def __init__(self, settings: ServerSettings, family: Family, answers: pa.Table | None = None) -> None:
+        """answers: of remote raters, from before."""
+        super().__init__()
+        self._seconds = settings.score_seconds
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._codec = load(settings.codec.use).load(Path(settings.codec.arguments["path"]))
         self._raters: list[Rater] = [part.build() for part in settings.raters]
         for part, rater in zip(settings.raters, self._raters, strict=True):
             if part.name and part.name != rater.name:
                 raise InputError(f"reward.raters: {part.use} calls its score {rater.name!r}, not {part.name!r}")
+        self._born = time.time()
+        if answers is not None:
+            self.load_cache(answers)
 
     def versions(self) -> dict[str, str]:
         """Versions of the raters and the codec, for the records."""
@@ -96,79 +95,173 @@ class RewardServer:
 
     def score(self, groups: list[Group]) -> list[list[Scorecard]]:
         """A card for each reply of each group."""
-        return [[self._card(group.prompt, reply) for reply in group.replies] for group in groups]
+        end = time.monotonic() + JUDGES_SHARE * self._seconds
+        spoken = [
+            SpokenReply(
+                prompt=group.prompt,
+                reply=reply,
+                text=self._vocabulary.text(reply.token_ids),
+                waveform=self._decode(reply.token_ids),
+            )
+            for group in groups
+            for reply in group.replies
+        ]
+        rated = iter(cards(self._raters, spoken, end - time.monotonic()))
+        return [[next(rated) for _ in group.replies] for group in groups]
 
-    def decode(self, token_ids: np.ndarray):
-        """The waveform of the speech tokens among ids [T], or None when there are none."""
+    def cache_entries(self) -> pa.Table:
+        """What remote raters answered, of the schema `reward.cache.ANSWERS`."""
+        return merged(rater.cache.table() for rater in self._raters if hasattr(rater, "cache"))
+
+    def load_cache(self, answers: pa.Table) -> int:
+        """Adds answers from elsewhere. Returns how many it was given."""
+        for rater in self._raters:
+            if hasattr(rater, "cache"):
+                rater.cache.load(answers)
+        return answers.num_rows
+
+    def counters(self) -> tuple[float, dict[str, dict[str, float]]]:
+        """When this server was started, and what happened with each remote rater since (`remote.Counters`)."""
+        return self._born, {rater.name: rater.counters() for rater in self._raters if hasattr(rater, "counters")}
+
+    def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
+        """The waveform of the speech tokens among ids [T] of each reply, or None when there are none."""
+        return [self._decode(ids) for ids in replies]
+
+    def measure(self, function: str, replies: list[np.ndarray]) -> list[float | None]:
+        """A function of a waveform, named "module:function", of each reply; None for one without speech."""
+        measured = load(function)
+        return [None if waveform is None else float(measured(waveform)) for waveform in self.decode(replies)]
+
+    def _decode(self, token_ids: np.ndarray) -> Waveform | None:
         codes = self._vocabulary.codes(token_ids)
         return self._codec.decode(codes) if len(codes) else None
 
-    def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
-        """A function of a waveform, named "module:function", of each reply that has speech."""
-        measured = load(function)
-        waveforms = [self.decode(ids) for ids in replies]
-        return [float(measured(waveform)) for waveform in waveforms if waveform is not None]
-
-    def _card(self, prompt: Prompt, reply: Reply) -> Scorecard:
-        waveform = self.decode(reply.token_ids)
-        spoken = SpokenReply(prompt=prompt, reply=reply, text=self._vocabulary.text(reply.token_ids), waveform=waveform)
-        reason = unfit(reply)
-        scores: dict[str, Score] = {}
-        details = {"text": spoken.text}
-        for rater in self._raters:
-            if reason is not None:
-                scores[rater.name] = reason
-                continue
-            try:
-                scores[rater.name] = _checked(rater.name, rater.rate(spoken))
-                if hasattr(rater, "detail"):
-                    details |= rater.detail(spoken)
-            except Exception as error:  # whatever a rater raises, its score is missing and the run goes on
-                scores[rater.name] = Missing(f"{rater.name} raised {type(error).__name__}", fault="rater")
-                details[f"{rater.name}_error"] = str(error)
-        return Scorecard(scores=scores, details=details, seconds=waveform.seconds if waveform else 0.0)
-
 
 class RewardPool:
-    """Reward servers by name; a batch is dealt out in contiguous shares."""
+    """Reward servers by name. One that dies is replaced, and what it was rating is rated by another."""
 
-    def __init__(self, settings: ServerSettings, family: Family) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServerSettings, family: Family, tell: Callable[..., None]) -> None:
+        """tell: takes events, a kind and fields."""
         remote = ray.remote(RewardServer).options(
             num_cpus=settings.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
         )
-        self._servers: dict[str, Any] = {
-            f"reward-{i}": remote.remote(settings, family) for i in range(settings.servers)
-        }
+        self._start_seconds = settings.start_seconds
+        self._answers: ray.ObjectRef | None = None
+        """Of remote raters, as last saved or loaded: what a new server starts with."""
+        self._counters: dict[tuple[str, float], dict[str, dict[str, float]]] = {}
+        """As last heard, by name and birth of a server: what a lost one did goes on counting."""
+        self._crew = Crew(
+            CrewSettings(
+                role="reward",
+                members=settings.servers,
+                start_seconds=settings.start_seconds,
+                renew_seconds=settings.start_seconds,
+                work_seconds=settings.score_seconds,
+                beat_seconds=settings.beat_seconds,
+                renewed=False,
+                needs={"CPU": settings.cpus},
+            ),
+            make=lambda name: remote.remote(settings, family, self._answers),
+            warm=lambda server: server.versions.remote(),
+            tell=tell,
+        )
 
-    def start(self) -> dict[str, str]:
-        """Waits for every server. Returns the versions of raters and codec."""
-        answers = {name: server.versions.remote() for name, server in self._servers.items()}
-        return next(iter(gather(answers, self._settings.start_seconds, "starting").values()))
+    @property
+    def names(self) -> list[str]:
+        """Servers that rate."""
+        return self._crew.names
+
+    def start(self, *, strict: bool = True) -> dict[str, str]:
+        """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
+        start."""
+        return next(iter(self._crew.start(strict=strict).values()))
+
+    def withdraw(self) -> None:
+        """Calls off who waits for a place."""
+        self._crew.withdraw()
 
     def score(self, groups: list[Group]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""
-        count, parts = len(groups), len(self._servers)
-        bounds = [count * part // parts for part in range(parts + 1)]
-        answers = {
-            name: server.score.remote(groups[low:high])
-            for (name, server), low, high in zip(self._servers.items(), bounds, bounds[1:], strict=False)
-            if low < high
-        }
-        results = gather(answers, self._settings.score_seconds, f"scoring {count} groups")
-        return [cards for part in results.values() for cards in part]
+        return self._crew.work(
+            [f"prompt {group.prompt.id}" for group in groups],
+            lambda server, items: server.score.remote([groups[i] for i in items]),
+            f"scoring {len(groups)} groups",
+        )
 
     def decode(self, replies: list[np.ndarray]) -> list:
-        """Waveforms of a few replies, from one server."""
-        name, server = next(iter(self._servers.items()))
-        answers = {f"{name}, reply {i}": server.decode.remote(ids) for i, ids in enumerate(replies)}
-        return list(gather(answers, self._settings.score_seconds, "decoding").values())
+        """Waveforms of a few replies."""
+        return self._crew.work(
+            _numbered(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
+        )
 
     def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
-        """`RewardServer.measure`, on one server."""
-        name, server = next(iter(self._servers.items()))
-        return gather({name: server.measure.remote(function, replies)}, self._settings.score_seconds, "measuring")[name]
+        """A function of a waveform, named "module:function", of each reply that has speech."""
+        found = self._crew.work(
+            _numbered(replies),
+            lambda server, items: server.measure.remote(function, [replies[i] for i in items]),
+            "measuring",
+        )
+        return [value for value in found if value is not None]
+
+    @property
+    def target(self) -> int:
+        """How many servers there are to be."""
+        return self._crew.fleet.target
+
+    def share_cache(self) -> pa.Table:
+        """Every server, and those that are still to come, get what the judges answered any of them. Returns it.
+
+        What a server was answered after that goes with it when it is lost or leaves, and is asked again.
+        """
+        before = [] if self._answers is None else [ray.get(self._answers, timeout=self._start_seconds)]
+        found = self._everybody(lambda server: server.cache_entries.remote(), "handing over the judges' answers")
+        table = merged([*before, *found.values()], MOST_ANSWERS)
+        self._hand_out(table)
+        return table
+
+    def save_cache(self, path: Path) -> int:
+        """Shares what the judges answered so far, and writes it as one Parquet file. Returns how many answers."""
+        table = self.share_cache()
+        write_answers(path, table)
+        return table.num_rows
+
+    def load_cache(self, path: Path) -> int:
+        """Gives every server, and those that are still to come, the answers of a file; before `start` or after it.
+        Returns how many. Raises InputError for a file that is none."""
+        table = read_answers(path)
+        self._hand_out(table)
+        return table.num_rows
+
+    def _hand_out(self, table: pa.Table) -> None:
+        self._answers = ray.put(table)
+        if table.num_rows and self._crew.names:
+            self._everybody(lambda server: server.load_cache.remote(self._answers), "taking the judges' answers")
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """What happened with each remote rater since the start of the run, all servers together; none goes down."""
+        found = self._everybody(lambda server: server.counters.remote(), "counting")
+        for name, (born, by_rater) in found.items():
+            self._counters[name, born] = by_rater
+        return added(self._counters.values())
+
+    def _everybody(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
+        """Asks every server that is up. Returns their answers by name, without those of servers lost meanwhile."""
+        found: dict[str, Any] = {}
+        self._crew.renew(Renewal(call=call, check=found.__setitem__, doing=doing))
+        return found
+
+    def resize(self, servers: int) -> None:
+        """How many servers there should be."""
+        self._crew.resize(servers)
+
+    def awaited(self) -> list[Waiting]:
+        """Everybody, with what each was asked to do."""
+        return self._crew.awaited()
 
     def stop(self) -> None:
-        for server in self._servers.values():
-            ray.kill(server)
+        self._crew.stop()
+
+
+def _numbered(replies: list[np.ndarray]) -> list[str]:
+    return [f"reply {number}" for number in range(1, len(replies) + 1)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rollout.life import EngineLife
 from speech.families import Family
 from speech.interleave import check, kind_table
 from speech.records import Finish, Group, Prompt, Reply
@@ -35,6 +36,8 @@ class EngineSettings:
     gpu_memory_share: float
     """Share of the GPU's memory; ignored on CPU."""
     tensor_parallel: int
+    trust_remote_code: bool = False
+    """Whether code that comes with the checkpoint may be run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class Engine:
         self._llm = LLM(
             model=settings.checkpoint,
             skip_tokenizer_init=True,
+            load_format="safetensors",  # and nothing that is unpickled
+            trust_remote_code=settings.trust_remote_code,
             dtype=settings.dtype,
             seed=seed,
             max_model_len=settings.max_length,
@@ -86,6 +91,7 @@ class Engine:
             weight_transfer_config={"backend": receive.BACKEND},
             worker_extension_cls="rollout.receive.WorkerExtension",
         )
+        self.life = EngineLife(self._llm)
         self._llm.init_weight_transfer_engine({"init_info": {}})
 
     @property

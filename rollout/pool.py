@@ -1,13 +1,15 @@
 """The pool of rollout workers: hands out prompts, passes on weights, and refuses a worker that does not hold them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from cluster.waiting import gather
+from cluster.asking import CrewSettings, Renewal
+from cluster.crew import Crew
+from cluster.watchdog import Waiting
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.families import Family
@@ -27,74 +29,110 @@ class PoolSettings:
     start_seconds: float
     """Deadline for engines to start."""
     sample_seconds: float
-    """Deadline for a batch of replies."""
+    """Deadline for a worker's share of a batch of replies."""
     sync_seconds: float
     """Deadline for taking new weights."""
     probe_limit: float
     """Largest difference of a log-probability between worker and learner on the probe, nats."""
+    beat_seconds: float
+    """How long a worker may give no sign of life."""
 
 
 class RolloutPool:
-    """Rollout workers by name. Start with `start`, then `update` before the first `sample`."""
+    """Rollout workers by name. Start with `start`, then `update` before the first `sample`.
 
-    def __init__(self, settings: PoolSettings, engine: EngineSettings, family: Family, seed: int) -> None:
+    A worker that dies is replaced, and what it was sampling is sampled by another: the seeds go with the prompts, so
+    the replies are the same whoever draws them.
+    """
+
+    def __init__(
+        self, settings: PoolSettings, engine: EngineSettings, family: Family, seed: int, tell: Callable[..., None]
+    ) -> None:
+        """tell: takes events, a kind and fields."""
         self._settings = settings
+        self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
+        needs = {"CPU": settings.cpus, "GPU": settings.gpus}
         remote = ray.remote(RolloutWorker).options(
             num_cpus=settings.cpus,
             num_gpus=settings.gpus,
             # torch reads its thread count when it is imported, before the worker's own code runs.
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}},
         )
-        names = [f"rollout-{index}" for index in range(settings.workers)]
-        self._workers: dict[str, Any] = {
-            name: remote.remote(name, engine, family, seed + index) for index, name in enumerate(names)
-        }
+        self._crew = Crew(
+            CrewSettings(
+                role="rollout",
+                members=settings.workers,
+                start_seconds=settings.start_seconds,
+                renew_seconds=settings.sync_seconds,
+                work_seconds=settings.sample_seconds,
+                beat_seconds=settings.beat_seconds,
+                renewed=True,
+                needs=needs,
+            ),
+            make=lambda name: remote.remote(name, engine, family, seed + int(name.rpartition("-")[2])),
+            warm=lambda worker: worker.warm_up.remote(*self._first),
+            tell=tell,
+        )
 
     @property
     def names(self) -> list[str]:
-        return list(self._workers)
+        """Workers that hold the newest weights."""
+        return self._crew.names
 
-    def start(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> None:
-        """Waits until every engine has started and sampled once."""
-        answers = {n: w.warm_up.remote(prompts, group_size, sampling) for n, w in self._workers.items()}
-        gather(answers, self._settings.start_seconds, "starting the engine")
+    def start(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, *, strict: bool = True) -> None:
+        """Waits until every engine has started and sampled once. strict: whether one that fails ends the start."""
+        self._first = (prompts, group_size, sampling)
+        self._crew.start(strict=strict)
+
+    def withdraw(self) -> None:
+        """Calls off who waits for a place."""
+        self._crew.withdraw()
 
     def sample(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
     ) -> list[Group]:
         """A group for each prompt, in the order of the prompts. `seeds`, one a prompt, fix the draws."""
-        shares = _shares(len(prompts), len(self._workers))
-        answers = {
-            name: worker.sample.remote(prompts[share], group_size, sampling, seeds[share])
-            for (name, worker), share in zip(self._workers.items(), shares, strict=True)
-            if share.start < share.stop
-        }
-        results = gather(answers, self._settings.sample_seconds, f"sampling replies to {len(prompts)} prompts")
-        return [group for groups in results.values() for group in groups]
+
+        def ask(worker: Any, items: list[int]) -> ray.ObjectRef:
+            return worker.sample.remote([prompts[i] for i in items], group_size, sampling, [seeds[i] for i in items])
+
+        return self._crew.work(
+            [f"prompt {prompt.id}" for prompt in prompts], ask, f"sampling replies to {len(prompts)} prompts"
+        )
 
     def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> dict[str, SyncReport]:
         """Gives every worker the weights of this version and λ. Raises StaleWeights when a probe does not agree."""
-        answers = {n: w.update.remote(path, version, mix, probe) for n, w in self._workers.items()}
-        reports = gather(answers, self._settings.sync_seconds, f"taking weights {version}")
-        check_probes(reports, self._settings.probe_limit)
-        return reports
+        renewal = Renewal(
+            call=lambda worker: worker.update.remote(path, version, mix, probe),
+            check=lambda name, report: check_probe(name, report, version, self._settings.probe_limit),
+            doing=f"taking weights {version}",
+        )
+        return self._crew.renew(renewal)
+
+    @property
+    def target(self) -> int:
+        """How many workers there are to be."""
+        return self._crew.fleet.target
+
+    def resize(self, workers: int) -> None:
+        """How many workers there should be."""
+        self._crew.resize(workers)
+
+    def awaited(self) -> list[Waiting]:
+        """Everybody, with what each was asked to do."""
+        return self._crew.awaited()
 
     def stop(self) -> None:
-        for worker in self._workers.values():
-            ray.kill(worker)
+        self._crew.stop()
 
 
-def check_probes(reports: dict[str, SyncReport], limit: float) -> None:
-    """Raises StaleWeights naming the first worker that is further than `limit` from the learner."""
-    for name, report in reports.items():
-        if not report.probe_gap <= limit:  # also catches not-a-number
-            raise StaleWeights(
-                f"{name} does not hold weights {report.version}: its log-probabilities differ from the learner's by "
-                f"{report.probe_gap:.3g} on the probe, allowed is {limit:.0e}"
-            )
-
-
-def _shares(count: int, parts: int) -> list[slice]:
-    """Contiguous shares that differ by at most one."""
-    bounds = [count * part // parts for part in range(parts + 1)]
-    return [slice(low, high) for low, high in pairwise(bounds)]
+def check_probe(name: str, report: SyncReport, version: int, limit: float) -> None:
+    """Raises StaleWeights when a worker has other weights than it was given, or is further than `limit` from the
+    learner."""
+    if report.version != version:
+        raise StaleWeights(f"{name} says that it holds weights {report.version}; it was given {version}")
+    if not report.probe_gap <= limit:  # also catches not-a-number
+        raise StaleWeights(
+            f"{name} does not hold weights {report.version}: its log-probabilities differ from the learner's by "
+            f"{report.probe_gap:.3g} on the probe, allowed is {limit:.0e}"
+        )

@@ -8,6 +8,7 @@ Importing this module registers the backend under the name `BACKEND`; `rollout.e
 extension so that engine processes import it too.
 """
 
+import multiprocessing
 from dataclasses import dataclass
 
 from safetensors import safe_open
@@ -18,6 +19,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from cluster.member import show_stacks
 
 BACKEND = "shared_memory"
 
@@ -64,3 +67,5 @@ class WorkerExtension:
 
 if BACKEND not in WeightTransferEngineFactory._registry:  # there is no public way to ask
     WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryReceiver)
+if multiprocessing.parent_process() is not None:  # an engine process: what it does must be seen like its member
+    show_stacks()

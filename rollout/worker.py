@@ -1,11 +1,15 @@
 """A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.engine`."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cluster.member import Member
+from cluster.waiting import MemberBroken
 from rollout.engine import Engine, EngineSettings, SamplingSettings
 from speech.families import Family
 from speech.records import Group, Prompt
@@ -32,10 +36,11 @@ class SyncReport:
     seconds: float
 
 
-class RolloutWorker:
+class RolloutWorker(Member):
     """Holds an engine, the version of its weights and the mix ratio it was last told."""
 
     def __init__(self, name: str, settings: EngineSettings, family: Family, seed: int) -> None:
+        super().__init__()
         vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._name = name
         self._engine = Engine(settings, family, vocabulary, seed)
@@ -43,20 +48,22 @@ class RolloutWorker:
 
     def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
         """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
-        self._engine.sample(prompts, group_size, sampling, list(range(len(prompts))), self._name)
+        self.sample(prompts, group_size, sampling, list(range(len(prompts))))
         return self._name
 
     def sample(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
     ) -> list[Group]:
-        return self._engine.sample(prompts, group_size, sampling, seeds, self._name)
+        with self._living():
+            return self._engine.sample(prompts, group_size, sampling, seeds, self._name)
 
     def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
         start = time.perf_counter()
-        self._engine.load_weights(path, version)
-        self._mix = mix
-        own = self._engine.probe(probe.sequences)
+        with self._living():
+            self._engine.load_weights(path, version)
+            self._mix = mix
+            own = self._engine.probe(probe.sequences)
         gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]
         # np.max lets not-a-number through, where Python's max may drop it.
         return SyncReport(
@@ -65,3 +72,16 @@ class RolloutWorker:
 
     def state(self) -> dict[str, object]:
         return {"name": self._name, "weight_version": self._engine.weight_version, "mix": self._mix}
+
+    @contextmanager
+    def _living(self) -> Iterator[None]:
+        """Raises MemberBroken for whatever fails because the engine is dead."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except Exception as error:
+            end = self._engine.life.end
+            if end is None and not isinstance(error, EngineDeadError):
+                raise
+            raise MemberBroken(f"{self._name} has lost its engine: {end or error}") from error

@@ -1,17 +1,15 @@
 """Prompt, Demonstration, Reply, Group and Pair: the records that travel between rooms, and their Arrow schemas."""
 
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from speech.channels import select
 from speech.errors import InputError
+from speech.tables import lines, named_values, rows
 from speech.vocabulary import Vocabulary
 
 PROMPTS = pa.schema(
@@ -46,6 +44,8 @@ PAIRS = pa.schema(
 )
 OPTIONAL = ("chosen_score", "rejected_score", "scores_chosen", "scores_rejected", "origin")
 """Columns of `PAIRS` that a file may lack, and values that it may leave out."""
+LONGEST_ID = 200
+"""Bytes of a prompt's id, which names its recordings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +140,27 @@ class Pair:
 
 
 def read_prompts(path: Path, vocabulary: Vocabulary) -> list[Prompt]:
-    """Reads a Parquet file of prompts. Raises InputError naming file and row for missing fields and foreign ids."""
-    return [
-        Prompt(
-            id=row["id"],
-            token_ids=_ids(row, "token_ids", place, vocabulary),
-            text=row["text"],
-            facts=dict(row["facts"]),
+    """Reads a Parquet file of prompts.
+
+    Raises InputError naming file and row for missing fields, foreign ids, and prompts of one name: what is recorded,
+    dealt out and compared by the prompt's id must mean one prompt.
+    """
+    prompts, seen = [], dict[str, int]()
+    for row_number, (place, row) in enumerate(rows(path, PROMPTS), start=1):
+        name = row["id"]
+        if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_ID:
+            raise InputError(f"{place}: field 'id' is {name!r}; expected 1 to {LONGEST_ID} printable bytes")
+        if seen.setdefault(name, row_number) != row_number:
+            raise InputError(f"{place}: field 'id' is {name!r}, as in row {seen[name]}; ids must differ")
+        prompts.append(
+            Prompt(
+                id=name,
+                token_ids=_ids(row, "token_ids", place, vocabulary),
+                text=row["text"],
+                facts=_facts(row, place),
+            )
         )
-        for place, row in _rows(path, PROMPTS)
-    ]
+    return prompts
 
 
 def read_demonstrations(path: Path, vocabulary: Vocabulary) -> list[Demonstration]:
@@ -161,7 +172,7 @@ def read_demonstrations(path: Path, vocabulary: Vocabulary) -> list[Demonstratio
             reply_ids=_ids(row, "reply_ids", place, vocabulary),
             text=row["text"],
         )
-        for place, row in _rows(path, DEMONSTRATIONS)
+        for place, row in rows(path, DEMONSTRATIONS)
     ]
 
 
@@ -172,8 +183,16 @@ def read_pairs(path: Path, vocabulary: Vocabulary) -> list[Pair]:
     optional in both forms. Raises InputError naming the file and the row or line for a missing field, foreign or no
     ids, a score that is no number, and two replies that are the same.
     """
-    rows = _lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else _rows(path, PAIRS, OPTIONAL)
-    return [_pair(place, row, vocabulary) for place, row in rows]
+    found = lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else rows(path, PAIRS, OPTIONAL)
+    return [_pair(place, row, vocabulary) for place, row in found]
+
+
+def _facts(row: dict, place: str) -> dict[str, str]:
+    facts = named_values(row, "facts", place)
+    for name, value in facts.items():
+        if value is None:
+            raise InputError(f"{place}: field 'facts' has no value for {name!r}; leave it out")
+    return facts
 
 
 def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
@@ -182,7 +201,7 @@ def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
         raise InputError(
             f"{place}: field 'rejected_ids' is the same as 'chosen_ids'; a pair needs two different replies"
         )
-    scores = {name: dict(row[name] or {}) for name in ("scores_chosen", "scores_rejected")}
+    scores = {name: named_values(row, name, place) for name in ("scores_chosen", "scores_rejected")}
     totals = {name: row[name] for name in ("chosen_score", "rejected_score") if row[name] is not None}
     for name, value in [*totals.items(), *((n, v) for n, by_name in scores.items() for v in by_name.values())]:
         if value is None or not np.isfinite(value):
@@ -198,72 +217,6 @@ def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
         scores_rejected=scores["scores_rejected"],
         origin=row["origin"] or "",
     )
-
-
-def _rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
-    if not path.is_file():
-        raise InputError(f"data file {path} does not exist")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
-    for name in schema.names:
-        if name not in table.column_names and name not in optional:
-            raise InputError(f"{path} has no column {name!r}; expected {', '.join(schema.names)}")
-    if table.num_rows == 0:
-        raise InputError(f"{path} has no rows")
-    present = [f.with_nullable(True) for f in schema if f.name in table.column_names]
-    absent = dict.fromkeys(name for name in schema.names if name not in table.column_names)
-    try:
-        table = table.select([f.name for f in present]).cast(pa.schema(present))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{path}: columns do not have the expected types: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        place = f"{path} row {number}"
-        for name, value in row.items():
-            if value is None and name not in optional:
-                raise InputError(f"{place}: field {name!r} is missing")
-        yield place, absent | row
-
-
-def _lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """The rows of a JSONL file, each value of the type that the schema gives its field."""
-    if not path.is_file():
-        raise InputError(f"data file {path} does not exist")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not text in UTF-8: {error}") from error
-    if not any(line.strip() for line in lines):
-        raise InputError(f"{path} has no rows")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place} is not JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{place} is not a JSON object with the fields {', '.join(schema.names)}")
-        row = {field.name: _typed(found.get(field.name), field, place) for field in schema}
-        for name, value in row.items():
-            if value is None and name not in optional:
-                raise InputError(f"{place}: field {name!r} is missing")
-        yield place, row
-
-
-def _typed(value: object, expected: pa.Field, place: str) -> object:
-    try:
-        if pa.types.is_list(expected.type) and isinstance(value, list):
-            # Arrow would cut 5.5 down to 5.
-            strange = [item for item in value if item is not None and type(item) is not int]
-            if strange:
-                raise TypeError(f"{strange[0]!r} is not a whole number")
-        given = list(value.items()) if isinstance(value, dict) and pa.types.is_map(expected.type) else value
-        return pa.array([given], expected.type)[0].as_py()
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{place}: field {expected.name!r} is not of type {expected.type}: {error}") from error
 
 
 def _ids(row: dict, name: str, place: str, vocabulary: Vocabulary) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Which token ids are text, speech codes, boundaries and stops, read from a checkpoint's tokenizer by name."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,10 @@ from tokenizers import Tokenizer
 
 from speech.channels import Channel
 from speech.errors import InputError
+from speech.files import parsed, text, there
+
+MOST_TOKENS = 10_000_000
+"""Of a model's output layer: beyond any model, and short of what a table of their channels can fill memory with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Vocabulary:
         Raises InputError naming the file and the token when one is missing.
         """
         tokenizer_file = path / "tokenizer.json"
-        if not tokenizer_file.is_file():
+        if not there(tokenizer_file):
             raise InputError(f"{path} is not a checkpoint with a tokenizer: {tokenizer_file} does not exist")
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -137,12 +140,14 @@ def _count_codes(tokenizer: Tokenizer, pattern: str) -> int:
 
 def _output_rows(path: Path, *, at_least: int) -> int:
     config_file = path / "config.json"
-    if not config_file.is_file():
+    if not there(config_file):
         raise InputError(f"{path} is not a checkpoint: {config_file} does not exist")
-    try:
-        size = json.loads(config_file.read_text())["vocab_size"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config_file} is not a model configuration with a vocab_size: {error!r}") from error
-    if not isinstance(size, int) or size < at_least:
+    settings = parsed(text(config_file), str(config_file))
+    if not isinstance(settings, dict) or "vocab_size" not in settings:
+        raise InputError(f"{config_file} is not a model configuration with a vocab_size")
+    size = settings["vocab_size"]
+    if type(size) is not int or size > MOST_TOKENS:
+        raise InputError(f"{config_file}: vocab_size is {size!r}, not a whole number up to {MOST_TOKENS}")
+    if size < at_least:
         raise InputError(f"{config_file}: vocab_size is {size}, but the tokenizer beside it has {at_least} tokens")
     return size

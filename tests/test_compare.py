@@ -1,8 +1,6 @@
 """Arms of the comparison side by side, and what one can do with a run afterwards: for real, and short."""
 
-import json
-import shutil
-import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,24 +9,30 @@ from speech.records import PAIRS
 from tests.commands import duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(660)]
+SMALL = ("reward.servers=1", "learner.ranks=1", "evaluation.signal_samples=0")
+"""Fewer members: what is shown here does not depend on them, and they start sooner."""
 
 
 @pytest.fixture(scope="module")
-def compared(root, few, tmp_path_factory):
-    """Three arms, one seed, five iterations; and how long it took."""
+def compared(root, few, tmp_path_factory) -> Path:
+    """Three arms, one seed, two iterations: two arms first, then the third beside what the first call left."""
     directory = tmp_path_factory.mktemp("compare")
-    begun = time.monotonic()
-    done = duet(
-        root, "compare", "--arms", "anchor_only,fixed_text,adaptive", "--seeds", "1", "--iterations", "5",
-        "--directory", str(directory), f"data.held_out={{held_out: {few}}}", seconds=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return directory, time.monotonic() - begun
+    kept: dict[Path, int] = {}
+    for arms in ("anchor_only,fixed_text", "anchor_only,fixed_text,adaptive"):
+        done = duet(
+            root, "compare", "--arms", arms, "--seeds", "1", "--iterations", "2",
+            "--directory", str(directory), f"data.held_out={{held_out: {few}}}", *SMALL, seconds=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        for summary, time in kept.items():
+            assert summary.stat().st_mtime_ns == time, "a run that has ended is not run again"
+        kept = {summary: summary.stat().st_mtime_ns for summary in directory.glob("*/summary.json")}
+        assert len(kept) == len(arms.split(","))
+    return directory
 
 
-def test_the_short_comparison_is_quick_and_whole(compared):
-    directory, seconds = compared
-    assert seconds < 600
+def test_a_comparison_of_three_arms_is_whole(compared):
+    directory = compared
     table = pq.read_table(directory / "comparison.parquet").to_pylist()
     assert {row["arm"] for row in table} == {"anchor_only", "fixed_text", "adaptive"}
     page = (directory / "comparison.md").read_text()
@@ -41,7 +45,7 @@ def test_the_short_comparison_is_quick_and_whole(compared):
 
 
 def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(compared):
-    directory, _ = compared
+    directory = compared
     mixes, prompts = {}, {}
     for arm in ("anchor_only", "fixed_text", "adaptive"):
         rows = pq.read_table(directory / f"{arm}-0/iterations.parquet").to_pylist()
@@ -50,8 +54,8 @@ def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(compared):
             pq.read_table(directory / f"{arm}-0/replies/{row['iteration']:06d}.parquet")["prompt_id"].to_pylist()
             for row in rows
         ] + [row["demonstrations"] for row in rows]
-    assert mixes["anchor_only"] == [0.0] * 5
-    assert mixes["fixed_text"] == [0.5] * 5
+    assert mixes["anchor_only"] == [0.0] * 2
+    assert mixes["fixed_text"] == [0.5] * 2
     assert len(set(mixes["adaptive"])) > 1
     assert prompts["anchor_only"] == prompts["fixed_text"] == prompts["adaptive"]
     before = [
@@ -61,22 +65,9 @@ def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(compared):
     assert before[0] == before[1] == before[2], "every arm starts from the same replies"
 
 
-def test_a_comparison_goes_on_where_it_stopped(root, few, compared):
-    directory, _ = compared
-    shutil.rmtree(directory / "adaptive-0")
-    kept = (directory / "fixed_text-0/summary.json").stat().st_mtime_ns
-    done = duet(
-        root, "compare", "--arms", "fixed_text,adaptive", "--seeds", "1", "--iterations", "5",
-        "--directory", str(directory), f"data.held_out={{held_out: {few}}}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert (directory / "fixed_text-0/summary.json").stat().st_mtime_ns == kept
-    assert json.loads((directory / "adaptive-0/summary.json").read_text())["iterations"] == 5
-
-
 def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
     """Method §5: from scored replies to pairs, and from pairs to a step, through the same commands and records."""
-    directory, _ = compared
+    directory = compared
     made = duet(root, "pairs", str(directory / "fixed_text-0"), "--out", str(tmp_path / "pairs.parquet"))
     assert made.returncode == 0, made.stderr
     pairs = pq.read_table(tmp_path / "pairs.parquet")
@@ -86,7 +77,7 @@ def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
     pq.write_table(bare, tmp_path / "bare.parquet")
     done = duet(
         root, "train", "run.iterations=2", "run.name=offline", f"run.directory={tmp_path}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "preference.objective=dpo",
+        f"data.held_out={{held_out: {few}}}", *SMALL, "preference.objective=dpo",
         f"preference.pairs.file={tmp_path / 'bare.parquet'}", "mix.mode=fixed", "mix.fixed=1", "rollout.prompts=4",
         "preference.pairs.channel=all",
     )  # fmt: skip
@@ -112,7 +103,7 @@ def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
 def test_online_pairs_with_demonstrations_are_judged_on_both_sides(root, few, tmp_path):
     done = duet(
         root, "train", "run.iterations=2", "run.name=online", f"run.directory={tmp_path}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "preference.objective=dpo",
+        f"data.held_out={{held_out: {few}}}", *SMALL, "preference.objective=dpo",
         "preference.pairs.chosen=demonstration", "rollout.prompts=8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

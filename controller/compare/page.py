@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from controller.arithmetic import arithmetic
 from controller.compare import tables
 from controller.compare.bootstrap import RESAMPLES
 from controller.compare.measures import MEASURES, Measure
 from controller.compare.results import HEADLINE, Comparison
 from controller.compare.verdicts import METHOD, Front, Judged, front, judge, paper_front
-from controller.config import arithmetic
 
 
 def page(comparison: Comparison, command: str, picture: str, left_out: Sequence[str] = ()) -> str:

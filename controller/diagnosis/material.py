@@ -102,7 +102,7 @@ class RunFiles:
 
     @property
     def constrained(self) -> bool:
-        """Whether the sampler was held to the interleave structure (`controller.assembly.constrained`)."""
+        """Whether the sampler was held to the interleave structure (`controller.inputs.constrained`)."""
         structure = self.config.rollout.structure
         return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
 

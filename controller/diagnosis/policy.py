@@ -13,6 +13,7 @@ from controller.diagnosis.material import Item, RunFiles, described
 from controller.diagnosis.shift import Shift, shifts
 from learner.geometry import log_probabilities
 from learner.scorer import Scorer
+from speech.checkpoint import check_checkpoint
 from speech.errors import InputError
 
 START = "the start"
@@ -100,9 +101,10 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
             samples.append([])
     materials = {described(items): items for items in (demonstrations, *samples) if items}
     scored: list[dict[str, list[np.ndarray]]] = []
+    model = run.config.model
     for choice, items in zip(choices, samples, strict=True):
         try:
-            scorer = load(choice.path, run.config.model.dtype, run.kinds)
+            scorer = load(choice.path, model.dtype, run.kinds, trust_remote_code=model.trust_remote_code)
         except InputError as error:
             found.lacks.append(f"No model at {choice.name}: {error}.")
             continue
@@ -133,16 +135,22 @@ def _gradients(
     return measured
 
 
-def load(path: Path, dtype: str, kinds: np.ndarray) -> Scorer:
+def load(path: Path, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> Scorer:
     """A checkpoint as the learner scores with it, on a GPU where there is one."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint: it has no config.json")
+    check_checkpoint(path, trust_remote_code=trust_remote_code)
     from transformers import AutoModelForCausalLM  # slow to import
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be loaded as a model: {' '.join(str(error).split())}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -60,5 +60,7 @@ def test_a_failure_ends_the_waiting_at_once(members):
 
 
 def test_a_death_is_named(members):
-    with pytest.raises(MemberFailed, match="m2 died while working"):
+    with pytest.raises(MemberFailed, match=r"^m2 died while working: exit status not known; Ray reports: ") as caught:
         gather({"m2": members[2].die.remote()}, 30, "working")
+    assert caught.value.post_mortem is not None
+    assert str(caught.value.post_mortem) in str(caught.value)

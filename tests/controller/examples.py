@@ -32,6 +32,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "pair_margin": 0.2,
         "gradient_norm": 0.8,
         "learning_rate": 3e-4,
+        "steps_skipped": 0,
         "scores": {"answer": 2.0 + 0.1 * number, "heard": 4.5, "manner": None, "total": 2.5},
         "missing": {"truncated reply": 2},
         "replies": 64,

@@ -7,12 +7,13 @@ import pytest
 
 from controller import assembly
 from controller.actor import Controller
+from controller.inputs import read_inputs
 from controller.reading import read
 from controller.routing import Route
 from controller.statistics import Scoring, judge
 from speech.errors import InputError
 from speech.families import PLAYGROUND
-from speech.interleave import allowed_sets
+from speech.interleave import allowed_sets, kind_table
 from speech.records import Group
 from tests.controller.examples import card, reply
 
@@ -34,7 +35,7 @@ def built(monkeypatch):
         monkeypatch.setattr(assembly, name, lambda *given: given)
 
     def make(config, family=PLAYGROUND) -> SimpleNamespace:
-        _, engine, *_ = assembly.rollout_pool(config, family)
+        _, engine, *_ = assembly.rollout_pool(config, family, print)
         _, rank, *_ = assembly.learner_group(config, family, "x")
         return SimpleNamespace(engine=engine, rank=rank, sampling=assembly.sampling(config))
 
@@ -54,7 +55,7 @@ def test_sampler_and_learner_have_one_temperature(configured, built):
 def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, built, setting, follows, held):
     """Method §7, rule 3."""
     config, family = configured(f"rollout.structure='{setting}'"), replace(PLAYGROUND, follows_pattern=follows)
-    inputs = replace(assembly.read_inputs(config), family=family)
+    inputs = replace(read_inputs(config), family=family)
     assert built(config, family).engine.constrained == held
     demonstration = inputs.demonstrations[0]
     ids, channels = demonstration.reply_ids, inputs.vocabulary.channels(demonstration.reply_ids)
@@ -64,7 +65,7 @@ def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, b
     assert len(rows) == 2
     for row in rows:
         if held:
-            kinds = assembly.kind_table(inputs.vocabulary)
+            kinds = kind_table(inputs.vocabulary)
             assert row.allowed.tolist() == allowed_sets(ids, family.interleave, kinds).tolist()
         else:
             assert row.allowed is None
@@ -74,9 +75,9 @@ def test_frozen_parts_that_the_checkpoint_lacks_are_refused_before_anything_star
     """Method §7, rule 7."""
     config = configured("model.frozen=[model.layers.0.*, encoder.*]")
     with pytest.raises(InputError, match=r"model\.frozen: 'encoder\.\*' matches no parameter"):
-        assembly.read_inputs(config)
+        read_inputs(config)
     config = configured("model.frozen=[model.layers.0.*]")
-    assembly.read_inputs(config)
+    read_inputs(config)
     assert built(config).rank.frozen == ("model.layers.0.*",)
 
 

@@ -19,11 +19,11 @@ FAILED = Missing("a raised TimeoutError", fault="rater")
 CUT, BROKEN = Missing("truncated reply"), Missing("malformed reply")
 
 
-def described(*judged_groups, uses, demonstrations=(), version=6):
+def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
     mix = MixReading(
         mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
     )
-    learned = Learned(tally=Tally(), gradient_norm=1.0, learning_rate=1e-3)
+    learned = Learned(**({"tally": Tally(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
     syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
     return describe(7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 0, {"learn": 1.0})
 
@@ -57,3 +57,19 @@ def test_an_iteration_names_its_weights_and_its_demonstrations():
     used = [Demonstration(prompt_id=name, prompt_ids=ids, reply_ids=ids, text="") for name in ("train-7", "train-2")]
     found = described(judge(group(2), [card(a=1.0), card(a=2.0)], ONE, []), uses=[[None] * 2], demonstrations=used)
     assert (found.weight_version, found.demonstrations) == (6, ["train-7", "train-2"])
+
+
+def test_a_skipped_step_is_counted_and_what_it_did_not_measure_is_none():
+    """Never a number that is none: not in the records, and not on a dashboard."""
+    tally = Tally()
+    tally.add("loss_preference", float("nan"))
+    tally.add("loss_anchor", 1.5)
+    tally.add("kl_text", float("inf"), 3.0)
+    tally.see("logp_gap_text", float("nan"))
+    judged = judge(group(2), [card(a=1.0), card(a=2.0)], ONE, [])
+    skipped = {"tally": tally, "gradient_norm": None, "skipped": True, "not_finite": "loss of learner-1"}
+    found = described(judged, uses=[["sample"] * 2], **skipped)
+    assert found.steps_skipped == 1
+    assert (found.loss, found.loss_preference, found.kl_text, found.logp_gap_text) == (None, None, None, None)
+    assert (found.loss_anchor, found.gradient_norm) == (1.5, None)
+    assert described(judged, uses=[["sample"] * 2]).steps_skipped == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.config import arithmetic
+from controller.arithmetic import arithmetic
 from controller.reading import read
 from speech.errors import InputError
 
@@ -68,6 +68,8 @@ def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, tab
         ("reward.total={beauty: 1}", "reward.total: no rater gives the score 'beauty'"),
         ("reward.total={answer: 0}", "reward.total"),
         ("reward.raters=[]", "reward.raters: no rater"),
+        ("reward.missing_limit=1.5", r"reward.missing_limit: 1.5 is outside \[0, 1\]"),
+        ("reward.missing_window=0", "reward.missing_window: 0 is too small; at least 1"),
         (
             "preference.routes=everything",
             "no preset is called 'everything'; presets: wavalign, full, alpo, anchor_only",
@@ -79,11 +81,12 @@ def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, tab
         ("reward.scores.answer={heard: 1}", "reward.scores: 'answer' is already the name of a score"),
         ("reward.scores.x={beauty: 1}", "reward.scores.x: no rater gives the score 'beauty'"),
         ("reward.combine=product", "reward.combine: 'product'"),
+        ("run.stall_seconds=-1", r"run.stall_seconds: -1.0 is outside \[0, 604800\]"),
         ("mix.first=2", r"mix.first: 2.0 is outside \[0, 1\]"),
         ("preference.pairs.score=beauty", "preference.pairs.score: nothing gives the score 'beauty'"),
         ("preference.pairs.file=x.parquet", "pairs from a file train with preference.objective=dpo"),
         ("preference.routes=[{weight: .nan}]", "weight nan of total→text"),
-        ("mix.slope=0", "mix.slope: 0.0 must be above 0"),
+        ("mix.slope=0", "mix.slope: 0.0 is too small"),
         ("preference.importance_cap=0.5", "preference.importance_cap: 0.5"),
         ("run.iterations", "not of the form key=value"),
         ("metrics.port=70000", "metrics.port: 70000"),

@@ -1,12 +1,22 @@
 """The files of a run: whole, readable at any moment, and without invented numbers."""
 
 import json
+import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from controller.preference import DEMONSTRATION, RECORDED
-from controller.records import Records, read_evaluation, read_events, read_iterations, read_replies, read_summary
+from controller.records import (
+    Records,
+    _write_table,
+    read_evaluation,
+    read_events,
+    read_iterations,
+    read_replies,
+    read_summary,
+)
 from controller.replies import Provenance, ScoredReply
 from controller.routing import Route
 from controller.statistics import Judged, Scoring, judge
@@ -139,3 +149,26 @@ def test_rewinding_drops_what_will_be_done_again(records):
     again.add_iteration(iteration(2))
     with pytest.raises(InputError, match="before iteration 9"):
         Records.open(records.directory, through=9)
+
+
+def test_a_table_can_be_read_while_a_running_job_replaces_it(tmp_path):
+    path, ended, failures = tmp_path / "iterations.parquet", threading.Event(), []
+
+    def replace() -> None:
+        rows = 1
+        while not ended.is_set():
+            rows = rows % 400 + 1
+            _write_table(path, pa.table({f"c{i}": list(range(rows)) for i in range(30)}))
+
+    _write_table(path, pa.table({"c0": [0]}))
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(200):
+            read_iterations(tmp_path)
+    except InputError as error:
+        failures.append(error)
+    finally:
+        ended.set()
+        writer.join(timeout=20)
+    assert failures == []

@@ -5,38 +5,15 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from learner.group import GroupSettings, LearnerGroup
-from learner.rank import RankSettings
 from learner.rows import Row
-from speech.families import PLAYGROUND
-from speech.records import read_demonstrations
-from speech.vocabulary import Vocabulary
-from tests.learner.examples import OBJECTIVE
+from tests.learner.groups import learner_group, mixed_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
 def rows(world) -> list[Row]:
-    """Demonstrations, most of them taken for sampled replies."""
-    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
-    rng = np.random.default_rng(0)
-    found = []
-    for index, d in enumerate(read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:14]):
-        sampled = index < 9
-        found.append(
-            Row(
-                prompt_ids=d.prompt_ids,
-                reply_ids=d.reply_ids,
-                channels=vocabulary.channels(d.reply_ids),
-                anchor_weight=0.0 if sampled else 1 / 5,
-                behaviour=rng.normal(-0.5, 0.2, len(d.reply_ids)).astype(np.float32) if sampled else None,
-                advantages=(float(rng.normal()),) if sampled else (),
-                weights=(1 / 9 / 6,) if sampled else (),
-                kl_weights=(1 / 9 / 6, 1 / 9 / 30) if sampled else (0.0, 0.0),
-            )
-        )
-    return found
+    return mixed_rows(world)
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +25,7 @@ def cluster():
 
 def two_steps(world, rows, ranks: int, stage: int, directory=None):
     """Weights after two steps, what the steps reported, and the probe."""
-    settings = RankSettings(
-        checkpoint=str(world / "base"),
-        run=f"test-{ranks}-{stage}",
-        dtype="float32",
-        zero_stage=stage,
-        learning_rate=1e-3,
-        betas=(0.9, 0.95),
-        epsilon=1e-8,
-        weight_decay=0.01,
-        gradient_clip=0.5,
-        warmup=0,
-        steps=10,
-        final_rate=1.0,
-        micro_batch_rows=4,
-        threads=1,
-        temperature=1.0,
-        frozen=(),
-        gpu=False,
-    )
-    group = LearnerGroup(
-        GroupSettings(ranks=ranks, cpus=0.5, gpus=0, start_seconds=200, step_seconds=100),
-        settings,
-        PLAYGROUND,
-        OBJECTIVE,
-    )
+    group = learner_group(world, ranks, stage)
     group.start()
     learned = [group.step(rows, 0.4) for _ in range(2)]
     probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]

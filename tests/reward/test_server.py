@@ -33,6 +33,7 @@ def settings(world, *raters: str) -> ServerSettings:
         raters=tuple(Part(use=rater, arguments={}) for rater in raters),
         start_seconds=60,
         score_seconds=60,
+        beat_seconds=60,
     )
 
 
@@ -89,7 +90,7 @@ class Odd:
         return self.score
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None])
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None, True])
 def test_what_is_no_number_is_missing(world, group, score):
     """Method §7, rule 1."""
     part = Part(use=f"{__name__}:Odd", arguments={"score": score})
@@ -148,7 +149,8 @@ def test_raters_hear_at_the_codecs_own_rate(world, group):
     seconds = (group.replies[0].channels == Channel.SPEECH).sum() / 2
     assert card.seconds == pytest.approx(seconds)
     assert card.details["heard at"] == f"22050 Hz, {seconds:g} s"
-    assert server.decode(group.replies[0].token_ids).rate == 22050
+    [heard] = server.decode([group.replies[0].token_ids])
+    assert heard.rate == 22050
 
 
 def test_every_score_can_be_traced_to_versions(world):

@@ -24,6 +24,7 @@ class StandIn:
 
     def __init__(self, **settings) -> None:
         self.settings = settings
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace())  # in this process
         self.parameters: list[SimpleNamespace] = []
         self.completions: list[tuple[list[int], str | None]] = []
 

@@ -1,0 +1,57 @@
+"""What a pool's members are asked, and how long each question may take. Plain data of `cluster.crew`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.leases import Lease, Leases
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrewSettings:
+    role: str
+    """What names begin with: "rollout"."""
+    members: int
+    start_seconds: float
+    """Deadline for a member to be up."""
+    renew_seconds: float
+    """Deadline for a member to take what is new."""
+    work_seconds: float
+    """Deadline for a lease."""
+    beat_seconds: float
+    """How long a member may give no sign of life."""
+    renewed: bool
+    """Whether members must be given something (weights) before they get work."""
+    needs: Mapping[str, float]
+    """Ray's resources of each member."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """What every member must be given before it gets work."""
+
+    call: Callable[[Any], ray.ObjectRef]
+    check: Callable[[str, Any], None]
+    """Raises when a member's answer will not do."""
+    doing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """An answer that is waited for."""
+
+    name: str
+    incarnation: int
+    doing: str
+    since: float
+    deadline: float
+    lease: Lease | None = None
+    """Set for work."""
+    batch: Leases | None = None
+    """What the lease is a part of: an answer may come when that has been given up, and belongs to nothing any more."""
+    renewal: Renewal | None = None
+    """Set when it is asked to take what is new."""
+    starts: bool = False
+    """Whether it is the first answer of a new member."""

@@ -1,0 +1,52 @@
+"""A Ray cluster that is started here, for a run that needs no other machine: nothing of it can be reached from outside.
+
+Ray listens on loopback alone when the address of its node is 127.0.0.1, but looks for another address by itself; so do
+gloo, NCCL and vLLM. `docs/security.md` says what listens where.
+"""
+
+import logging
+import os
+import socket
+
+LOOPBACK = "127.0.0.1"
+
+
+def start(cpus: int) -> None:
+    """Starts a cluster of this one node, which asks for a token, and joins it. cpus: how many Ray may hand out."""
+    # Left unset, Ray switches its token on. Whoever needs a cluster without one starts it himself and names it.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.update(_addresses())  # for all members: they inherit it
+    # Says at every start that the cluster asks for a token, which is as it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    import ray
+    from ray._private import ray_constants
+
+    # What Ray does by itself on other systems; RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 is the same, if set before the first
+    # import of Ray. `_node_ip_address="127.0.0.1"` is not: Ray puts the machine's own address in its place.
+    several = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
+    address = ray.util.get_node_ip_address()
+    if address != LOOPBACK:
+        ray.shutdown()
+        raise RuntimeError(f"Ray started on {address}, where others can reach it, and not on {LOOPBACK}")
+
+
+def _addresses() -> dict[str, str]:
+    """Which interface the members' own libraries use."""
+    # "lo" on Linux, "lo0" on macOS
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    return {
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "VLLM_HOST_IP": LOOPBACK,
+    }

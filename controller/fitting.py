@@ -1,0 +1,138 @@
+"""Whether what a configuration names can be built: the weights of its checkpoint, its codec, its raters.
+
+Looks at the headers of weights and the signatures of classes, builds nothing heavy. Every refusal is an InputError.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from controller.config import Config, Named
+from learner.freezing import frozen_names
+from reward.server import load
+from speech.checkpoint import check_checkpoint
+from speech.errors import InputError
+from speech.files import parsed, text, there
+from speech.vocabulary import Vocabulary
+
+INDEX = "model.safetensors.index.json"
+TOKEN_WEIGHTS = ("embed_tokens.weight", "lm_head.weight")
+"""How the names of those weights end that have a row for each token."""
+
+
+def check_weights(config: Config, vocabulary: Vocabulary) -> None:
+    """The checkpoint's weights are all there, whole, one row a token, and `model.frozen` names some of them."""
+    directory = Path(config.model.checkpoint)
+    files = check_checkpoint(directory, trust_remote_code=config.model.trust_remote_code)
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        shapes |= _shapes(file)
+    if there(directory / INDEX):
+        _check_index(directory, set(shapes))
+    wanted = [vocabulary.size, _width(directory)]
+    for name, shape in shapes.items():
+        if name.endswith(TOKEN_WEIGHTS) and shape != wanted:
+            raise InputError(
+                f"model.checkpoint: {name} of {directory} has the shape {shape}; its config.json says {wanted}"
+            )
+    if config.model.frozen:
+        # The output layer is not in the file when it is tied to the embedding.
+        frozen_names(sorted({*shapes, "lm_head.weight"}), config.model.frozen)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Of the tensors in a file; reads its header alone, which says how long the file must be."""
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"model.checkpoint: {file} cannot be read: {error}") from error
+
+
+def _check_index(directory: Path, names: set[str]) -> None:
+    index = parsed(text(directory / INDEX), str(directory / INDEX))
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise InputError(f"model.checkpoint: {directory / INDEX} has no weight_map of names and files")
+    for name, file in placed.items():
+        if Path(file).name != file or not there(directory / file):
+            raise InputError(f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which is not there")
+        if name not in names:
+            raise InputError(
+                f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which does not have it"
+            )
+
+
+def _width(directory: Path) -> object:
+    """The size of a token's vector."""
+    settings = parsed(text(directory / "config.json"), str(directory / "config.json"))
+    width = settings.get("hidden_size")
+    if type(width) is not int or width < 1:
+        raise InputError(f"model.checkpoint: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
+    return width
+
+
+def check_reward(config: Config, vocabulary: Vocabulary) -> None:
+    """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
+    _check_codec(config, vocabulary)
+    for rater in config.reward.raters:
+        key = f"reward.raters.{rater.name}"
+        made = _loaded(key, rater.use)
+        _check_arguments(key, rater, made)
+        if hasattr(made, "check"):
+            try:
+                made.check(dict(rater.arguments))
+            except InputError as error:
+                raise InputError(f"{key}.arguments: {error}") from error
+        if isinstance(made, type) and not callable(getattr(made, "rate", None)):
+            raise InputError(f"{key}: {rater.use} is no rater; it has no method 'rate'")
+        own = getattr(made, "name", None)
+        if isinstance(own, str) and own != rater.name:
+            raise InputError(f"reward.raters: {rater.use} calls its score {own!r}, not {rater.name!r}")
+    if config.reward.signal:
+        _loaded("reward.signal", config.reward.signal)
+
+
+def _check_codec(config: Config, vocabulary: Vocabulary) -> None:
+    named = config.reward.codec
+    path = named.arguments["path"]
+    found = _loaded("reward.codec", named.use)
+    others = set(named.arguments) - {"path"}
+    if others:
+        raise InputError(f"reward.codec.arguments: {min(others)!r} is not possible; allowed: path")
+    try:
+        codes = found.load(Path(path)).codebook
+    except InputError:
+        raise
+    except Exception as error:  # a codec of the user's own may raise anything
+        raise InputError(f"reward.codec: {named.use} does not load {path}: {error!r}") from error
+    if codes != vocabulary.codebook:
+        raise InputError(
+            f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
+            f"{vocabulary.codebook} speech tokens"
+        )
+
+
+def _loaded(key: str, use: str) -> Callable:
+    try:
+        found = load(use)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{key}: {use} is a {type(found).__name__}, not a class or a function")
+    return found
+
+
+def _check_arguments(key: str, named: Named, made: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(made)
+    except (ValueError, TypeError):  # of compiled code, which does not say
+        return
+    try:
+        signature.bind(**named.arguments)
+    except TypeError as error:
+        given = ", ".join(map(str, named.arguments)) or "no arguments"  # their names: a value may be a secret
+        raise InputError(f"{key}: {named.use} cannot be called with {given}: {error}") from error

@@ -1,0 +1,84 @@
+"""Into and out of a rank: the model, and all that DeepSpeed keeps to go on from, bit for bit.
+
+DeepSpeed's own checkpoints are pickles, which run code when they are read. Its optimisers give their state as
+dictionaries, though, and take it back; those are kept here without a pickle (`learner.tree`).
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from learner.checkpoint import fingerprint
+from learner.send import named_weights
+from speech.errors import InputError
+
+CONSTANT = ("loss_scaler", "param_slice_mappings", "lr_lambdas")
+"""Parts of the state that are objects of DeepSpeed's classes, or functions: the same in engines built alike."""
+
+
+def save_model(model: Any, start: Path, directory: Path) -> None:
+    """A Hugging Face checkpoint with the tokenizer of the one that training started from. Raises SafetensorError or
+    OSError."""
+    state = {name: parameter.data.clone() for name, parameter in named_weights(model)}
+    for alias in getattr(model, "_tied_weights_keys", None) or []:
+        if model.config.tie_word_embeddings:
+            state.pop(alias, None)
+    model.save_pretrained(directory, state_dict=state)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (start / name).is_file():
+            shutil.copy(start / name, directory / name)
+
+
+@torch.no_grad()
+def load_model(model: Any, directory: Path) -> None:
+    """What `save_model` wrote, into the parameters that there are: DeepSpeed holds views of them."""
+    own = dict(named_weights(model))
+    try:
+        dtype = next(iter(own.values())).dtype
+        # The class is there already: whatever code the checkpoint names is not asked for.
+        saved = type(model).from_pretrained(directory, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{directory} holds no readable model: {' '.join(str(error).split())}") from error
+    for name, parameter in named_weights(saved):
+        own[name].copy_(parameter)
+
+
+def take_state(engine: Any) -> dict:
+    """Optimiser and schedule of a DeepSpeed engine; with ZeRO this rank's part, its float32 weights included."""
+    return {name: _constant(part, False) for name, part in _parts(engine).items()}
+
+
+def put_state(engine: Any, stage: int, ranks: int, state: dict) -> None:
+    """What `take_state` gave on this rank of as many, at the same stage. The model must have its weights by now, except
+    at stage 3, where they are part of the state."""
+    whole = {name: _constant(part, True) | state[name] for name, part in _parts(engine).items()}
+    optimizer = engine.optimizer
+    if stage == 0:
+        optimizer.load_state_dict(whole["optimizer"])
+    else:
+        if stage == 3:  # small parameters lie whole on every rank between steps, and would keep their old values
+            optimizer.checkpoint_event_prologue()
+        # A list with a state for each rank, of which DeepSpeed reads its own.
+        optimizer.load_state_dict([whole["optimizer"]] * ranks, load_from_fp32_weights=True)
+        if stage == 3:
+            optimizer.checkpoint_event_epilogue()
+    engine.lr_scheduler.load_state_dict(whole["schedule"])
+
+
+def _parts(engine: Any) -> dict[str, dict]:
+    return {"optimizer": engine.optimizer.state_dict(), "schedule": engine.lr_scheduler.state_dict()}
+
+
+def _constant(part: dict, constant: bool) -> dict:
+    return {key: value for key, value in part.items() if (key in CONSTANT) == constant}
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    return fingerprint(
+        (name, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.requires_grad)
+        for name, parameter in named_weights(model)
+    )

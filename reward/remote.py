@@ -1,0 +1,252 @@
+"""What every remote rater goes through: time limits, retries, a breaker, a cache. A failure is Missing, never a number.
+
+A remote rater is a `RemoteRater` with `ask`: one attempt at one reply. Everything else is here.
+
+    reply ──▶ cache ──▶ turn (concurrency) ──▶ breaker ──▶ ask (timeout) ──▶ strict ──▶ score, into the cache
+                                                  ▲            │ failed, and may get better
+                                                  └── pause ◀──┘            at most `retries` times, within `deadline`
+
+Time is the event loop's: a loop with a clock of its own tests all of this without waiting.
+"""
+
+import asyncio
+import random
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+from reward.breaker import Breaker, Wait
+from reward.cache import Answer, AnswerCache, key
+from reward.failure import Failure, Reason, strict
+from reward.patience import pause
+from reward.rater import Missing, Rated, Score, SpokenReply
+from speech.errors import InputError
+
+Result = TypeVar("Result")
+LOOK_SECONDS = 0.05
+"""How often those who wait for somebody else's try look for what came of it."""
+GRACE_SECONDS = 5.0
+"""How much longer than agreed a batch may take before it is given up from outside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSettings:
+    """How patient to be with a remote rater. Each reward server has its own connections, breaker and cache."""
+
+    name: str
+    version: str
+    """Part of what an answer is remembered by: change it whenever the rater changes."""
+    lowest: float = 1.0
+    highest: float = 5.0
+    """The scale; a score outside is none."""
+    listens: bool = True
+    """Whether it is given the waveform. A reply without speech is then not shown to it."""
+    timeout: float = 30.0
+    """Seconds for one attempt."""
+    deadline: float = 120.0
+    """Seconds for one reply, retries and pauses included."""
+    retries: int = 3
+    """Attempts after the first."""
+    first_pause: float = 0.5
+    """Seconds, at most, before the second attempt; doubles."""
+    longest_pause: float = 20.0
+    concurrency: int = 8
+    """Replies that one reward server asks about at once."""
+    breaker_failures: int = 8
+    """Failures in a row after which it is left alone."""
+    breaker_seconds: float = 30.0
+    """For how long."""
+    cache_size: int = 100_000
+    """Answers that are remembered."""
+    seed: int = 0
+    """Of the lengths of pauses."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "version"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InputError(f"{name}: {getattr(self, name)!r} must be text, and not empty")
+        if not isinstance(self.listens, bool):
+            raise InputError(f"listens: {self.listens!r} must be true or false")
+        for name, least in (("retries", 0), ("concurrency", 1), ("breaker_failures", 1), ("cache_size", 0)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)!r} must be a whole number, at least {least}")
+        for name in ("lowest", "highest", "timeout", "deadline", "first_pause", "longest_pause", "breaker_seconds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+                raise InputError(f"{name}: {value!r} must be a number")
+        for name in ("timeout", "deadline", "first_pause", "longest_pause", "breaker_seconds"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}: {getattr(self, name)} must be above 0 seconds")
+        if self.lowest >= self.highest:
+            raise InputError(f"lowest: {self.lowest} must be below highest, {self.highest}")
+
+
+@dataclass
+class Counters:
+    """What happened with one rater since its server started; none goes down."""
+
+    calls: int = 0
+    """Attempts, retries included."""
+    retries: int = 0
+    cache_hits: int = 0
+    breaker_openings: int = 0
+    unavailable: int = 0
+    """Replies that were not asked about, the breaker being open."""
+    failures: int = 0
+    """Replies that got no score."""
+    latency_seconds: float = 0.0
+    """Sum over the calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a rater's answer says, not judged yet."""
+
+    score: object
+    reason: object = None
+    version: object = None
+    """Which version it says it is; None when it does not say."""
+
+
+class RemoteRater(ABC):
+    """A rater that may fail, be slow, or answer nonsense. Many replies are asked about at once."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.settings = settings
+        self.name, self.version = settings.name, settings.version
+        self.cache = AnswerCache(settings.name, settings.version, settings.cache_size)
+        self._counters = Counters()
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
+        self._turns = asyncio.Semaphore(settings.concurrency)
+        self._random = random.Random(settings.seed)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, version {self.version!r})"
+
+    @abstractmethod
+    async def ask(self, spoken: SpokenReply) -> Said:
+        """One attempt at one reply. Raises Failure; its note, and what a rater says, must hold no secret."""
+
+    def counters(self) -> dict[str, float]:
+        return asdict(self._counters) | {"breaker_openings": self._breaker.openings}
+
+    def rate(self, spoken: SpokenReply) -> Score:
+        return self.rate_all([spoken], self.settings.deadline)[0].score
+
+    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+        """See BatchRater. Replies that are alike are asked about once."""
+        return _background().run(self.rate_batch(spoken, seconds), seconds + GRACE_SECONDS)
+
+    async def rate_batch(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+        """The same on the running event loop, which must always be the same one."""
+        end = asyncio.get_running_loop().time() + seconds
+        keys = [key(self.name, self.version, one, listens=self.settings.listens) for one in spoken]
+        different = dict(zip(keys, spoken, strict=True))
+        rated = await asyncio.gather(*(self._rated(found, one, end) for found, one in different.items()))
+        by_key = dict(zip(different, rated, strict=True))
+        return [by_key[found] for found in keys]
+
+    async def _rated(self, found: bytes, spoken: SpokenReply, end: float) -> Rated:
+        if self.settings.listens and spoken.waveform is None:
+            return Rated(score=Missing("no speech in the reply"))
+        answer = self.cache.get(found)
+        if answer is not None and self.settings.lowest <= answer.score <= self.settings.highest:
+            self._counters.cache_hits += 1
+        else:
+            try:
+                async with self._turns:
+                    answer = await self._persist(spoken, end)
+            except Failure as failure:
+                self._counters.failures += 1
+                return Rated(score=Missing(failure.reason, fault="rater"), details={f"{self.name}_error": failure.note})
+            self.cache.put(found, answer)
+        return Rated(score=answer.score, details={f"{self.name}_reason": answer.reason} if answer.reason else {})
+
+    async def _persist(self, spoken: SpokenReply, end: float) -> Answer:
+        """Asks until there is an answer or no hope or time for one. end: of the batch, in the loop's time."""
+        time = asyncio.get_running_loop().time
+        end = min(end, time() + self.settings.deadline)
+        failure: Failure | None = None
+        for attempt in range(1, self.settings.retries + 2):
+            ticket = await self._enter(end)
+            if ticket is None:
+                self._counters.unavailable += failure is None
+                raise failure or Failure(Reason.UNAVAILABLE, "it failed again and again, and was not asked")
+            if time() >= end:
+                self._breaker.report(ticket, None, time())
+                raise failure or Failure(Reason.TIMEOUT, "its turn did not come before the time was up")
+            try:
+                self._counters.retries += attempt > 1
+                return await self._attempt(spoken, ticket, end - time())
+            except Failure as error:
+                failure = error
+            s = self.settings
+            rest = pause(
+                attempt, self._random.random(), first=s.first_pause, longest=s.longest_pause, after=failure.after
+            )
+            if not failure.again or attempt > s.retries or time() + rest >= end:
+                break
+            await asyncio.sleep(rest)
+        assert failure is not None
+        raise failure
+
+    async def _enter(self, end: float) -> int | None:
+        """A ticket of the breaker, once it is known whether there is one; None while the rater is left alone."""
+        time = asyncio.get_running_loop().time
+        while (ticket := self._breaker.enter(time())) == Wait.TRIED and time() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        return None if isinstance(ticket, Wait) else ticket
+
+    async def _attempt(self, spoken: SpokenReply, ticket: int, left: float) -> Answer:
+        """One attempt, and what it says about the rater, told to the breaker."""
+        s, time = self.settings, asyncio.get_running_loop().time
+        self._counters.calls += 1
+        started, alive = time(), None
+        try:
+            async with asyncio.timeout(min(s.timeout, left)):
+                said = await self.ask(spoken)
+            alive = True
+            if said.version is not None and said.version != self.version:
+                says = said.version[:80] if isinstance(said.version, str) else f"a {type(said.version).__name__}"
+                raise Failure(Reason.OTHER_VERSION, f"it says that it is version {says!r}, not {self.version!r}")
+            return strict(said.score, said.reason, s.lowest, s.highest)
+        except TimeoutError:
+            # A time cut short by the end of the batch says nothing about the rater.
+            alive = False if left >= s.timeout else None
+            raise Failure(Reason.TIMEOUT, f"no answer in {min(s.timeout, left):.3g} s", again=True) from None
+        except Failure as failure:
+            alive = not failure.down
+            raise
+        except Exception as error:  # a fault in `ask`; its words may hold anything, a key included
+            alive = True
+            raise Failure(f"{self.name} raised {type(error).__name__}", "a fault of the rater's own code") from None
+        finally:  # a cancelled attempt, too
+            self._counters.latency_seconds += time() - started
+            self._breaker.report(ticket, alive, time())
+
+
+@dataclass
+class _Background:
+    """An event loop in a thread of its own, so that connections outlive a batch."""
+
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self.loop.run_forever, name="remote raters", daemon=True).start()
+
+    def run(self, doing: Coroutine[Any, Any, Result], seconds: float) -> Result:
+        """Waits for it. Raises TimeoutError."""
+        answer = asyncio.run_coroutine_threadsafe(doing, self.loop)
+        try:
+            return answer.result(seconds)
+        finally:
+            answer.cancel()
+
+
+@cache
+def _background() -> _Background:
+    """The loop of all remote raters of this process."""
+    return _Background()

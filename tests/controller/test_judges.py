@@ -1,0 +1,39 @@
+"""Judges in the configuration: what cannot work is refused before anything starts."""
+
+import pytest
+
+from controller.inputs import read_inputs
+from controller.reading import read
+from speech.errors import InputError
+
+JUDGE = "{name: judge, use: 'reward.http:HttpRater', arguments: {%s}}"
+
+
+def configured(root, world, arguments: str):
+    overrides = [
+        f"reward.raters=[{{name: answer, use: 'playground.raters:Answer'}}, {JUDGE % arguments}]",
+        "reward.total={answer: 1, judge: 1}",
+        "reward.scores={}",
+        f"model.checkpoint={world / 'base'}",
+    ]
+    return read(root / "configs" / "playground.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("name: judge, version: '1'", "argument 'url' is missing"),
+        ("name: judge, version: '1', url: 'judge.example'", "url: expected an address such as"),
+        ("name: judge, version: '1', url: 'http://127.0.0.1:9/', timeout: 0", "timeout: 0 must be above 0"),
+        ("name: judge, version: '1', url: 'http://127.0.0.1:9/', tries: 3", "unknown argument 'tries'; allowed: "),
+    ],
+)
+def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, complaint):
+    with pytest.raises(InputError, match=f"reward.raters.judge.arguments: {complaint}"):
+        read_inputs(configured(root, world, arguments))
+
+
+def test_a_key_need_not_be_where_the_run_is_started_from(root, world, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    arguments = "name: judge, version: '1', url: 'http://127.0.0.1:9/', api_key_env: NO_SUCH_KEY"
+    assert read_inputs(configured(root, world, arguments)).prompts

@@ -1,0 +1,132 @@
+"""Going on with a run: what may change, what is refused, and what is remembered."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.checkpoints import Checkpoints
+from controller.ledger import Ledger
+from controller.reading import read
+from controller.records import Records
+from controller.resuming import check_data, overrides_after, resume, seconds_before
+from speech.errors import InputError
+
+STATE = {
+    "mix": {"smoothed": 0.3, "updates": 4, "override": None},
+    "weight_version": 4,
+    "prompts": 64,
+    "demonstrations": 64,
+    "data": {"data.prompts": "1234"},
+}
+
+
+@pytest.fixture
+def run(root, tmp_path) -> Path:
+    """A run of 8 iterations with a checkpoint of the fourth."""
+    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=r", f"run.directory={tmp_path}"])
+    directory = Records.create(tmp_path / "r", config.yaml()).directory
+    Checkpoints(directory).write(4, STATE, lambda folder: (folder / "weights").write_bytes(b"w"))
+    return directory
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
+    found = resume(run, [])
+    assert found.checkpoint.iteration == 4
+    assert found.checkpoint.state == STATE | {"iteration": 4}
+    assert found.changes == {}
+    assert found.config.run.iterations == 8
+
+
+def test_what_decides_no_number_may_change(run):
+    found = resume(run, ["rollout.workers=3", "rollout.sample_seconds=30", "run.iterations=12"])
+    assert found.changes == {
+        "rollout.workers": (1, 3), "rollout.sample_seconds": (600.0, 30.0), "run.iterations": (8, 12),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "learner.learning_rate=0.5",
+            r"learner\.learning_rate: 0\.0003 → 0\.5\. Allowed to change: .*rollout\.workers",
+        ),
+        ("run.seed=1", r"run\.seed: 0 → 1"),
+        ("rollout.prompts=8", r"rollout\.prompts: 16 → 8"),
+        ("mix.smoothing=0.5", r"mix\.smoothing: 0\.9 → 0\.5"),
+        ("reward.total={answer: 1.0}", r"reward\.total\.answer: 0\.8 → 1\.0; reward\.total\.heard: 0\.1 → None"),
+        ("run.iterations=3", r"run\.iterations: 3, but r has done 4 already"),
+        ("no.such=1", "unknown configuration key"),
+    ],
+)
+def test_what_decides_a_number_may_not(run, override, words):
+    with pytest.raises(InputError, match=words):
+        resume(run, [override])
+
+
+def test_the_length_of_a_cosine_may_not_change(root, tmp_path):
+    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=c", "learner.final_rate=0.1"])
+    directory = Records.create(tmp_path / "c", config.yaml()).directory
+    with pytest.raises(InputError, match=r"run\.iterations: 8 → 12"):
+        resume(directory, ["run.iterations=12"])
+
+
+def test_another_configuration_file_is_compared_with_the_runs_own(root, run, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(f"extends: {root / 'configs/playground.yaml'}\nrun: {{iterations: 8}}\nanchor: {{rows: 4}}\n")
+    with pytest.raises(InputError, match=r"anchor\.rows: 16 → 4"):
+        resume(run, [], other)
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_one_that_is_none_is_refused(root, tmp_path):
+    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=n"])
+    assert resume(Records.create(tmp_path / "n", config.yaml()).directory, []).checkpoint is None
+    with pytest.raises(InputError, match="is not the directory of a run"):
+        resume(tmp_path / "nothing", [])
+
+
+def test_a_run_that_has_come_to_its_end_says_how_to_go_on(run):
+    records = Records.open(run)
+    records.write_summary({"iterations": 8})
+    records.add_event("finished")
+    Checkpoints(run).write(8, STATE, lambda folder: None)
+    with pytest.raises(InputError, match=r"has finished its 8 iterations; to go on, ask for more: run\.iterations=16"):
+        resume(run, [])
+    assert resume(run, ["run.iterations=9"]).checkpoint.iteration == 8
+
+
+def test_other_data_are_refused():
+    check_data({"data.prompts": "12"}, {"data.prompts": "12", "data.demonstrations": "34"})
+    with pytest.raises(InputError, match=r"data\.prompts is not what it was when the run began"):
+        check_data({"data.prompts": "12"}, {"data.prompts": "13"})
+
+
+def test_lambda_set_from_outside_is_set_again_in_iterations_that_are_done_again(run):
+    records = Records.open(run)
+    for iteration, value in ((3, 0.1), (6, 0.3), (6, "adaptive")):
+        records.add_event("mix", id=str(iteration), iteration=iteration, value=value)
+    assert overrides_after(run, 4) == {6: [0.3, "adaptive"]}
+
+
+def test_the_time_that_a_run_took_does_not_count_the_time_that_it_lay_idle(run):
+    lines = [
+        ("started", "10:00:00"), ("checkpoint", "10:01:00"),
+        ("resumed", "12:00:00"), ("started", "12:00:01"), ("ready", "12:00:31"),
+    ]  # fmt: skip
+    text = "".join(json.dumps({"time": f"2026-01-01T{at}.000Z", "kind": kind}) + "\n" for kind, at in lines)
+    (run / "events.jsonl").write_text(text)
+    assert seconds_before(run) == 60.0 + 30.0
+
+
+@given(count=st.integers(1, 40), taken=st.lists(st.integers(1, 17), min_size=1, max_size=12), cut=st.integers(0, 11))
+def test_a_ledger_that_goes_on_deals_out_what_it_would_have(count, taken, cut):
+    whole = Ledger(count, 7, 0)
+    straight = [whole.take(rows) for rows in taken]
+    first = Ledger(count, 7, 0)
+    before = [first.take(rows) for rows in taken[:cut]]
+    second = Ledger(count, 7, 0)
+    second.position = first.position
+    assert before + [second.take(rows) for rows in taken[cut:]] == straight

@@ -1,0 +1,68 @@
+"""Real learner groups, and rows for them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from learner.group import GroupSettings, LearnerGroup
+from learner.rank import RankSettings
+from learner.rows import Row
+from speech.families import PLAYGROUND
+from speech.records import read_demonstrations
+from speech.vocabulary import Vocabulary
+from tests.learner.examples import OBJECTIVE
+
+
+def mixed_rows(world: Path) -> list[Row]:
+    """Demonstrations, most of them taken for sampled replies."""
+    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+    rng = np.random.default_rng(0)
+    found = []
+    for index, d in enumerate(read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:14]):
+        sampled = index < 9
+        found.append(
+            Row(
+                prompt_ids=d.prompt_ids,
+                reply_ids=d.reply_ids,
+                channels=vocabulary.channels(d.reply_ids),
+                anchor_weight=0.0 if sampled else 1 / 5,
+                behaviour=rng.normal(-0.5, 0.2, len(d.reply_ids)).astype(np.float32) if sampled else None,
+                advantages=(float(rng.normal()),) if sampled else (),
+                weights=(1 / 9 / 6,) if sampled else (),
+                kl_weights=(1 / 9 / 6, 1 / 9 / 30) if sampled else (0.0, 0.0),
+            )
+        )
+    return found
+
+
+def learner_group(world: Path, ranks: int, stage: int, run: str = "test", **changes) -> LearnerGroup:
+    """Not started. changes: of the group's settings."""
+    settings = RankSettings(
+        checkpoint=str(world / "base"),
+        run=run,
+        dtype="float32",
+        zero_stage=stage,
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        epsilon=1e-8,
+        weight_decay=0.01,
+        gradient_clip=0.5,
+        warmup=0,
+        steps=10,
+        final_rate=1.0,
+        micro_batch_rows=4,
+        threads=1,
+        temperature=1.0,
+        frozen=(),
+        gpu=False,
+    )
+    fields = {
+        "ranks": ranks,
+        "cpus": 0.5,
+        "gpus": 0,
+        "start_seconds": 200,
+        "step_seconds": 100,
+        "skips_in_a_row": 2,
+        "faults": Path("/nonexistent"),
+    }
+    return LearnerGroup(GroupSettings(**(fields | changes)), settings, PLAYGROUND, OBJECTIVE)

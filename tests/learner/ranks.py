@@ -1,0 +1,134 @@
+"""Learner ranks without Ray: what is the same bit for bit after a resume, and after a step that was skipped.
+
+    python -m tests.learner.ranks CHECKPOINT DIRECTORY PORT RANK WORLD
+
+To be run as WORLD processes at once. At every ZeRO stage, this rank takes steps straight, and goes on from a checkpoint
+of half-way in a new engine; then, where there are several, the last of them has a loss, or a gradient, that is not
+finite. Prints what came out, as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from learner.rank import LearnerRank, RankSettings
+from learner.rows import Row
+from learner.send import named_weights
+from speech.families import PLAYGROUND
+from tests.learner.examples import OBJECTIVE
+from tests.learner.one_rank import sampled_rows
+
+SETTINGS = RankSettings(
+    checkpoint="",
+    run="ranks",
+    dtype="float32",
+    zero_stage=0,
+    learning_rate=1e-3,
+    betas=(0.9, 0.95),
+    epsilon=1e-8,
+    weight_decay=0.1,
+    gradient_clip=0.5,
+    warmup=2,
+    steps=8,
+    final_rate=0.1,
+    micro_batch_rows=2,
+    threads=1,
+    temperature=0.7,
+    frozen=("model.layers.0.*",),
+    gpu=False,
+)
+
+# The gradient of the divergence would not be finite where the loss is not: here it can be.
+WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)
+
+
+def infinite_loss(row: Row) -> Row:
+    """A demonstration with a token that could not be: its loss is infinite, and the gradient of that is finite."""
+    allowed = row.allowed.copy()
+    allowed[3] = 31 ^ allowed[3]
+    return replace(
+        row, allowed=allowed, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=1.0
+    )
+
+
+@contextmanager
+def spoilt_gradient(rank: LearnerRank) -> Iterator[None]:
+    """The gradient of the logits is no number, whatever the loss is."""
+
+    def hook(_module: object, _given: object, logits: torch.Tensor) -> None:
+        logits.register_hook(lambda gradient: gradient * torch.nan)
+
+    handle = rank._engine.module.model.lm_head.register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
+def weights(rank: LearnerRank) -> dict[str, torch.Tensor]:
+    with rank._gathered():
+        return {name: p.detach().clone() for name, p in named_weights(rank._engine.module.model)}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one) and set(one) == set(other)
+
+
+def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
+    def engine() -> LearnerRank:
+        rank = LearnerRank(place, world, settings, PLAYGROUND, WITHOUT_KL)
+        rank.connect("127.0.0.1", port)
+        return rank
+
+    def batch(number: int) -> list[Row]:
+        return [rows[(number + i) % len(rows)] for i in range(place, place + 3)]
+
+    straight = engine()
+    drawn = torch.get_rng_state()
+    for number in range(2):
+        straight.step(batch(number), 2, 0.5)
+    start = weights(straight)
+    directory.mkdir(exist_ok=True)
+    saved = straight.save(directory)
+    torch.distributed.barrier()
+    resumed = engine()
+    resumed.load(directory, saved)
+    result: dict = {"loaded": same(start, weights(resumed))}
+    rates = [[rank.step(batch(number), 2, 0.5).learning_rate for number in range(2, 5)] for rank in (straight, resumed)]
+    result |= {"rates": rates, "moved": not same(start, weights(resumed))}
+    result["resumed"] = same(weights(straight), weights(resumed))
+    result["skipped"] = {}
+    for kind in ("loss", "gradient") if world > 1 else ():
+        before = weights(straight)
+        last = place == world - 1
+        with spoilt_gradient(straight) if last and kind == "gradient" else nullcontext():
+            given = [rows[0], infinite_loss(rows[0])] if last and kind == "loss" else batch(0)
+            report = straight.step(given, 2, 0.5)
+        kept = same(before, weights(straight))
+        taken = [rank.step(batch(5), 2, 0.5) for rank in (straight, resumed)]
+        result["skipped"][kind] = {
+            "skipped": report.skipped,
+            "finite": report.finite,
+            "norm": str(report.gradient_norm),
+            "kept": kept,
+            "after": same(weights(straight), weights(resumed)) and not same(before, weights(straight)),
+            "rates": [step.learning_rate for step in taken],
+            "again": [step.skipped for step in taken],
+        }
+    result["drew"] = not torch.equal(drawn, torch.get_rng_state())
+    return result
+
+
+if __name__ == "__main__":
+    checkpoint, directory = Path(sys.argv[1]), Path(sys.argv[2])
+    port, place, world = (int(argument) for argument in sys.argv[3:6])
+    examples = sampled_rows(checkpoint)
+    settings = replace(SETTINGS, checkpoint=str(checkpoint))
+    stages = {
+        stage: found(replace(settings, zero_stage=stage), directory / str(stage), port, place, world, examples)
+        for stage in range(4)
+    }
+    print(json.dumps(stages))

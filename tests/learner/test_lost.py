@@ -1,0 +1,136 @@
+"""A learner group that something happens to: what it says, and what is left of it."""
+
+import os
+import resource
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from learner.batches import read_batch
+from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
+from learner.send import memory_directory
+from speech.errors import InputError
+from tests.learner.groups import learner_group, mixed_rows
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return mixed_rows(world)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def processes(group: LearnerGroup) -> dict[str, int]:
+    calls = {name: rank.__ray_call__.remote(lambda _: os.getpid()) for name, rank in group._ranks.items()}
+    return {name: ray.get(call, timeout=60) for name, call in calls.items()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def stop_at_once(group: LearnerGroup) -> None:
+    began = time.monotonic()
+    group.stop()
+    assert time.monotonic() - began < CLOSE_SECONDS / 2
+
+
+def await_end(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} lives on"
+        time.sleep(0.1)
+
+
+def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, cluster, tmp_path):
+    """One story, as every group takes seconds to start."""
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    run = f"lost-{os.getpid()}"
+    group = learner_group(world, 2, 2, run, faults=tmp_path / "faults")
+    group.start()
+    probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
+
+    # Batches that are not finite: skipped, counted, and in the end kept for who wants to look.
+    spoilt = [replace(rows[0], behaviour=np.full_like(rows[0].behaviour, np.nan)), *rows[1:]]
+    start = load_file(group.publish(probe).path)
+    learned = group.step(spoilt, 0.4)
+    assert learned.skipped
+    assert learned.not_finite in ("loss of learner-0", "loss of learner-1")
+    assert learned.gradient_norm is None
+    published = group.publish(probe)
+    assert published.version == group.version == 1
+    same = load_file(published.path)
+    assert all(torch.equal(start[name], same[name]) for name in start)
+    assert not group.step(rows, 0.4).skipped
+    assert group.step(spoilt, 0.4).skipped, "those in a row are counted, and the last was not skipped"
+    with pytest.raises(NotFinite, match="2 steps in a row were skipped"):
+        group.step(spoilt, 0.4)
+    kept = read_batch(tmp_path / "faults/step-000004.parquet")
+    assert (kept.version, kept.mix, kept.reason) == (4, 0.4, learned.not_finite)
+    assert len(kept.items) == len(rows)
+    assert np.isnan(kept.items[0].behaviour).all()
+    assert not group.step(rows, 0.4).skipped
+
+    # A disk that takes no more: the kernel's own error, through a limit on the size of files.
+    pids = processes(group)
+    for pid in pids.values():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    with pytest.raises(OSError, match="File too large"):
+        group.save(checkpoint)
+    assert not (checkpoint / "learner.json").exists()
+    for pid in pids.values():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    group.save(checkpoint)
+    expected = load_file(group.publish(probe).path)
+
+    # An error of the work itself is raised as it came, and the group lives.
+    with pytest.raises(InputError, match="other parameters"):
+        group._answers({"learner-0": group._ranks["learner-0"].load.remote(checkpoint, "other")}, 60, "loading")
+
+    # The rank that holds the weights in memory dies by SIGKILL while the other waits for it.
+    left = list(memory_directory().glob(f"duet-{run}-*"))
+    assert len(left) == 1
+    os.kill(pids["learner-0"], signal.SIGKILL)
+    with pytest.raises(LearnerLost, match="learner-0 died while taking a step") as lost:
+        group.step(rows, 0.4)
+    assert lost.value.names == ["learner-0"]
+    stop_at_once(group)
+    assert not left[0].exists(), "weights of a dead rank were left in memory"
+
+    # Another group takes over at once.
+    group = learner_group(world, 2, 2, run, step_seconds=10)
+    group.start()
+    group.load(checkpoint, 5)
+    published = group.publish(probe)
+    assert published.version == 5
+    found = load_file(published.path)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    await_end(pids["learner-1"])
+
+    # A rank that is stopped holds up all; they are ended, the stopped one too.
+    pids = processes(group)
+    os.kill(pids["learner-1"], signal.SIGSTOP)
+    with pytest.raises(LearnerLost, match=r"learner-1.* no answer within 10 s while taking a step"):
+        group.step(rows, 0.4)
+    stop_at_once(group)
+    for pid in pids.values():
+        await_end(pid)
+    assert not list(memory_directory().glob(f"duet-{run}-*"))

@@ -1,0 +1,86 @@
+"""Real DeepSpeed ranks in processes of their own, without Ray, at every ZeRO stage (`ranks.py`)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.timeout(500)
+
+
+def _run(root, world, directory, ranks: int) -> list[dict]:
+    """What each rank printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.learner.ranks", world / "base", directory, str(port), str(rank), str(ranks)],
+            cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        spoken = [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, spoken, strict=True):
+        assert process.returncode == 0, out[-2000:] + err[-4000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in spoken]
+
+
+@pytest.fixture(scope="module")
+def two(root, world, tmp_path_factory) -> list[dict]:
+    return _run(root, world, tmp_path_factory.mktemp("two"), 2)
+
+
+def _check_resumed(found: dict) -> None:
+    assert found["moved"], "the steps after the checkpoint changed nothing"
+    assert found["loaded"], "other weights than those that were saved"
+    assert found["resumed"], "other weights than those of a run without a stop"
+    straight, resumed = found["rates"]
+    assert straight == resumed
+    assert len(set(straight)) == 3, "the schedule did not move"
+
+
+def test_one_rank_goes_on_from_a_checkpoint_bit_for_bit(root, world, tmp_path):
+    (stages,) = _run(root, world, tmp_path, 1)
+    assert list(stages) == ["0", "1", "2", "3"]
+    for found in stages.values():
+        _check_resumed(found)
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_two_ranks_go_on_from_a_checkpoint_bit_for_bit(two, stage):
+    for rank in two:
+        _check_resumed(rank[stage])
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two, stage, kind):
+    """Weights, moments and schedule: the step after it is that of an engine which never saw the bad batch."""
+    good, bad = (rank[stage]["skipped"][kind] for rank in two)
+    assert good["finite"]
+    assert bad["finite"] == (kind == "gradient")
+    for found in (good, bad):
+        assert found["skipped"]
+        assert found["norm"] in ("nan", "inf")
+        assert found["kept"], "weights changed"
+        assert found["again"] == [False, False], "the step after it was not taken"
+        assert found["after"], "something of the skipped step was left"
+        skipped, straight = found["rates"]
+        assert skipped == straight
+
+
+def test_nothing_in_the_learner_draws(two):
+    """So that a checkpoint needs no random state."""
+    assert not any(found["drew"] for rank in two for found in rank.values())

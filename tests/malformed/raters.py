@@ -1,0 +1,23 @@
+"""Raters that a configuration can name wrongly."""
+
+
+class Picky:
+    """Needs one argument, takes another."""
+
+    name = "picky"
+    version = "1"
+
+    def __init__(self, scale: float, *, offset: float = 0.0) -> None:
+        raise AssertionError("is looked at before a run, not built")
+
+    def rate(self, spoken) -> float:
+        raise NotImplementedError
+
+
+class Mute:
+    """Has no method to rate."""
+
+    name = "mute"
+
+
+NUMBER = 5

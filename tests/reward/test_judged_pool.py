@@ -1,0 +1,124 @@
+"""Reward servers that ask a judge: what it answered outlives them, and what happened is counted once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from reward.rater import Missing
+from reward.server import Part, RewardPool, ServerSettings
+from speech.families import PLAYGROUND
+from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
+from speech.vocabulary import Vocabulary
+from tests.reward.judges import KEY, Process
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    process = Process(tmp_path_factory.mktemp("judge"), "--key-env", "JUDGE_KEY")
+    yield process
+    process.end()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The key is in the environment that the cluster was started with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUDGE_KEY", KEY)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def groups(world) -> list[Group]:
+    """Prompts, each with its demonstration and a reply that is cut short."""
+    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+    prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
+    demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
+
+    def reply(ids: np.ndarray, index: int, prompt_id: str) -> Reply:
+        return Reply(
+            prompt_id=prompt_id,
+            index=index,
+            token_ids=ids,
+            channels=vocabulary.channels(ids),
+            logps=np.zeros(len(ids), dtype=np.float32),
+            weight_version=0,
+            finish=(Finish.STOP, Finish.LENGTH)[index],
+            defect=None,
+        )
+
+    return [
+        Group(
+            prompt=prompts[d.prompt_id],
+            replies=[reply(d.reply_ids, 0, d.prompt_id), reply(d.reply_ids[:9], 1, d.prompt_id)],
+        )
+        for d in [d for d in demonstrations if d.prompt_id in prompts][:8]
+    ]
+
+
+def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
+    settings = ServerSettings(
+        servers=servers,
+        cpus=0.5,
+        checkpoint=str(world / "base"),
+        codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        raters=(
+            Part(use="reward.http:HttpRater", name="judge", arguments=judge.arguments()),
+            Part(use="playground.raters:Answer", name="answer", arguments={}),
+        ),
+        start_seconds=120,
+        score_seconds=120,
+        beat_seconds=60,
+    )
+    return RewardPool(settings, PLAYGROUND, lambda kind, **fields: events.append(kind))
+
+
+def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups, tmp_path):
+    events: list[str] = []
+    first = pool(world, judge, 2, events)
+    first.start()
+    cards = first.score(groups)
+    for whole, short in cards:
+        assert whole.scores["judge"] == whole.scores["answer"]
+        assert whole.details["judge_reason"].startswith(repr(whole.details["text"]))
+        assert short.scores["judge"] == Missing("truncated reply")
+    assert len({whole.number("judge") for whole, _ in cards}) == 2
+    asked = judge.counts()["asked"]
+    counted = first.counters()["judge"]
+    assert asked == counted["calls"] == 8
+    assert first.save_cache(tmp_path / "judges.parquet") == 8
+
+    judge.fail(error=1.0)  # from here on nothing new can be learnt from it
+    ray.kill(first._crew._actors[first.names[0]])
+    assert first.score(groups) == cards
+    assert "lost" in events
+    first.resize(3)
+    assert first.score(groups) == cards
+    after = first.counters()["judge"]
+    assert after["calls"] == counted["calls"]
+    assert after["cache_hits"] >= 8
+    first.stop()
+
+    second = pool(world, judge, 1, events)
+    assert second.load_cache(tmp_path / "judges.parquet") == 8
+    second.start()
+    assert second.score(groups) == cards
+    assert second.save_cache(tmp_path / "again.parquet") == 8
+    second.stop()
+
+    third = pool(world, judge, 1, events)
+    third.start()
+    missing = third.score(groups[:1])[0][0].scores["judge"]
+    assert missing == Missing("server error", fault="rater")
+    third.load_cache(tmp_path / "judges.parquet")
+    assert third.score(groups) == cards
+    assert third.counters()["judge"]["failures"] == 1
+    third.stop()
+    assert judge.counts()["asked"] == asked + 2
+
+    logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
+    for file in [*tmp_path.glob("*.parquet"), *(path for path in logs.rglob("*") if path.is_file())]:
+        assert KEY.encode() not in file.read_bytes(), file

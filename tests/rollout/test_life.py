@@ -1,0 +1,71 @@
+"""A real vLLM engine in a process of its own: when it dies its worker says so, and it goes where its worker goes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from cluster.member import identify, stacks
+from cluster.waiting import MemberBroken
+from rollout.engine import EngineSettings, SamplingSettings
+from rollout.worker import Probe, RolloutWorker
+from speech.families import PLAYGROUND
+from speech.records import read_prompts
+from speech.vocabulary import Vocabulary
+from tests.chaos.members import members
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+SAMPLING = SamplingSettings(temperature=0.8, max_tokens=150)
+
+
+@pytest.fixture(scope="module")
+def prompts(world):
+    return read_prompts(world / "data/train.parquet", Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens))[:8]
+
+
+@pytest.fixture(scope="module")
+def worker(world, prompts):
+    settings = EngineSettings(
+        checkpoint=str(world / "base"),
+        dtype="float32",
+        max_length=192,
+        max_sequences=256,
+        constrained=True,
+        in_process=False,
+        threads=1,
+        kv_cache_gib=1,
+        gpu_memory_share=0.9,
+        tensor_parallel=1,
+    )
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    made = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=one_thread).remote("w", settings, PLAYGROUND, 0)
+    ray.get(made.warm_up.remote(prompts[:1], 2, SAMPLING), timeout=500)
+    yield made
+    ray.shutdown()
+
+
+def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
+    pid = identify(worker).pid
+    [engine] = [p.pid for p in members(psutil.Process())["engine"]]
+    # What the raylet kills when a worker dies is its process group, so that an engine does not outlive its worker.
+    group = {os.getpgid(p) for p in (engine, *(c.pid for c in psutil.Process(engine).children(recursive=True)))}
+    assert group == {os.getpgid(pid)} == {pid}
+
+    answer = worker.sample.remote(prompts, 32, SAMPLING, list(range(8)))
+    time.sleep(0.3)
+    text = stacks(worker)
+    assert "in generate" in text, "the worker's own stacks"
+    assert "started by it" in text
+    os.kill(engine, signal.SIGKILL)
+    again = worker.sample.remote(prompts[:1], 2, SAMPLING, [0])
+    update = worker.update.remote(Path("none.safetensors"), 1, None, Probe(sequences=[], logps=[]))
+    for refused in (answer, again, update):
+        with pytest.raises(RayTaskError, match=f"w has lost its engine: engine process {engine} ") as caught:
+            ray.get(refused, timeout=60)
+        assert isinstance(caught.value.cause, MemberBroken)
