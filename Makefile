@@ -1,4 +1,5 @@
-# `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first.
+# `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first. Tests that need
+# Prometheus or Chromium are skipped where there is none; .ci/run installs both.
 #   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
 ROOMS := cluster speech rollout reward learner controller playground

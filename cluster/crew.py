@@ -5,6 +5,7 @@ for. A member that is being replaced meanwhile comes further with every turn, wh
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,10 +15,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.asking import CrewSettings, Pending, Renewal
+from cluster.census import Census
 from cluster.fleet import Fleet, Life
 from cluster.leases import Lease, Leases
 from cluster.member import Identity, identify
-from cluster.places import lacking, placed
+from cluster.places import Place, lacking
 from cluster.postmortem import describe
 from cluster.pulse import Pulse, forget
 from cluster.waiting import MemberBroken, MemberFailed, Overdue
@@ -41,16 +43,17 @@ class Crew:
     def __init__(
         self,
         settings: CrewSettings,
-        make: Callable[[str], Any],
+        make: Callable[[str, Place], Any],
         warm: Callable[[Any], ray.ObjectRef],
         tell: Callable[..., None],
     ) -> None:
-        """make: a new actor for a name. warm: its first call, whose answer says that it is up. tell: takes events, a
-        kind and fields."""
+        """make: a new actor for a name, in a place that is held for it alone. warm: its first call, whose answer says
+        that it is up. tell: takes events, a kind and fields."""
         self._settings, self._make, self._warm, self._tell = settings, make, warm, tell
         self.fleet = Fleet(settings.role, settings.members)
         self._pulse = Pulse(self.fleet, settings.beat_seconds)
         self._actors: dict[str, Any] = {}
+        self._places: dict[str, Place] = {}
         self._pending: dict[ray.ObjectRef, Pending] = {}
         self._identities: dict[str, Identity | None] = {}
         """Whose logs to read when one dies: by then Ray may have forgotten."""
@@ -87,18 +90,19 @@ class Crew:
     def withdraw(self) -> None:
         """Calls off who is being started and has no place yet, so that somebody else can have the next one."""
         for name in self.fleet.of(Life.STARTING):
-            if not placed(self._actors[name]):
+            if not self._places[name].held:
                 self._bury(name)
                 self.fleet.withdrawn(name)
 
-    def renew(self, renewal: Renewal) -> dict[str, Any]:
-        """Gives everybody something new, and waits until all that are up have taken it. Returns their answers."""
+    def renew(self, renewal: Renewal, *, strict: bool = False) -> dict[str, Any]:
+        """Gives everybody something new, and waits until all that are up have taken it. Returns their answers. strict:
+        as for `start`."""
         self._renewal, self._answers = renewal, {}
         self.fleet.outdated(time.monotonic())
         for name in self.fleet.of(Life.STALE):
             self._ask_to_renew(name)
         while self.fleet.of(Life.STALE) or not self.fleet.of(Life.READY):
-            self._turn()
+            self._turn(strict=strict)
         return dict(self._answers)
 
     def work(self, items: Sequence[str], call: Callable[[Any, list[int]], ray.ObjectRef], doing: str) -> list[Any]:
@@ -122,6 +126,17 @@ class Crew:
             self._tell("resized", pool=self._settings.role, before=self.fleet.target, after=members)
             self.fleet.resize(members)
 
+    def census(self) -> Census:
+        """How the pool stands; may be asked from another thread."""
+        leases, fleet = self._leases, self.fleet
+        return Census(
+            wanted=fleet.target,
+            members=Counter(member.life for member in list(fleet.members.values())),
+            restarts=fleet.restarts,
+            lent=leases.lent if leases else 0,
+            waiting=leases.waiting if leases else 0,
+        )
+
     def awaited(self) -> list[Waiting]:
         """Everybody, with what each was asked to do; may be asked from another thread."""
         asked = {pending.name: pending for pending in list(self._pending.values())}
@@ -133,10 +148,8 @@ class Crew:
         ]
 
     def stop(self) -> None:
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
-        self._pending.clear()
+        for name in list(self._actors):
+            self._bury(name)
 
     # ---- a turn
 
@@ -163,7 +176,8 @@ class Crew:
 
     def _start(self, name: str, now: float, strict: bool) -> None:
         member = self.fleet.starting(name, now)
-        self._actors[name] = self._make(name)
+        self._places[name] = Place(name, self._settings.needs)
+        self._actors[name] = self._make(name, self._places[name])
         if not strict:
             self._newcomers.add(name)
             self._tell("starting", member=name, incarnation=member.incarnation)
@@ -275,7 +289,7 @@ class Crew:
         for answer, asked in list(self._pending.items()):
             if now < asked.deadline or answer not in self._pending:
                 continue
-            if asked.starts and not placed(self._actors[asked.name]):
+            if asked.starts and not self._places[asked.name].held:
                 missing = lacking(self._settings.needs)
                 if strict:
                     raise MemberFailed(f"{asked.name} has no place to start: {missing}")
@@ -309,6 +323,7 @@ class Crew:
     def _bury(self, name: str) -> None:
         actor = self._actors.pop(name)
         ray.kill(actor)
+        self._places.pop(name).give_up()
         forget(actor)
         self._pending = {a: p for a, p in self._pending.items() if p.name != name}
         self._newcomers.discard(name)

@@ -62,6 +62,8 @@ class Fleet:
         die in a row without having been ready. pause: seconds before the second of them is started; doubles."""
         self._role, self.target, self._tries, self._pause = role, target, tries, pause
         self.members: dict[str, Member] = {}
+        self.restarts = 0
+        """Members started in the place of one that died."""
         self._failures: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
 
@@ -91,6 +93,7 @@ class Fleet:
 
     def starting(self, name: str, now: float) -> Member:
         """Somebody is being started in this place."""
+        self.restarts += name in self.members
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
         self.members[name] = Member(name, self._incarnations[name], Life.STARTING, now)
         return self.members[name]

@@ -39,6 +39,11 @@ class Leases:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def lent(self) -> int:
+        """Items in members' hands; may be asked from another thread."""
+        return sum(len(lease.items) for lease in list(self._lent.values()))
+
     def give(self, members: Sequence[str], now: float, seconds: float) -> list[Lease]:
         """Deals what is waiting out to these members, all of whom are idle, in contiguous shares that differ by at most
         one item. Members that are left without any get no lease."""

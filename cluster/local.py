@@ -7,12 +7,14 @@ gloo, NCCL and vLLM. `docs/security.md` says what listens where.
 import logging
 import os
 import socket
+from collections.abc import Mapping
 
 LOOPBACK = "127.0.0.1"
 
 
-def start(cpus: int) -> None:
-    """Starts a cluster of this one node, which asks for a token, and joins it. cpus: how many Ray may hand out."""
+def start(cpus: int, resources: Mapping[str, float]) -> None:
+    """Starts a cluster of this one node, which asks for a token, and joins it. cpus, resources: what Ray may hand
+    out."""
     # Left unset, Ray switches its token on. Whoever needs a cluster without one starts it himself and names it.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.update(_addresses())  # for all members: they inherit it
@@ -29,6 +31,7 @@ def start(cpus: int) -> None:
         ray.init(
             address="local",
             num_cpus=cpus,
+            resources=dict(resources),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,

@@ -9,8 +9,10 @@ from speech.errors import InputError
 
 MODULES = {
     "compare": ("controller.compare.command", "the paper's arms side by side"),
+    "doctor": ("controller.doctor.command", "what would go wrong, before anything is started"),
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
+    "report": ("controller.report.command", "the page to see and hear a run"),
 }
 """Commands that are modules of their own, with `add_arguments` and `run`."""
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "playground.yaml"

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import ray
+
+from cluster import driver
 from cluster.member import Member
 from cluster.watchdog import StallReport, Watch, Watchdog
 from controller import assembly
@@ -18,7 +21,8 @@ from controller.held_out import HeldOut
 from controller.inputs import fingerprints, newest_checkpoint, read_inputs
 from controller.iteration import Iteration
 from controller.loop import Done, Loop
-from controller.metrics import Metrics
+from controller.metrics.collecting import Numbers
+from controller.metrics.endpoint import Endpoint
 from controller.missing import MissingLimit
 from controller.notices import words
 from controller.progress import Progress
@@ -29,6 +33,7 @@ from controller.resuming import check_data, overrides_after, seconds_before, siz
 from controller.scaling import Follow, targets
 from controller.summary import plot_run, summarise_run
 from learner.group import LearnerLost
+from rollout.counting import ANYWHERE, address
 from speech.secrets import redact
 
 RESTARTS = 3
@@ -47,19 +52,24 @@ class Controller(Member):
         somebody else works on.
         """
         super().__init__()
+        self._stopping = self._over = False
+        # Until the checkpoint is there when it has been told to stop; else it goes with its driver.
+        driver.accompany(lambda: self._stopping and not self._over)
         self._config, self._directory, self._changes = config, directory, changes or {}
         self._lock = threading.Lock()
         self._stage = "reading the data"
         self._notes: list[str] = []
         self._done: list[Iteration] = []
-        self._finished = self._stopping = False
+        self._finished = False
         self._inputs = read_inputs(config)
         self._checkpoints = Checkpoints(directory)
         checkpoint, resumed = None, changes is not None
         if resumed:
             self._claim = Claim.take(directory)  # which waits for a controller that is ending, and for its port
-        self._metrics = Metrics(config.metrics.host, config.metrics.port)
-        self._metrics.start()
+        self._loop: Loop | None = None
+        self._numbers = Numbers(config.run.iterations, lambda: self._loop.standing() if self._loop else None)
+        self._metrics = Endpoint(config.metrics.host, config.metrics.port)
+        self._metrics.start(self._numbers, directory.name, lambda: self._loop.rollout.metrics if self._loop else {})
         if resumed:
             checkpoint = newest_checkpoint(config, directory)
             check_data(checkpoint.state.get("data", {}) if checkpoint else {}, fingerprints(self._inputs))
@@ -67,6 +77,7 @@ class Controller(Member):
             self._records.write_config(config.yaml())
             listed = {key: list(change) for key, change in self._changes.items()}
             self._records.add_event("resumed", iteration=checkpoint.iteration if checkpoint else 0, changes=listed)
+            self._numbers.begin(self._records.first_sound())
         else:
             self._records = Records.create(directory, config.yaml())
             self._claim = Claim.take(directory)
@@ -86,7 +97,6 @@ class Controller(Member):
             StallReport(directory, lambda: self._loop.awaited() if self._loop else [], redact),
             self._tell,
         )
-        self._loop: Loop | None = None
 
     @property
     def _members(self) -> Loop:
@@ -96,7 +106,9 @@ class Controller(Member):
         return self._loop
 
     def metrics_address(self) -> str:
-        return f"http://{self._metrics.host}:{self._metrics.port}/metrics"
+        host = self._metrics.host
+        host = ray.util.get_node_ip_address() if host in ANYWHERE else host
+        return f"http://{address(host, self._metrics.port)}/metrics"
 
     def progress(self, seen: int) -> Progress:
         """What happened since the caller saw `seen` iterations."""
@@ -112,7 +124,8 @@ class Controller(Member):
             )
 
     def stop(self) -> None:
-        """Ends the run after the iteration that is under way, with checkpoint, evaluation and summary."""
+        """Ends the run after the iteration that is under way, with checkpoint, evaluation and summary; without the
+        driver, if that is gone by then."""
         self._stopping = True
         self._records.add_event("stop requested")
 
@@ -127,6 +140,8 @@ class Controller(Member):
             if self._loop is not None:
                 self._members.stop()
             raise
+        finally:
+            self._over = True
 
     def _run(self) -> dict:
         records, config = self._records, self._config
@@ -138,7 +153,7 @@ class Controller(Member):
         self._at("evaluating on held-out questions, before")
         before = held_out.evaluate("before", 0) if self._checkpoint is None else held_out.read("before")
         self._at("iteration")
-        self._train(loop)
+        self._train(loop, held_out)
         self._at("evaluating on held-out questions, after")
         after = held_out.evaluate("after", records.last)
         self._at("drawing the plots")
@@ -179,7 +194,7 @@ class Controller(Member):
 
     # ---- iterations
 
-    def _train(self, loop: Loop) -> None:
+    def _train(self, loop: Loop, held_out: HeldOut) -> None:
         """Iterations up to the last, or until somebody stops the run; from the newest checkpoint where the learner is
         lost."""
         number, due, lost = self._records.last + 1, False, 0
@@ -191,6 +206,7 @@ class Controller(Member):
                 done = loop.iterate(number)
                 self._record(done)
                 self._missing.see([j.card for replies in done.judged for j in replies])
+                held_out.listen(number)
                 last = self._stopping or number == self._config.run.iterations
                 every = self._config.run.checkpoint_every
                 due = due or last or bool(every and number % every == 0)
@@ -276,6 +292,7 @@ class Controller(Member):
 
     def _tell(self, kind: str, **fields: object) -> None:
         """An event, and a line for whoever watches."""
+        self._numbers.event(kind)
         self._records.add_event(kind, **fields)
         sentence = words(kind, fields)
         if sentence is not None:
@@ -284,6 +301,7 @@ class Controller(Member):
 
     def _at(self, stage: str) -> None:
         self._watch.touch(stage)
+        self._numbers.progress()
         with self._lock:
             self._stage = stage
 
@@ -294,8 +312,9 @@ class Controller(Member):
         number = done.iteration.iteration
         self._records.add_replies(number, done.rows(self._members.routes), self._provenance())
         self._records.add_iteration(done.iteration)
-        version = self._members.learner.version
-        self._metrics.observe(done.iteration, dict.fromkeys(self._members.rollout.names, version))
+        with self._numbers.spending():
+            reward = self._members.reward
+            self._numbers.observe(done.iteration, judges=reward.counters(), left_alone=reward.left_alone)
         if done.not_finite is not None:
             self._tell("step skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
         with self._lock:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.places import Place
 from controller.config import Config, Named
 from controller.inputs import Inputs, constrained, structure
 from controller.mix import MixRatio, MixSettings, MixState
+from controller.placing import needs
 from controller.preference import PairedReplies, PolicyGradient, Preference
 from controller.replies import Provenance
 from controller.routing import Route as ScoreRoute
@@ -109,13 +111,13 @@ def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
     )
     pool = PoolSettings(
         workers=r.workers,
-        cpus=r.cpus,
-        gpus=r.gpus,
+        needs=needs(r),
         start_seconds=r.start_seconds,
         sample_seconds=r.sample_seconds,
         sync_seconds=r.sync_seconds,
         probe_limit=r.probe_limit,
         beat_seconds=r.beat_seconds,
+        metrics_host=config.metrics.host,
     )
     return RolloutPool(pool, engine, chosen, config.run.seed, tell)
 
@@ -127,7 +129,7 @@ def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:
     r = config.reward
     settings = ServerSettings(
         servers=r.servers,
-        cpus=r.cpus,
+        needs=needs(r),
         checkpoint=config.model.checkpoint,
         codec=part(r.codec),
         raters=tuple(part(rater) for rater in r.raters),
@@ -138,9 +140,10 @@ def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:
     return RewardPool(settings, chosen, tell)
 
 
-def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
-    c, p, a = config.learner, config.preference, config.anchor
-    objective = Objective(
+def objective(config: Config) -> Objective:
+    """The loss."""
+    p, a = config.preference, config.anchor
+    return Objective(
         routes=tuple(Route(channel=r.channel, weight=r.weight) for r in routes(config)),
         clip=p.clip,
         clip_high=p.clip if p.clip_high is None else p.clip_high,
@@ -153,6 +156,17 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
         anchor_text=a.weight_text,
         anchor_speech=a.weight_speech,
     )
+
+
+def learner_place(config: Config) -> Place:
+    """Asks Ray for room for all ranks, together."""
+    c = config.learner
+    return Place("learner", *[needs(c)] * c.ranks, strategy=c.strategy)
+
+
+def learner_group(config: Config, chosen: Family, run: str, place: Place) -> LearnerGroup:
+    c = config.learner
+    directory = Path(config.run.directory) / run
     rank = RankSettings(
         checkpoint=config.model.checkpoint,
         run=run,
@@ -172,14 +186,13 @@ def learner_group(config: Config, chosen: Family, run: str) -> LearnerGroup:
         frozen=tuple(config.model.frozen),
         gpu=c.gpus > 0,
         trust_remote_code=config.model.trust_remote_code,
+        exchange=directory / "weights" if config.run.exchange == "directory" else None,
     )
     group = GroupSettings(
         ranks=c.ranks,
-        cpus=c.cpus,
-        gpus=c.gpus,
         start_seconds=c.start_seconds,
         step_seconds=c.step_seconds,
         skips_in_a_row=c.skips_in_a_row,
-        faults=Path(config.run.directory) / run / "faults",
+        faults=directory / "faults",
     )
-    return LearnerGroup(group, rank, chosen, objective)
+    return LearnerGroup(group, rank, chosen, objective(config), place)

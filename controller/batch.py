@@ -7,6 +7,8 @@ import numpy as np
 
 from controller.iteration import Iteration
 from controller.mix import MixReading
+from controller.preference import RECORDED
+from controller.sound import sound
 from controller.statistics import Judged, mean_scores, missing_reasons
 from learner.group import Learned
 from learner.rows import Row
@@ -48,6 +50,7 @@ def describe(
     return Iteration(
         iteration=number,
         weight_version=version,
+        staleness=max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None),
         mix=mix.mix,
         mix_raw=mix.raw,
         mix_overridden=int(mix.overridden),
@@ -80,6 +83,7 @@ def describe(
         tokens_text=sum(j.reply.count("text") for j in flat),
         tokens_speech=sum(j.reply.count("speech") for j in flat),
         reply_seconds=sum(j.card.seconds for j in flat),
+        speech=sound(flat),
         seconds=seconds | {"total": sum(seconds.values())},
         sync_bytes=sync_bytes,
         demonstrations=[d.prompt_id for d in demonstrations],

@@ -65,6 +65,7 @@ NUMBERS: dict[str, Bound] = {
     "rollout.probe_limit": Bound(1e-9, 100.0),
     "reward.servers": COUNT,
     "reward.cpus": CPUS,
+    "reward.gpus": CPUS,
     "reward.start_seconds": DEADLINE,
     "reward.score_seconds": DEADLINE,
     "reward.beat_seconds": Bound(5.0, WEEK),
@@ -106,12 +107,14 @@ NUMBERS: dict[str, Bound] = {
     "learner.start_seconds": DEADLINE,
     "learner.step_seconds": DEADLINE,
     "evaluation.recordings": AMOUNT,
+    "evaluation.listen_every": AMOUNT,
     "evaluation.signal_samples": AMOUNT,
     "metrics.port": Bound(0, 65535),
 }
 """By key; of a key that holds several numbers, the bound of each."""
 
 CHOICES: dict[str, tuple] = {
+    "run.exchange": ("memory", "directory"),
     "model.dtype": ("float32", "bfloat16"),
     "rollout.structure": ("auto", "on", "off"),
     "rollout.top_p": (1.0,),
@@ -126,6 +129,7 @@ CHOICES: dict[str, tuple] = {
     "preference.pairs.channel": ("text", "speech", "all"),
     "preference.pairs.chosen": ("sample", "demonstration"),
     "learner.zero_stage": (0, 1, 2, 3),
+    "learner.strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
 }
 
 PATHS = ("run.directory", "model.checkpoint", "data.prompts", "data.demonstrations", "preference.pairs.file")

@@ -41,5 +41,19 @@ class Claim:
         file.flush()
         return cls(file)
 
+    @staticmethod
+    def held(run: Path) -> bool:
+        """Whether somebody works on this run now. Takes nothing."""
+        try:
+            file = (run / NAME).open("rb")
+        except OSError:  # nobody ever did
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
     def release(self) -> None:
         self._file.close()

@@ -23,6 +23,9 @@ class Run:
     """The newest ones that are kept; 0 keeps all."""
     stall_seconds: float = 300.0
     """Without progress for so long, the stacks of all members are written under stalls/; 0 switches this off."""
+    exchange: str = "memory"
+    """How weights reach the rollout workers: memory (of the learner's node, where all of them must be) or directory
+    (the run's own, which must be on storage that all nodes see)."""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Rollout:
     cpus: float = 1.0
     """Ray CPUs of each worker."""
     gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    """Further resources of Ray that each worker takes, by the names that nodes were started with: {rollout: 1}."""
     threads: int = 1
     """CPU threads of each engine."""
     prompts: int = 16
@@ -111,6 +116,9 @@ class NamedRater(Named):
 class Reward:
     servers: int = 2
     cpus: float = 0.5
+    gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    """As `rollout.resources`, of each server."""
     codec: Named = field(default_factory=Named)
     """Its `arguments.path` is where its files are."""
     raters: list[NamedRater] = field(default_factory=list)
@@ -219,6 +227,11 @@ class Learner:
     ranks: int = 2
     cpus: float = 0.5
     gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    """As `rollout.resources`, of each rank."""
+    strategy: str = "PACK"
+    """How ranks lie on the nodes: PACK (as few as possible), SPREAD (as many as possible), STRICT_PACK (one, or they do
+    not start), STRICT_SPREAD (a node each, or they do not start)."""
     threads: int = 1
     zero_stage: int = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
@@ -242,6 +255,9 @@ class Learner:
 class Evaluation:
     recordings: int = 6
     """Held-out prompts whose question and replies before and after are written as audio."""
+    listen_every: int = 10
+    """Iterations between which those prompts, and as many of training that have a demonstration, are answered for
+    people to listen to; 0: never."""
     signal_samples: int = 12
     """Replies whose signal quality is measured."""
 
@@ -249,6 +265,7 @@ class Evaluation:
 @dataclass
 class Metrics:
     host: str = "127.0.0.1"
+    """Where the controller serves them, and rollout workers theirs, on a free port each; 0.0.0.0 for all addresses."""
     port: int = 0
     """0 takes any free port."""
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from controller.config import Config, Named
+from controller.config import Config, Named, NamedRater
 from learner.freezing import frozen_names
 from reward.server import load
 from speech.checkpoint import check_checkpoint
+from speech.codec import Codec
 from speech.errors import InputError
 from speech.files import parsed, text, there
 from speech.vocabulary import Vocabulary
@@ -23,8 +24,11 @@ TOKEN_WEIGHTS = ("embed_tokens.weight", "lm_head.weight")
 """How the names of those weights end that have a row for each token."""
 
 
-def check_weights(config: Config, vocabulary: Vocabulary) -> None:
-    """The checkpoint's weights are all there, whole, one row a token, and `model.frozen` names some of them."""
+def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """The checkpoint's weights are all there, whole, one row a token, and `model.frozen` names some of them.
+
+    Returns the shape of every tensor by its name.
+    """
     directory = Path(config.model.checkpoint)
     files = check_checkpoint(directory, trust_remote_code=config.model.trust_remote_code)
     shapes: dict[str, list[int]] = {}
@@ -41,6 +45,7 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> None:
     if config.model.frozen:
         # The output layer is not in the file when it is tied to the embedding.
         frozen_names(sorted({*shapes, "lm_head.weight"}), config.model.frozen)
+    return shapes
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
@@ -77,34 +82,41 @@ def _width(directory: Path) -> object:
 
 def check_reward(config: Config, vocabulary: Vocabulary) -> None:
     """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
-    _check_codec(config, vocabulary)
+    load_codec(config, vocabulary)
     for rater in config.reward.raters:
-        key = f"reward.raters.{rater.name}"
-        made = _loaded(key, rater.use)
-        _check_arguments(key, rater, made)
-        if hasattr(made, "check"):
-            try:
-                made.check(dict(rater.arguments))
-            except InputError as error:
-                raise InputError(f"{key}.arguments: {error}") from error
-        if isinstance(made, type) and not callable(getattr(made, "rate", None)):
-            raise InputError(f"{key}: {rater.use} is no rater; it has no method 'rate'")
-        own = getattr(made, "name", None)
-        if isinstance(own, str) and own != rater.name:
-            raise InputError(f"reward.raters: {rater.use} calls its score {own!r}, not {rater.name!r}")
+        check_rater(rater)
     if config.reward.signal:
         _loaded("reward.signal", config.reward.signal)
 
 
-def _check_codec(config: Config, vocabulary: Vocabulary) -> None:
+def check_rater(rater: NamedRater) -> None:
+    """It is there, takes its arguments, and calls its score as the configuration does. It is not built."""
+    key = f"reward.raters.{rater.name}"
+    made = _loaded(key, rater.use)
+    _check_arguments(key, rater, made)
+    if hasattr(made, "check"):
+        try:
+            made.check(dict(rater.arguments))
+        except InputError as error:
+            raise InputError(f"{key}.arguments: {error}") from error
+    if isinstance(made, type) and not callable(getattr(made, "rate", None)):
+        raise InputError(f"{key}: {rater.use} is no rater; it has no method 'rate'")
+    own = getattr(made, "name", None)
+    if isinstance(own, str) and own != rater.name:
+        raise InputError(f"reward.raters: {rater.use} calls its score {own!r}, not {rater.name!r}")
+
+
+def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
+    """The codec, which has a code for each speech token and no other."""
     named = config.reward.codec
     path = named.arguments["path"]
-    found = _loaded("reward.codec", named.use)
+    found: Any = _loaded("reward.codec", named.use)
     others = set(named.arguments) - {"path"}
     if others:
         raise InputError(f"reward.codec.arguments: {min(others)!r} is not possible; allowed: path")
     try:
-        codes = found.load(Path(path)).codebook
+        codec = found.load(Path(path))
+        codes = codec.codebook
     except InputError:
         raise
     except Exception as error:  # a codec of the user's own may raise anything
@@ -114,6 +126,7 @@ def _check_codec(config: Config, vocabulary: Vocabulary) -> None:
             f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
             f"{vocabulary.codebook} speech tokens"
         )
+    return codec
 
 
 def _loaded(key: str, use: str) -> Callable:

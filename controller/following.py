@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from cluster.postmortem import describe
@@ -64,7 +65,12 @@ class Following:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets a handler of its own
         # Three threads: the run itself, the answers to the display, and a request to stop.
         # Ray's store would keep an account of every question how it goes, up to a hundred thousand of them.
-        remote = ray.remote(Controller).options(num_cpus=0, max_concurrency=3, enable_task_events=False)
+        # Detached: it must not end with a driver that has no time to wait for the checkpoint (cluster/driver.py).
+        # Beside the driver: to Ray it weighs nothing, and would go with a node that an autoscaler holds for idle.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        remote = ray.remote(Controller).options(
+            num_cpus=0, max_concurrency=3, enable_task_events=False, lifetime="detached", scheduling_strategy=here
+        )
         controller = remote.remote(self._config, self._directory, changes)
         self._display.begin()
         try:
@@ -86,12 +92,13 @@ class Following:
         except (RayActorError, OutOfMemoryError, MemberFailed, Overdue, GetTimeoutError) as error:
             if refusal := _refusal(error):
                 raise InputError(refusal) from error
-            with suppress(Exception):  # it may still be at work, or be gone already
-                ray.kill(controller)
             if isinstance(error, Overdue | GetTimeoutError):
                 raise ControllerDied(f"the controller does not answer: {error}") from error
             cause = error.post_mortem if isinstance(error, MemberFailed) else describe(error, controller)
             raise ControllerDied(f"the controller died: {cause}") from error
+        finally:
+            with suppress(Exception):  # it may still be at work, or be gone already
+                ray.kill(controller)
 
     def _stop(self, controller) -> None:
         self._stopping = True

@@ -1,6 +1,10 @@
-"""The held-out questions of a run, before and after: sampled, judged, written down, and a few of them to listen to."""
+"""The held-out questions of a run, before and after: sampled, judged, written down, and a few of them to listen to.
 
-from collections.abc import Callable
+Those few are answered between as well, and with them a few questions of training, which have a demonstration: so that
+one can hear a reply change, and beside it what it should come to.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,12 @@ class HeldOut:
         self, config: Config, inputs: Inputs, records: Records, loop: Loop, provenance: Callable[[], Provenance]
     ) -> None:
         self._config, self._sets, self._records, self._loop = config, inputs.held_out, records, loop
+        shown = {demonstration.prompt_id for demonstration in inputs.demonstrations}
+        few = config.evaluation.recordings
+        self._listened = {len(self._sets): [prompt for prompt in inputs.prompts if prompt.id in shown][:few]}
+        """Prompts that are listened to, by the place of their set."""
+        self._between = {place: ps[:few] for place, (name, ps) in enumerate(self._sets.items()) if name == HEADLINE}
+        """The held-out ones, which an evaluation answers before and after."""
         self._provenance = provenance
         self.signal: dict[str, float | None] = {}
         """Signal quality "before" and "after", mean over a few replies of the headline set; None without speech."""
@@ -35,10 +45,27 @@ class HeldOut:
         judged = {}
         for place, (name, prompts) in enumerate(self._sets.items()):
             _, judged[name] = self._loop.evaluate(prompts, place)
-            rows = [ScoredReply(judged=j, routes=[r.label for r in self._loop.routes], use=None) for j in judged[name]]
-            self._records.add_evaluation(when, name, iteration, rows, self._provenance())
+            self._records.add_evaluation(when, name, iteration, self._rows(judged[name]), self._provenance())
         self._listen(when, judged)
+        self._answer(self._listened, iteration)
         return judged
+
+    def listen(self, iteration: int) -> None:
+        """Answers between before and after, of the iterations that are listened to."""
+        every = self._config.evaluation.listen_every
+        if every and iteration % every == 0 and iteration < self._config.run.iterations:
+            self._answer(self._between | self._listened, iteration)
+
+    def _answer(self, prompts: Mapping[int, list[Prompt]], iteration: int) -> None:
+        """With the seeds of the sampler that they always have: what differs between iterations is the weights."""
+        if not self._config.evaluation.listen_every:
+            return
+        judged = [one for place, few in prompts.items() if few for one in self._loop.evaluate(few, place)[1]]
+        if judged:
+            self._records.add_listening(iteration, self._rows(judged), self._provenance())
+
+    def _rows(self, judged: list[Judged]) -> list[ScoredReply]:
+        return [ScoredReply(judged=j, routes=[r.label for r in self._loop.routes], use=None) for j in judged]
 
     def read(self, when: str) -> dict[str, list[Judged]]:
         """The same from the records of a run that goes on. Raises InputError when they are not there: the weights that

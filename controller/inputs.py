@@ -47,7 +47,7 @@ def read_inputs(config: Config) -> Inputs:
     check_reward(config, vocabulary)
     _check_replies(config, inputs)
     longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
-    if longest + config.rollout.max_tokens > config.model.max_length:
+    if longest > longest_prompt(config):
         raise InputError(
             f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
             f"rollout.max_tokens = {config.rollout.max_tokens}"
@@ -59,6 +59,11 @@ def read_inputs(config: Config) -> Inputs:
             f"{len(inputs.pairs or inputs.prompts)}"
         )
     return inputs
+
+
+def longest_prompt(config: Config) -> int:
+    """Tokens of a prompt that leaves room for the longest reply."""
+    return config.model.max_length - config.rollout.max_tokens
 
 
 def _check_replies(config: Config, inputs: Inputs) -> None:
@@ -77,16 +82,24 @@ def _check_replies(config: Config, inputs: Inputs) -> None:
     seen: dict[str, int] = {}
     for file, field, prompt_ids, ids in places:
         row = seen[file + field] = seen.get(file + field, 0) + 1
-        if len(prompt_ids) + len(ids) > config.model.max_length:
-            raise InputError(
-                f"{file} row {row}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than "
-                f"model.max_length = {config.model.max_length}"
-            )
-        defect = check(ids, *held_to) if held_to else None
-        if defect is not None:
-            raise InputError(
-                f"{file} row {row}: {field} does not follow the structure of family {inputs.family.name}: {defect}"
-            )
+        check_reply(config, held_to, f"{file} row {row}", field, prompt_ids, ids)
+
+
+def check_reply(
+    config: Config, held_to: Structure | None, place: str, field: str, prompt_ids: np.ndarray, ids: np.ndarray
+) -> None:
+    """Raises InputError for a reply that is too long to learn from, or does not follow the structure.
+
+    held_to: what sampling is held to. place: file and row. field: where in it the reply stands.
+    """
+    if len(prompt_ids) + len(ids) > config.model.max_length:
+        raise InputError(
+            f"{place}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than model.max_length = "
+            f"{config.model.max_length}"
+        )
+    defect = check(ids, *held_to) if held_to else None
+    if defect is not None:
+        raise InputError(f"{place}: {field} does not follow the structure of family {config.model.family}: {defect}")
 
 
 def fingerprints(inputs: Inputs) -> dict[str, str]:

@@ -14,6 +14,9 @@ class Iteration:
     """1 for the first."""
     weight_version: int
     """Version of the weights that sampled this iteration's replies; the step, taken or skipped, made version + 1."""
+    staleness: int | None
+    """Steps between the weights that sampled a reply and those that it trained, at most; None where none was sampled
+    here."""
     mix: float
     """λ used for this iteration's step (column `lambda`)."""
     mix_raw: float | None
@@ -67,6 +70,8 @@ class Iteration:
     tokens_speech: int
     reply_seconds: float
     """Audio produced, seconds."""
+    speech: dict[str, float | None]
+    """How the replies sound, means over those that are whole (columns `speech_NAME`): see `controller.sound`."""
     seconds: dict[str, float]
     """Wall seconds by phase (columns `seconds_PHASE`), `total` included."""
     sync_bytes: int
@@ -76,9 +81,10 @@ class Iteration:
     def row(self) -> dict[str, object]:
         """Flat columns under the names of the file contract; `missing` becomes one count."""
         flat = asdict(self)
-        scores, missing, seconds = flat.pop("scores"), flat.pop("missing"), flat.pop("seconds")
+        scores, missing, seconds, speech = (flat.pop(name) for name in ("scores", "missing", "seconds", "speech"))
         flat["lambda"], flat["lambda_raw"] = flat.pop("mix"), flat.pop("mix_raw")
         flat |= {f"score_{name}": value for name, value in scores.items()}
+        flat |= {f"speech_{name}": value for name, value in speech.items()}
         flat |= {f"seconds_{phase}": value for phase, value in seconds.items()}
         flat["scores_missing"] = sum(missing.values())
         return flat

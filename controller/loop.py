@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from controller.config import Config
 from controller.inputs import Inputs, fingerprints
 from controller.iteration import Iteration
 from controller.ledger import DEMONSTRATIONS, EVALUATION, PROMPTS, Ledger, draw_seeds
+from controller.metrics.state import Standing
 from controller.recorded import recorded_group
 from controller.replies import ScoredReply
 from controller.routing import Route
@@ -62,7 +63,9 @@ class Loop:
     def __init__(self, config: Config, inputs: Inputs, run: str, tell: assembly.Tell) -> None:
         """tell: takes events, a kind and fields."""
         self.config, self.inputs, self._run, self._tell = config, inputs, run, tell
-        self.learner = assembly.learner_group(config, inputs.family, run)
+        # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
+        self._learners = assembly.learner_place(config)
+        self.learner = assembly.learner_group(config, inputs.family, run, self._learners)
         self.rollout = assembly.rollout_pool(config, inputs.family, tell)
         self.reward = assembly.reward_pool(config, inputs.family, tell)
         self.mix = assembly.mix_ratio(config, None)
@@ -71,7 +74,9 @@ class Loop:
         self.prompts = Ledger(len(inputs.pairs or inputs.prompts), config.run.seed, PROMPTS)
         self.demonstrations = Ledger(len(inputs.demonstrations), config.run.seed, DEMONSTRATIONS)
         self.rater_versions: dict[str, str] = {}
-        self.phase = ""
+        self.phase, self.since = "", time.monotonic()
+        """What an iteration is doing, empty outside of one, and since when."""
+        self.learner_restarts = 0
         self.seconds: dict[str, float] = {}
         self.marks = fingerprints(inputs)
         self._probe = [np.concatenate([d.prompt_ids, d.reply_ids]) for d in inputs.demonstrations[:PROBES]]
@@ -89,7 +94,7 @@ class Loop:
         self._restore(checkpoint)
         group_size, sampling = self.config.rollout.group_size, assembly.sampling(self.config)
         self.rollout.start(self.inputs.prompts[:1], group_size, sampling, strict=strict)
-        self.sync(None)
+        self.sync(None, strict=strict)
 
     def iterate(self, number: int) -> Done:
         """One iteration: sample, score, measure λ, take a step, pass on the weights."""
@@ -140,11 +145,11 @@ class Loop:
         scoring, kind = assembly.scoring(self.config), self.config.preference.advantage
         return [judge(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)]
 
-    def sync(self, mix: float | None) -> tuple[dict[str, SyncReport], int]:
+    def sync(self, mix: float | None, *, strict: bool = False) -> tuple[dict[str, SyncReport], int]:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
         published = self.learner.publish(self._probe)
         probe = Probe(sequences=self._probe, logps=published.probe_logps)
-        return self.rollout.update(published.path, published.version, mix, probe), published.size
+        return self.rollout.update(published.path, published.version, mix, probe, strict=strict), published.size
 
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Judged]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
@@ -177,6 +182,16 @@ class Loop:
         self.learner.save(directory)
         self.reward.save_cache(directory / JUDGES)
 
+    def standing(self) -> Standing:
+        """How the loop stands; may be asked from another thread."""
+        learner = replace(self.learner.census(), restarts=self.learner_restarts)
+        return Standing(
+            phase=self.phase,
+            seconds=time.monotonic() - self.since,
+            pools={"rollout": self.rollout.census(), "reward": self.reward.census(), "learner": learner},
+            versions={"learner": self.learner.version, "rollout": self.rollout.oldest_version},
+        )
+
     def awaited(self) -> list[Waiting]:
         """Everybody, with what each was asked to do."""
         return [*self.rollout.awaited(), *self.reward.awaited(), *self.learner.awaited()]
@@ -185,10 +200,11 @@ class Loop:
         """A new learner group where the checkpoint left off; everybody else goes on living."""
         with suppress(RuntimeError):  # some of it is dead
             self.learner.stop()
-        # Whoever waits for a place would take the one that the dead rank leaves.
+        # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
         self.rollout.withdraw()
         self.reward.withdraw()
-        self.learner = assembly.learner_group(self.config, self.inputs.family, self._run)
+        self.learner = assembly.learner_group(self.config, self.inputs.family, self._run, self._learners)
+        self.learner_restarts += 1
         self.learner.start()
         self._restore(checkpoint)
         self.sync(None)
@@ -208,10 +224,14 @@ class Loop:
         for members in (self.rollout, self.reward, self.learner):
             with suppress(RuntimeError):
                 members.stop()
+        with suppress(RuntimeError):
+            self._learners.give_up()
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        self.phase = phase
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - start
+        self.phase, self.since = phase, time.monotonic()
+        try:
+            yield
+            self.seconds[phase] = time.monotonic() - self.since
+        finally:
+            self.phase, self.since = "", time.monotonic()

@@ -18,12 +18,16 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from controller.anchors import refuse_endless
 from controller.bounds import CHOICES, MANY, NUMBERS, PATHS, Bound
 from controller.config import Config
+from controller.placing import check_needs
 from controller.routing import resolve
 from speech.errors import InputError
 from speech.files import repeated, text, there
 from speech.secrets import reason_to_refuse
 
-TABLES = ("data.held_out", "reward.total", "reward.scores", "reward.codec.arguments")
+TABLES = (
+    "data.held_out", "reward.total", "reward.scores", "reward.codec.arguments",
+    "rollout.resources", "reward.resources", "learner.resources",
+)  # fmt: skip
 """Keys whose value is a table of the user's own names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a run, an evaluation set, a score: each becomes part of the name of a file or a column."""
@@ -155,10 +159,11 @@ def check(config: Config) -> None:
     for key in PATHS:
         if valued(c, key) or key != "preference.pairs.file":
             _check_path(key, valued(c, key))
-    for member in ("rollout", "learner"):
+    for member in ("rollout", "reward", "learner"):
         gpus = valued(c, f"{member}.gpus")
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"{member}.gpus: {gpus} is not possible; a share of one GPU, or whole GPUs")
+    check_needs(c)
     _check_evaluation_sets(c.data.held_out)
     _check_addresses(c)
     if c.reward.combine == "harmonic" and c.mix.lowest_score <= 0:

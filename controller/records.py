@@ -4,6 +4,7 @@
               iterations.parquet   a row an iteration, the columns of `Iteration.row()`
               replies/000007.parquet   a row a reply of iteration 7, the columns of `REPLIES`
               evaluations/before/held_out.parquet   the same for the evaluation sets, before and after
+              listening/000010.parquet   the same for the few prompts that people listen to, after iteration 10
               summary.json         what came of it
               events.jsonl         a line a fault, restart, scaling, override, …
 
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 
 from controller.iteration import Iteration
 from controller.replies import Provenance, ScoredReply, replies_table
+from controller.sound import MEASURES
 from speech.errors import InputError
 from speech.files import parsed, text, there
 from speech.secrets import redact
@@ -36,7 +38,8 @@ from speech.secrets import redact
 LEADING = ("iteration", "weight_version", "lambda", "lambda_raw")
 """First columns of iterations.parquet; the others keep the order in which they came."""
 
-WHOLE_NUMBERS = {name for name, kind in typing.get_type_hints(Iteration).items() if kind is int} | {"scores_missing"}
+WHOLE_NUMBERS = {n for n, kind in typing.get_type_hints(Iteration).items() if kind in (int, int | None)}
+WHOLE_NUMBERS |= {"scores_missing"}
 
 
 class Records:
@@ -86,6 +89,13 @@ class Records:
             self._iterations["iteration"][-1].as_py() if self._iterations is not None and len(self._iterations) else 0
         )
 
+    def first_sound(self) -> dict[str, float | None]:
+        """`Iteration.speech` of the first iteration; empty before there is one."""
+        if self._iterations is None or not len(self._iterations):
+            return {}
+        row = self._iterations.slice(0, 1).to_pylist()[0]
+        return {name: row.get(f"speech_{name}") for name in MEASURES}
+
     def add_iteration(self, iteration: Iteration) -> None:
         """Adds a row to iterations.parquet. Raises ValueError when an iteration would be skipped or repeated."""
         if iteration.iteration != self.last + 1:
@@ -101,7 +111,7 @@ class Records:
 
     def add_replies(self, iteration: int, rows: Iterable[ScoredReply], made: Provenance) -> None:
         """Writes replies/ITERATION.parquet."""
-        _write_table(_replies_path(self.directory, iteration), replies_table(iteration, list(rows), made))
+        _write_table(_numbered_path(self.directory, "replies", iteration), replies_table(iteration, list(rows), made))
 
     def add_evaluation(
         self, when: str, name: str, iteration: int, rows: Iterable[ScoredReply], made: Provenance
@@ -109,6 +119,12 @@ class Records:
         """Writes evaluations/WHEN/NAME.parquet: the replies to an evaluation set after `iteration` iterations."""
         path = self.directory / "evaluations" / when / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(path, replies_table(iteration, list(rows), made))
+
+    def add_listening(self, iteration: int, rows: Iterable[ScoredReply], made: Provenance) -> None:
+        """Writes listening/ITERATION.parquet."""
+        path = _numbered_path(self.directory, "listening", iteration)
+        path.parent.mkdir(exist_ok=True)
         _write_table(path, replies_table(iteration, list(rows), made))
 
     def write_config(self, config: str) -> None:
@@ -143,9 +159,10 @@ class Records:
         if self._iterations is not None and dropped:
             self._iterations = self._iterations.filter(pc.field("iteration") <= through)
             _write_table(self.directory / "iterations.parquet", self._iterations)
-        for path in (self.directory / "replies").glob("*.parquet"):
-            if path.stem.isdecimal() and int(path.stem) > through:
-                path.unlink()
+        for folder in ("replies", "listening"):
+            for number in numbered(self.directory, folder):
+                if number > through:
+                    _numbered_path(self.directory, folder, number).unlink()
         if dropped:
             self.add_event("rewound", through=through, iterations_dropped=dropped)
 
@@ -170,7 +187,17 @@ def read_evaluation(directory: Path, when: str, name: str) -> pa.Table:
 
 def read_replies(directory: Path, iteration: int) -> pa.Table:
     """The replies of one iteration, schema `REPLIES`. Raises InputError when there are none."""
-    return _read_table(_replies_path(directory, iteration))
+    return _read_table(_numbered_path(directory, "replies", iteration))
+
+
+def read_listening(directory: Path, iteration: int) -> pa.Table:
+    """The replies that people listen to, after an iteration, schema `REPLIES`. Raises InputError without any."""
+    return _read_table(_numbered_path(directory, "listening", iteration))
+
+
+def numbered(directory: Path, folder: str) -> list[int]:
+    """The iterations that "replies" or "listening" holds a file of, in order."""
+    return sorted(int(path.stem) for path in (directory / folder).glob("*.parquet") if path.stem.isdecimal())
 
 
 def read_summary(directory: Path) -> dict:
@@ -203,8 +230,8 @@ def _event(line: bytes) -> dict | None:
     return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
 
 
-def _replies_path(directory: Path, iteration: int) -> Path:
-    return directory / "replies" / f"{iteration:06d}.parquet"
+def _numbered_path(directory: Path, folder: str, iteration: int) -> Path:
+    return directory / folder / f"{iteration:06d}.parquet"
 
 
 def _column_type(name: str) -> pa.DataType:

@@ -20,13 +20,16 @@ from controller.records import read_events, run_directory
 from speech.errors import InputError
 
 SAFE = (
-    "run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.stall_seconds",
-    "rollout.workers", "rollout.most_workers", "rollout.wait_share", "rollout.cpus", "rollout.gpus",
+    "run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.stall_seconds", "run.exchange",
+    "rollout.workers", "rollout.most_workers", "rollout.wait_share",
+    "rollout.cpus", "rollout.gpus", "rollout.resources",
     "rollout.start_seconds", "rollout.sample_seconds", "rollout.sync_seconds", "rollout.beat_seconds",
-    "reward.servers", "reward.cpus", "reward.start_seconds", "reward.score_seconds", "reward.beat_seconds",
+    "reward.servers", "reward.cpus", "reward.gpus", "reward.resources",
+    "reward.start_seconds", "reward.score_seconds", "reward.beat_seconds",
     "reward.missing_limit", "reward.missing_window",
-    "learner.cpus", "learner.gpus", "learner.start_seconds", "learner.step_seconds", "learner.skips_in_a_row",
-    "evaluation.recordings", "metrics.host", "metrics.port", "cluster.address",
+    "learner.cpus", "learner.gpus", "learner.resources", "learner.strategy",
+    "learner.start_seconds", "learner.step_seconds", "learner.skips_in_a_row",
+    "evaluation.recordings", "evaluation.listen_every", "metrics.host", "metrics.port", "cluster.address",
 )  # fmt: skip
 """Keys that may change: they decide no number that the run computes."""
 
@@ -140,7 +143,7 @@ def _may_change(key: str, own: Config) -> bool:
     if key == "run.iterations":
         # The length of the cosine is the length of the run.
         return own.learner.final_rate == 1.0
-    return key in SAFE
+    return any(key == safe or key.startswith(f"{safe}.") for safe in SAFE)  # of a table, every name in it
 
 
 def ended(directory: Path) -> bool:

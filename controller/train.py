@@ -12,14 +12,12 @@ from cluster import local
 from controller.arithmetic import arithmetic
 from controller.claim import Claim
 from controller.config import Config
-from controller.metrics import Metrics
+from controller.metrics.endpoint import Endpoint
 from controller.paths import make_absolute
+from controller.placing import of_our_own
 from controller.resuming import Resumption, check_data
 from speech.errors import InputError
 from speech.secrets import redact
-
-ROOM_TO_GROW = 8
-"""CPUs that a cluster of our own counts besides, for pools that are made larger: Ray only counts them."""
 
 
 class RunFailed(RuntimeError):
@@ -58,9 +56,7 @@ def _work(config: Config, directory: Path, resumption: Resumption | None) -> Pat
         check_data(resumption.checkpoint.state.get("data", {}), fingerprints(inputs))
     if config.metrics.port and not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
         # The controller will be on this machine: better to know before Ray is started for it.
-        probe = Metrics(config.metrics.host, config.metrics.port)
-        probe.start()
-        probe.close()
+        Endpoint(config.metrics.host, config.metrics.port).probe()
     console = Console(highlight=False)
     _introduce(console, config, directory, len(inputs.prompts), len(inputs.demonstrations))
     if resumption is not None:
@@ -120,17 +116,9 @@ def _join_cluster(config: Config) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        _join(address)
+        join(address)
         return
-    needed = 1 + sum(
-        members * cpus
-        for members, cpus in (
-            (config.rollout.workers, config.rollout.cpus),
-            (config.reward.servers, config.reward.cpus),
-            (config.learner.ranks, config.learner.cpus),
-        )
-    )
-    local.start(cpus=max(os.cpu_count() or 1, int(needed)) + ROOM_TO_GROW)
+    local.start(*of_our_own(config, os.cpu_count() or 1))
 
 
 def _quieten() -> None:
@@ -140,7 +128,7 @@ def _quieten() -> None:
     ray._private.worker.print_to_stdstream = lambda *_, **__: None  # there is no public switch for these
 
 
-def _join(address: str) -> None:
+def join(address: str) -> None:
     import ray
 
     try:

@@ -12,6 +12,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.census import Census
+from cluster.fleet import Life
+from cluster.places import Place, lacking
 from cluster.postmortem import describe
 from cluster.waiting import MemberFailed, Overdue, gather
 from cluster.watchdog import Waiting
@@ -47,10 +50,8 @@ class NotFinite(ArithmeticError):
 @dataclass(frozen=True, kw_only=True)
 class GroupSettings:
     ranks: int
-    cpus: float
-    """Ray CPUs of each rank."""
-    gpus: float
     start_seconds: float
+    """Deadline for a place for all ranks, and for them to be up."""
     step_seconds: float
     """Deadline for one step, a weight publication or a checkpoint."""
     skips_in_a_row: int
@@ -94,19 +95,20 @@ class LearnerGroup:
     InputError included, is raised as it came.
     """
 
-    def __init__(self, settings: GroupSettings, rank: RankSettings, family: Family, objective: Objective) -> None:
-        self._settings, self._rank = settings, rank
+    def __init__(
+        self, settings: GroupSettings, rank: RankSettings, family: Family, objective: Objective, place: Place
+    ) -> None:
+        """place: a bundle for each rank. It outlives the group, so that nobody else gets what a dead rank leaves."""
+        self._settings, self._rank, self._place = settings, rank, place
         self._version = self._skips = 0
-        self._lost = False
+        self._life = Life.STARTING
         self._doing = ("", 0.0)
         self._memory: Path | None = None
-        remote = ray.remote(LearnerRank).options(
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}},
-        )
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}}
         self._ranks: dict[str, Any] = {
-            f"learner-{index}": remote.remote(index, settings.ranks, rank, family, objective)
+            f"learner-{index}": ray.remote(LearnerRank)
+            .options(runtime_env=environment, **place.options(index))
+            .remote(index, settings.ranks, rank, family, objective)
             for index in range(settings.ranks)
         }
 
@@ -118,9 +120,16 @@ class LearnerGroup:
         """Waits until the group has met and every rank holds the model. Returns the number of parameters."""
         first, leader = next(iter(self._ranks.items()))
         deadline = self._settings.start_seconds
+        self._doing = ("waiting for a place", time.monotonic())
+        if not self._place.wait(deadline):
+            self._life = Life.DEAD
+            missing = lacking(self._place.needs)
+            raise LearnerLost(list(self._ranks), f"{', '.join(self._ranks)} have no place to start: {missing}")
         host, port = self._answers({first: leader.address.remote()}, deadline, "starting")[first]
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
-        return self._answers(answers, deadline, "joining the learner group")[first]
+        parameters = self._answers(answers, deadline, "joining the learner group")[first]
+        self._life = Life.READY
+        return parameters
 
     def step(self, items: list[Item], mix: float) -> Learned:
         """One optimiser step on preference and anchor items together.
@@ -206,6 +215,11 @@ class LearnerGroup:
         self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._skips = version, manifest.skips
 
+    def census(self) -> Census:
+        """How the group stands, whose ranks live and die together; may be asked from another thread."""
+        ranks = len(self._ranks)
+        return Census(wanted=ranks, members={self._life: ranks}, restarts=0)
+
     def awaited(self) -> list[Waiting]:
         """All ranks, with what they were asked to do; may be asked from another thread."""
         doing, since = self._doing
@@ -214,7 +228,7 @@ class LearnerGroup:
     def stop(self) -> None:
         """Ends all ranks, whatever state they are in, and removes their weights from memory. Those that still answer
         clean up behind them; of a group that is lost, the others wait for the dead one, and nobody waits for them."""
-        if not self._lost:
+        if self._life != Life.DEAD:
             answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
             with suppress(MemberFailed, Overdue, RayError):
                 gather(answers, CLOSE_SECONDS, "closing")
@@ -236,7 +250,7 @@ class LearnerGroup:
             dead = _dead(answers, 0.0 if blameless else DEATH_SECONDS)
             if cause is not None and not dead:
                 raise cause from error
-            self._lost = True
+            self._life = Life.DEAD
             late = [name for name, answer in answers.items() if not _done(answer)]
             reason = f"{', '.join(dead)} died while {doing}: {next(iter(dead.values()))}" if dead else str(error)
             raise LearnerLost(list(dead) or late, reason) from error

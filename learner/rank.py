@@ -4,7 +4,6 @@ import copy
 import math
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,11 @@ from torch import Tensor
 from cluster.member import Member
 from learner import meeting, schedule
 from learner.checkpoint import as_os_error
+from learner.compiling import compile_operator
 from learner.freezing import freeze
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
-from learner.send import SharedMemorySender, named_weights
+from learner.send import DirectorySender, SharedMemorySender, named_weights
 from learner.state import load_model, model_fingerprint, put_state, save_model, take_state
 from learner.step import Objective, micro_batch_loss
 from learner.tally import Tally
@@ -61,6 +61,8 @@ class RankSettings:
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
+    exchange: Path | None = None
+    """Folder of this run that weights are passed on through; none: the memory of rank 0's node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class LearnerRank(Member):
         # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
         # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
         torch.manual_seed(0)
-        self._sender: SharedMemorySender | None = None
+        self._sender: DirectorySender | None = None
         self._door: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
@@ -109,9 +111,7 @@ class LearnerRank(Member):
         if not cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
             torch.set_num_threads(self._settings.threads)
-        # DeepSpeed compiles an operator with the first `ninja` on the path, and anew when that is another one than the
-        # last time: it must be the environment's own, which is always there, however the job was started.
-        os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+            compile_operator()
         import deepspeed
         from transformers import AutoModelForCausalLM
 
@@ -240,7 +240,8 @@ class LearnerRank(Member):
             if self._rank != 0:
                 return None
             if self._sender is None:
-                self._sender = SharedMemorySender(self._settings.run)
+                folder = self._settings.exchange
+                self._sender = DirectorySender(folder) if folder else SharedMemorySender(self._settings.run)
             weights = {name: parameter.data for name, parameter in named_weights(self._engine.module.model)}
             path, size = self._sender.send(weights, version)
         return path, size, logps

@@ -1,4 +1,5 @@
-"""Sends weights: one safetensors file on a memory file system for each version (read by `rollout/receive.py`)."""
+"""Sends weights: one safetensors file for each version (read by `rollout/receive.py`), on the memory file system of
+this node or in a folder that all nodes see."""
 
 import fcntl
 import os
@@ -40,20 +41,14 @@ def sweep(run: str) -> None:
                 os.close(descriptor)
 
 
-class SharedMemorySender:
-    """Writes each version beside the last and removes the older ones.
+class DirectorySender:
+    """Writes each version beside the last and removes the older ones."""
 
-    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
-    whoever comes later can tell what is left over (`sweep`).
-    """
-
-    def __init__(self, run: str) -> None:
-        sweep(run)
-        # Locked before it has the name that is swept.
-        made = Path(tempfile.mkdtemp(prefix=".duet-", dir=memory_directory()))
-        self._lock = os.open(made, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._directory = made.rename(made.with_name(f"duet-{run}-{made.name.removeprefix('.duet-')}"))
+    def __init__(self, directory: Path) -> None:
+        """directory: of this sender alone; what is in it was left by one that died."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        self._directory = directory
         self._current: Path | None = None
 
     def send(self, weights: dict[str, torch.Tensor], version: int) -> tuple[Path, int]:
@@ -67,4 +62,24 @@ class SharedMemorySender:
 
     def close(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class SharedMemorySender(DirectorySender):
+    """Writes into memory, where every node has a folder of its own for every sender.
+
+    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
+    whoever comes later can tell what is left over (`sweep`).
+    """
+
+    def __init__(self, run: str) -> None:
+        sweep(run)
+        # Locked before it has the name that is swept.
+        made = Path(tempfile.mkdtemp(prefix=".duet-", dir=memory_directory()))
+        self._lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._directory = made.rename(made.with_name(f"duet-{run}-{made.name.removeprefix('.duet-')}"))
+        self._current = None
+
+    def close(self) -> None:
+        super().close()
         os.close(self._lock)

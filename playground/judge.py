@@ -59,9 +59,12 @@ MISTYPED: tuple[Any, ...] = (5, "5", [], None, {}, {"scores": 5}, {"score": 5, "
 class Judge:
     """What the server knows."""
 
-    def __init__(self, rater: str, faults: Mapping[str, float], seed: int, slow: float, key: str = "") -> None:
-        """faults: share of the questions by kind. slow: seconds. key: what callers must show; empty: nothing."""
-        self.rater, self.seed, self.slow, self.key = RATERS[rater](), seed, slow, key
+    def __init__(
+        self, rater: str, faults: Mapping[str, float], seed: int, slow: float, key: str = "", price: float | None = None
+    ) -> None:
+        """faults: share of the questions by kind. slow: seconds. key: what callers must show; empty: nothing.
+        price: of a word read or written, which makes it tell what an answer costs."""
+        self.rater, self.seed, self.slow, self.key, self.price = RATERS[rater](), seed, slow, key, price
         self.lock = threading.Lock()
         """The recogniser hears one at a time."""
         self.asked: Counter[bytes] = Counter()
@@ -128,7 +131,14 @@ class Judge:
         if isinstance(score, Missing):
             return {"score": None, "reason": score.reason, "version": self.rater.version}
         reason = f"{spoken.text!r} to {spoken.prompt.text!r}"
-        return {"score": score, "reason": reason, "version": self.rater.version}
+        answer = {"score": score, "reason": reason, "version": self.rater.version}
+        return answer if self.price is None else answer | {"usage": self._usage(spoken, reason, self.price)}
+
+    @staticmethod
+    def _usage(spoken: SpokenReply, reason: str, price: float) -> dict[str, float]:
+        """A word is a token: it has no model whose tokens could be counted."""
+        read, written = len(f"{spoken.prompt.text} {spoken.text}".split()), len(reason.split())
+        return {"input_tokens": read, "output_tokens": written, "cost": price * (read + written)}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -247,11 +257,13 @@ def main() -> None:
     parser.add_argument("--fault", action="append", default=[], metavar="NAME=SHARE", help=f"of {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0, help="which question meets which fault")
     parser.add_argument("--slow", type=float, default=30.0, help="seconds")
+    parser.add_argument("--price", type=float, help="of a word that it reads or writes; has it tell what answers cost")
     parser.add_argument("--key-env", default="", help="environment variable with the key that callers must show")
     options = parser.parse_args()
     try:
         shares = {name: float(share) for name, _, share in (fault.partition("=") for fault in options.fault)}
-        judge = Judge(options.rater, shares, options.seed, options.slow, os.environ.get(options.key_env, ""))
+        key = os.environ.get(options.key_env, "")
+        judge = Judge(options.rater, shares, options.seed, options.slow, key, options.price)
     except ValueError as error:
         parser.error(str(error))
     server = Server(judge, options.port)

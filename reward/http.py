@@ -9,7 +9,8 @@
 
     →  {"rater": name, "version": …, "prompt": {"id": …, "text": …, "facts": {…}},
         "reply": {"text": …, "audio": WAV in base64 or null}}
-    ←  {"score": 4.5, "reason": "clear and right", "version": "my-judge-1"}     reason and version may be left out
+    ←  {"score": 4.5, "reason": "clear and right", "version": "my-judge-1",
+        "usage": {"input_tokens": 310, "output_tokens": 12, "cost": 0.0004}}    all but the score may be left out
 
 httpx does the talking: it comes with transformers in any case, bounds its connections, and reads proxies and
 certificates from where everybody looks for them.
@@ -158,7 +159,7 @@ class HttpRater(RemoteRater):
         if not isinstance(answer, dict) or "score" not in answer:
             raise Failure(Reason.NOT_UNDERSTOOD, "the answer is not a JSON object with a score")
         words, version = (self._without_key(answer.get(name)) for name in ("reason", "version"))
-        return Said(score=answer["score"], reason=words, version=version)
+        return Said(score=answer["score"], reason=words, version=version, usage=answer.get("usage"))
 
     def _without_key(self, value: object) -> object:
         return self._key.struck_from(value) if self._key is not None and isinstance(value, str) else value

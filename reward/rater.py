@@ -74,6 +74,8 @@ class Scorecard:
     """What raters noted, for people: the words heard, the reason given."""
     seconds: float
     """Audio length; 0 without speech."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """How a whole reply sounds (`speech.acoustics.measures`); no entry for what could not be measured."""
 
     def number(self, rater: str) -> float | None:
         score = self.scores.get(rater)

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from reward.rater import Missing, Rated, Rater, Score, Scorecard, SpokenReply
+from speech.acoustics import measures
 from speech.records import Finish, Reply
+
+HEARD = "heard"
+"""The detail under which a rater notes the words that it heard; they are compared with the text."""
 
 
 def unfit(reply: Reply) -> Missing | None:
@@ -37,10 +41,12 @@ def _card(spoken: SpokenReply, rated: Mapping[str, Rated]) -> Scorecard:
     details = {"text": spoken.text}
     for one in rated.values():
         details |= _words(one.details)
+    whole = spoken.waveform if unfit(spoken.reply) is None else None
     return Scorecard(
         scores={name: one.score for name, one in rated.items()},
         details=details,
         seconds=spoken.waveform.seconds if spoken.waveform else 0.0,
+        measures=measures(whole, spoken.text, details.get(HEARD)) if whole is not None else {},
     )
 
 

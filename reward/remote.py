@@ -13,12 +13,12 @@ import asyncio
 import random
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from reward.breaker import Breaker, Wait
+from reward.breaker import Breaker, State, Wait
 from reward.cache import Answer, AnswerCache, key
 from reward.failure import Failure, Reason, strict
 from reward.patience import pause
@@ -28,6 +28,10 @@ from speech.errors import InputError
 Result = TypeVar("Result")
 LOOK_SECONDS = 0.05
 """How often those who wait for somebody else's try look for what came of it."""
+USAGE = ("input_tokens", "output_tokens", "cost")
+"""Tokens that a rater read and wrote for an answer, and what it charged, in its own currency."""
+MOST_USAGE = 1e9
+"""Of one answer: more is a mistake."""
 GRACE_SECONDS = 5.0
 """How much longer than agreed a batch may take before it is given up from outside."""
 
@@ -99,6 +103,17 @@ class Counters:
     """Replies that got no score."""
     latency_seconds: float = 0.0
     """Sum over the calls."""
+    input_tokens: float | None = None
+    """What the rater says that it read, wrote and charged; None while it has not said."""
+    output_tokens: float | None = None
+    cost: float | None = None
+
+    def charge(self, usage: object) -> None:
+        """Adds what an answer says of its own price. What is no count is passed over: it costs no score."""
+        for name in USAGE:
+            told = usage.get(name) if isinstance(usage, Mapping) else None
+            if not isinstance(told, bool) and isinstance(told, int | float) and 0 <= told < MOST_USAGE:
+                setattr(self, name, (getattr(self, name) or 0.0) + told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +124,8 @@ class Said:
     reason: object = None
     version: object = None
     """Which version it says it is; None when it does not say."""
+    usage: object = None
+    """What the answer cost: an object with the numbers `USAGE`, all of which may be left out."""
 
 
 class RemoteRater(ABC):
@@ -131,7 +148,14 @@ class RemoteRater(ABC):
         """One attempt at one reply. Raises Failure; its note, and what a rater says, must hold no secret."""
 
     def counters(self) -> dict[str, float]:
-        return asdict(self._counters) | {"breaker_openings": self._breaker.openings}
+        """`Counters` by name, without those that are not known."""
+        counted = asdict(self._counters) | {"breaker_openings": self._breaker.openings}
+        return {name: number for name, number in counted.items() if number is not None}
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether its breaker keeps it from being asked."""
+        return self._breaker.state != State.CLOSED
 
     def rate(self, spoken: SpokenReply) -> Score:
         return self.rate_all([spoken], self.settings.deadline)[0].score
@@ -209,6 +233,7 @@ class RemoteRater(ABC):
             async with asyncio.timeout(min(s.timeout, left)):
                 said = await self.ask(spoken)
             alive = True
+            self._counters.charge(said.usage)
             if said.version is not None and said.version != self.version:
                 says = said.version[:80] if isinstance(said.version, str) else f"a {type(said.version).__name__}"
                 raise Failure(Reason.OTHER_VERSION, f"it says that it is version {says!r}, not {self.version!r}")

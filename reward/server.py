@@ -2,7 +2,8 @@
 
 import importlib
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pyarrow as pa
 import ray
 
 from cluster.asking import CrewSettings, Renewal
+from cluster.census import Census
 from cluster.crew import Crew
 from cluster.member import Member
+from cluster.places import Place
 from cluster.watchdog import Waiting
 from reward.cache import merged, read_answers, write_answers
 from reward.rater import Rater, Scorecard, SpokenReply
 from reward.rating import added, cards
+from reward.remote import RemoteRater
 from speech.errors import InputError
 from speech.families import Family
 from speech.records import Group
@@ -59,7 +63,8 @@ def load(name: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     servers: int
-    cpus: float
+    needs: Mapping[str, float]
+    """Ray's resources of each server."""
     checkpoint: str
     """For its tokenizer."""
     codec: Part
@@ -120,9 +125,11 @@ class RewardServer(Member):
                 rater.cache.load(answers)
         return answers.num_rows
 
-    def counters(self) -> tuple[float, dict[str, dict[str, float]]]:
-        """When this server was started, and what happened with each remote rater since (`remote.Counters`)."""
-        return self._born, {rater.name: rater.counters() for rater in self._raters if hasattr(rater, "counters")}
+    def counters(self) -> tuple[float, dict[str, dict[str, float]], dict[str, bool]]:
+        """When this server was started, what happened with each remote rater since (`remote.Counters`), and whether it
+        is left alone now."""
+        asked = [rater for rater in self._raters if isinstance(rater, RemoteRater)]
+        return self._born, {r.name: r.counters() for r in asked}, {r.name: r.left_alone for r in asked}
 
     def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
         """The waveform of the speech tokens among ids [T] of each reply, or None when there are none."""
@@ -143,14 +150,19 @@ class RewardPool:
 
     def __init__(self, settings: ServerSettings, family: Family, tell: Callable[..., None]) -> None:
         """tell: takes events, a kind and fields."""
-        remote = ray.remote(RewardServer).options(
-            num_cpus=settings.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
-        )
+        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
+
+        def make(name: str, place: Place) -> Any:
+            remote = ray.remote(RewardServer).options(runtime_env=environment, **place.options())
+            return remote.remote(settings, family, self._answers)
+
         self._start_seconds = settings.start_seconds
         self._answers: ray.ObjectRef | None = None
         """Of remote raters, as last saved or loaded: what a new server starts with."""
         self._counters: dict[tuple[str, float], dict[str, dict[str, float]]] = {}
         """As last heard, by name and birth of a server: what a lost one did goes on counting."""
+        self.left_alone: dict[str, int] = {}
+        """Servers that do not ask a remote rater now, as they said when `counters` was called last."""
         self._crew = Crew(
             CrewSettings(
                 role="reward",
@@ -160,9 +172,9 @@ class RewardPool:
                 work_seconds=settings.score_seconds,
                 beat_seconds=settings.beat_seconds,
                 renewed=False,
-                needs={"CPU": settings.cpus},
+                needs=settings.needs,
             ),
-            make=lambda name: remote.remote(settings, family, self._answers),
+            make=make,
             warm=lambda server: server.versions.remote(),
             tell=tell,
         )
@@ -241,8 +253,11 @@ class RewardPool:
     def counters(self) -> dict[str, dict[str, float]]:
         """What happened with each remote rater since the start of the run, all servers together; none goes down."""
         found = self._everybody(lambda server: server.counters.remote(), "counting")
-        for name, (born, by_rater) in found.items():
+        alone: Counter[str] = Counter()
+        for name, (born, by_rater, left) in found.items():
             self._counters[name, born] = by_rater
+            alone.update({rater: int(is_left) for rater, is_left in left.items()})
+        self.left_alone = dict(alone)
         return added(self._counters.values())
 
     def _everybody(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
@@ -254,6 +269,10 @@ class RewardPool:
     def resize(self, servers: int) -> None:
         """How many servers there should be."""
         self._crew.resize(servers)
+
+    def census(self) -> Census:
+        """How the pool stands; may be asked from another thread."""
+        return self._crew.census()
 
     def awaited(self) -> list[Waiting]:
         """Everybody, with what each was asked to do."""

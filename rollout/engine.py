@@ -78,11 +78,13 @@ class Engine:
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
             tensor_parallel_size=settings.tensor_parallel,
+            # In a placement group vLLM would start Ray actors for the others, and find no room for them in it.
+            distributed_executor_backend="mp" if settings.tensor_parallel > 1 else None,
             gpu_memory_utilization=settings.gpu_memory_share,
             enforce_eager=True,
             # A seeded request whose prompt is cut in two rewinds its generator, which CPU generators cannot do.
             enable_chunked_prefill=False,
-            disable_log_stats=True,
+            disable_log_stats=False,  # counted for Prometheus; nothing is printed below the log level INFO
             # Log-probabilities of the very distribution that was sampled; the default is the raw one (method §7,
             # rule 3).
             logprobs_mode="processed_logprobs",

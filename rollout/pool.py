@@ -1,6 +1,6 @@
 """The pool of rollout workers: hands out prompts, passes on weights, and refuses a worker that does not hold them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,10 @@ from typing import Any
 import ray
 
 from cluster.asking import CrewSettings, Renewal
+from cluster.census import Census
 from cluster.crew import Crew
+from cluster.fleet import UP
+from cluster.places import Place
 from cluster.watchdog import Waiting
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.worker import Probe, RolloutWorker, SyncReport
@@ -23,9 +26,8 @@ class StaleWeights(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
     workers: int
-    cpus: float
-    """Ray CPUs of each worker."""
-    gpus: float
+    needs: Mapping[str, float]
+    """Ray's resources of each worker."""
     start_seconds: float
     """Deadline for engines to start."""
     sample_seconds: float
@@ -36,6 +38,8 @@ class PoolSettings:
     """Largest difference of a log-probability between worker and learner on the probe, nats."""
     beat_seconds: float
     """How long a worker may give no sign of life."""
+    metrics_host: str
+    """Where metrics are served: see `rollout.counting`."""
 
 
 class RolloutPool:
@@ -51,13 +55,16 @@ class RolloutPool:
         """tell: takes events, a kind and fields."""
         self._settings = settings
         self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
-        needs = {"CPU": settings.cpus, "GPU": settings.gpus}
-        remote = ray.remote(RolloutWorker).options(
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus,
-            # torch reads its thread count when it is imported, before the worker's own code runs.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}},
-        )
+        self._reports: dict[tuple[str, int], SyncReport] = {}
+        """The newest by name and incarnation of a worker."""
+        home = ray.util.get_node_ip_address()
+        # torch reads its thread count when it is imported, before the worker's own code runs.
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}}
+
+        def make(name: str, place: Place) -> Any:
+            remote = ray.remote(RolloutWorker).options(runtime_env=environment, **place.options())
+            return remote.remote(name, engine, family, seed + int(name.rpartition("-")[2]), settings.metrics_host, home)
+
         self._crew = Crew(
             CrewSettings(
                 role="rollout",
@@ -67,9 +74,9 @@ class RolloutPool:
                 work_seconds=settings.sample_seconds,
                 beat_seconds=settings.beat_seconds,
                 renewed=True,
-                needs=needs,
+                needs=settings.needs,
             ),
-            make=lambda name: remote.remote(name, engine, family, seed + int(name.rpartition("-")[2])),
+            make=make,
             warm=lambda worker: worker.warm_up.remote(*self._first),
             tell=tell,
         )
@@ -100,14 +107,38 @@ class RolloutPool:
             [f"prompt {prompt.id}" for prompt in prompts], ask, f"sampling replies to {len(prompts)} prompts"
         )
 
-    def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> dict[str, SyncReport]:
-        """Gives every worker the weights of this version and λ. Raises StaleWeights when a probe does not agree."""
+    def update(
+        self, path: Path, version: int, mix: float | None, probe: Probe, *, strict: bool = False
+    ) -> dict[str, SyncReport]:
+        """Gives every worker the weights of this version and λ. Raises StaleWeights when a probe does not agree.
+        strict: whether a worker that cannot take them is an error, and not replaced."""
+
+        def check(name: str, report: SyncReport) -> None:
+            check_probe(name, report, version, self._settings.probe_limit)
+            self._reports[name, self._crew.fleet.members[name].incarnation] = report
+
         renewal = Renewal(
             call=lambda worker: worker.update.remote(path, version, mix, probe),
-            check=lambda name, report: check_probe(name, report, version, self._settings.probe_limit),
+            check=check,
             doing=f"taking weights {version}",
         )
-        return self._crew.renew(renewal)
+        return self._crew.renew(renewal, strict=strict)
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where workers that are up serve their engines' metrics (`rollout.counting`), by name; may be asked from
+        another thread."""
+        return {name: report.metrics for name, report in self._up().items() if report.metrics is not None}
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Of the weights that a worker which is up was last seen to hold; may be asked from another thread."""
+        return min((report.version for report in self._up().values()), default=None)
+
+    def _up(self) -> dict[str, SyncReport]:
+        up = [member for member in list(self._crew.fleet.members.values()) if member.life in UP]
+        found = {member.name: self._reports.get((member.name, member.incarnation)) for member in up}
+        return {name: report for name, report in found.items() if report is not None}
 
     @property
     def target(self) -> int:
@@ -117,6 +148,10 @@ class RolloutPool:
     def resize(self, workers: int) -> None:
         """How many workers there should be."""
         self._crew.resize(workers)
+
+    def census(self) -> Census:
+        """How the pool stands; may be asked from another thread."""
+        return self._crew.census()
 
     def awaited(self) -> list[Waiting]:
         """Everybody, with what each was asked to do."""

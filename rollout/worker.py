@@ -1,5 +1,6 @@
 """A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.engine`."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from cluster.member import Member
 from cluster.waiting import MemberBroken
+from rollout.counting import door, serve
 from rollout.engine import Engine, EngineSettings, SamplingSettings
+from speech.errors import InputError
 from speech.families import Family
 from speech.records import Group, Prompt
 from speech.vocabulary import Vocabulary
@@ -34,17 +38,23 @@ class SyncReport:
     probe_gap: float
     """Largest |worker − learner| over the probe's tokens."""
     seconds: float
+    metrics: str | None = None
+    """Where its engine's metrics are served, as `rollout.counting.serve` says; None: nowhere."""
 
 
 class RolloutWorker(Member):
     """Holds an engine, the version of its weights and the mix ratio it was last told."""
 
-    def __init__(self, name: str, settings: EngineSettings, family: Family, seed: int) -> None:
+    def __init__(
+        self, name: str, settings: EngineSettings, family: Family, seed: int, metrics_host: str, home: str
+    ) -> None:
+        """metrics_host: of the configuration. home: the address of the controller's machine."""
         super().__init__()
         vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._name = name
         self._engine = Engine(settings, family, vocabulary, seed)
         self._mix: float | None = None
+        self._metrics = serve(door(metrics_host, ray.util.get_node_ip_address(), home))
 
     def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
         """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
@@ -60,6 +70,12 @@ class RolloutWorker(Member):
     def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
         start = time.perf_counter()
+        if not path.is_file():
+            raise InputError(
+                f"run.exchange: {self._name}, on the node {os.uname().nodename}, does not see the weights {path}; "
+                "where members are on several nodes, set run.exchange=directory, and run.directory to storage that all "
+                "of them see"
+            )
         with self._living():
             self._engine.load_weights(path, version)
             self._mix = mix
@@ -67,11 +83,15 @@ class RolloutWorker(Member):
         gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]
         # np.max lets not-a-number through, where Python's max may drop it.
         return SyncReport(
-            version=self._engine.weight_version, probe_gap=float(np.max(gaps)), seconds=time.perf_counter() - start
+            version=self._engine.weight_version,
+            probe_gap=float(np.max(gaps)),
+            seconds=time.perf_counter() - start,
+            metrics=self._metrics,
         )
 
     def state(self) -> dict[str, object]:
-        return {"name": self._name, "weight_version": self._engine.weight_version, "mix": self._mix}
+        version = self._engine.weight_version
+        return {"name": self._name, "weight_version": version, "mix": self._mix, "metrics": self._metrics}
 
     @contextmanager
     def _living(self) -> Iterator[None]:

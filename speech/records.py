@@ -1,15 +1,17 @@
 """Prompt, Demonstration, Reply, Group and Pair: the records that travel between rooms, and their Arrow schemas."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from speech.channels import select
 from speech.errors import InputError
-from speech.tables import lines, named_values, rows
+from speech.tables import lines, named_values, refuse_missing, rows
 from speech.vocabulary import Vocabulary
 
 PROMPTS = pa.schema(
@@ -44,6 +46,7 @@ PAIRS = pa.schema(
 )
 OPTIONAL = ("chosen_score", "rejected_score", "scores_chosen", "scores_rejected", "origin")
 """Columns of `PAIRS` that a file may lack, and values that it may leave out."""
+Record = TypeVar("Record")
 LONGEST_ID = 200
 """Bytes of a prompt's id, which names its recordings."""
 
@@ -145,35 +148,73 @@ def read_prompts(path: Path, vocabulary: Vocabulary) -> list[Prompt]:
     Raises InputError naming file and row for missing fields, foreign ids, and prompts of one name: what is recorded,
     dealt out and compared by the prompt's id must mean one prompt.
     """
-    prompts, seen = [], dict[str, int]()
-    for row_number, (place, row) in enumerate(rows(path, PROMPTS), start=1):
-        name = row["id"]
-        if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_ID:
-            raise InputError(f"{place}: field 'id' is {name!r}; expected 1 to {LONGEST_ID} printable bytes")
-        if seen.setdefault(name, row_number) != row_number:
-            raise InputError(f"{place}: field 'id' is {name!r}, as in row {seen[name]}; ids must differ")
-        prompts.append(
-            Prompt(
-                id=name,
-                token_ids=_ids(row, "token_ids", place, vocabulary),
-                text=row["text"],
-                facts=_facts(row, place),
-            )
-        )
-    return prompts
+    return _all(scan_prompts(path, vocabulary))
 
 
 def read_demonstrations(path: Path, vocabulary: Vocabulary) -> list[Demonstration]:
     """Reads a Parquet file of demonstrations. Raises InputError naming file and row."""
-    return [
-        Demonstration(
+    return _all(scan_demonstrations(path, vocabulary))
+
+
+def scan_prompts(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Prompt | InputError]]:
+    """(place, prompt) of each row, or why it is none. Raises InputError for a file that has no such rows at all."""
+    seen = dict[str, str]()
+
+    def prompt(place: str, row: dict) -> Prompt:
+        name = row["id"]
+        if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_ID:
+            raise InputError(f"{place}: field 'id' is {name!r}; expected 1 to {LONGEST_ID} printable bytes")
+        if seen.setdefault(name, place) != place:
+            first = seen[name].removeprefix(f"{path} ")
+            raise InputError(f"{place}: field 'id' is {name!r}, as in {first}; ids must differ")
+        ids = _ids(row, "token_ids", place, vocabulary)
+        return Prompt(id=name, token_ids=ids, text=row["text"], facts=_facts(row, place))
+
+    return _each(rows(path, PROMPTS), prompt)
+
+
+def scan_demonstrations(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Demonstration | InputError]]:
+    """(place, demonstration) of each row, or why it is none. Raises InputError for a file that has no such rows."""
+
+    def demonstration(place: str, row: dict) -> Demonstration:
+        return Demonstration(
             prompt_id=row["prompt_id"],
             prompt_ids=_ids(row, "prompt_ids", place, vocabulary),
             reply_ids=_ids(row, "reply_ids", place, vocabulary),
             text=row["text"],
         )
-        for place, row in rows(path, DEMONSTRATIONS)
-    ]
+
+    return _each(rows(path, DEMONSTRATIONS), demonstration)
+
+
+def scan_pairs(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Pair | InputError]]:
+    """(place, pair) of each row or line, or why it is none. Raises InputError for a file that has no such rows, and for
+    a line that is not of the right types."""
+    found = lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else rows(path, PAIRS, OPTIONAL)
+    return _each(found, lambda place, row: _pair(place, row, vocabulary), OPTIONAL)
+
+
+def _each(
+    found: Iterable[tuple[str, dict]], make: Callable[[str, dict], Record], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Record | InputError]]:
+    for place, row in found:
+        try:
+            refuse_missing(row, optional, place)
+            record = make(place, row)
+        except InputError as error:
+            yield place, error
+        else:
+            yield place, record
+
+
+def _all(found: Iterable[tuple[str, Record | InputError]]) -> list[Record]:
+    """Every record. Raises the first refusal."""
+    records = []
+    for _, record in found:
+        if isinstance(record, InputError):
+            raise record
+        records.append(record)
+    return records
 
 
 def read_pairs(path: Path, vocabulary: Vocabulary) -> list[Pair]:
@@ -183,8 +224,7 @@ def read_pairs(path: Path, vocabulary: Vocabulary) -> list[Pair]:
     optional in both forms. Raises InputError naming the file and the row or line for a missing field, foreign or no
     ids, a score that is no number, and two replies that are the same.
     """
-    found = lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else rows(path, PAIRS, OPTIONAL)
-    return [_pair(place, row, vocabulary) for place, row in found]
+    return _all(scan_pairs(path, vocabulary))
 
 
 def _facts(row: dict, place: str) -> dict[str, str]:

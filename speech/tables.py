@@ -12,40 +12,55 @@ import pyarrow.parquet as pq
 from speech.errors import InputError
 from speech.files import parsed, repeated, text, there
 
+AT_ONCE = 4096
+"""Rows that are in memory as Python's own objects: many times what they take in Arrow's form."""
+
 
 def rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
     """(place, row) of a Parquet file with the columns of the schema, each cast to its type; others are passed over.
 
-    optional: columns that may be absent, and values that may be null: both are None.
+    optional: columns that may be absent: None, as values that are null. Whether a value may be null is for
+    `refuse_missing` to say, row by row.
     """
     if not there(path):
         raise InputError(f"data file {path} does not exist")
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = [name for name in schema.names if name in names]
-            table = file.read(columns=wanted) if len(set(names)) == len(names) else None
+        file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from error
-    if table is None:
-        raise InputError(f"{path} has two columns {repeated(names)!r}; their names must differ")
-    for name in schema.names:
-        if name not in names and name not in optional:
-            raise InputError(f"{path} has no column {name!r}; expected {', '.join(schema.names)}")
-    if table.num_rows == 0:
-        raise InputError(f"{path} has no rows")
-    present = [f.with_nullable(True) for f in schema if f.name in names]
-    absent = dict.fromkeys(name for name in schema.names if name not in names)
-    try:
-        table = table.select(wanted).cast(pa.schema(present))
-        table.validate(full=True)  # text that is not UTF-8, lengths that a damaged page gives
-        found = table.to_pylist()
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: columns do not have the expected types: {error}") from error
-    for number, row in enumerate(found, start=1):
-        place = f"{path} row {number}"
-        _refuse_missing(row, optional, place)
-        yield place, absent | row
+    with file:
+        names = file.schema_arrow.names
+        if (twice := repeated(names)) is not None:
+            raise InputError(f"{path} has two columns {twice!r}; their names must differ")
+        for name in schema.names:
+            if name not in names and name not in optional:
+                raise InputError(f"{path} has no column {name!r}; expected {', '.join(schema.names)}")
+        if file.metadata.num_rows == 0:
+            raise InputError(f"{path} has no rows")
+        absent = dict.fromkeys(name for name in schema.names if name not in names)
+        for number, row in enumerate(_plain(file, path, [f for f in schema if f.name in names]), start=1):
+            yield f"{path} row {number}", absent | row
+
+
+def _plain(file: pq.ParquetFile, path: Path, present: list[pa.Field]) -> Iterator[dict]:
+    """The rows of these columns, of their types, a batch of them at a time."""
+    wanted = [field.name for field in present]
+    batches = file.iter_batches(AT_ONCE, columns=wanted)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
+        if batch is None:
+            return
+        try:
+            table = pa.Table.from_batches([batch]).select(wanted)
+            table = table.cast(pa.schema([field.with_nullable(True) for field in present]))
+            table.validate(full=True)  # text that is not UTF-8, lengths that a damaged page gives
+            found = table.to_pylist()
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path}: columns do not have the expected types: {error}") from error
+        yield from found
 
 
 def lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
@@ -63,11 +78,12 @@ def lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tu
         if not isinstance(found, dict):
             raise InputError(f"{place} is not a JSON object with the fields {', '.join(schema.names)}")
         row = {field.name: _typed(found.get(field.name), field, place) for field in schema}
-        _refuse_missing(row, optional, place)
+        refuse_missing(row, optional, place)
         yield place, row
 
 
-def _refuse_missing(row: dict, optional: Sequence[str], place: str) -> None:
+def refuse_missing(row: dict, optional: Sequence[str], place: str) -> None:
+    """Raises InputError for a value that is null and must not be."""
     for name, value in row.items():
         if value is None and name not in optional:
             raise InputError(f"{place}: field {name!r} is missing")

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Where a program is that is no part of the environment. Without it a test is skipped, but in CI it fails."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            reason = f"needs {name} on the path (Debian: apt-get install {name})"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_learner_and_engine_are_told_what_the_configuration_says(root, world, mo
         overrides = [f"model.checkpoint={world / 'base'}", *(["model.trust_remote_code=true"] if said else [])]
         config = read(root / "configs/playground.yaml", overrides)
         _, engine, *_ = assembly.rollout_pool(config, PLAYGROUND, lambda kind, **fields: None)
-        _, rank, *_ = assembly.learner_group(config, PLAYGROUND, "x")
+        _, rank, *_ = assembly.learner_group(config, PLAYGROUND, "x", None)
         assert engine.trust_remote_code is rank.trust_remote_code is said
 
 

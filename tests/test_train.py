@@ -32,6 +32,7 @@ def run(root, few, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]
         f"data.held_out={{held_out: {few}}}",
         "rollout.workers=2",
         "evaluation.signal_samples=2",
+        "evaluation.listen_every=2",
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return runs / "short", done
@@ -57,6 +58,22 @@ def test_summary_holds_what_the_contract_says(run):
     assert set(summary["versions"]) >= {"vllm", "ray", "deepspeed", "torch"}
     assert all(summary["seconds"][name] > 0 for name in ("total", "rollout", "reward", "learn", "sync"))
     assert summary["tokens"]["speech"] > summary["tokens"]["text"] > 0
+
+
+def test_a_few_questions_are_answered_between_before_and_after(run):
+    directory, _ = run
+    stages = {int(path.stem): pq.read_table(path).to_pylist() for path in (directory / "listening").glob("*.parquet")}
+    assert sorted(stages) == [0, 2, 3]
+    assert {number: {row["weight_version"] for row in rows} for number, rows in stages.items()} == {
+        0: {0},
+        2: {2},
+        3: {3},
+    }
+    before = pq.read_table(directory / "evaluations/before/held_out.parquet").to_pylist() + stages[0]
+    seeds = {row["prompt_id"]: row["seed"] for row in before}
+    assert len(stages[2]) == 12
+    assert all(row["seed"] == seeds[row["prompt_id"]] for row in stages[2])
+    assert any(row["total"] is not None for row in stages[2])
 
 
 def test_every_iteration_is_on_record(run):

@@ -32,7 +32,9 @@ def test_who_dies_is_succeeded_in_its_place_and_passes_through_stale_again():
     fleet.died("rollout-0", "signal 9", 5.0)
     assert fleet.members["rollout-0"].reason == "signal 9"
     assert fleet.due(5.0) == ["rollout-0"], "the first successor comes at once"
+    assert fleet.restarts == 0
     assert fleet.starting("rollout-0", 5.0).incarnation == 2
+    assert fleet.restarts == 1
     fleet.started("rollout-0", 6.0)
     assert fleet.of(Life.READY) == ["rollout-1"]
     assert fleet.of(Life.STALE) == ["rollout-0"]

@@ -11,6 +11,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
     fields = {
         "iteration": number,
         "weight_version": number - 1,
+        "staleness": 0,
         "mix": 0.2 + 0.01 * number,
         "mix_raw": 0.3,
         "mix_overridden": 0,
@@ -43,6 +44,14 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "tokens_text": 300,
         "tokens_speech": 1500,
         "reply_seconds": 60.0,
+        "speech": {
+            "seconds": 1.1,
+            "pitch_semitones": 11.0,
+            "words_per_second": 4.5,
+            "silence": 0.1,
+            "word_error": None,
+            "codebook_entropy": 4.2,
+        },
         "seconds": {"rollout": 1.0, "reward": 1.0, "learn": 1.5, "sync": 0.1, "total": 3.6},
         "sync_bytes": 7_000_000,
         "demonstrations": ["train-00001"],

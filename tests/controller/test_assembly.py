@@ -36,7 +36,7 @@ def built(monkeypatch):
 
     def make(config, family=PLAYGROUND) -> SimpleNamespace:
         _, engine, *_ = assembly.rollout_pool(config, family, print)
-        _, rank, *_ = assembly.learner_group(config, family, "x")
+        _, rank, *_ = assembly.learner_group(config, family, "x", None)
         return SimpleNamespace(engine=engine, rank=rank, sampling=assembly.sampling(config))
 
     return make

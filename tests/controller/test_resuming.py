@@ -45,6 +45,11 @@ def test_what_decides_no_number_may_change(run):
     assert found.changes == {
         "rollout.workers": (1, 3), "rollout.sample_seconds": (600.0, 30.0), "run.iterations": (8, 12),
     }  # fmt: skip
+    found = resume(run, ["learner.resources={learner: 1}", "learner.strategy=SPREAD", "run.exchange=directory"])
+    assert found.changes == {
+        "learner.resources.learner": (None, 1.0), "learner.strategy": ("PACK", "SPREAD"),
+        "run.exchange": ("memory", "directory"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

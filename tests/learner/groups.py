@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.places import Place
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.rows import Row
@@ -35,8 +36,10 @@ def mixed_rows(world: Path) -> list[Row]:
     return found
 
 
-def learner_group(world: Path, ranks: int, stage: int, run: str = "test", **changes) -> LearnerGroup:
-    """Not started. changes: of the group's settings."""
+def learner_group(
+    world: Path, ranks: int, stage: int, run: str = "test", place: Place | None = None, **changes
+) -> LearnerGroup:
+    """Not started. place: where; none: a new one. changes: of the group's settings."""
     settings = RankSettings(
         checkpoint=str(world / "base"),
         run=run,
@@ -58,11 +61,10 @@ def learner_group(world: Path, ranks: int, stage: int, run: str = "test", **chan
     )
     fields = {
         "ranks": ranks,
-        "cpus": 0.5,
-        "gpus": 0,
         "start_seconds": 200,
         "step_seconds": 100,
         "skips_in_a_row": 2,
         "faults": Path("/nonexistent"),
     }
-    return LearnerGroup(GroupSettings(**(fields | changes)), settings, PLAYGROUND, OBJECTIVE)
+    place = place or Place("learner", *[{"CPU": 0.5}] * ranks)
+    return LearnerGroup(GroupSettings(**(fields | changes)), settings, PLAYGROUND, OBJECTIVE, place)

@@ -4,11 +4,10 @@
 
 Takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position, with a loss
 on speech tokens only. Prints as JSON which parameters changed, how far the learner's log-probabilities were from the
-sampler's, how many rows the output layers saw, and who compiled DeepSpeed's operator; or the refusal.
+sampler's, and how many rows the output layers saw; or the refusal.
 """
 
 import json
-import shutil
 import socket
 import sys
 from dataclasses import replace
@@ -103,7 +102,6 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
         "unchanged": [name for name in before if torch.equal(before[name], after[name])],
         "gap": max(first.tally.largest.values()),
         "output_rows": {name: sum(rows) for name, rows in seen.items()},
-        "ninja": shutil.which("ninja"),
         "tokens_with_loss": 2 * sum(int(select(row.channels, "speech").sum()) for row in rows),
     }
 

@@ -12,6 +12,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from cluster.places import Place
 from learner.batches import read_batch
 from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
 from learner.send import memory_directory
@@ -28,7 +29,7 @@ def rows(world):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -64,7 +65,8 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     run = f"lost-{os.getpid()}"
-    group = learner_group(world, 2, 2, run, faults=tmp_path / "faults")
+    place = Place("learner", *[{"CPU": 0.5}] * 2)  # all that the cluster has
+    group = learner_group(world, 2, 2, run, place, faults=tmp_path / "faults")
     group.start()
     probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
 
@@ -115,12 +117,14 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     stop_at_once(group)
     assert not left[0].exists(), "weights of a dead rank were left in memory"
 
-    # Another group takes over at once.
-    group = learner_group(world, 2, 2, run, step_seconds=10)
+    # Another group takes over at once, in the place that nobody else could get meanwhile.
+    other = Place("rollout-9", {"CPU": 0.5})
+    group = learner_group(world, 2, 2, run, place, step_seconds=10)
     group.start()
     group.load(checkpoint, 5)
     published = group.publish(probe)
     assert published.version == 5
+    assert not other.held
     found = load_file(published.path)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     await_end(pids["learner-1"])

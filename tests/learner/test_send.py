@@ -1,11 +1,12 @@
-"""What senders leave in memory: nothing that nobody holds."""
+"""What senders leave behind, in memory and in a folder: nothing that nobody holds."""
 
 import subprocess
 import sys
 
 import torch
+from safetensors.torch import load_file
 
-from learner.send import SharedMemorySender, memory_directory
+from learner.send import DirectorySender, SharedMemorySender, memory_directory
 
 DIES = """
 import os, sys, torch
@@ -31,3 +32,18 @@ def test_what_a_killed_sender_left_is_removed_by_the_next_and_the_living_keep_th
     other.close()
     living.close()
     assert not list(memory_directory().glob(f"duet-{run}-*"))
+
+
+def test_a_folder_has_the_newest_version_alone(tmp_path):
+    folder = tmp_path / "run/weights"
+    folder.mkdir(parents=True)
+    (folder / "000007.safetensors").touch()  # of one that died
+    sender = DirectorySender(folder)
+    assert not list(folder.iterdir())
+    for version in (7, 8):
+        path, size = sender.send({"a": torch.full((3,), float(version))}, version)
+        assert [path] == list(folder.iterdir())
+        assert path.stat().st_size == size
+        assert torch.equal(load_file(path)["a"], torch.full((3,), float(version)))
+    sender.close()
+    assert not folder.exists()

@@ -16,7 +16,7 @@ from tests.reward.judges import KEY, Process
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    process = Process(tmp_path_factory.mktemp("judge"), "--key-env", "JUDGE_KEY")
+    process = Process(tmp_path_factory.mktemp("judge"), "--key-env", "JUDGE_KEY", "--price", "0.25")
     yield process
     process.end()
 
@@ -62,7 +62,7 @@ def groups(world) -> list[Group]:
 def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
     settings = ServerSettings(
         servers=servers,
-        cpus=0.5,
+        needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
         codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
         raters=(
@@ -89,6 +89,8 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     asked = judge.counts()["asked"]
     counted = first.counters()["judge"]
     assert asked == counted["calls"] == 8
+    assert counted["cost"] == 0.25 * (counted["input_tokens"] + counted["output_tokens"]) > 0
+    assert first.left_alone == {"judge": 0}
     assert first.save_cache(tmp_path / "judges.parquet") == 8
 
     judge.fail(error=1.0)  # from here on nothing new can be learnt from it

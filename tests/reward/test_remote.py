@@ -46,6 +46,21 @@ def missing(reason: Reason) -> Missing:
     return Missing(str(reason), fault="rater")
 
 
+@pytest.mark.parametrize(
+    ("told", "counted"),
+    [
+        ([{"input_tokens": 300, "output_tokens": 12, "cost": 0.5}, {"input_tokens": 100}], (400.0, 12.0, 0.5)),
+        ([None, {}], (None, None, None)),
+        ([{"input_tokens": "300", "output_tokens": True, "cost": -1}, {"cost": float("nan")}], (None, None, None)),
+        ([{"cost": float("inf"), "output_tokens": 0}, [300]], (None, 0.0, None)),
+    ],
+)
+def test_what_an_answer_says_of_its_price_is_added_up_and_costs_no_score(told, counted):
+    rater = Scripted(*(Said(score=4, usage=usage) for usage in told))
+    assert rate(rater, *many(2))[0] == [4.0, 4.0]
+    assert tuple(rater.counters().get(name) for name in ("input_tokens", "output_tokens", "cost")) == counted
+
+
 def many(count: int) -> list:
     return [spoken(sound=number) for number in range(count)]
 
@@ -137,6 +152,7 @@ def test_a_rater_that_is_down_is_left_alone_and_tried_again():
     assert [one.score for one in up] == [4.0] * 10
     assert rater.counters()["breaker_openings"] == 1
     assert rater.counters()["unavailable"] == 17
+    assert not rater.left_alone
 
 
 def test_a_rater_that_never_answers_is_down():
@@ -144,6 +160,7 @@ def test_a_rater_that_never_answers_is_down():
     scores, took = rate(rater, *many(10))
     assert scores == [missing(Reason.TIMEOUT)] * 3 + [missing(Reason.UNAVAILABLE)] * 7
     assert took == pytest.approx(15)
+    assert rater.left_alone
     hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # it had no time to show whether it would
     assert rate(hurried, seconds=5)[0] == [missing(Reason.TIMEOUT)]
     assert hurried.counters()["breaker_openings"] == 0

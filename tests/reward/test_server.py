@@ -27,7 +27,7 @@ class Broken:
 def settings(world, *raters: str) -> ServerSettings:
     return ServerSettings(
         servers=1,
-        cpus=1,
+        needs={"CPU": 1},
         checkpoint=str(world / "base"),
         codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
         raters=tuple(Part(use=rater, arguments={}) for rater in raters),
@@ -66,6 +66,7 @@ def test_a_demonstration_is_scored_by_ear(world, group):
     assert card.details["text"]
     assert card.details["heard"]
     assert 0.3 < card.seconds < 5.0
+    assert set(card.measures) == {"pitch_semitones", "silence", "words_per_second", "word_error"}
     assert set(server.versions()) == {"answer", "heard", "manner", "spoken_right", "codec"}
 
 
@@ -113,6 +114,7 @@ def test_unfinished_replies_are_not_scored(world, group, change, reason):
     damaged = Group(prompt=group.prompt, replies=[replace(group.replies[0], **change)])
     [[card]] = server.score([damaged])
     assert card.scores == {"answer": Missing(reason)}
+    assert card.measures == {}
 
 
 class Hum:

@@ -3,11 +3,13 @@
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayTaskError
 
 from cluster.member import identify, stacks
@@ -44,10 +46,32 @@ def worker(world, prompts):
     )
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-    made = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=one_thread).remote("w", settings, PLAYGROUND, 0)
+    remote = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=one_thread)
+    made = remote.remote("w", settings, PLAYGROUND, 0, "127.0.0.1", ray.util.get_node_ip_address())
     ray.get(made.warm_up.remote(prompts[:1], 2, SAMPLING), timeout=500)
     yield made
     ray.shutdown()
+
+
+def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(worker, prompts):
+    def counted() -> dict[str, float]:
+        port = ray.get(worker.state.remote(), timeout=60)["metrics"]
+        with urllib.request.urlopen(f"http://127.0.0.1{port}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        totals: dict[str, float] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        return totals
+
+    before = counted()
+    groups = ray.get(worker.sample.remote(prompts, 4, SAMPLING, list(range(8))), timeout=60)
+    after = counted()
+    tokens = sum(len(reply.token_ids) for group in groups for reply in group.replies)
+    assert after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] == tokens
+    assert after["vllm:request_success_total"] - before["vllm:request_success_total"] == 32
+    assert after["vllm:num_requests_running"] == 0
+    assert "vllm:kv_cache_usage_perc" in after
+    assert after["process_resident_memory_bytes"] > 0
 
 
 def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):

@@ -1,0 +1,252 @@
+"""All checks, in the order in which one builds on another. Whatever goes wrong in a check is a finding of it."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from controller.assembly import objective
+from controller.config import Config
+from controller.doctor import codec, data, machine, memory, model, network, raters, room, settings, versions
+from controller.doctor.case import Case, NotKnown
+from controller.doctor.data import Scan
+from controller.doctor.findings import Finding, State, Voice, worst
+from controller.doctor.recordings import Recordings
+from controller.fitting import check_weights, load_codec
+from controller.inputs import read_inputs, structure
+from controller.reading import read
+from speech.errors import InputError
+from speech.families import family
+from speech.files import parsed, text, there
+from speech.records import scan_demonstrations, scan_pairs, scan_prompts
+from speech.secrets import redact
+from speech.vocabulary import Vocabulary
+
+LIMIT = 600.0
+"""Seconds for a check: data of millions of rows take minutes, nothing takes longer than this."""
+
+
+def examine(path: Path, overrides: list[str], seconds: float = LIMIT) -> Iterator[Finding]:
+    """Everything that is found of a configuration, as it is found. Raises nothing."""
+    case = Case(path=path, overrides=overrides)
+    for name, check in CHECKS.items():
+        for finding in within(seconds, name, partial(check, case)):
+            case.findings.append(finding)
+            yield finding
+        if case.config is None and name == "configuration":
+            return
+
+
+def within(seconds: float, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of a check; the last one says how it failed when it raised, or was not done in so many seconds."""
+    voice, page, found = Voice(name), PAGES.get(name, ""), list[Finding]()
+
+    def run() -> None:
+        try:
+            for finding in check():
+                found.append(finding)
+        except NotKnown as lack:
+            found.append(voice.warning(f"not examined: {lack} is not known", "mend what is wrong above, and ask again"))
+        except InputError as error:
+            found.append(voice.error(str(error), page))
+        except Exception as error:  # a fault of the check, or of code that the configuration names
+            said = " ".join(redact(f"{type(error).__name__}: {error}").split())
+            found.append(voice.error(f"could not be examined: {said}", page))
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    late = [voice.error(f"not done within {seconds:g} s", page)] if thread.is_alive() else []
+    return [*found, *late]
+
+
+PAGES = {
+    "configuration": "every key is explained in controller/config.py",
+    "cluster": "see docs/cluster.md",
+    "model": "see docs/own-model.md",
+    "data": "see docs/own-data.md",
+    "codec": "see docs/own-model.md",
+    "raters": "see docs/own-judge.md",
+}
+"""Where to read on, by check."""
+
+
+def _configuration(case: Case) -> Iterator[Finding]:
+    case.config = read(case.path, case.overrides)
+    yield from settings.check_settings(case.config)
+    yield from settings.check_arithmetic(case.config)
+
+
+def _versions(case: Case) -> Iterator[Finding]:
+    yield from versions.check_versions(*versions.required(), versions.installed)
+    yield from versions.check_tools(case.need("config"))
+
+
+def _cluster(case: Case) -> Iterator[Finding]:
+    """What there is to run on."""
+    config, voice = case.need("config"), Voice("cluster")
+    case.machine, engine = machine.here(), versions.engine()
+    address = machine.address(config)
+    if not address:
+        yield from settings.check_schedule(config, case.machine, engine)
+        return
+    if address.startswith(("http://", "https://")):
+        yield voice.warning(
+            f"RAY_ADDRESS is {address}, where jobs are handed in; what the cluster has can be seen from inside alone",
+            "hand the doctor in as a job: ray job submit --working-dir . -- python -m controller doctor …",
+        )
+        return
+    case.cluster = machine.nodes(address)
+    hosts = ", ".join(node.host for node in case.cluster)
+    yield voice.fine(f"{address}: {len(case.cluster)} node{'s' if len(case.cluster) > 1 else ''}, {hosts}")
+    yield from settings.check_cluster(config, case.cluster)
+    yield from settings.check_engine(config, engine)
+
+
+def _network(case: Case) -> Iterator[Finding]:
+    config = case.need("config")
+    if not case.cluster:  # else the controller is where Ray puts it
+        yield from network.check_metrics(config)
+    yield from network.check_hosts(config)
+
+
+def _model(case: Case) -> Iterator[Finding]:
+    config = case.need("config")
+    directory = Path(config.model.checkpoint)
+    case.family = family(config.model.family)
+    case.vocabulary = Vocabulary.from_checkpoint(directory, case.family.tokens)
+    case.settings = _object(directory / "config.json")
+    generation = directory / "generation_config.json"
+    yield from model.check_vocabulary(case.vocabulary, _object(generation) if there(generation) else case.settings)
+    tensors = check_weights(config, case.vocabulary)
+    case.shape = memory.shape(case.settings, tensors, config.model.frozen)
+    yield from model.check_weights(config, case.shape, case.settings)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    found = parsed(text(file), str(file))
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is not a JSON object")
+    return found
+
+
+def _memory(case: Case) -> Iterator[Finding]:
+    config, shape, here = case.need("config"), case.need("shape"), case.need("machine")
+    needs = memory.needs(config, shape, reference=objective(config).needs_reference)
+    if case.cluster:
+        yield from room.check_nodes(config, shape, needs, case.cluster)
+        return
+    if not machine.address(config):
+        yield from room.check_memory(config, shape, needs, here)
+    if config.run.exchange == "memory":
+        yield from room.check_shared(config, shape, here)
+
+
+def _disk(case: Case) -> Iterator[Finding]:
+    config, shape = case.need("config"), case.need("shape")
+    near = directory = Path(config.run.directory).absolute()
+    while not near.is_dir():
+        near = near.parent
+    if config.run.name != "auto" and (directory / config.run.name / "config.yaml").exists():
+        yield room.DISK.error(f"run.name: {directory / config.run.name} already holds a run", "choose another run.name")
+    if not os.access(near, os.W_OK):
+        yield room.DISK.error(f"run.directory: {near} cannot be written to", "name another run.directory")
+        return
+    yield from room.check_disk(config, shape, directory, shutil.disk_usage(near).free)
+
+
+def _codec(case: Case) -> Iterator[Finding]:
+    case.codec = load_codec(case.need("config"), case.need("vocabulary"))
+    yield from codec.check_codec(case.codec, case.vocabulary, case.need("demonstrations"))
+
+
+def _data(case: Case) -> Iterator[Finding]:
+    config, vocabulary = case.need("config"), case.need("vocabulary")
+    held_to = structure(config, case.need("family"), vocabulary)
+    shown = _scanned(
+        lambda: data.scan_demonstrations(
+            config, vocabulary, held_to, scan_demonstrations(Path(config.data.demonstrations), vocabulary)
+        )
+    )
+    yield from shown.findings
+    case.demonstrations = shown.demonstrations
+    keep = {demonstration.prompt_id for demonstration in shown.demonstrations}
+    scans = {}
+    for key, file in _prompt_files(config).items():
+        recordings = Recordings(Path(file).parent)
+        scans[key] = _scanned(
+            lambda key=key, file=file, recordings=recordings: data.scan_prompts(
+                config, vocabulary, key, recordings.watch(scan_prompts(Path(file), vocabulary)), keep
+            )
+        )
+        yield from scans[key].findings
+        yield from recordings.findings(key, _rate(config, vocabulary))
+    train = scans.pop("data.prompts")
+    case.prompts = train.prompts
+    yield from data.check_overlap(train, {key.removeprefix("data.held_out."): scan for key, scan in scans.items()})
+    if pairs := config.preference.pairs.file:
+        yield from data.scan_pairs(config, held_to, scan_pairs(Path(pairs), vocabulary))
+
+
+def _scanned(scan: Callable[[], Scan]) -> Scan:
+    """A file's scan; of one that cannot be read at all, what is wrong with it."""
+    try:
+        return scan()
+    except InputError as error:
+        return Scan(findings=[data.DATA.error(str(error), data.PAGE)])
+
+
+def _prompt_files(config: Config) -> dict[str, str]:
+    held_out = {f"data.held_out.{name}": file for name, file in config.data.held_out.items()}
+    return {"data.prompts": config.data.prompts} | held_out
+
+
+def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
+    """The codec's sample rate; None where it cannot be had, which its own check says."""
+    try:
+        return load_codec(config, vocabulary).rate
+    except InputError:
+        return None
+
+
+def _raters(case: Case) -> Iterator[Finding]:
+    config, vocabulary, codec = case.need("config"), case.need("vocabulary"), case.need("codec")
+    one = raters.example(case.need("prompts"), case.need("demonstrations")[0], vocabulary, codec)
+    if not one.own:
+        yield raters.RATER.warning(
+            f"no prompt of {config.data.prompts} has the id of the first demonstration; below, it is rated as a reply "
+            "to another",
+            "name the prompt of each demonstration in its column prompt_id",
+        )
+    yield from raters.check_raters(config, one)
+
+
+def _start(case: Case) -> Iterator[Finding]:
+    """What `duet train` itself reads before anything starts: nothing that it refuses may be left unsaid here."""
+    voice = Voice("start")
+    if worst(case.findings) is State.ERROR:
+        return
+    inputs = read_inputs(case.need("config"))
+    pairs = f", {len(inputs.pairs):,} pairs" if inputs.pairs else ""
+    yield voice.fine(
+        f"a run would start: {len(inputs.prompts):,} prompts, {len(inputs.demonstrations):,} demonstrations{pairs}"
+    )
+
+
+CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
+    "configuration": _configuration,
+    "versions": _versions,
+    "cluster": _cluster,
+    "model": _model,
+    "memory": _memory,
+    "disk": _disk,
+    "network": _network,
+    "data": _data,
+    "codec": _codec,
+    "raters": _raters,
+    "start": _start,
+}
+"""By name, in order."""

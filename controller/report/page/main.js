@@ -1,0 +1,45 @@
+// Puts the page together; where it is served, again whenever the run has written something.
+
+const LOOK_AGAIN = 5000;
+
+const madeIn = (page) => JSON.parse(page.getElementById("data").textContent).made;
+
+function show(page) {
+  const data = JSON.parse(page.getElementById("data").textContent);
+  clips = JSON.parse(page.getElementById("sounds").textContent);
+  showHead(data);
+  showCourse(data);
+  showHeldOut(data);
+  showRoom(data);
+  showBlind();
+  showEvents(data);
+}
+
+show(document);
+roomKeys();
+blindKeys();
+
+if (location.protocol.startsWith("http")) {
+  let tag = null, waiting = null, shown = madeIn(document);
+  const look = async () => {
+    try {
+      const answer = await fetch(location.pathname, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+      byId("made").classList.remove("gone");
+      if (answer.status === 200) {
+        tag = answer.headers.get("ETag");
+        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+        waiting = madeIn(page) === shown ? null : page;
+      }
+    } catch {
+      byId("made").classList.add("gone");
+    }
+    // Nothing is taken away from under somebody who listens.
+    if (waiting && !isPlaying() && !(blind.pairs && !blind.over)) {
+      show(waiting);
+      shown = madeIn(waiting);
+      waiting = null;
+    }
+    setTimeout(look, LOOK_AGAIN);
+  };
+  look();
+}

@@ -1,0 +1,128 @@
+"""What a report reads: the records of a run as they are now, and the data that the run was made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from controller import records
+from controller.claim import Claim
+from controller.config import Config
+from controller.reading import read
+from speech.errors import InputError
+from speech.families import family
+from speech.records import Demonstration, Prompt, read_demonstrations, read_prompts
+from speech.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """What a run was made of, as far as it is still where the configuration says."""
+
+    vocabulary: Vocabulary | None = None
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    """Of training and of every evaluation set, by id."""
+    demonstrations: dict[str, Demonstration] = field(default_factory=dict)
+    """By the prompt's id; the first of several."""
+    lacks: list[str] = field(default_factory=list)
+    """What is not there any more, a sentence each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The directory of a run. Everything that the run may still change is read anew at every call."""
+
+    directory: Path
+    config: Config
+
+    @classmethod
+    def open(cls, run: Path) -> Self:
+        """Raises InputError when this is no run, or its configuration cannot be read."""
+        directory = records.run_directory(run)
+        return cls(directory, read(directory / "config.yaml", []))
+
+    def renewed(self) -> Self:
+        """With the settings that hold now, as a run that goes on may have others; itself, where they are the same."""
+        config = read(self.directory / "config.yaml", [])
+        return self if config == self.config else type(self)(self.directory, config)
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def worked_on(self) -> bool:
+        """Whether a job works on this run now."""
+        return Claim.held(self.directory)
+
+    def iterations(self) -> pa.Table | None:
+        """None before the first."""
+        return _absent(records.read_iterations, self.directory)
+
+    def summary(self) -> dict | None:
+        """None while the run goes on, and when it was killed."""
+        return _absent(records.read_summary, self.directory)
+
+    def events(self) -> list[dict]:
+        return records.read_events(self.directory)
+
+    def evaluation(self, when: str, name: str) -> pa.Table | None:
+        return _absent(records.read_evaluation, self.directory, when, name)
+
+    def numbered(self, folder: str, newest: int | None = None) -> dict[int, pa.Table]:
+        """The tables of "replies" or "listening" by iteration, newest first; of the newest so many iterations."""
+        reader = records.read_listening if folder == "listening" else records.read_replies
+        numbers = records.numbered(self.directory, folder)[::-1][:newest]
+        found = {number: _absent(reader, self.directory, number) for number in numbers}
+        return {number: table for number, table in found.items() if table is not None}
+
+    def state_of_files(self) -> tuple:
+        """Differs whenever a report would say something else."""
+        files = [
+            self.directory / name for name in ("config.yaml", "iterations.parquet", "events.jsonl", "summary.json")
+        ]
+        for folder in ("evaluations/before", "evaluations/after", "listening"):
+            files += sorted((self.directory / folder).glob("*.parquet"))
+        return (self.worked_on, *((str(file), _stamp(file)) for file in files))
+
+    @cached_property
+    def world(self) -> World:
+        data, lacks = self.config.data, list[str]()
+        try:
+            vocabulary = Vocabulary.from_checkpoint(
+                Path(self.config.model.checkpoint), family(self.config.model.family).tokens
+            )
+        except InputError as error:
+            return World(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
+        prompts: dict[str, Prompt] = {}
+        for path in (data.prompts, *data.held_out.values()):
+            try:
+                prompts |= {prompt.id: prompt for prompt in read_prompts(Path(path), vocabulary)}
+            except InputError as error:
+                lacks.append(f"Questions are missing: {error}.")
+        demonstrations: dict[str, Demonstration] = {}
+        try:
+            for one in read_demonstrations(Path(data.demonstrations), vocabulary):
+                demonstrations.setdefault(one.prompt_id, one)
+        except InputError as error:
+            lacks.append(f"Demonstrations are missing: {error}.")
+        return World(vocabulary=vocabulary, prompts=prompts, demonstrations=demonstrations, lacks=lacks)
+
+
+def _absent(reader: Callable[..., Any], *arguments: object) -> Any:
+    """None where there is nothing to read (yet)."""
+    try:
+        return reader(*arguments)
+    except InputError:
+        return None
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,51 @@
+"""What members need of a cluster, and what a cluster of our own counts."""
+
+import pytest
+
+from controller.placing import needs, of_our_own, roles
+from controller.reading import read
+from speech.errors import InputError
+
+
+@pytest.fixture
+def configured(root):
+    return lambda *overrides: read(root / "configs" / "playground.yaml", list(overrides))
+
+
+def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configured):
+    config = configured(
+        "rollout.cpus=2", "rollout.gpus=1", "rollout.resources={rollout: 1, 'accelerator_type:H100': 0}"
+    )
+    assert needs(config.rollout) == {"CPU": 2.0, "GPU": 1.0, "rollout": 1.0}
+    assert needs(config.reward) == {"CPU": 0.25}
+    config = configured("learner.cpus=0", "learner.gpus=0.5")
+    assert roles(config)["learner"] == (2, {"GPU": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("rollout.resources={GPU: 1}", "rollout.resources: 'GPU' is not possible.*rollout.gpus"),
+        ("learner.resources={CPU: 1}", "learner.resources: 'CPU'"),
+        ("reward.resources={'a b': 1}", "reward.resources: 'a b'"),
+        ("reward.resources={a: -1}", "reward.resources: -1.0 of 'a' is not possible; from 0"),
+        ("reward.resources={a: .nan}", "reward.resources: nan of 'a'"),
+        ("reward.resources={a: much}", "reward.resources.a: .*'much'"),
+        ("reward.cpus=0", "reward.cpus: 0, and neither reward.gpus nor reward.resources"),
+        ("reward.gpus=1.5", "reward.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
+        ("learner.strategy=TIGHT", "learner.strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK"),
+        ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory"),
+    ],
+)
+def test_needs_that_no_place_can_have_are_refused_by_name(configured, override, complaint):
+    with pytest.raises(InputError, match=complaint):
+        configured(override)
+
+
+def test_a_cluster_of_our_own_has_room_for_everybody_and_for_more(configured):
+    config = configured("rollout.workers=3", "rollout.cpus=4", "rollout.resources={rollout: 1}", "learner.gpus=1")
+    cpus, resources = of_our_own(config, 2)
+    assert cpus >= sum(members * needed.get("CPU", 0) for members, needed in roles(config).values()) + 1
+    assert resources["rollout"] >= 2 * config.rollout.workers
+    assert set(resources) == {"rollout"}, "GPUs are counted by Ray, and those that are not there must not be"
+    assert of_our_own(config, 64)[0] >= 64

@@ -1,0 +1,38 @@
+"""DeepSpeed's operator is compiled by the environment's own tools, and a build that was killed holds up nobody."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.utils.cpp_extension import _get_build_directory
+
+OPERATOR = "deepspeed_shm_comm"
+COMPILE = (
+    "import shutil; from learner.compiling import compile_operator; compile_operator(); print(shutil.which('ninja'))"
+)
+
+
+def compiled(root: Path, seconds: float, **environment: str) -> str:
+    """The `ninja` that a process had whose operator is loaded now."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=root,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_build_that_was_killed_does_not_hold_up_the_next(root, tmp_path):
+    """Whatever the path of the job: elsewhere there may be no ninja, or another, which compiles all anew."""
+    assert compiled(root, 280) == str(Path(sys.executable).parent / "ninja")
+    shutil.copytree(_get_build_directory(OPERATOR, verbose=False), tmp_path / OPERATOR)
+    (tmp_path / OPERATOR / "lock").touch()
+    compiled(root, 120, TORCH_EXTENSIONS_DIR=str(tmp_path))
+    assert not (tmp_path / OPERATOR / "lock").exists()
