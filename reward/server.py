@@ -13,11 +13,10 @@ import pyarrow as pa
 import ray
 
 from cluster.asking import CrewSettings, Renewal
-from cluster.census import Census
 from cluster.crew import Crew
 from cluster.member import Member
 from cluster.places import Place
-from cluster.watchdog import Waiting
+from cluster.pool import Pool
 from reward.cache import merged, read_answers, write_answers
 from reward.rater import Rater, Scorecard, SpokenReply
 from reward.rating import added, cards
@@ -145,7 +144,7 @@ class RewardServer(Member):
         return self._codec.decode(codes) if len(codes) else None
 
 
-class RewardPool:
+class RewardPool(Pool):
     """Reward servers by name. One that dies is replaced, and what it was rating is rated by another."""
 
     def __init__(self, settings: ServerSettings, family: Family, tell: Callable[..., None]) -> None:
@@ -179,19 +178,10 @@ class RewardPool:
             tell=tell,
         )
 
-    @property
-    def names(self) -> list[str]:
-        """Servers that rate."""
-        return self._crew.names
-
     def start(self, *, strict: bool = True) -> dict[str, str]:
         """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
         start."""
         return next(iter(self._crew.start(strict=strict).values()))
-
-    def withdraw(self) -> None:
-        """Calls off who waits for a place."""
-        self._crew.withdraw()
 
     def score(self, groups: list[Group]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""
@@ -215,11 +205,6 @@ class RewardPool:
             "measuring",
         )
         return [value for value in found if value is not None]
-
-    @property
-    def target(self) -> int:
-        """How many servers there are to be."""
-        return self._crew.fleet.target
 
     def share_cache(self) -> pa.Table:
         """Every server, and those that are still to come, get what the judges answered any of them. Returns it.
@@ -265,21 +250,6 @@ class RewardPool:
         found: dict[str, Any] = {}
         self._crew.renew(Renewal(call=call, check=found.__setitem__, doing=doing))
         return found
-
-    def resize(self, servers: int) -> None:
-        """How many servers there should be."""
-        self._crew.resize(servers)
-
-    def census(self) -> Census:
-        """How the pool stands; may be asked from another thread."""
-        return self._crew.census()
-
-    def awaited(self) -> list[Waiting]:
-        """Everybody, with what each was asked to do."""
-        return self._crew.awaited()
-
-    def stop(self) -> None:
-        self._crew.stop()
 
 
 def _numbered(replies: list[np.ndarray]) -> list[str]:

@@ -8,11 +8,10 @@ from typing import Any
 import ray
 
 from cluster.asking import CrewSettings, Renewal
-from cluster.census import Census
 from cluster.crew import Crew
 from cluster.fleet import UP
 from cluster.places import Place
-from cluster.watchdog import Waiting
+from cluster.pool import Pool
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.families import Family
@@ -42,7 +41,7 @@ class PoolSettings:
     """Where metrics are served: see `rollout.counting`."""
 
 
-class RolloutPool:
+class RolloutPool(Pool):
     """Rollout workers by name. Start with `start`, then `update` before the first `sample`.
 
     A worker that dies is replaced, and what it was sampling is sampled by another: the seeds go with the prompts, so
@@ -81,19 +80,10 @@ class RolloutPool:
             tell=tell,
         )
 
-    @property
-    def names(self) -> list[str]:
-        """Workers that hold the newest weights."""
-        return self._crew.names
-
     def start(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, *, strict: bool = True) -> None:
         """Waits until every engine has started and sampled once. strict: whether one that fails ends the start."""
         self._first = (prompts, group_size, sampling)
         self._crew.start(strict=strict)
-
-    def withdraw(self) -> None:
-        """Calls off who waits for a place."""
-        self._crew.withdraw()
 
     def sample(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
@@ -139,26 +129,6 @@ class RolloutPool:
         up = [member for member in list(self._crew.fleet.members.values()) if member.life in UP]
         found = {member.name: self._reports.get((member.name, member.incarnation)) for member in up}
         return {name: report for name, report in found.items() if report is not None}
-
-    @property
-    def target(self) -> int:
-        """How many workers there are to be."""
-        return self._crew.fleet.target
-
-    def resize(self, workers: int) -> None:
-        """How many workers there should be."""
-        self._crew.resize(workers)
-
-    def census(self) -> Census:
-        """How the pool stands; may be asked from another thread."""
-        return self._crew.census()
-
-    def awaited(self) -> list[Waiting]:
-        """Everybody, with what each was asked to do."""
-        return self._crew.awaited()
-
-    def stop(self) -> None:
-        self._crew.stop()
 
 
 def check_probe(name: str, report: SyncReport, version: int, limit: float) -> None:
