@@ -20,12 +20,13 @@ from typing import Any
 
 from controller.reading import read
 from playground.codec import PlaygroundCodec
-from rollout.engine import Engine, EngineSettings, SamplingSettings
+from rollout.engine import Engine, SamplingSettings
 from speech.acoustics import measures
 from speech.families import PLAYGROUND
 from speech.records import read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
 from tests.metrics.prometheus import scraped
+from tests.rollout.examples import engine_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS, ROUNDS = 8, 12
@@ -51,10 +52,7 @@ def of_run(directory: Path) -> tuple[float, dict[str, float]]:
 def of_engine(vocabulary: Vocabulary, world: Path) -> float:
     """Seconds that counting adds to the sampling of an iteration's replies."""
     config = read(ROOT / "configs/playground.yaml", [])
-    settings = EngineSettings(
-        checkpoint=str(world / "base"), dtype="float32", max_length=192, max_sequences=256, constrained=True,
-        in_process=True, threads=1, kv_cache_gib=1, gpu_memory_share=0.9, tensor_parallel=1,
-    )  # fmt: skip
+    settings = engine_settings(world)
     engine = Engine(settings, PLAYGROUND, vocabulary, seed=0)
     prompts = read_prompts(world / "data/train.parquet", vocabulary)[: config.rollout.prompts]
     sampling = SamplingSettings(temperature=1.0, max_tokens=96)

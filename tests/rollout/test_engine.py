@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 from learner.rows import Row, collate
 from learner.scorer import Scorer
 from learner.send import named_weights
-from rollout.engine import Engine, EngineSettings, SamplingSettings
+from rollout.engine import Engine, SamplingSettings
 from speech.families import PLAYGROUND
 from speech.interleave import allowed_sets, kind_table
 from speech.records import Finish, read_prompts
 from speech.vocabulary import Vocabulary
+from tests.rollout.examples import engine_settings
 
 SAMPLING = SamplingSettings(temperature=0.8, max_tokens=96)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -31,18 +32,7 @@ def prompts(world, vocabulary):
 
 @pytest.fixture(scope="module")
 def engine(world, vocabulary) -> Engine:
-    settings = EngineSettings(
-        checkpoint=str(world / "base"),
-        dtype="float32",
-        max_length=192,
-        max_sequences=256,
-        constrained=True,
-        in_process=True,
-        threads=1,
-        kv_cache_gib=1,
-        gpu_memory_share=0.9,
-        tensor_parallel=1,
-    )
+    settings = engine_settings(world)
     return Engine(settings, PLAYGROUND, vocabulary, seed=0)
 
 

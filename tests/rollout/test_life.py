@@ -14,12 +14,13 @@ from ray.exceptions import RayTaskError
 
 from cluster.member import identify, stacks
 from cluster.waiting import MemberBroken
-from rollout.engine import EngineSettings, SamplingSettings
+from rollout.engine import SamplingSettings
 from rollout.worker import Probe, RolloutWorker
 from speech.families import PLAYGROUND
 from speech.records import read_prompts
 from speech.vocabulary import Vocabulary
 from tests.chaos.members import members
+from tests.rollout.examples import engine_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 SAMPLING = SamplingSettings(temperature=0.8, max_tokens=150)
@@ -32,18 +33,7 @@ def prompts(world):
 
 @pytest.fixture(scope="module")
 def worker(world, prompts):
-    settings = EngineSettings(
-        checkpoint=str(world / "base"),
-        dtype="float32",
-        max_length=192,
-        max_sequences=256,
-        constrained=True,
-        in_process=False,
-        threads=1,
-        kv_cache_gib=1,
-        gpu_memory_share=0.9,
-        tensor_parallel=1,
-    )
+    settings = engine_settings(world, in_process=False)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     remote = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=one_thread)

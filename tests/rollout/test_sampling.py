@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from rollout import engine as engine_module
-from rollout.engine import Engine, EngineSettings, SamplingSettings
+from rollout.engine import Engine, SamplingSettings
 from speech.families import PLAYGROUND
 from speech.records import Finish, Prompt
 from speech.vocabulary import Vocabulary
+from tests.rollout.examples import engine_settings
 
 SHAPES = {
     "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
@@ -65,18 +66,7 @@ def started(monkeypatch, world, vocabulary):
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
 
     def start(*, constrained: bool = True) -> tuple[Engine, StandIn]:
-        settings = EngineSettings(
-            checkpoint=str(world / "base"),
-            dtype="float32",
-            max_length=192,
-            max_sequences=4,
-            constrained=constrained,
-            in_process=True,
-            threads=1,
-            kv_cache_gib=1,
-            gpu_memory_share=0.9,
-            tensor_parallel=1,
-        )
+        settings = engine_settings(world, max_sequences=4, constrained=constrained)
         engine = Engine(settings, PLAYGROUND, vocabulary, seed=0)
         return engine, engine._llm
 
