@@ -45,7 +45,8 @@ class Manifest:
         files = {str(p.relative_to(directory)): p.stat().st_size for p in paths if p.name != MANIFEST}
         aside = directory / f".{MANIFEST}.part"
         with aside.open("w") as file:
-            json.dump(asdict(cls(files=files, **facts)), file, indent=2)  # type: ignore[arg-type]
+            manifest = cls(files=files, **facts)  # type: ignore[arg-type]  # the fields that a caller has to give
+            json.dump(asdict(manifest), file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(directory / MANIFEST)

@@ -77,7 +77,7 @@ def _one(rater: Rater, spoken: SpokenReply) -> Rated:
 
 def _batch(rater: Rater, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
     try:
-        rated = rater.rate_all(spoken, seconds)  # type: ignore[attr-defined]
+        rated = rater.rate_all(spoken, seconds)  # type: ignore[attr-defined]  # of those that rate a batch
         if len(rated) != len(spoken):
             raise ValueError(f"{len(rated)} answers to {len(spoken)} replies")
     except Exception as error:  # its words are not kept: a judge has a key to tell

@@ -100,7 +100,7 @@ class RolloutWorker(Member):
 
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # an engine that is gone lets calls fail in many ways
             end = self._engine.life.end
             if end is None and not isinstance(error, EngineDeadError):
                 raise
