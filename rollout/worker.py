@@ -70,13 +70,13 @@ class RolloutWorker(Member):
     def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
         start = time.perf_counter()
-        if not path.is_file():
-            raise InputError(
-                f"run.exchange: {self._name}, on the node {os.uname().nodename}, does not see the weights {path}; "
-                "where members are on several nodes, set run.exchange=directory, and run.directory to storage that all "
-                "of them see"
-            )
         with self._living():
+            if not path.is_file():
+                raise InputError(
+                    f"run.exchange: {self._name}, on the node {os.uname().nodename}, does not see the weights {path}; "
+                    "where members are on several nodes, set run.exchange=directory, and run.directory to storage that "
+                    "all of them see"
+                )
             self._engine.load_weights(path, version)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
