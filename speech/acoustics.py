@@ -18,7 +18,7 @@ FRAME_SECONDS = 0.04
 """Three periods of the lowest voice."""
 FRAMES = 16
 """Pitch is the median over so many frames, evenly spread, of those that are voiced."""
-PITCH_RATE = 8000
+PITCH_RATE = 4000
 """Samples per second that are enough for pitch, Hz."""
 VOICED = 0.5
 """Least autocorrelation, at the period and relative to none, of a voiced frame."""

@@ -17,8 +17,10 @@ from typing import Any
 from tests.commands import Job
 from tests.reward.judges import Process
 
-INTERVAL = "1s"
-"""Between scrapes, and evaluations of the rules: a run of a minute is to have many."""
+SHIPPED = "15s"
+"""Between scrapes, and evaluations of the rules, in deploy/prometheus."""
+OFTEN = "1s"
+"""The same where a run of a minute is to have many."""
 READY_SECONDS = 60.0
 
 
@@ -31,9 +33,9 @@ def free_port() -> int:
 class Prometheus:
     """Scrapes what the controller at `port` says is there. A context manager."""
 
-    def __init__(self, root: Path, directory: Path, port: int) -> None:
+    def __init__(self, root: Path, directory: Path, port: int, interval: str) -> None:
         settings = (root / "deploy/prometheus/prometheus.yml").read_text("utf-8")
-        for given, here in (("127.0.0.1:9400", f"127.0.0.1:{port}"), ("15s", INTERVAL)):
+        for given, here in (("127.0.0.1:9400", f"127.0.0.1:{port}"), (SHIPPED, interval)):
             assert given in settings
             settings = settings.replace(given, here)
         (directory / "prometheus.yml").write_text(settings)
@@ -86,12 +88,12 @@ class Prometheus:
 
 @contextlib.contextmanager
 def scraped(
-    root: Path, directory: Path, *settings: str, iterations: int, seconds: float
+    root: Path, directory: Path, *settings: str, iterations: int, seconds: float, interval: str = OFTEN
 ) -> Iterator[tuple[Prometheus, float, float]]:
     """A run with a judge that fails now and then, done, and the Prometheus that scraped it; from when to when."""
     port, judge = free_port(), Process(directory, "--price", "1e-6", "--fault", "error=0.1")
     try:
-        with Prometheus(root, directory, port) as prometheus:
+        with Prometheus(root, directory, port, interval) as prometheus:
             start = time.time()
             rater = json.dumps(judge.arguments(api_key_env="", retries=0))
             arguments = (
