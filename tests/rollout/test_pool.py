@@ -50,8 +50,8 @@ def test_what_workers_say_is_of_those_that_are_up_and_not_of_the_dead_before_the
 
 
 def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path):
-    worker = RolloutWorker.__new__(RolloutWorker)  # the engine is not asked
-    worker._name = "rollout-3"
+    worker = RolloutWorker.__new__(RolloutWorker)
+    worker._name, worker._engine = "rollout-3", SimpleNamespace(life=SimpleNamespace(end=None))  # it lives
     there = tmp_path / "000007.safetensors"
     with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
         worker.update(there, 7, None, Probe(sequences=[], logps=[]))
