@@ -1,4 +1,4 @@
-"""Keeps sampled replies to the interleave structure: a vLLM logits processor driven by `speech.interleave.Automaton`.
+"""Keeps sampled replies to the interleave structure: a vLLM logits processor driven by `speech.interleave.table`.
 
 This is the interface of vLLM's model runner V1, which CPU builds use. `rollout.engine` selects that runner wherever the
 structure is enforced.
@@ -12,7 +12,7 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from speech.families import family
-from speech.interleave import Automaton, Kind, kind_table
+from speech.interleave import Kind, kind_table, table
 from speech.vocabulary import Vocabulary
 
 CONFIG_KEY = "duet_structure"
@@ -20,12 +20,12 @@ CONFIG_KEY = "duet_structure"
 
 
 class _Follower:
-    """One request: its automaton, and the output list that vLLM keeps appending to."""
+    """One request: the state of its automaton, and the output list that vLLM keeps appending to."""
 
-    __slots__ = ("automaton", "outputs", "seen")
+    __slots__ = ("outputs", "seen", "state")
 
-    def __init__(self, automaton: Automaton, outputs: list[int]) -> None:
-        self.automaton = automaton
+    def __init__(self, outputs: list[int]) -> None:
+        self.state = 0
         self.outputs = outputs
         self.seen = 0
 
@@ -41,10 +41,11 @@ class StructureProcessor(LogitsProcessor):
         settings = json.loads(vllm_config.additional_config[CONFIG_KEY])
         chosen = family(settings["family"])
         vocabulary = Vocabulary.from_checkpoint(Path(settings["checkpoint"]), chosen.tokens)
-        self._pattern = chosen.interleave
-        self._kinds = kind_table(vocabulary)
+        self._table = table(chosen.interleave)
+        kinds = kind_table(vocabulary)
+        self._kinds: list[int] = kinds.tolist()
         self._followers: dict[int, _Follower] = {}
-        forbidden = [((self._kinds & allowed) == 0) for allowed in range(int(max(Kind)) * 2)]
+        forbidden = [((kinds & allowed) == 0) for allowed in range(int(max(Kind)) * 2)]
         self._forbidden = torch.from_numpy(np.stack(forbidden)).to(device)
         """bool [sets of kinds, size]: row s marks what the set s of kinds forbids."""
 
@@ -57,7 +58,7 @@ class StructureProcessor(LogitsProcessor):
         for index in batch_update.removed:
             self._followers.pop(index, None)
         for index, _, _, outputs in batch_update.added:
-            self._followers[index] = _Follower(Automaton(self._pattern), outputs)
+            self._followers[index] = _Follower(outputs)
         for source, target, direction in batch_update.moved:
             moved, displaced = self._followers.pop(source, None), self._followers.pop(target, None)
             if moved is not None:
@@ -67,14 +68,14 @@ class StructureProcessor(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [requests, size], changed in place."""
-        allowed = np.zeros(logits.shape[0], dtype=np.int64)
-        for index in range(logits.shape[0]):
-            allowed[index] = int(self._allowed(self._followers[index]))
-        rows = self._forbidden[torch.from_numpy(allowed).to(logits.device)]
-        return logits.masked_fill_(rows, float("-inf"))
+        allowed = torch.tensor([self._allowed(self._followers[index]) for index in range(logits.shape[0])])
+        return logits.masked_fill_(self._forbidden[allowed.to(logits.device)], float("-inf"))
 
-    def _allowed(self, follower: _Follower) -> Kind:
+    def _allowed(self, follower: _Follower) -> int:
+        """The set of kinds that may come next."""
         for token in follower.outputs[follower.seen :]:
-            follower.automaton.advance(Kind(int(self._kinds[token])))
+            follower.state = self._table.after[follower.state][self._kinds[token]]
+            if follower.state < 0:
+                raise ValueError(f"token {token} was sampled where the structure does not allow it")
         follower.seen = len(follower.outputs)
-        return follower.automaton.allowed()
+        return self._table.allowed[follower.state]

@@ -8,11 +8,14 @@ inside any chunk: the speech that follows is then the last and as long as it nee
                        └───────────▶ FINAL SPEECH ──end──▶ CLOSING ──end of reply──▶ DONE
 
 The automaton knows kinds of token, not ids, so that one automaton serves every vocabulary and both the sampler's
-mask and the check of a finished reply.
+mask and the check of a finished reply. Both meet it token by token, so for them it is written out once as a table.
 """
 
+import copy
+from collections import deque
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 
 import numpy as np
 
@@ -119,6 +122,13 @@ class Automaton:
             else:
                 self._next_chunk()
 
+    def state(self) -> tuple[Kind, int, int, bool]:
+        """What decides about all that may follow: equal states allow the same replies from here on."""
+        chunks, period = len(self._pattern.chunks), len(self._pattern.chunks) - self._pattern.repeat_from
+        again = self._chunk - chunks  # only the very first chunk is like no later one, so one round more is told apart
+        chunk = self._chunk if again < period else chunks + again % period
+        return self._phase, chunk, min(self._count, 1) if self._final else self._count, self._final
+
     def _enter_speech(self, text: int) -> None:
         self._final = self._count < text
         self._phase = Kind.SPEECH
@@ -144,25 +154,58 @@ def kind_table(vocabulary: Vocabulary) -> np.ndarray:
     return table
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The automaton of a pattern with a number for each state, 0 for the first. Lists, as tokens come one by one."""
+
+    allowed: list[int]
+    """By state: the set of kinds that may come next."""
+    after: list[list[int]]
+    """By state and kind: the state that follows; -1 where the kind is not allowed, or is none (0)."""
+
+
+@cache
+def table(pattern: Interleave) -> Table:
+    """Writes out the automaton of a pattern."""
+    first = Automaton(pattern)
+    numbers, waiting = {first.state(): 0}, deque([first])
+    allowed: list[int] = []
+    after: list[list[int]] = []
+    while waiting:
+        automaton = waiting.popleft()
+        allowed.append(int(automaton.allowed()))
+        after.append([-1] * (int(max(Kind)) + 1))
+        for kind in Kind:
+            if kind & automaton.allowed():
+                follower = copy.copy(automaton)
+                follower.advance(kind)
+                if follower.state() not in numbers:
+                    numbers[follower.state()] = len(numbers)
+                    waiting.append(follower)
+                after[-1][kind] = numbers[follower.state()]
+    return Table(allowed=allowed, after=after)
+
+
 def check(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> str | None:
     """None when reply ids [T] follow the pattern to their end; else what is wrong and where, in one sentence."""
-    automaton = Automaton(pattern)
-    for position, token in enumerate(ids):
-        kind = Kind(int(kinds[token]))
-        if not kind & automaton.allowed():
-            found = kind.name or "a token outside every channel"
-            return (
-                f"token {position} (id {int(token)}) is {found}, expected {automaton.allowed().name or 'nothing more'}"
-            )
-        automaton.advance(kind)
-    return None if not automaton.allowed() else "the reply has no end"
+    states, state = table(pattern), 0
+    for position, kind in enumerate(kinds[ids].tolist()):
+        before, state = state, states.after[state][kind]
+        if state < 0:
+            found = Kind(kind).name or "a token outside every channel"
+            expected = Kind(states.allowed[before]).name or "nothing more"
+            return f"token {position} (id {int(ids[position])}) is {found}, expected {expected}"
+    return None if not states.allowed[state] else "the reply has no end"
 
 
 def allowed_sets(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> np.ndarray:
-    """int8 [T]: at each position of a valid reply [T], the set of kinds that the structure allowed there."""
-    automaton = Automaton(pattern)
-    sets = np.zeros(len(ids), dtype=np.int8)
-    for position, token in enumerate(ids):
-        sets[position] = int(automaton.allowed())
-        automaton.advance(Kind(int(kinds[token])))
-    return sets
+    """int8 [T]: at each position of a valid reply [T], the set of kinds that the structure allowed there. Raises
+    ValueError for one that is not valid."""
+    states, state = table(pattern), 0
+    sets = []
+    for position, kind in enumerate(kinds[ids].tolist()):
+        sets.append(states.allowed[state])
+        state = states.after[state][kind]
+        if state < 0:
+            raise ValueError(f"token {position} (id {int(ids[position])}) is not what the structure allows")
+    return np.array(sets, dtype=np.int8)

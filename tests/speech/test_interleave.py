@@ -12,6 +12,7 @@ KINDS = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], d
 """Ids of a toy vocabulary: 0 belongs in no reply."""
 T, S, B, E, X = range(1, 6)
 PATTERN = PLAYGROUND.interleave
+PATTERNS = [PATTERN, Interleave(((1, 3), (4, 2), (2, 3)), 1, True), Interleave(((13, 26),), 0, False)]
 
 
 def test_ratio_list_of_vita_audio():
@@ -57,7 +58,7 @@ def test_family_without_boundary_tokens():
     assert "token 13" in check(np.array([*[T] * 14]), pattern, KINDS)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([PATTERN, Interleave(((13, 26),), 0, False)]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(PATTERNS))
 def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
     rng = np.random.default_rng(seed)
     automaton, reply, sets = Automaton(pattern), [], []
@@ -71,3 +72,18 @@ def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
         reply.append(token)
     assert check(np.array(reply), pattern, KINDS) is None
     assert allowed_sets(np.array(reply), pattern, KINDS).tolist() == sets
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_table_goes_round_as_the_pattern_does(pattern):
+    """Many full chunks: the states of the repeating ones are met again and again."""
+    reply = []
+    for index in range(12):
+        text, speech = pattern.chunk(index)
+        reply += [T] * text + ([B] + [S] * speech + [E] if pattern.boundaries else [S] * speech)
+    automaton, sets = Automaton(pattern), []
+    for token in [*reply, X]:
+        sets.append(int(automaton.allowed()))
+        automaton.advance(Kind(int(KINDS[token])))
+    assert allowed_sets(np.array([*reply, X]), pattern, KINDS).tolist() == sets
+    assert check(np.array([*reply, X]), pattern, KINDS) is None
