@@ -10,7 +10,7 @@ from controller.preference import DEMONSTRATION, RECORDED
 from controller.statistics import UNRATED, Judged
 from reward.rater import Missing, Scorecard
 from speech.records import Finish, Reply
-from speech.secrets import redact
+from speech.secrets import hiding
 
 WORDS = pa.map_(pa.string(), pa.string())
 NUMBERS = pa.map_(pa.string(), pa.float32())
@@ -71,7 +71,7 @@ class Provenance:
 
 def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> pa.Table:
     """The rows under the schema `REPLIES`."""
-    judged = [row.judged for row in rows]
+    judged, hide = [row.judged for row in rows], hiding()
     replies = [j.reply for j in judged]
     # Nothing is said of how a reply was sampled or rated when that was not done here.
     sampled = [reply.worker not in (RECORDED, DEMONSTRATION) for reply in replies]
@@ -98,14 +98,12 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
         "scores": [
             [(n, s) for n, s in j.scores.items() if n != "total" and not isinstance(s, Missing)] for j in judged
         ],
-        "missing": [
-            [(n, redact(s.reason)) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged
-        ],
+        "missing": [[(n, hide(s.reason)) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged],
         "failed_raters": [
             [n for n, s in j.card.scores.items() if isinstance(s, Missing) and s.fault == "rater"] for j in judged
         ],
         # Errors of judges, among others: they quote addresses and headers.
-        "details": [[(name, text and redact(text)) for name, text in j.card.details.items()] for j in judged],
+        "details": [[(name, text and hide(text)) for name, text in j.card.details.items()] for j in judged],
         "rater_versions": [list(made.raters.items()) if own else [] for own in rated],
         "seconds_audio": [j.card.seconds if own else None for j, own in zip(judged, rated, strict=True)],
         "sampling": [list(made.sampling.items()) if own else [] for own in sampled],

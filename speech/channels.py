@@ -17,6 +17,8 @@ class Channel(IntEnum):
     """The end-of-reply token. It trains with text (method §3)."""
 
 
+_TEXT, _SPEECH, _BOUNDARY, _END = (int(channel) for channel in Channel)
+"""As plain numbers: `select` is asked for every reply several times, and members of an enum are slow to get at."""
 SELECTIONS = ("text", "speech", "format", "words", "codes", "all")
 """The token selections that a route can name. "format" is what gives a reply its form, boundaries and the end; "words"
 and "codes" are text and speech without it, so that these three share no token."""
@@ -36,10 +38,8 @@ def select(channels: Any, selection: str, *, boundary: str = "speech") -> Any:
     if selection == "all":
         return channels >= 0
     if selection == "format":
-        return (channels == Channel.BOUNDARY) | (channels == Channel.END)
+        return (channels == _BOUNDARY) | (channels == _END)
     if selection in ("words", "codes"):
-        return channels == (Channel.TEXT if selection == "words" else Channel.SPEECH)
-    chosen = (
-        (channels == Channel.TEXT) | (channels == Channel.END) if selection == "text" else channels == Channel.SPEECH
-    )
-    return chosen | (channels == Channel.BOUNDARY) if boundary == selection else chosen
+        return channels == (_TEXT if selection == "words" else _SPEECH)
+    chosen = (channels == _TEXT) | (channels == _END) if selection == "text" else channels == _SPEECH
+    return chosen | (channels == _BOUNDARY) if boundary == selection else chosen
