@@ -77,6 +77,7 @@ class Engine:
             seed=seed,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
+            block_size=_block_size(),
             tensor_parallel_size=settings.tensor_parallel,
             # In a placement group vLLM would start Ray actors for the others, and find no room for them in it.
             distributed_executor_backend="mp" if settings.tensor_parallel > 1 else None,
@@ -179,6 +180,17 @@ class Engine:
             )
             for output, sequence in zip(outputs, sequences, strict=True)
         ]
+
+
+def _block_size() -> int | None:
+    """Tokens of a block of keys and values, the unit in which a group shares those of its prompt.
+
+    On a CPU vLLM takes 128 by itself, longer than many a prompt, of which then nothing is shared; 32 is the least that
+    its kernels know. On a GPU its own choice is 16.
+    """
+    import torch
+
+    return None if torch.cuda.is_available() else 32
 
 
 def _set_environment(settings: EngineSettings) -> None:
