@@ -13,7 +13,8 @@ from itertools import count
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.experimental import internal_kv
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from cluster.fleet import UP, Fleet
 
@@ -48,13 +49,22 @@ class Pulse:
             return []
         self._next = now + BEAT_SECONDS
         try:
-            signs = {name: _internal_kv_get(_key(actors[name]._actor_id.hex())) for name in self._fleet.of(*UP)}
+            signs = _signs({name: actors[name] for name in self._fleet.of(*UP)})
         except RayError:
             self._fleet.deaf(now)  # it is the store that is silent
             return []
         for name, sign in signs.items():
             self._fleet.beat(name, sign, now)
         return self._fleet.silent(now, self._seconds)
+
+
+def _signs(actors: Mapping[str, Any]) -> dict[str, bytes | None]:
+    """The newest beat of each, in one question to the store: one a member takes a millisecond each, of the thread that
+    hands out work."""
+    keys = {name: _key(actor._actor_id.hex()).encode() for name, actor in actors.items()}
+    client: Any = internal_kv.global_gcs_client  # what the functions of that module ask, and none of them asks for many
+    found = client.internal_kv_multi_get(list(keys.values()), None) if keys else {}
+    return {name: found.get(key) for name, key in keys.items()}
 
 
 def forget(actor: Any) -> None:
