@@ -38,6 +38,8 @@ class Member:
     """One incarnation in a place."""
 
     name: str
+    place: int
+    """The number in its name."""
     incarnation: int
     life: Life
     since: float
@@ -60,26 +62,29 @@ class Fleet:
     def __init__(self, role: str, target: int, *, tries: int = 3, pause: float = 1.0) -> None:
         """role: what names begin with. target: how many members there should be. tries: members of a place that may
         die in a row without having been ready. pause: seconds before the second of them is started; doubles."""
-        self._role, self.target, self._tries, self._pause = role, target, tries, pause
+        self._role, self._tries, self._pause = role, tries, pause
         self.members: dict[str, Member] = {}
+        """In the order of their places. A pool is looked through many times in an iteration, and may be large."""
         self.restarts = 0
         """Members started in the place of one that died."""
         self._failures: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
+        self.resize(target)
 
     def of(self, *lives: Life) -> list[str]:
         """Names in these states, in the order of their places."""
-        return [name for name in sorted(self.members, key=_place) if self.members[name].life in lives]
+        return [name for name, member in self.members.items() if member.life in lives]
 
     def resize(self, target: int) -> None:
         """How many members there should be from now on; `leavers` and `due` say what follows from it."""
         if target < 1:
             raise ValueError(f"a pool of {self._role} needs at least one member, not {target}")
         self.target = target
+        self._wanted = [f"{self._role}-{place}" for place in range(target)]
 
     def due(self, now: float) -> list[str]:
         """Places in which a member must be started now. Raises GivenUp when there is nobody and nobody will come."""
-        wanted = [f"{self._role}-{place}" for place in range(self.target)]
+        wanted = self._wanted
         empty = [name for name in wanted if name not in self.members or self.members[name].life == Life.DEAD]
         hopeless = [name for name in empty if self._failures.get(name, 0) >= self._tries]
         if len(hopeless) == len(wanted) and not self.of(*LIVING):
@@ -89,13 +94,18 @@ class Fleet:
 
     def leavers(self) -> list[str]:
         """Members beyond the target that are not leaving yet."""
-        return [name for name in self.members if _place(name) >= self.target and self._lives(name)]
+        alive = (Life.STARTING, Life.STALE, Life.READY)
+        return [name for name, m in self.members.items() if m.place >= self.target and m.life in alive]
 
     def starting(self, name: str, now: float) -> Member:
         """Somebody is being started in this place."""
         self.restarts += name in self.members
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
-        self.members[name] = Member(name, self._incarnations[name], Life.STARTING, now)
+        place = int(name.rpartition("-")[2])
+        known = name in self.members
+        self.members[name] = Member(name, place, self._incarnations[name], Life.STARTING, now)
+        if not known:
+            self.members = dict(sorted(self.members.items(), key=lambda item: item[1].place))
         return self.members[name]
 
     def started(self, name: str, now: float) -> None:
@@ -145,7 +155,7 @@ class Fleet:
         member = self.members[name]
         if member.life in (Life.STARTING, Life.STALE):
             self._failures[name] = self._failures.get(name, 0) + 1
-        if _place(name) >= self.target:
+        if member.place >= self.target:
             del self.members[name]
             return
         member.life, member.since, member.reason = Life.DEAD, now, reason
@@ -156,15 +166,8 @@ class Fleet:
             return float("-inf")
         return self.members[name].since + min(self._pause * 2 ** (failures - 1), LONGEST_PAUSE)
 
-    def _lives(self, name: str) -> bool:
-        return self.members[name].life in (Life.STARTING, Life.STALE, Life.READY)
-
     def _move(self, name: str, to: Life, now: float, *allowed: Life) -> None:
         member = self.members[name]
         if member.life not in allowed:
             raise ValueError(f"{name} cannot become {to} while it is {member.life}")
         member.life, member.since = to, now
-
-
-def _place(name: str) -> int:
-    return int(name.rpartition("-")[2])
