@@ -6,7 +6,7 @@ ROOMS := cluster speech rollout reward learner controller playground
 SHELL := bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos soak lint types lock clean
+.PHONY: help setup run test bench chaos soak lint types lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## lint, then the tests; pytest options in ARGS
 	$(BIN)/python -m pytest $(ARGS) || exit $$?; \
 	exit $$style
 
+bench: setup ## measure, and write bench/results.json and docs/performance.md; parts in ARGS="rollout peer --repeats 5"
+	@$(BIN)/python -m bench $(ARGS)
+
 chaos: setup ## hurt a run of the playground in every way there is, by a seed, and check that it is whole; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
@@ -46,4 +49,4 @@ lock: setup ## write requirements/cpu.lock anew after a change of pyproject.toml
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
-	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find $(ROOMS) bench tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -94,9 +94,9 @@ def mix_ratio(config: Config, state: dict | None) -> MixRatio:
     )
 
 
-def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
+def engine_settings(config: Config, chosen: Family) -> EngineSettings:
     r = config.rollout
-    engine = EngineSettings(
+    return EngineSettings(
         checkpoint=config.model.checkpoint,
         dtype=config.model.dtype,
         max_length=config.model.max_length,
@@ -109,6 +109,10 @@ def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
         tensor_parallel=r.tensor_parallel,
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
+    r = config.rollout
     pool = PoolSettings(
         workers=r.workers,
         needs=needs(r),
@@ -119,7 +123,7 @@ def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
         beat_seconds=r.beat_seconds,
         metrics_host=config.metrics.host,
     )
-    return RolloutPool(pool, engine, chosen, config.run.seed, tell)
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell)
 
 
 def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:

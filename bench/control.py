@@ -1,0 +1,47 @@
+"""What the controller itself costs on the playground, and how an iteration grows with its replies.
+
+Real members and all, iterations of 16 and of 32 prompts take turns in one run, so that both see the same machine: the
+growth is that of neighbours. The controller's own share is what it spends while nobody is waited for
+(`bench.watching`). `bench.simulation` tells the same of many workers.
+"""
+
+import tempfile
+
+from bench.rows import Row, row
+from bench.setting import joined, playground
+from bench.watching import Spent, watched
+from controller.loop import Loop
+
+PROMPTS = 16
+WARM = 2
+EACH = 5
+"""Pairs of iterations of each repetition, beside the warm ones."""
+
+
+def playground_run(repeats: int) -> list[tuple[Spent, Spent]]:
+    """Iterations of 16 and of 32 prompts, in pairs."""
+
+    def take_turns(loop: Loop, number: int) -> None:
+        loop.config.rollout.prompts = PROMPTS if number % 2 else 2 * PROMPTS
+
+    with tempfile.TemporaryDirectory() as directory:
+        config = playground(
+            f"run.directory={directory}",
+            "run.name=control",
+            f"run.iterations={2 * (WARM + EACH * repeats) + 1}",
+            "run.checkpoint_every=0",
+            "evaluation.listen_every=0",
+        )
+        config.data.held_out, config.reward.signal = {}, ""
+        with joined(config):
+            spent = watched(config, take_turns)
+    return list(zip(spent[2 * WARM :: 2], spent[2 * WARM + 1 :: 2], strict=False))
+
+
+def measure(repeats: int) -> list[Row]:
+    """Growth, and the controller's share."""
+    pairs = playground_run(repeats)
+    return [
+        row("iteration of twice the replies / iteration", [two.wall / one.wall for one, two in pairs], "≤ 2.05"),
+        row("controller's own share, playground", [one.share for one, _ in pairs], "≤ 0.03"),
+    ]

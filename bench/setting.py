@@ -1,0 +1,45 @@
+"""What the parts share: the playground's configuration, and a Ray cluster that is there for one part only."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster import local
+from controller.config import Config
+from controller.paths import make_absolute
+from controller.placing import of_our_own
+from controller.reading import read
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def playground(*overrides: str) -> Config:
+    """The playground's configuration with these keys otherwise, from any working directory."""
+    here = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        config = read(ROOT / "configs/playground.yaml", list(overrides))
+        make_absolute(config)
+    finally:
+        os.chdir(here)
+    return config
+
+
+@contextmanager
+def joined(config: Config, cpus: int | None = None) -> Iterator[None]:
+    """A Ray cluster of this machine with room for the configuration's members. cpus: what it counts; None: as a run
+    would have it."""
+    import ray
+
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # Ray has its workers give way to all other processes, and the other side of a comparison is one of those.
+    os.environ.update(RAY_worker_niceness="0")  # so is it spelt
+    # Actors find this package wherever it was started from.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    counted, resources = of_our_own(config, os.cpu_count() or 1)
+    local.start(cpus or counted, resources)
+    try:
+        yield
+    finally:
+        ray.shutdown()

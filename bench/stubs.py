@@ -1,0 +1,162 @@
+"""Members that only take the time they are told to: what 256 workers, their servers and learner are to the controller.
+
+They answer with what the real ones would, replies and scorecards of the usual size, so that the controller has its
+usual work. They import next to nothing, so that hundreds of them fit on one machine. `script` says what they do.
+"""
+
+import json
+import os
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.member import Member
+
+SCRIPT = "DUET_BENCH_SCRIPT"
+"""Environment variable: the file that `Script.write` made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What the members of a simulation do. Latencies in seconds."""
+
+    rollout: float
+    """Of a worker's share of the replies, however large."""
+    reward: float
+    learn: float
+    sync: float
+    reply_ids: list[int]
+    """Every reply."""
+    channels: list[int]
+    raters: list[str]
+
+    def write(self, path: Path) -> None:
+        """For all members that are started from now on."""
+        path.write_text(json.dumps(vars(self)))
+        os.environ[SCRIPT] = str(path)
+
+
+@cache
+def script() -> Script:
+    return Script(**json.loads(Path(os.environ[SCRIPT]).read_text()))
+
+
+class Worker(Member):
+    """In the place of `rollout.worker.RolloutWorker`."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        super().__init__()
+        self._name, self._version = name, 0
+
+    def warm_up(self, *_: Any) -> str:
+        return self._name
+
+    def sample(self, prompts: list, group_size: int, sampling: Any, seeds: list[int]) -> list:
+        from speech.records import Finish, Group, Reply
+
+        time.sleep(script().rollout)
+        ids, channels = np.array(script().reply_ids, np.int32), np.array(script().channels, np.int8)
+        return [
+            Group(
+                prompt=prompt,
+                replies=[
+                    Reply(
+                        prompt_id=prompt.id,
+                        index=index,
+                        token_ids=ids.copy(),
+                        channels=channels.copy(),
+                        logps=np.full(len(ids), -1.0, np.float32),
+                        weight_version=self._version,
+                        finish=Finish.STOP,
+                        defect=None,
+                        worker=self._name,
+                        seed=seed,
+                    )
+                    for index in range(group_size)
+                ],
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def update(self, path: Path, version: int, *_: Any) -> Any:
+        from rollout.worker import SyncReport
+
+        time.sleep(script().sync)
+        self._version = version
+        return SyncReport(version=version, probe_gap=0.0, seconds=script().sync)
+
+
+class Server(Member):
+    """In the place of `reward.server.RewardServer`."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self._draw = random.Random(os.getpid())
+
+    def versions(self) -> dict[str, str]:
+        return dict.fromkeys([*script().raters, "codec"], "stub-1")
+
+    def score(self, groups: list) -> list:
+        time.sleep(script().reward)
+        return [[self._card() for _ in group.replies] for group in groups]
+
+    def _card(self) -> Any:
+        from reward.rater import Scorecard
+
+        measures = {"pitch_semitones": 12.0, "words_per_second": 2.5, "silence": 0.1, "word_error": 0.0}
+        return Scorecard(
+            scores={rater: self._draw.choice((1.0, 5.0)) for rater in script().raters},
+            details={"text": "it is seven", "heard": "it is seven"},
+            seconds=16.0,
+            measures=measures,
+        )
+
+    def counters(self) -> tuple[float, dict, dict]:
+        return 0.0, {}, {}
+
+    def cache_entries(self) -> Any:
+        from reward.cache import ANSWERS
+
+        return ANSWERS.empty_table()
+
+
+class Rank(Member):
+    """In the place of `learner.rank.LearnerRank`."""
+
+    def __init__(self, rank: int, *_: Any) -> None:
+        super().__init__()
+        self._rank = rank
+        self._folder = Path(tempfile.mkdtemp(prefix="duet-bench-"))  # which the group removes
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", 0
+
+    def connect(self, host: str, port: int) -> int:
+        return 1
+
+    def step(self, items: list, micro_batches: int, mix: float) -> Any:
+        from learner.rank import StepReport
+        from learner.tally import Tally
+
+        time.sleep(script().learn)
+        tally = Tally()
+        for name in ("loss_preference", "loss_anchor"):
+            tally.add(name, 1.0)
+        return StepReport(tally=tally, gradient_norm=1.0, learning_rate=1e-4, skipped=False, finite=True)
+
+    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:
+        if self._rank:
+            return None
+        return self._folder / "weights", 1, [np.zeros(len(ids) - 1, np.float32) for ids in probe]
+
+    def save(self, directory: Path) -> str:
+        return "stub"
+
+    def close(self) -> None:
+        self._folder.rmdir()

@@ -1,0 +1,47 @@
+"""What the controller costs, by ratio: it must not grow with its members or faster than its replies."""
+
+import time
+from statistics import median
+
+import numpy as np
+import pytest
+
+from bench.simulation import simulate
+from speech.families import PLAYGROUND
+from speech.interleave import Automaton, Kind, allowed_sets
+
+PATTERN = PLAYGROUND.interleave
+LATENCIES = dict(rollout=0.3, reward=0.1, learn=0.1, sync=0.1)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_members_cost_the_controller_next_to_nothing():
+    """The same replies from one worker and from six; processor time, which a busy machine leaves alone."""
+    simulated, _ = simulate({1: 4, 6: 4}, prompts=96, latencies=LATENCIES)
+    one, six = (median(s.processor for s in simulated[size]) for size in (1, 6))
+    assert all(s.replies == 96 * 4 for spent in simulated.values() for s in spent)
+    assert six / one < 1.6
+    assert all(s.wall > sum(LATENCIES.values()) for spent in simulated.values() for s in spent)
+    assert all(0 < s.own < s.wall for spent in simulated.values() for s in spent)
+
+
+def test_what_is_done_for_every_token_is_a_look_up():
+    kinds = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], dtype=np.int8)
+    reply = np.array([*[1, 1, 3, *[2] * 8, 4] * 30, 5])
+
+    def stepwise() -> list[int]:
+        automaton, sets = Automaton(PATTERN), []
+        for token in reply:
+            sets.append(int(automaton.allowed()))
+            automaton.advance(Kind(int(kinds[token])))
+        return sets
+
+    def seconds(function) -> float:
+        begun = time.perf_counter()
+        function()
+        return time.perf_counter() - begun
+
+    assert allowed_sets(reply, PATTERN, kinds).tolist() == stepwise()
+    pairs = [(seconds(stepwise), seconds(lambda: allowed_sets(reply, PATTERN, kinds))) for _ in range(15)]
+    assert median(slow / fast for slow, fast in pairs) > 8
