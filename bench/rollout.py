@@ -6,6 +6,7 @@ over by the caller. Plain is vLLM as one would call it by hand, its outputs left
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from bench.rows import Row, row
 from bench.setting import joined, playground
 from controller import assembly
 from controller.inputs import read_inputs
+from rollout.engine import Order
+from rollout.pool import TURN_SECONDS
 from rollout.worker import RolloutWorker
-from speech.records import Prompt
+from speech.records import Prompt, Reply
 
 GOAL = "≥ 0.95"
 SEQUENCES = (64, 256)
@@ -68,10 +71,20 @@ class Sides:
     sampling: Any
 
     def ours(self, prompts: list[Prompt], seeds: list[int]) -> float:
+        orders = [
+            Order(number=number, prompt=prompt, group_size=GROUP, sampling=self.sampling, seed=seed)
+            for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
         begun = time.perf_counter()
-        groups = ray.get(self.worker.sample.remote(prompts, GROUP, self.sampling, seeds))
+        # As a pool asks: two questions are always with it.
+        asked = deque([self.worker.turn.remote(orders, TURN_SECONDS), self.worker.turn.remote([], TURN_SECONDS)])
+        replies: list[Reply] = []
+        while len(replies) < GROUP * len(prompts):
+            replies += [reply for _, reply in ray.get(asked.popleft()).replies]
+            asked.append(self.worker.turn.remote([], TURN_SECONDS))
         seconds = time.perf_counter() - begun
-        return sum(len(reply.token_ids) for group in groups for reply in group.replies) / seconds
+        ray.get(list(asked))
+        return sum(len(reply.token_ids) for reply in replies) / seconds
 
     def plain(self, kind: str, prompts: list[Prompt], seeds: list[int]) -> float:
         """kind: "same sampling" (seeds and log-probabilities, held to nothing), "structure" (held as well), "bare"."""

@@ -20,7 +20,6 @@ from bench.rows import Row, row
 from bench.setting import joined, playground
 from bench.stubs import Rank, Script, Server, Worker
 from bench.watching import Spent, watched
-from controller import assembly
 from controller.config import Config
 from controller.inputs import read_inputs
 from controller.loop import Loop
@@ -96,14 +95,13 @@ def simulate(
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         config = setting(Path(name), prompts, max(begins))
         script(config, latencies).write(Path(name) / "script.json")
-        inputs = read_inputs(config)
         memory = 0.0
 
         def grow(loop: Loop, number: int) -> None:
             nonlocal memory
             while loop.rollout.target < begins.get(number, 0):
                 loop.scale({"rollout": min(begins[number], loop.rollout.target + WAVE)})
-                loop.rollout.start(inputs.prompts[:1], GROUP, assembly.sampling(config), strict=False)
+                loop.rollout.start(strict=False)
             if number == max(begins):
                 memory = fmean(_memory("Worker"))
 

@@ -57,32 +57,36 @@ class Worker(Member):
     def warm_up(self, *_: Any) -> str:
         return self._name
 
-    def sample(self, prompts: list, group_size: int, sampling: Any, seeds: list[int]) -> list:
-        from speech.records import Finish, Group, Reply
+    def turn(self, orders: list, seconds: float) -> Any:
+        from rollout.worker import Drawn
+        from speech.records import Finish, Reply
 
-        time.sleep(script().rollout)
+        if orders:
+            time.sleep(script().rollout)
         ids, channels = np.array(script().reply_ids, np.int32), np.array(script().channels, np.int8)
-        return [
-            Group(
-                prompt=prompt,
-                replies=[
-                    Reply(
-                        prompt_id=prompt.id,
-                        index=index,
-                        token_ids=ids.copy(),
-                        channels=channels.copy(),
-                        logps=np.full(len(ids), -1.0, np.float32),
-                        weight_version=self._version,
-                        finish=Finish.STOP,
-                        defect=None,
-                        worker=self._name,
-                        seed=seed,
-                    )
-                    for index in range(group_size)
-                ],
+        replies = [
+            (
+                order.number,
+                Reply(
+                    prompt_id=order.prompt.id,
+                    index=index,
+                    token_ids=ids.copy(),
+                    channels=channels.copy(),
+                    logps=np.full(len(ids), -1.0, np.float32),
+                    weight_version=self._version,
+                    finish=Finish.STOP,
+                    defect=None,
+                    worker=self._name,
+                    seed=order.seed,
+                ),
             )
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            for order in orders
+            for index in range(order.group_size)
         ]
+        return Drawn(replies=replies, refused=[])
+
+    def abandon(self) -> None:
+        """Nothing is under way between turns."""
 
     def update(self, path: Path, version: int, *_: Any) -> Any:
         from rollout.worker import SyncReport

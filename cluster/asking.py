@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from cluster.leases import Lease, Leases
+from cluster.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class CrewSettings:
     renew_seconds: float
     """Deadline for a member to take what is new."""
     work_seconds: float
-    """Deadline for a lease."""
+    """Deadline for an answer about work."""
     beat_seconds: float
     """How long a member may give no sign of life."""
     renewed: bool
@@ -47,10 +47,10 @@ class Pending:
     doing: str
     since: float
     deadline: float
-    lease: Lease | None = None
-    """Set for work."""
-    batch: Leases | None = None
-    """What the lease is a part of: an answer may come when that has been given up, and belongs to nothing any more."""
+    job: Job | None = None
+    """Set for work: an answer may come when that has been given up, and belongs to nothing any more."""
+    items: tuple[int, ...] = ()
+    """Of the job, that the question brought."""
     renewal: Renewal | None = None
     """Set when it is asked to take what is new."""
     starts: bool = False

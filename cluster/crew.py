@@ -1,12 +1,13 @@
-"""A pool's members as Ray actors: started, renewed, replaced, and lent work. `fleet` and `leases` decide; this moves.
+"""A pool's members as Ray actors: started, renewed, replaced, and lent work. `fleet` and `jobs` decide; this moves.
 
-Everything happens in the caller's thread, inside `start`, `renew` and `work`: each takes turns until it has what it is
-for. A member that is being replaced meanwhile comes further with every turn, whichever of the three takes it.
+Everything happens in the caller's thread, in turns. `start`, `renew` and `work` take turns until they have what they
+are for; `take_turn` takes one. With every turn everything comes further that was asked of a crew and of its company:
+jobs, and members that are being replaced.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -17,24 +18,32 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.asking import CrewSettings, Pending, Renewal
 from cluster.census import Census
 from cluster.fleet import Fleet, Life
-from cluster.leases import Lease, Leases
+from cluster.jobs import FAILED_TIMES, Failed, Job, Jobs
 from cluster.member import Identity, identify
 from cluster.places import Place, lacking
 from cluster.postmortem import describe
 from cluster.pulse import Pulse, forget
-from cluster.waiting import MemberBroken, MemberFailed, Overdue
+from cluster.waiting import MemberBroken, MemberFailed
 from cluster.watchdog import Waiting
 
 TURN_SECONDS = 0.5
 """Longest wait of one turn: how late a deadline is noticed."""
 FETCH_SECONDS = 120.0
 """For an answer that is there to come over: the node that has it may die meanwhile."""
-LENT_TIMES = 4
-"""How often an item is lent before it is taken to be what kills its members."""
-NAMED = 5
-"""Items that a message names."""
-FAILED_TIMES = 2
-"""How often work on an item may raise before that is taken to be the item's own."""
+
+
+def take_turn(crews: Sequence["Crew"], others: Iterable[ray.ObjectRef] = ()) -> None:
+    """Asks what is to be asked, waits until somebody answers, `TURN_SECONDS` at most, and hears all answers. others:
+    answers that the caller waits for as well."""
+    for crew in crews:
+        crew.act()
+    pending = [*others, *(answer for crew in crews for answer in crew.pending)]
+    if pending:
+        ray.wait(pending, num_returns=1, timeout=TURN_SECONDS)
+    else:
+        time.sleep(TURN_SECONDS)  # everybody's next try is still to come
+    for crew in crews:
+        crew.hear()
 
 
 class Crew:
@@ -46,9 +55,13 @@ class Crew:
         make: Callable[[str, Place], Any],
         warm: Callable[[Any], ray.ObjectRef],
         tell: Callable[..., None],
+        company: "list[Crew] | None" = None,
     ) -> None:
         """make: a new actor for a name, in a place that is held for it alone. warm: its first call, whose answer says
-        that it is up. tell: takes events, a kind and fields."""
+        that it is up. tell: takes events, a kind and fields. company: crews of which none stands still while one is
+        waited for; this one joins them."""
+        self._company = [] if company is None else company
+        self._company.append(self)
         self._settings, self._make, self._warm, self._tell = settings, make, warm, tell
         self.fleet = Fleet(settings.role, settings.members)
         self._pulse = Pulse(self.fleet, settings.beat_seconds)
@@ -62,29 +75,39 @@ class Crew:
         self._renewal: Renewal | None = None
         self._answers: dict[str, Any] = {}
         """Of the newest start or renewal, by member."""
-        self._leases: Leases | None = None
-        self._call: Callable[[Any, list[int]], ray.ObjectRef] | None = None
-        self._doing = ""
-        self._items: Sequence[str] = ()
-        self._failures: dict[int, int] = {}
+        self._begun: float | None = None
+        self._strict = False
+        """Whether a member that fails is an error, and not replaced."""
+        self._jobs = Jobs()
+        self._looked = time.monotonic()
+        self.busy_seconds = 0.0
+        """Time that members had work, all together, since the start."""
 
     @property
     def names(self) -> list[str]:
         """Members that work, or could at once."""
         return self.fleet.of(Life.READY)
 
+    def begin(self, *, strict: bool = True) -> None:
+        """Has everybody start, and does not wait. `start` does."""
+        self._begun, self._strict = time.monotonic(), strict
+        self.act()
+
     def start(self, *, strict: bool = True) -> dict[str, Any]:
-        """Starts everybody, and waits until all are up. Returns their first answers.
+        """Starts everybody, unless that was begun, and waits until all are up. Returns their first answers.
 
         strict: a member that fails fails the start, as what is wrong with it is wrong with the next one as well.
         Without, of a run that has worked before, it is replaced, and nobody is waited for beyond the deadline of a
         start as long as there is somebody.
         """
-        deadline = time.monotonic() + self._settings.start_seconds
+        if self._begun is None:
+            self.begin(strict=strict)
+        deadline = (self._begun or 0.0) + self._settings.start_seconds
         while (missing := self.fleet.target - len(self.fleet.of(Life.STALE, Life.READY))) > 0:
             if not strict and missing < self.fleet.target and time.monotonic() >= deadline:
                 break
-            self._turn(strict=strict)
+            take_turn(self._company)
+        self._strict = False
         return dict(self._answers)
 
     def withdraw(self) -> None:
@@ -101,24 +124,42 @@ class Crew:
         self.fleet.outdated(time.monotonic())
         for name in self.fleet.of(Life.STALE):
             self._ask_to_renew(name)
+        self._strict = strict
         while self.fleet.of(Life.STALE) or not self.fleet.of(Life.READY):
-            self._turn(strict=strict)
+            take_turn(self._company)
+        self._strict = False
         return dict(self._answers)
 
+    def open(self, job: Job) -> None:
+        """Takes up work; items may come later. Members do jobs in the order in which they were opened."""
+        self._jobs.open(job)
+
+    def close(self, job: Job) -> None:
+        """Gives work up: what members bring back of it is of no use any more."""
+        self._jobs.close(job)
+
     def work(self, items: Sequence[str], call: Callable[[Any, list[int]], ray.ObjectRef], doing: str) -> list[Any]:
-        """Has items, known by these names, done by whoever is ready. Returns a result an item, in order.
+        """Has items, known by these names, done in shares by whoever is ready. Returns a result an item, in order.
 
         call: has an actor do some items, given by their places; its answer is a list with a result for each. Raises
         MemberFailed when work on an item raises again and again, Overdue when nobody brings an item back.
         """
-        self._leases, self._call, self._doing, self._failures = Leases(len(items)), call, doing, {}
-        self._items = items
+        job = Job(call, doing)
+        for name in items:
+            job.add(name)
+        self.open(job)
         try:
-            while self._leases.open:
-                self._turn()
-            return self._leases.results()
+            while job.leases.open:
+                take_turn(self._company)
+            results = job.leases.collect()
+            return [results[item] for item in range(len(items))]
         finally:
-            self._leases = None
+            self.close(job)
+
+    def send(self, call: Callable[[Any], object]) -> None:
+        """Has everybody do something whose answer nobody waits for."""
+        for actor in self._actors.values():
+            call(actor)
 
     def resize(self, members: int) -> None:
         """How many there should be. New ones are started, and those that are too many leave, in the turns to come."""
@@ -128,13 +169,13 @@ class Crew:
 
     def census(self) -> Census:
         """How the pool stands; may be asked from another thread."""
-        leases, fleet = self._leases, self.fleet
+        fleet = self.fleet
         return Census(
             wanted=fleet.target,
             members=Counter(member.life for member in list(fleet.members.values())),
             restarts=fleet.restarts,
-            lent=leases.lent if leases else 0,
-            waiting=leases.waiting if leases else 0,
+            lent=self._jobs.lent,
+            waiting=self._jobs.waiting,
         )
 
     def awaited(self) -> list[Waiting]:
@@ -148,37 +189,46 @@ class Crew:
         ]
 
     def stop(self) -> None:
+        if self in self._company:
+            self._company.remove(self)
         for name in list(self._actors):
             self._bury(name)
 
     # ---- a turn
 
-    def _turn(self, *, strict: bool = False) -> None:
+    @property
+    def pending(self) -> list[ray.ObjectRef]:
+        """Answers that members owe."""
+        return list(self._pending)
+
+    def act(self) -> None:
+        """The first half of a turn: starts who is due, lets go who leaves, lends work."""
         now = time.monotonic()
+        if self._begun is None:
+            return  # somebody in its company is waited for
         for name in self.fleet.due(now):
-            self._start(name, now, strict)
+            self._start(name, now)
         self._let_go(now)
-        if self._leases is not None:
-            self._lend(self._leases, now)
-        if not self._pending:
-            time.sleep(TURN_SECONDS)  # everybody's next try is still to come
-            return
-        ray.wait(list(self._pending), num_returns=1, timeout=TURN_SECONDS)
+        self._lend(now)
+
+    def hear(self) -> None:
+        """The second half: takes the answers that have come, and notices who is late or silent."""
         # All that have come, before anybody is called late: the caller may have been away for longer than a deadline.
-        for answer in ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0]:
-            if (asked := self._pending.pop(answer, None)) is not None:
-                self._hear(answer, asked, strict)
-        self._notice_the_late(time.monotonic(), strict)
+        if self._pending:
+            for answer in ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0]:
+                if (asked := self._pending.pop(answer, None)) is not None:
+                    self._hear(answer, asked)
+        self._notice_the_late(time.monotonic())
         for name in self._pulse.listen(self._actors, time.monotonic()):
             incarnation = self.fleet.members[name].incarnation
             asked = Pending(name=name, incarnation=incarnation, doing="", since=0.0, deadline=0.0)
-            self._lose(asked, f"gave no sign of life for {self._settings.beat_seconds:g} s", strict)
+            self._lose(asked, f"gave no sign of life for {self._settings.beat_seconds:g} s")
 
-    def _start(self, name: str, now: float, strict: bool) -> None:
+    def _start(self, name: str, now: float) -> None:
         member = self.fleet.starting(name, now)
         self._places[name] = Place(name, self._settings.needs)
         self._actors[name] = self._make(name, self._places[name])
-        if not strict:
+        if not self._strict:
             self._newcomers.add(name)
             self._tell("starting", member=name, incarnation=member.incarnation)
         self._ask(name, self._warm(self._actors[name]), "starting", self._settings.start_seconds, starts=True)
@@ -186,22 +236,19 @@ class Crew:
     def _let_go(self, now: float) -> None:
         for name in self.fleet.leavers():
             self.fleet.retire(name, now)
-        busy = self._leases.busy(self.fleet.members) if self._leases else set()
         for name in self.fleet.of(Life.DRAINING):
-            if name not in busy:
+            if not self._jobs.held(name):
                 self._bury(name)
                 self.fleet.drained(name)
                 self._tell("left", member=name)
 
-    def _lend(self, leases: Leases, now: float) -> None:
-        ready = self.fleet.of(Life.READY)
-        busy = leases.busy(ready)
-        for lease in leases.give([name for name in ready if name not in busy], now, self._settings.work_seconds):
-            if worn := [self._items[item] for item in lease.items if leases.attempts[item] > LENT_TIMES]:
-                raise Overdue(f"nobody finished {self._doing}: lent {LENT_TIMES} times each, to no end: {_few(worn)}")
-            assert self._call is not None
-            answer = self._call(self._actors[lease.member], list(lease.items))
-            self._ask(lease.member, answer, self._doing, self._settings.work_seconds, lease=lease, batch=leases)
+    def _lend(self, now: float) -> None:
+        asked = Counter((p.job, p.name) for p in self._pending.values() if p.job is not None)
+        self.busy_seconds += (now - self._looked) * len({name for _, name in asked})
+        self._looked = now
+        for job, name, items in self._jobs.deal(asked, self.fleet.of(Life.READY), self.fleet.of(Life.DRAINING)):
+            answer = job.ask(self._actors[name], list(items))
+            self._ask(name, answer, job.doing, self._settings.work_seconds, job=job, items=items)
 
     def _ask_to_renew(self, name: str) -> None:
         renewal = self._renewal
@@ -218,26 +265,24 @@ class Crew:
 
     # ---- answers
 
-    def _hear(self, answer: ray.ObjectRef, asked: Pending, strict: bool) -> None:
+    def _hear(self, answer: ray.ObjectRef, asked: Pending) -> None:
         try:
             value = ray.get(answer, timeout=FETCH_SECONDS)
         except RayTaskError as error:
             broken = isinstance(error.cause, MemberBroken)
             if asked.renewal is not None and asked.renewal is not self._renewal and not broken:
                 return  # of weights that are there no more; it has been asked to take newer ones
-            if asked.lease is not None and not broken:
-                if asked.batch is self._leases:
-                    self._failed(asked.lease, asked, error)
+            if asked.job is not None and not broken:
+                self._failed(asked.job, asked, error)
             else:
-                self._lose(asked, f"failed while {asked.doing}: {error.cause!r}", strict, error)
+                self._lose(asked, f"failed while {asked.doing}: {error.cause!r}", error)
             return
         except RayError as error:
             cause = describe(error, self._identities.get(asked.name))
-            self._lose(asked, f"died while {asked.doing}: {cause}", strict, error, cause.log_tail)
+            self._lose(asked, f"died while {asked.doing}: {cause}", error, cause.log_tail)
             return
-        if asked.lease is not None:
-            if self._leases is not None and asked.batch is self._leases:
-                self._leases.take(asked.lease, value)
+        if asked.job is not None:
+            self._take(asked.job, asked, value)
         elif asked.renewal is None:
             self._started(asked.name, value)
         elif asked.renewal is self._renewal:  # else something newer has been asked of it meanwhile
@@ -261,7 +306,7 @@ class Crew:
         except RuntimeError as error:
             if not self.fleet.of(Life.READY) and self.fleet.of(Life.STALE) == [asked.name]:
                 raise  # nobody has passed: it is not this member
-            self._lose(asked, str(error), False)
+            self._lose(asked, str(error), bear=True)
             return
         self._answers[asked.name] = value
         self._ready(asked.name, time.monotonic())
@@ -273,52 +318,65 @@ class Crew:
             self._newcomers.discard(name)
             self._tell("joined", member=name, incarnation=member.incarnation)
 
-    def _failed(self, lease: Lease, asked: Pending, error: RayTaskError) -> None:
-        """Work raised. The member goes on; what it had is tried once more, by whoever is free."""
-        again = self._leases.revoke(lease.member) if self._leases else ()
-        for item in again:
-            self._failures[item] = self._failures.get(item, 0) + 1
-        if worn := [self._items[item] for item in again if self._failures[item] >= FAILED_TIMES]:
-            raise MemberFailed(
-                f"{asked.name} failed while {asked.doing}, {FAILED_TIMES} times with each of {_few(worn)}: "
-                f"{error.cause!r}\n{error}"
-            ) from error
-        self._tell("work failed", member=asked.name, doing=asked.doing, error=repr(error.cause))
+    def _take(self, job: Job, asked: Pending, value: Any) -> None:
+        if job not in self._jobs:
+            return
+        for item, result in job.read(value, asked.items):
+            if isinstance(result, Failed):
+                job.leases.give_back(item)
+                self._count_failures(job, (item,), asked, result.error)
+            else:
+                job.take(item, result)
 
-    def _notice_the_late(self, now: float, strict: bool) -> None:
+    def _failed(self, job: Job, asked: Pending, error: RayTaskError) -> None:
+        """Work raised. The member goes on; what it had is tried once more, by whoever is free."""
+        if job in self._jobs:
+            again = job.leases.revoke(asked.name)
+            self._count_failures(job, again, asked, f"{error.cause!r}\n{error}", error)
+
+    def _count_failures(
+        self, job: Job, items: tuple[int, ...], asked: Pending, error: str, cause: Exception | None = None
+    ) -> None:
+        if worn := job.failed(items):
+            raise MemberFailed(
+                f"{asked.name} failed while {asked.doing}, {FAILED_TIMES} times with each of {worn}: {error}"
+            ) from cause
+        self._tell("work failed", member=asked.name, doing=asked.doing, error=error.partition("\n")[0])
+
+    def _notice_the_late(self, now: float) -> None:
         for answer, asked in list(self._pending.items()):
             if now < asked.deadline or answer not in self._pending:
                 continue
             if asked.starts and not self._places[asked.name].held:
                 missing = lacking(self._settings.needs)
-                if strict:
+                if self._strict:
                     raise MemberFailed(f"{asked.name} has no place to start: {missing}")
                 self._tell("no room", member=asked.name, reason=missing)
                 self._pending[answer] = replace(asked, deadline=now + self._settings.start_seconds)
             else:
-                self._lose(asked, f"gave no answer in time while {asked.doing}", strict)
+                self._lose(asked, f"gave no answer in time while {asked.doing}")
 
     def _lose(
         self,
         asked: Pending,
         reason: str,
-        strict: bool,
         error: Exception | None = None,
         last_words: tuple[str, ...] = (),
+        *,
+        bear: bool = False,
     ) -> None:
-        """A member is gone, or as good as gone: what it had goes to another, and somebody takes its place."""
+        """A member is gone, or as good as gone: what it had goes to another, and somebody takes its place. bear: also
+        where a member that fails is an error."""
         name = asked.name
         member = self.fleet.members.get(name)
         if member is None or member.incarnation != asked.incarnation:
             return
-        if strict:
+        if self._strict and not bear:
             raise MemberFailed(f"{name} {reason}") from error
-        lost = self._leases.revoke(name) if self._leases is not None else ()
+        lost = self._jobs.revoke(name)
         self._bury(name)
         self.fleet.died(name, reason, time.monotonic())
-        self._tell(
-            "lost", member=name, incarnation=member.incarnation, reason=reason, items=len(lost), log=list(last_words)
-        )
+        self._tell("lost", member=name, incarnation=member.incarnation, reason=reason, items=lost, log=list(last_words))
 
     def _bury(self, name: str) -> None:
         actor = self._actors.pop(name)
@@ -327,8 +385,3 @@ class Crew:
         forget(actor)
         self._pending = {a: p for a, p in self._pending.items() if p.name != name}
         self._newcomers.discard(name)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

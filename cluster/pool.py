@@ -20,6 +20,11 @@ class Pool:
         """How many members there are to be."""
         return self._crew.fleet.target
 
+    @property
+    def busy_seconds(self) -> float:
+        """Time that members had work, all together, since the start."""
+        return self._crew.busy_seconds
+
     def resize(self, members: int) -> None:
         """How many members there should be."""
         self._crew.resize(members)

@@ -217,6 +217,7 @@ class Controller(Member):
                 number = self._records.last + 1
                 continue
             if last:
+                loop.call_off()
                 return
             self._adapt(loop, done)
             number += 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.crew import Crew
 from cluster.places import Place
 from controller.config import Config, Named
 from controller.inputs import Inputs, constrained, structure
@@ -111,22 +112,23 @@ def engine_settings(config: Config, chosen: Family) -> EngineSettings:
     )
 
 
-def rollout_pool(config: Config, chosen: Family, tell: Tell) -> RolloutPool:
+def rollout_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None) -> RolloutPool:
     r = config.rollout
     pool = PoolSettings(
         workers=r.workers,
         needs=needs(r),
         start_seconds=r.start_seconds,
         sample_seconds=r.sample_seconds,
+        groups_at_once=max(1, r.max_sequences // r.group_size),
         sync_seconds=r.sync_seconds,
         probe_limit=r.probe_limit,
         beat_seconds=r.beat_seconds,
         metrics_host=config.metrics.host,
     )
-    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell)
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
 
 
-def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:
+def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None) -> RewardPool:
     def part(named: Named) -> Part:
         return Part(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
 
@@ -141,7 +143,7 @@ def reward_pool(config: Config, chosen: Family, tell: Tell) -> RewardPool:
         score_seconds=r.score_seconds,
         beat_seconds=r.beat_seconds,
     )
-    return RewardPool(settings, chosen, tell)
+    return RewardPool(settings, chosen, tell, company)
 
 
 def objective(config: Config) -> Objective:

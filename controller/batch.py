@@ -41,16 +41,18 @@ def describe(
     syncs: dict[str, SyncReport],
     sync_bytes: int,
     seconds: dict[str, float],
+    idle: dict[str, float],
 ) -> Iteration:
-    """The record of an iteration. version: of the weights that sampled it. uses: what each reply served as."""
+    """The record of an iteration. version: of the weights before its step. uses: what each reply served as."""
     flat = [j for replies in judged for j in replies]
+    staleness = max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None)
     tally = learned.tally
     preference, anchor = tally.total("loss_preference"), tally.total("loss_anchor")
     dropped = sum(use is None for replies in uses for use in replies)
     return Iteration(
         iteration=number,
         weight_version=version,
-        staleness=max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None),
+        staleness=staleness,
         mix=mix.mix,
         mix_raw=mix.raw,
         mix_overridden=int(mix.overridden),
@@ -63,8 +65,8 @@ def describe(
         kl_speech=_number(tally.mean("kl_speech")),
         entropy_text=_number(tally.mean("entropy_text")),
         entropy_speech=_number(tally.mean("entropy_speech")),
-        logp_gap_text=_number(tally.largest.get("logp_gap_text")),
-        logp_gap_speech=_number(tally.largest.get("logp_gap_speech")),
+        logp_gap_text=None if staleness else _number(tally.largest.get("logp_gap_text")),
+        logp_gap_speech=None if staleness else _number(tally.largest.get("logp_gap_speech")),
         probe_gap=float(np.max([report.probe_gap for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
@@ -85,6 +87,7 @@ def describe(
         reply_seconds=sum(j.card.seconds for j in flat),
         speech=sound(flat),
         seconds=seconds | {"total": sum(seconds.values())},
+        idle=idle,
         sync_bytes=sync_bytes,
         demonstrations=[d.prompt_id for d in demonstrations],
     )

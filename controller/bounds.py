@@ -55,6 +55,7 @@ NUMBERS: dict[str, Bound] = {
     "rollout.temperature": Bound(1e-2, 10.0),
     "rollout.max_tokens": COUNT,
     "rollout.max_sequences": COUNT,
+    "rollout.staleness": Bound(0, 64),
     "rollout.kv_cache_gib": Bound(1e-3, 65536.0),
     "rollout.gpu_memory_share": Bound(0.01, 1.0),
     "rollout.tensor_parallel": Bound(1, 1024),

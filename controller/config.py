@@ -84,6 +84,9 @@ class Rollout:
     """Hold replies to the interleave pattern: on, off, or auto (on unless the family keeps to it by itself)."""
     max_sequences: int = 256
     """Replies in flight at once in each engine."""
+    staleness: int = 0
+    """Steps that the learner may take between the weights that draw a token and those that it trains. 0: nothing is
+    drawn while the learner steps. 1 or more: replies of so many iterations to come are drawn and rated meanwhile."""
     in_process: bool = True
     """Run vLLM's core inside the worker: starts faster, good for small models."""
     kv_cache_gib: float = 1.0

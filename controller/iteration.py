@@ -15,7 +15,7 @@ class Iteration:
     weight_version: int
     """Version of the weights that sampled this iteration's replies; the step, taken or skipped, made version + 1."""
     staleness: int | None
-    """Steps between the weights that sampled a reply and those that it trained, at most; None where none was sampled
+    """Steps between the weights that drew a token and those that it trained, at most; None where none was drawn
     here."""
     mix: float
     """λ used for this iteration's step (column `lambda`)."""
@@ -38,7 +38,8 @@ class Iteration:
     """Of the sampled distribution, nats per token."""
     entropy_speech: float | None
     logp_gap_text: float | None
-    """Largest |log-probability of sampler − of learner| over the channel's tokens."""
+    """Largest |log-probability of sampler − of learner| over the channel's tokens; None where older weights drew some
+    of them: theirs differ by what was learned since."""
     logp_gap_speech: float | None
     probe_gap: float
     """Largest such difference on the probe after the weight sync, over all workers."""
@@ -74,6 +75,8 @@ class Iteration:
     """How the replies sound, means over those that are whole (columns `speech_NAME`): see `controller.sound`."""
     seconds: dict[str, float]
     """Wall seconds by phase (columns `seconds_PHASE`), `total` included."""
+    idle: dict[str, float]
+    """Share of the iteration in which members of a role had nothing to do, in [0, 1] (columns `idle_ROLE`)."""
     sync_bytes: int
     demonstrations: list[str]
     """Prompts of the demonstrations that the anchor trained on."""
@@ -81,10 +84,12 @@ class Iteration:
     def row(self) -> dict[str, object]:
         """Flat columns under the names of the file contract; `missing` becomes one count."""
         flat = asdict(self)
-        scores, missing, seconds, speech = (flat.pop(name) for name in ("scores", "missing", "seconds", "speech"))
+        names = ("scores", "missing", "seconds", "speech", "idle")
+        scores, missing, seconds, speech, idle = (flat.pop(name) for name in names)
         flat["lambda"], flat["lambda_raw"] = flat.pop("mix"), flat.pop("mix_raw")
         flat |= {f"score_{name}": value for name, value in scores.items()}
         flat |= {f"speech_{name}": value for name, value in speech.items()}
         flat |= {f"seconds_{phase}": value for phase, value in seconds.items()}
+        flat |= {f"idle_{role}": share for role, share in idle.items()}
         flat["scores_missing"] = sum(missing.values())
         return flat

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.crew import Crew
 from cluster.watchdog import Waiting
 from controller import assembly
 from controller.batch import anchor_rows, describe
 from controller.checkpoints import Checkpoint
 from controller.config import Config
+from controller.flow import Batch, Flow
 from controller.inputs import Inputs, fingerprints
 from controller.iteration import Iteration
 from controller.ledger import DEMONSTRATIONS, EVALUATION, PROMPTS, Ledger, draw_seeds
@@ -57,6 +59,17 @@ class Done:
         return [ScoredReply(judged=judged, routes=labels, use=use) for judged, use in used]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """An iteration whose replies are ordered."""
+
+    position: int
+    """Of the ledger of prompts before it."""
+    indices: list[int]
+    """Its rows of the data."""
+    batch: Batch
+
+
 class Loop:
     """One run: the pools, the mix ratio, and the steps of an iteration."""
 
@@ -66,8 +79,14 @@ class Loop:
         # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
         self._learners = assembly.learner_place(config)
         self.learner = assembly.learner_group(config, inputs.family, run, self._learners)
-        self.rollout = assembly.rollout_pool(config, inputs.family, tell)
-        self.reward = assembly.reward_pool(config, inputs.family, tell)
+        company: list[Crew] = []
+        self.rollout = assembly.rollout_pool(config, inputs.family, tell, company)
+        self.reward = assembly.reward_pool(config, inputs.family, tell, company)
+        self.flow = Flow(self.rollout, self.reward, company)
+        self._ahead: dict[int, Ahead] = {}
+        """Iterations whose replies are ordered and not trained on, by number."""
+        self._ordered = 0
+        """The newest of them, or the one before the next."""
         self.mix = assembly.mix_ratio(config, None)
         self.preference = assembly.preference(config, inputs)
         self.routes = assembly.routes(config)
@@ -89,11 +108,13 @@ class Loop:
                 self.reward.load_cache(checkpoint.directory / JUDGES)
             except InputError as error:  # they will be asked again
                 self._tell("judges forgotten", reason=str(error))
-        self.rater_versions = self.reward.start(strict=strict)
+        group_size, sampling = self.config.rollout.group_size, assembly.sampling(self.config)
+        self.rollout.begin(self.inputs.prompts[:1], group_size, sampling, strict=strict)
+        self.reward.begin(strict=strict)
         self.learner.start()
         self._restore(checkpoint)
-        group_size, sampling = self.config.rollout.group_size, assembly.sampling(self.config)
-        self.rollout.start(self.inputs.prompts[:1], group_size, sampling, strict=strict)
+        self.rater_versions = self.reward.start(strict=strict)
+        self.rollout.start(strict=strict)
         self.sync(None, strict=strict)
 
     def iterate(self, number: int) -> Done:
@@ -103,41 +124,74 @@ class Loop:
         version = self.learner.version
         demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.rows)]
 
+        busy = self._busy()
         with self._timed("rollout"):
-            groups, cards = self.replies(number)
+            ahead = self._order(number)
+            self.flow.pump(lambda: ahead.batch.drawn)
         with self._timed("reward"):
+            self.flow.pump(lambda: ahead.batch.whole)
+            groups, cards = self._collect(number)
             judged = self.judge(groups, cards)
             compared = self.preference.examples([group.prompt for group in groups])
             examples = [replies[0] for replies in self.judge(compared)]
         with self._timed("learn"):
             mix = self.mix.update([group_scores(replies) for replies in judged])
             batch = self.preference.batch(groups, judged, {j.reply.prompt_id: j for j in examples}, mix.shares)
-            learned = self.learner.step([*batch.items, *anchor_rows(demonstrations, inputs.vocabulary)], mix.mix)
+            self.learner.begin([*batch.items, *anchor_rows(demonstrations, inputs.vocabulary)], mix.mix)
+            self.flow.pump(self.learner.settled, self.learner.owed)
+            learned = self.learner.finish()
         with self._timed("sync"):
             syncs, size = self.sync(mix.mix)
 
         iteration = describe(
-            number, version, mix, judged, batch.uses, demonstrations, learned, syncs, size, self.seconds
+            number,
+            version,
+            mix,
+            judged,
+            batch.uses,
+            demonstrations,
+            learned,
+            syncs,
+            size,
+            self.seconds,
+            self._idle(busy),
         )
         return Done(
             iteration=iteration, judged=judged, uses=batch.uses, examples=examples, not_finite=learned.not_finite
         )
 
-    def replies(self, number: int) -> tuple[list[Group], list[list[Scorecard]] | None]:
-        """This iteration's groups: sampled, and not rated yet; or pairs from a file, with the scores they came with."""
-        indices = self.prompts.take(self.config.rollout.prompts)
-        if self.inputs.pairs:
-            groups, cards = zip(
-                *(recorded_group(self.inputs.pairs[i], self.inputs.vocabulary) for i in indices), strict=True
-            )
-            return list(groups), list(cards)
-        prompts = [self.inputs.prompts[index] for index in indices]
-        return self.sample(prompts, draw_seeds(self.config.run.seed, PROMPTS, number, len(prompts))), None
+    def _order(self, number: int) -> "Ahead":
+        """Has this iteration's replies drawn and rated, and those of the iterations after it that may be drawn under
+        weights so old. Each iteration is a step: what is ordered now has at most `rollout.staleness` before its own."""
+        last = min(number + self.config.rollout.staleness, max(number, self.config.run.iterations))
+        while self._ordered < last:
+            self._ordered += 1
+            position, indices = self.prompts.position, self.prompts.take(self.config.rollout.prompts)
+            prompts = [] if self.inputs.pairs else [self.inputs.prompts[index] for index in indices]
+            batch = self._draw(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._ordered, len(prompts)))
+            self._ahead[self._ordered] = Ahead(position=position, indices=indices, batch=batch)
+        return self._ahead[number]
 
-    def sample(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> list[Group]:
-        """A group for each prompt under the newest weights."""
+    def _collect(self, number: int) -> tuple[list[Group], list[list[Scorecard]]]:
+        """An iteration's groups with their scores: those that were drawn, or pairs from a file as they came."""
+        ahead = self._ahead.pop(number)
+        if self.inputs.pairs:
+            pairs = [recorded_group(self.inputs.pairs[index], self.inputs.vocabulary) for index in ahead.indices]
+            return [group for group, _ in pairs], [cards for _, cards in pairs]
+        return ahead.batch.groups(), ahead.batch.scorecards()
+
+    def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> Batch:
+        """Orders a group for each prompt."""
         size = group_size or self.config.rollout.group_size
-        return self.rollout.sample(prompts, size, assembly.sampling(self.config), seeds)
+        return self.flow.order(prompts, seeds, size, assembly.sampling(self.config))
+
+    def call_off(self) -> None:
+        """Gives up what was ordered for iterations to come."""
+        self.flow.abandon()
+        for ahead in self._ahead.values():
+            self.prompts.position = min(self.prompts.position, ahead.position)
+        self._ordered -= len(self._ahead)
+        self._ahead.clear()
 
     def judge(self, groups: list[Group], cards: list[list[Scorecard]] | None = None) -> list[list[Judged]]:
         """Replies with scores and advantages. cards: None asks the raters."""
@@ -154,8 +208,10 @@ class Loop:
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Judged]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
         seeds = draw_seeds(self.config.run.seed, EVALUATION, number, len(prompts))
-        groups = self.sample(prompts, seeds, group_size=1)
-        return groups, [replies[0] for replies in self.judge(groups)]
+        batch = self._draw(prompts, seeds, group_size=1)
+        self.flow.pump(lambda: batch.whole)
+        groups = batch.groups()
+        return groups, [replies[0] for replies in self.judge(groups, batch.scorecards())]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -172,7 +228,7 @@ class Loop:
         return {
             "mix": vars(self.mix.state),
             "weight_version": self.learner.version,
-            "prompts": self.prompts.position,
+            "prompts": min([self.prompts.position, *(ahead.position for ahead in self._ahead.values())]),
             "demonstrations": self.demonstrations.position,
             "data": self.marks,
         }
@@ -198,6 +254,7 @@ class Loop:
 
     def restart_learner(self, checkpoint: Checkpoint | None) -> None:
         """A new learner group where the checkpoint left off; everybody else goes on living."""
+        self.call_off()  # drawn under weights that are gone
         with suppress(RuntimeError):  # some of it is dead
             self.learner.stop()
         # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
@@ -216,6 +273,7 @@ class Loop:
         )
         self.mix = assembly.mix_ratio(self.config, state["mix"])
         self.prompts.position, self.demonstrations.position = state["prompts"], state["demonstrations"]
+        self._ordered = checkpoint.iteration if checkpoint else 0
         if checkpoint is not None:
             self.learner.load(checkpoint.directory, state["weight_version"])
 
@@ -226,6 +284,18 @@ class Loop:
                 members.stop()
         with suppress(RuntimeError):
             self._learners.give_up()
+
+    def _busy(self) -> dict[str, float]:
+        """Seconds that the members of each pool have worked, all together."""
+        return {"rollout": self.rollout.busy_seconds, "reward": self.reward.busy_seconds}
+
+    def _idle(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Share of the iteration in which members of each role had nothing to do. before: `_busy` at its start."""
+        total = sum(self.seconds.values())
+        sizes = self.sizes
+        worked = {role: (seconds - before[role]) / sizes[role] for role, seconds in self._busy().items()}
+        worked["learner"] = self.seconds["learn"]
+        return {role: min(1.0, max(0.0, 1.0 - seconds / total)) for role, seconds in worked.items()}
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

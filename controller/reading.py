@@ -293,6 +293,11 @@ def _check_scores(config: Config) -> None:
             raise InputError(f"reward.scores: {name!r} is already the name of a score; choose another")
         if not NAME.fullmatch(name):
             raise InputError(f"reward.scores: {name!r} may hold letters, digits, '.', '_' and '-'; it names a column")
+    if config.rollout.staleness and config.preference.objective == "grpo" and config.preference.ratio == "one":
+        raise InputError(
+            f"rollout.staleness: {config.rollout.staleness}, but with preference.ratio=one nothing corrects for what "
+            "older weights drew; use preference.ratio=truncated or behaviour, or rollout.staleness=0"
+        )
     known = ["total", *config.reward.scores, *raters]
     preference, pairs = config.preference, config.preference.pairs
     preference.routes = resolve(preference.routes, known)

@@ -22,6 +22,7 @@ REPLIES = pa.schema(
         pa.field("worker", pa.string(), nullable=False),
         pa.field("seed", pa.int64()),
         pa.field("weight_version", pa.int64(), nullable=False),
+        pa.field("newest_version", pa.int64(), nullable=False),
         pa.field("finish", pa.string(), nullable=False),
         pa.field("defect", pa.string()),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
@@ -43,9 +44,9 @@ REPLIES = pa.schema(
 """Of every reply: its tokens, who sampled it with which weights, and what made its score (method §7, rule 9).
 A rater stands in `scores` when it gave a number, in `missing` with the reason otherwise, and in `failed_raters` too
 when that was its own fault; combined scores stand beside the raters'. `advantages` has an entry for each route that the
-reply trains, `use` says what it served as (advantage, chosen, rejected, compared; null: nothing). `worker` is
-"recorded" for replies from a file of pairs, "demonstration" for rated demonstrations; what was not done here is
-empty."""
+reply trains, `use` says what it served as (advantage, chosen, rejected, compared; null: nothing). `weight_version` drew
+its first token, `newest_version` its last. `worker` is "recorded" for replies from a file of pairs, "demonstration" for
+rated demonstrations; what was not done here is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
         "worker": [reply.worker for reply in replies],
         "seed": [reply.seed if own else None for reply, own in zip(replies, sampled, strict=True)],
         "weight_version": [reply.weight_version for reply in replies],
+        "newest_version": [reply.newest_version or reply.weight_version for reply in replies],
         "finish": [str(reply.finish) for reply in replies],
         "defect": [reply.defect for reply in replies],
         "token_ids": _lists([reply.token_ids for reply in replies], pa.int32()),
@@ -128,6 +130,7 @@ def _judged(row: Mapping) -> Judged:
             channels=np.asarray(row["channels"], dtype=np.int8),
             logps=np.asarray([np.nan if x is None else x for x in row["logps"]], dtype=np.float32),
             weight_version=row["weight_version"],
+            newest_version=row["newest_version"],
             finish=Finish(row["finish"]),
             defect=row["defect"],
             worker=row["worker"],

@@ -32,6 +32,9 @@ DEATH_SECONDS = 5.0
 """How long after a rank's error the death of another, which may have caused it, can become known."""
 
 
+STEPPING = "taking a step"
+
+
 class LearnerLost(RuntimeError):
     """A rank died, or did not finish before its deadline. The group is of no more use: `stop` it and start another."""
 
@@ -86,6 +89,16 @@ class Learned:
     """What was not: "loss of learner-1" or "gradient"."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step that has begun."""
+
+    items: list[Item]
+    mix: float
+    answers: dict[str, ray.ObjectRef]
+    deadline: float
+
+
 class LearnerGroup:
     """Learner ranks by name. Version 0 is the checkpoint; every step makes the next.
 
@@ -104,6 +117,7 @@ class LearnerGroup:
         self._life = Life.STARTING
         self._doing = ("", 0.0)
         self._memory: Path | None = None
+        self._step: Step | None = None
         environment = {"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}}
         self._ranks: dict[str, Any] = {
             f"learner-{index}": ray.remote(LearnerRank)
@@ -132,10 +146,12 @@ class LearnerGroup:
         return parameters
 
     def step(self, items: list[Item], mix: float) -> Learned:
-        """One optimiser step on preference and anchor items together.
+        """One optimiser step on preference and anchor items together; raises what `finish` does."""
+        self.begin(items, mix)
+        return self.finish()
 
-        Raises NotFinite when it had to be skipped, and too many before it.
-        """
+    def begin(self, items: list[Item], mix: float) -> None:
+        """Has all ranks take a step. `finish` comes before anything else is asked of the group."""
         ranks = len(self._ranks)
         anchors = [item for item in items if isinstance(item, Row) and item.anchor_weight]
         others = [item for item in items if not (isinstance(item, Row) and item.anchor_weight)]
@@ -154,12 +170,35 @@ class LearnerGroup:
             name: rank.step.remote(share, micro_batches, mix)
             for (name, rank), share in zip(self._ranks.items(), shares, strict=True)
         }
-        reports = self._answers(answers, self._settings.step_seconds, "taking a step")
+        now = time.monotonic()
+        self._step = Step(items=items, mix=mix, answers=answers, deadline=now + self._settings.step_seconds)
+        self._doing = (STEPPING, now)
+
+    @property
+    def owed(self) -> list[ray.ObjectRef]:
+        """Answers about the step that has begun, of ranks that still take it."""
+        answers = list(self._step.answers.values()) if self._step is not None else []
+        return ray.wait(answers, num_returns=len(answers), timeout=0)[1] if answers else []
+
+    def settled(self) -> bool:
+        """Whether `finish` has not to wait: all ranks have answered, one has failed, or it is too late."""
+        if self._step is None or time.monotonic() >= self._step.deadline:
+            return True
+        answers = list(self._step.answers.values())
+        answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
+        return not others or any(map(_failed, answered))
+
+    def finish(self) -> Learned:
+        """Waits for the end of the step. Raises NotFinite when it had to be skipped, and too many before it."""
+        if self._step is None:
+            raise RuntimeError("no step has begun")
+        step, self._step = self._step, None
+        reports = self._answers(step.answers, max(0.0, step.deadline - time.monotonic()), STEPPING)
         learned = _learned(reports)
         self._version += 1
         self._skips = self._skips + 1 if learned.skipped else 0
         if self._skips >= self._settings.skips_in_a_row:
-            self._give_up(Batch(items=items, mix=mix, version=self._version, reason=str(learned.not_finite)))
+            self._give_up(Batch(items=step.items, mix=step.mix, version=self._version, reason=str(learned.not_finite)))
         return learned
 
     def _give_up(self, batch: Batch) -> None:
@@ -271,6 +310,15 @@ def _learned(reports: dict[str, StepReport]) -> Learned:
         skipped=first.skipped,
         not_finite=(f"loss of {', '.join(wrong)}" if wrong else "gradient") if first.skipped else None,
     )
+
+
+def _failed(answer: ray.ObjectRef) -> bool:
+    """Of one that is there."""
+    try:
+        ray.get(answer)
+    except RayError:
+        return True
+    return False
 
 
 def _done(answer: ray.ObjectRef) -> bool:

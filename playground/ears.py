@@ -49,6 +49,8 @@ class Recogniser:
         # A little silence lets the last word end.
         padded = np.pad(samples, (0, HEARING_RATE // 20))
         pcm = (np.clip(padded, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+        # Its estimate of the noise goes on from one sound to the next; what is heard is to depend on this one alone.
+        self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw(pcm, full_utt=True)
         self._decoder.end_utt()

@@ -83,7 +83,7 @@ class Heard:
     """5 when the recogniser hears in the sound exactly the words that the text says, else 1."""
 
     name = "heard"
-    version = "playground-heard-1"
+    version = "playground-heard-2"
 
     def rate(self, spoken: SpokenReply) -> Score:
         if spoken.waveform is None:
@@ -157,7 +157,7 @@ class SpokenRight:
     """5 when the right answer is what is heard, else 1: the listener's own measure, whatever the text says."""
 
     name = "spoken_right"
-    version = "playground-spoken-right-1"
+    version = "playground-spoken-right-2"
 
     def rate(self, spoken: SpokenReply) -> Score:
         if spoken.waveform is None:

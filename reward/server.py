@@ -14,6 +14,7 @@ import ray
 
 from cluster.asking import CrewSettings, Renewal
 from cluster.crew import Crew
+from cluster.jobs import Job
 from cluster.member import Member
 from cluster.places import Place
 from cluster.pool import Pool
@@ -23,7 +24,7 @@ from reward.rating import added, cards
 from reward.remote import RemoteRater
 from speech.errors import InputError
 from speech.families import Family
-from speech.records import Group
+from speech.records import Group, Prompt, Reply
 from speech.vocabulary import Vocabulary
 from speech.waveform import Waveform
 
@@ -147,8 +148,10 @@ class RewardServer(Member):
 class RewardPool(Pool):
     """Reward servers by name. One that dies is replaced, and what it was rating is rated by another."""
 
-    def __init__(self, settings: ServerSettings, family: Family, tell: Callable[..., None]) -> None:
-        """tell: takes events, a kind and fields."""
+    def __init__(
+        self, settings: ServerSettings, family: Family, tell: Callable[..., None], company: list[Crew] | None = None
+    ) -> None:
+        """tell: takes events, a kind and fields. company: see `Crew`."""
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
         def make(name: str, place: Place) -> Any:
@@ -176,12 +179,42 @@ class RewardPool(Pool):
             make=make,
             warm=lambda server: server.versions.remote(),
             tell=tell,
+            company=company,
         )
+        self._ordered: dict[int, Group] = {}
+        """What is not rated yet, by number: a prompt with one of its replies each."""
+        self._job = Job(
+            lambda server, items: server.score.remote([self._ordered[item] for item in items]), "scoring replies"
+        )
+        self._crew.open(self._job)
+
+    def begin(self, *, strict: bool = True) -> None:
+        """Has every server start. strict: whether one that fails ends the start."""
+        self._crew.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> dict[str, str]:
         """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
         start."""
         return next(iter(self._crew.start(strict=strict).values()))
+
+    def order(self, prompt: Prompt, reply: Reply) -> int:
+        """A reply to be rated by whoever is free. Returns its number."""
+        number = self._job.add(f"reply {reply.index} to prompt {prompt.id}")
+        self._ordered[number] = Group(prompt=prompt, replies=[reply])
+        return number
+
+    def cards(self) -> list[tuple[int, Scorecard]]:
+        """Those that came since the last call, each with the number of its order."""
+        found = self._job.leases.collect()
+        for number in found:
+            del self._ordered[number]
+        return [(number, card) for number, [card] in found.items()]
+
+    def abandon(self) -> None:
+        """Gives up everything that was ordered and is not there."""
+        self._job.call_off()
+        self._job.leases.collect()
+        self._ordered.clear()
 
     def score(self, groups: list[Group]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""

@@ -1,9 +1,18 @@
-"""One vLLM engine, as rollouts need it: sample groups, take weights, answer probes. No Ray here."""
+"""One vLLM engine, as rollouts need it: draw replies, take weights, answer probes. No Ray here.
 
+The engine goes a step at a time, in `turn`, so that between turns it can be given more to draw, or other weights: the
+replies that are under way are kept, and go on with those.
+"""
+
+import itertools
 import json
 import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +57,19 @@ class SamplingSettings:
     max_tokens: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A group to be drawn."""
+
+    number: int
+    """Whoever orders tells groups apart by it."""
+    prompt: Prompt
+    group_size: int
+    sampling: SamplingSettings
+    seed: int
+    """Fixes the draws: that of a reply is this plus its index."""
+
+
 class Engine:
     """A started vLLM engine.
 
@@ -68,6 +90,12 @@ class Engine:
         self._kinds = kind_table(vocabulary)
         self._channels = vocabulary.channel_table()
         self._version = 0
+        self._in_process = settings.in_process
+        self._drawing: dict[str, tuple[Order, int]] = {}
+        """Replies under way by vLLM's name for the request: their order, and their index in its group."""
+        self._finished: list[tuple[Order, int, Any]] = []
+        self._probing: dict[str, Any] = {}
+        self._names = itertools.count()
         self._llm = LLM(
             model=settings.checkpoint,
             skip_tokenizer_init=True,
@@ -86,6 +114,8 @@ class Engine:
             # A seeded request whose prompt is cut in two rewinds its generator, which CPU generators cannot do.
             enable_chunked_prefill=False,
             disable_log_stats=False,  # counted for Prometheus; nothing is printed below the log level INFO
+            # A group has one prompt, which is computed once.
+            enable_prefix_caching=True,
             # Log-probabilities of the very distribution that was sampled; the default is the raw one (method §7,
             # rule 3).
             logprobs_mode="processed_logprobs",
@@ -96,80 +126,135 @@ class Engine:
         )
         self.life = EngineLife(self._llm)
         self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._llm.update_weight_version("0")
 
     @property
     def weight_version(self) -> int:
         return self._version
 
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Groups to be drawn, beside those that are under way."""
+        for order in orders:
+            for index in range(order.group_size):
+                request = self._add(
+                    order.prompt.token_ids,
+                    temperature=order.sampling.temperature,
+                    max_tokens=order.sampling.max_tokens,
+                    seed=order.seed + index,
+                    logprobs=0,  # the sampled token's own log-probability, nothing more
+                    stop_token_ids=[self._vocabulary.end_reply],
+                )
+                self._drawing[request] = order, index
+
+    def _add(self, token_ids: np.ndarray, **parameters: Any) -> str:
+        """A request for vLLM. Returns its name."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        name = str(next(self._names))
+        # What the old weights computed of a prompt must not be taken for what the new ones would.
+        prompt = tokens_input(token_ids.tolist(), cache_salt=str(self._version))
+        kind = RequestOutputKind.FINAL_ONLY
+        self._llm.llm_engine.add_request(name, prompt, SamplingParams(detokenize=False, output_kind=kind, **parameters))
+        return name
+
+    def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]:
+        """Draws for so long, or until nothing is under way. Returns the replies that came to their end, each with the
+        number of its order."""
+        end = time.perf_counter() + seconds
+        while self._drawing and time.perf_counter() < end:
+            self._step()
+        finished, self._finished = self._finished, []
+        return [(order.number, self._reply(order, index, drawn, worker)) for order, index, drawn in finished]
+
+    def abandon(self) -> None:
+        """Gives up everything that is under way."""
+        self._llm.llm_engine.abort_request(list(self._drawing), internal=False)
+        self._drawing.clear()
+        self._finished.clear()
+
     def sample(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
     ) -> list[Group]:
-        """Samples `group_size` replies for each prompt. `seeds`, one a prompt, fix the draws of its group."""
-        from vllm import SamplingParams
-
-        parameters = [
-            SamplingParams(
-                n=group_size,
-                temperature=sampling.temperature,
-                max_tokens=sampling.max_tokens,
-                seed=seed,
-                logprobs=0,  # the sampled token's own log-probability, nothing more
-                stop_token_ids=[self._vocabulary.end_reply],
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
-        inputs = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in prompts]
-        outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
+        self.submit(
+            [
+                Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
+                for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+            ]
+        )
+        replies: list[list[Reply]] = [[] for _ in prompts]
+        for number, reply in self.turn(float("inf"), worker):
+            replies[number].append(reply)
         return [
-            Group(
-                prompt=prompt,
-                replies=[
-                    self._reply(prompt, index, completion, seed, worker)
-                    for index, completion in enumerate(output.outputs)
-                ],
-            )
-            for prompt, output, seed in zip(prompts, outputs, seeds, strict=True)
+            Group(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
+            for prompt, drawn in zip(prompts, replies, strict=True)
         ]
 
-    def _reply(self, prompt: Prompt, index: int, completion, seed: int, worker: str) -> Reply:
-        ids = np.asarray(completion.token_ids, dtype=np.int32)
+    def _step(self) -> None:
+        """One step of everything that is under way."""
+        for output in self._llm.llm_engine.step():
+            if output.finished:
+                if (drawn := self._drawing.pop(output.request_id, None)) is not None:
+                    self._finished.append((*drawn, output.outputs[0]))
+                elif output.request_id in self._probing:
+                    self._probing[output.request_id] = output
+
+    def _reply(self, order: Order, index: int, drawn: Any, worker: str) -> Reply:
+        ids = np.asarray(drawn.token_ids, dtype=np.int32)
         logps = np.asarray(
-            [step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)],
+            [step[token].logprob for step, token in zip(drawn.logprobs, drawn.token_ids, strict=True)],
             dtype=np.float32,
         )
-        finish = Finish(completion.finish_reason) if completion.finish_reason in ("stop", "length") else Finish.ABORTED
+        versions = [int(span.version) for span in drawn.weight_versions or ()]
+        finish = Finish(drawn.finish_reason) if drawn.finish_reason in ("stop", "length") else Finish.ABORTED
         return Reply(
-            prompt_id=prompt.id,
+            prompt_id=order.prompt.id,
             index=index,
             token_ids=ids,
             channels=self._channels[ids],
             logps=logps,
-            weight_version=self._version,
+            weight_version=min(versions, default=self._version),
+            newest_version=max(versions, default=self._version),
             finish=finish,
             defect=check(ids, self._pattern, self._kinds),
             worker=worker,
-            seed=seed,
+            seed=order.seed,
         )
 
     def load_weights(self, path: Path, version: int) -> None:
-        """Takes the weights in a safetensors file as this version."""
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"path": str(path)}})
-        self._llm.finish_weight_update(weight_version=str(version))
-        self._llm.reset_prefix_cache()  # keys and values of the old weights
+        """Takes the weights in a safetensors file as this version. What is under way goes on with them, and with the
+        keys and values that the old ones computed."""
+        with self._still():
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"path": str(path)}})
+            self._llm.finish_weight_update(weight_version=str(version))
         self._version = version
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """An engine process of its own draws by itself; weights change while it does not."""
+        core = self._llm.llm_engine.engine_core
+        if self._in_process or not self._drawing:
+            yield
+            return
+        core.call_utility("pause_scheduler", "keep", False)
+        try:
+            yield
+        finally:
+            core.call_utility("resume_scheduler")
 
     def probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
         """Log-probability of each token but the first, given those before it, under the full distribution.
 
         sequences: int32 [L] each. Returns float32 [L − 1] each.
         """
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(prompt_logprobs=0, max_tokens=1, temperature=0.0, detokenize=False)
-        inputs = [{"prompt_token_ids": sequence.tolist()} for sequence in sequences]
-        outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        requests = [self._add(ids, prompt_logprobs=0, max_tokens=1, temperature=0.0) for ids in sequences]
+        self._probing = dict.fromkeys(requests)
+        while None in self._probing.values():
+            self._step()
+        outputs = [self._probing.pop(request) for request in requests]
         return [
             np.asarray(
                 [

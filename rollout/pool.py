@@ -10,12 +10,19 @@ import ray
 from cluster.asking import CrewSettings, Renewal
 from cluster.crew import Crew
 from cluster.fleet import UP
+from cluster.jobs import Failed, Job, Results
 from cluster.places import Place
 from cluster.pool import Pool
-from rollout.engine import EngineSettings, SamplingSettings
-from rollout.worker import Probe, RolloutWorker, SyncReport
+from rollout.engine import EngineSettings, Order, SamplingSettings
+from rollout.worker import Drawn, Probe, RolloutWorker, SyncReport
 from speech.families import Family
-from speech.records import Group, Prompt
+from speech.records import Prompt, Reply
+
+TURN_SECONDS = 0.2
+"""A worker draws for so long before it answers: how late it is heard, and how late it hears."""
+ANSWERS = 100.0
+"""A second, of all workers together: with many of them each draws for longer, or the controller would do nothing but
+listen."""
 
 
 class StaleWeights(RuntimeError):
@@ -30,7 +37,9 @@ class PoolSettings:
     start_seconds: float
     """Deadline for engines to start."""
     sample_seconds: float
-    """Deadline for a worker's share of a batch of replies."""
+    """Deadline for an answer of a worker that draws."""
+    groups_at_once: int
+    """Groups that a worker has in hand at most."""
     sync_seconds: float
     """Deadline for taking new weights."""
     probe_limit: float
@@ -42,20 +51,31 @@ class PoolSettings:
 
 
 class RolloutPool(Pool):
-    """Rollout workers by name. Start with `start`, then `update` before the first `sample`.
+    """Rollout workers by name. `begin` and `start`, then `update` before the first `order`.
 
-    A worker that dies is replaced, and what it was sampling is sampled by another: the seeds go with the prompts, so
-    the replies are the same whoever draws them.
+    A worker that dies is replaced, and what it was drawing is drawn by another: the seeds go with the prompts, so the
+    replies are the same whoever draws them under the same weights.
     """
 
     def __init__(
-        self, settings: PoolSettings, engine: EngineSettings, family: Family, seed: int, tell: Callable[..., None]
+        self,
+        settings: PoolSettings,
+        engine: EngineSettings,
+        family: Family,
+        seed: int,
+        tell: Callable[..., None],
+        company: list[Crew] | None = None,
     ) -> None:
-        """tell: takes events, a kind and fields."""
+        """tell: takes events, a kind and fields. company: see `Crew`."""
         self._settings = settings
         self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
         self._reports: dict[tuple[str, int], SyncReport] = {}
         """The newest by name and incarnation of a worker."""
+        self._orders: dict[int, Order] = {}
+        """Those whose groups are not whole."""
+        self._missing: dict[int, set[int]] = {}
+        """Indices of the replies that they lack."""
+        self._fresh: list[tuple[int, Reply]] = []
         home = ray.util.get_node_ip_address()
         # torch reads its thread count when it is imported, before the worker's own code runs.
         environment = {"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}}
@@ -78,24 +98,58 @@ class RolloutPool(Pool):
             make=make,
             warm=lambda worker: worker.warm_up.remote(*self._first),
             tell=tell,
+            company=company,
         )
+        self._job = Job(self._ask, "drawing replies", read=self._read, room=settings.groups_at_once)
+        self._crew.open(self._job)
 
-    def start(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, *, strict: bool = True) -> None:
-        """Waits until every engine has started and sampled once. strict: whether one that fails ends the start."""
+    def begin(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, *, strict: bool = True) -> None:
+        """Has every engine start, and sample once. strict: whether one that fails ends the start."""
         self._first = (prompts, group_size, sampling)
+        self._crew.begin(strict=strict)
+
+    def start(self, *, strict: bool = True) -> None:
+        """Waits until all have."""
         self._crew.start(strict=strict)
 
-    def sample(
-        self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
-    ) -> list[Group]:
-        """A group for each prompt, in the order of the prompts. `seeds`, one a prompt, fix the draws."""
+    def order(self, prompt: Prompt, group_size: int, sampling: SamplingSettings, seed: int) -> int:
+        """A group to be drawn by whoever has room. Returns its number; its replies come one by one."""
+        number = self._job.add(f"prompt {prompt.id}")
+        self._orders[number] = Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
+        self._missing[number] = set(range(group_size))
+        return number
 
-        def ask(worker: Any, items: list[int]) -> ray.ObjectRef:
-            return worker.sample.remote([prompts[i] for i in items], group_size, sampling, [seeds[i] for i in items])
+    def replies(self) -> list[tuple[int, Reply]]:
+        """Those that came since the last call, each once, with the number of its order."""
+        self._job.leases.collect()
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
-        return self._crew.work(
-            [f"prompt {prompt.id}" for prompt in prompts], ask, f"sampling replies to {len(prompts)} prompts"
-        )
+    def abandon(self) -> None:
+        """Gives up everything that was ordered and is not there."""
+        self._job.call_off()
+        self._job.leases.collect()
+        for part in (self._orders, self._missing, self._fresh):
+            part.clear()
+        self._crew.send(lambda worker: worker.abandon.remote())
+
+    def _ask(self, worker: Any, items: list[int]) -> ray.ObjectRef:
+        seconds = max(TURN_SECONDS, len(self.names) / ANSWERS)
+        return worker.turn.remote([self._orders[item] for item in items], seconds)
+
+    def _read(self, drawn: Drawn, items: tuple[int, ...]) -> Results:
+        """Groups that are whole now; what came twice, of a group that was drawn again, counts once."""
+        for number, reply in drawn.replies:
+            missing = self._missing.get(number, set())
+            if reply.index in missing:
+                missing.remove(reply.index)
+                self._fresh.append((number, reply))
+                if not missing:
+                    del self._orders[number], self._missing[number]
+                    yield number, None
+        for number, reason in drawn.refused:
+            if number in self._orders:
+                yield number, Failed(reason)
 
     def update(
         self, path: Path, version: int, mix: float | None, probe: Probe, *, strict: bool = False

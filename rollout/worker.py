@@ -13,10 +13,10 @@ import ray
 from cluster.member import Member
 from cluster.waiting import MemberBroken
 from rollout.counting import door, serve
-from rollout.engine import Engine, EngineSettings, SamplingSettings
+from rollout.engine import Engine, EngineSettings, Order, SamplingSettings
 from speech.errors import InputError
 from speech.families import Family
-from speech.records import Group, Prompt
+from speech.records import Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 
@@ -42,6 +42,16 @@ class SyncReport:
     """Where its engine's metrics are served, as `rollout.counting.serve` says; None: nowhere."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a worker's turn brought."""
+
+    replies: list[tuple[int, Reply]]
+    """Those that came to their end, each with the number of its order."""
+    refused: list[tuple[int, str]]
+    """Numbers of orders that the engine does not take, with the reason."""
+
+
 class RolloutWorker(Member):
     """Holds an engine, the version of its weights and the mix ratio it was last told."""
 
@@ -58,14 +68,28 @@ class RolloutWorker(Member):
 
     def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
         """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
-        self.sample(prompts, group_size, sampling, list(range(len(prompts))))
+        self._engine.sample(prompts, group_size, sampling, list(range(len(prompts))), self._name)
         return self._name
 
-    def sample(
-        self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int]
-    ) -> list[Group]:
+    def turn(self, orders: list[Order], seconds: float) -> Drawn:
+        """Takes up what is new, and draws for so long, or until nothing is under way."""
+        refused = []
         with self._living():
-            return self._engine.sample(prompts, group_size, sampling, seeds, self._name)
+            for order in orders:
+                try:
+                    self._engine.submit([order])
+                except ValueError as error:  # of this order, not of the engine
+                    refused.append((order.number, repr(error)))
+            try:
+                return Drawn(replies=self._engine.turn(seconds, self._name), refused=refused)
+            except Exception:
+                self._engine.abandon()  # others will draw it
+                raise
+
+    def abandon(self) -> None:
+        """Gives up everything that is under way."""
+        with self._living():
+            self._engine.abandon()
 
     def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""

@@ -101,12 +101,15 @@ class Reply:
     logps: np.ndarray
     """float32 [T], log-probability of each token under the very distribution it was sampled from (behaviour policy)."""
     weight_version: int
+    """Of the weights that drew its first token."""
     finish: Finish
     defect: str | None
     """What is malformed about the structure, or None (method §7, rule 5)."""
     worker: str = ""
     """Name of the rollout worker."""
     seed: int = 0
+    newest_version: int | None = None
+    """Of the weights that drew its last token; None: the same as its first."""
 
     def count(self, selection: str) -> int:
         """Tokens of a selection of `speech.channels`."""

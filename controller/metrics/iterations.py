@@ -114,7 +114,11 @@ TRAINING = (
     _gauge("learning_rate", (), "", "Learning rate of the step.", lambda i: i.learning_rate),
     _gauge(
         "staleness_versions", (), "versions",
-        "Steps between the weights that sampled a reply and those that it trained, at most.", lambda i: i.staleness,
+        "Steps between the weights that drew a token and those that it trained, at most.", lambda i: i.staleness,
+    ),
+    _gauge(
+        "idle_ratio", ("role",), "ratio", "Share of the iteration in which members had nothing to do.",
+        lambda i: i.idle,
     ),
     _counter("replies_total", (), "replies", "Replies sampled.", lambda i: i.replies),
     _counter(

@@ -102,7 +102,7 @@ POOLS: tuple[Metric[State], ...] = (
         _of_pools(lambda c: c.restarts),
     ),
     Metric(
-        "duet_work_items", "gauge", ("role", "work"), "prompts", "Prompts to be sampled or rated, or being so.",
+        "duet_work_items", "gauge", ("role", "work"), "", "Prompts to be sampled, replies to be rated; or being so.",
         _of_loop(_work),
     ),
     Metric(

@@ -22,11 +22,8 @@ Members = Callable[[int], int]
 def measured(run: Path, config: Config) -> Rates:
     """Rates from a run's iterations. config: the run's own. Raises InputError when none of them can tell."""
     rows = [row for row in read_iterations(run).to_pylist() if row["replies"]]
-    rows = [row for row in rows if row.get("idle_rollout") is not None or not row["staleness"]]
     if not rows:
-        raise InputError(
-            f"{run} has no iteration that tells how long each role worked; name another run, or leave --run out"
-        )
+        raise InputError(f"{run} has no iteration with replies; name another run, or leave --run out")
     return rates(rows[WARM:] or rows, _workers(run, config), _servers(run, config), config.learner.ranks)
 
 
@@ -34,9 +31,8 @@ def rates(rows: Sequence[Mapping[str, Any]], workers: Members, servers: Members,
     """Medians over rows of iterations.parquet, of runs with and without overlap."""
 
     def working(row: Mapping[str, Any], role: str) -> float:
-        """Seconds that a member of a pool worked, mean. While roles overlap, phases say who is waited for."""
-        idle = row.get(f"idle_{role}")
-        return row[f"seconds_{role}"] if idle is None else (1.0 - idle) * row["seconds_total"]
+        """Seconds that a member of a pool worked, mean: phases say who is waited for, and roles overlap."""
+        return (1.0 - row[f"idle_{role}"]) * row["seconds_total"]
 
     def each(seconds: Callable[[Mapping[str, Any]], float]) -> float:
         return median(seconds(row) / row["replies"] for row in rows)

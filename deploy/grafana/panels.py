@@ -162,11 +162,12 @@ ITERATIONS = (
             f"- ignoring (role) {gauge('duet_weight_version', role='rollout')}",
         },
     ),
+    Panel(title="Idle", unit="percentunit", width=12, queries={"{{role}}": gauge("duet_idle_ratio")}),
     Panel(title="Weight sync", unit="s", width=12, queries={"": gauge("duet_phase_last_seconds", phase="sync")}),
     Panel(title="Weights sent", unit="Bps", width=12, queries={"": rate("duet_sync_bytes_total")}),
 )  # fmt: skip
 POOLS = (
-    Panel(title="Prompts in hand and waiting", queries={"{{role}} {{work}}": gauge("duet_work_items")}),
+    Panel(title="Work in hand and waiting", queries={"{{role}} {{work}}": gauge("duet_work_items")}),
     Panel(
         title="Members",
         stacked=True,

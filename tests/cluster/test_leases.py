@@ -1,67 +1,78 @@
 """Work that is lent out counts once, whatever happens to whoever has it."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.leases import Leases
 
+ANY = float("inf")
+
 
 def test_shares_are_contiguous_and_even():
     leases = Leases(7)
-    given_ = leases.give(["a", "b", "c"], 0.0, 10.0)
-    assert [lease.items for lease in given_] == [(0, 1, 2), (3, 4), (5, 6)]
-    assert leases.busy(["a", "d"]) == {"a"}
-    assert Leases(1).give(["a", "b"], 0.0, 1.0)[0].items == (0,)
+    assert leases.give({"a": ANY, "b": ANY, "c": ANY}) == {"a": (0, 1, 2), "b": (3, 4), "c": (5, 6)}
+    assert Leases(1).give({"a": ANY, "b": ANY}) == {"a": (0,)}
+
+
+def test_nobody_gets_more_than_there_is_room_for_and_who_has_least_gets_most():
+    leases = Leases(4)
+    assert leases.give({"a": 3}) == {"a": (0, 1, 2)}
+    for _ in range(5):
+        leases.add()
+    assert leases.give({"a": 1, "b": 3, "c": 0}) == {"a": (3,), "b": (4, 5, 6)}
+    assert (leases.waiting, leases.lent, leases.held("a"), leases.held("c")) == (2, 7, 4, 0)
 
 
 def test_what_a_dead_member_had_goes_to_another_first_and_counts_once():
-    leases = Leases(4)
-    one, two = leases.give(["a", "b"], 0.0, 10.0)
-    leases.take(two, ["c", "d"])
+    leases = Leases(5)
+    leases.give({"a": 2, "b": 2})
+    leases.take(2, "c")
     assert leases.revoke("a") == (0, 1)
-    [again] = leases.give(["b"], 1.0, 10.0)
-    leases.take(one, ["late", "late"])
-    leases.take(again, ["a", "b"])
-    assert leases.results() == ["late", "late", "c", "d"]
-    assert leases.attempts == [2, 2, 1, 1]
+    assert leases.give({"b": 2}) == {"b": (0, 1)}
+    leases.take(0, "late")  # from a, which was not dead after all
+    leases.take(0, "again")
+    leases.take(1, "b")
+    assert leases.collect() == {2: "c", 0: "late", 1: "b"}
+    assert leases.attempts == {3: 1}
+    assert leases.held("b") == 1
 
 
-def test_a_lease_is_overdue_at_its_deadline():
+def test_what_is_called_off_is_not_taken():
     leases = Leases(2)
-    leases.give(["a", "b"], 5.0, 10.0)
-    assert leases.overdue(14.9) == []
-    assert leases.overdue(15.0) == ["a", "b"]
-
-
-def test_results_must_be_one_an_item_and_all_there():
-    leases = Leases(2)
-    [lease] = leases.give(["a"], 0.0, 1.0)
-    with pytest.raises(ValueError, match="lent 2 items and brought 1 results"):
-        leases.take(lease, ["x"])
-    with pytest.raises(RuntimeError, match="2 of 2 items are not done"):
-        leases.results()
+    leases.give({"a": 1})
+    leases.call_off()
+    leases.take(0, "x")
+    assert (leases.open, leases.collect(), leases.add()) == (False, {}, 2)
 
 
 @given(
     st.integers(1, 12),
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["back", "dies", "late"])), max_size=40),
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["back", "part", "dies", "late", "gives back"])), max_size=40
+    ),
 )
 def test_every_item_is_done_exactly_once_however_members_behave(count, story):
-    leases, old = Leases(count), []
-    lent = {}
+    leases, late, done = Leases(count), [], {}
+    has: dict[str, list[int]] = {member: [] for member in "abc"}
     for member, fate in [*story, *[(m, "back") for m in "abc"] * (count + 1)]:
-        idle = [m for m in "abc" if m not in leases.busy("abc")]
-        lent |= {lease.member: lease for lease in leases.give(idle, 0.0, 1.0)}
-        lease = lent.pop(member, None)
-        if lease is None:
-            continue
-        if fate == "back":
-            leases.take(lease, [("done", item) for item in lease.items])
-        else:
+        for name, items in leases.give(dict.fromkeys("abc", 2)).items():
+            has[name] += items
+        items = has[member]
+        if fate == "gives back" and items:
+            leases.give_back(items.pop())
+        elif fate in ("back", "part"):
+            for item in items[: None if fate == "back" else 1]:
+                leases.take(item, item)
+            has[member] = [] if fate == "back" else items[1:]
+        elif fate in ("dies", "late"):
             leases.revoke(member)
-            old += [lease] if fate == "late" else []
-    for lease in old:
-        leases.take(lease, [("late", item) for item in lease.items])
+            late += items if fate == "late" else []
+            has[member] = []
+        for item, result in leases.collect().items():
+            assert item not in done
+            done[item] = result
+    for item in late:
+        leases.take(item, "late")
+    assert leases.collect() == {}
     assert not leases.open
-    assert [item for _, item in leases.results()] == list(range(count))
+    assert done == {item: item for item in range(count)}

@@ -53,6 +53,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
             "codebook_entropy": 4.2,
         },
         "seconds": {"rollout": 1.0, "reward": 1.0, "learn": 1.5, "sync": 0.1, "total": 3.6},
+        "idle": {"rollout": 0.7, "reward": 0.6, "learner": 0.5},
         "sync_bytes": 7_000_000,
         "demonstrations": ["train-00001"],
     }

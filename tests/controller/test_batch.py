@@ -25,7 +25,9 @@ def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
     )
     learned = Learned(**({"tally": Tally(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
     syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
-    return describe(7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 0, {"learn": 1.0})
+    return describe(
+        7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 0, {"learn": 1.0}, {"learner": 0.5}
+    )
 
 
 def test_what_is_missing_is_counted_by_reason_and_what_gives_no_gradient_is_dropped():

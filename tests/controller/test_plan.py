@@ -46,7 +46,7 @@ def test_the_fewest_that_keep_a_learner_busy(learner, expected):
 def recorded(tmp_path, root):
     """A run of two workers and two servers whose iterations took known seconds."""
 
-    def make(staleness: int = 0, iterations: int = 4) -> tuple[Path, object]:
+    def make(iterations: int = 4) -> tuple[Path, object]:
         config = read(root / "configs/playground.yaml", [])
         records = Records.create(tmp_path / "run", config.yaml())
         for number in range(1, iterations + 1):
@@ -54,9 +54,10 @@ def recorded(tmp_path, root):
             if number == 4:
                 seconds["reward"] = 0.8  # with twice the servers, that is the same rate
                 records.add_event("scale", iteration=4, value={"reward": 4})
+            idle = {role: 1.0 - seconds[role] / seconds["total"] for role in ("rollout", "reward")}
             rows = [judged(number, worker) for worker in ("rollout-0", "rollout-1")]
             records.add_replies(number, rows, Provenance(raters={}, sampling={}))
-            records.add_iteration(iteration(number, replies=32, seconds=seconds, staleness=staleness))
+            records.add_iteration(iteration(number, replies=32, seconds=seconds, idle=idle))
         return records.directory, config
 
     def judged(number: int, worker: str) -> ScoredReply:
@@ -80,9 +81,9 @@ def test_the_first_iteration_does_not_count(recorded):
     assert measured(*recorded(iterations=2)).rollout == pytest.approx(3.2 * 2 / 32)
 
 
-def test_a_run_that_does_not_tell_the_roles_apart_is_refused(recorded):
-    with pytest.raises(InputError, match="how long each role worked"):
-        measured(*recorded(staleness=1))
+def test_a_run_that_has_done_nothing_tells_nothing(recorded):
+    with pytest.raises(InputError, match=r"iterations\.parquet does not exist \(yet\)"):
+        measured(*recorded(iterations=0))
 
 
 def test_where_roles_overlap_their_idle_shares_tell():

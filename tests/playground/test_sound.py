@@ -84,6 +84,17 @@ def test_the_codec_keeps_what_is_said(decoded: list[tuple[task.Line, Waveform]])
     assert np.mean(heard) >= 0.85
 
 
+def test_what_is_heard_depends_on_the_sound_alone(decoded: list[tuple[task.Line, Waveform]]):
+    noise = np.random.default_rng(0)
+    sounds = [
+        Waveform((w.samples + noise.normal(scale=0.03, size=len(w.samples))).astype(np.float32), w.rate)
+        for _, w in decoded
+    ]
+    there = [raters.hearing().hear(sound) for sound in sounds]
+    back = [raters.hearing().hear(sound) for sound in reversed(sounds)]
+    assert there == back[::-1]
+
+
 def test_the_codec_is_a_codec_and_deterministic(codec: PlaygroundCodec, spoken: list[tuple[task.Line, Waveform]]):
     assert isinstance(codec, Codec)
     waveform = spoken[0][1]

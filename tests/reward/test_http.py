@@ -80,7 +80,7 @@ def test_it_hears_the_waveform(judge, tmp_path):
     reply = type(RIGHT)(prompt=RIGHT.prompt, reply=RIGHT.reply, text=said.text, waveform=sound)
     listener = Process(tmp_path, "--rater", "spoken_right")
     try:
-        rater = listener.rater(version="playground-spoken-right-1", deadline=60)
+        rater = listener.rater(version="playground-spoken-right-2", deadline=60)
         assert rater.rate(reply) == 5.0
     finally:
         listener.end()

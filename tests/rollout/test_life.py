@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.member import identify, stacks
 from cluster.waiting import MemberBroken
-from rollout.engine import SamplingSettings
+from rollout.engine import Order, SamplingSettings
 from rollout.worker import Probe, RolloutWorker
 from speech.families import PLAYGROUND
 from speech.records import read_prompts
@@ -29,6 +29,13 @@ SAMPLING = SamplingSettings(temperature=0.8, max_tokens=150)
 @pytest.fixture(scope="module")
 def prompts(world):
     return read_prompts(world / "data/train.parquet", Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens))[:8]
+
+
+def orders(prompts, size: int) -> list[Order]:
+    return [
+        Order(number=number, prompt=prompt, group_size=size, sampling=SAMPLING, seed=number)
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +61,9 @@ def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(w
         return totals
 
     before = counted()
-    groups = ray.get(worker.sample.remote(prompts, 4, SAMPLING, list(range(8))), timeout=60)
+    drawn = ray.get(worker.turn.remote(orders(prompts, 4), 60.0), timeout=80)
     after = counted()
-    tokens = sum(len(reply.token_ids) for group in groups for reply in group.replies)
+    tokens = sum(len(reply.token_ids) for _, reply in drawn.replies)
     assert after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] == tokens
     assert after["vllm:request_success_total"] - before["vllm:request_success_total"] == 32
     assert after["vllm:num_requests_running"] == 0
@@ -71,13 +78,13 @@ def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
     group = {os.getpgid(p) for p in (engine, *(c.pid for c in psutil.Process(engine).children(recursive=True)))}
     assert group == {os.getpgid(pid)} == {pid}
 
-    answer = worker.sample.remote(prompts, 32, SAMPLING, list(range(8)))
+    answer = worker.turn.remote(orders(prompts, 32), 60.0)
     time.sleep(0.3)
     text = stacks(worker)
-    assert "in generate" in text, "the worker's own stacks"
+    assert "in turn" in text, "the worker's own stacks"
     assert "started by it" in text
     os.kill(engine, signal.SIGKILL)
-    again = worker.sample.remote(prompts[:1], 2, SAMPLING, [0])
+    again = worker.turn.remote(orders(prompts[:1], 2), 60.0)
     update = worker.update.remote(Path("none.safetensors"), 1, None, Probe(sequences=[], logps=[]))
     for refused in (answer, again, update):
         with pytest.raises(RayTaskError, match=f"w has lost its engine: engine process {engine} ") as caught:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rollout import engine as engine_module
-from rollout.engine import Engine, SamplingSettings
+from rollout.engine import Engine, Order, SamplingSettings
 from speech.families import PLAYGROUND
 from speech.records import Finish, Prompt
 from speech.vocabulary import Vocabulary
@@ -25,25 +25,40 @@ class StandIn:
 
     def __init__(self, **settings) -> None:
         self.settings = settings
-        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace())  # in this process
+        self.llm_engine = self
+        self.engine_core = SimpleNamespace()  # in this process
         self.parameters: list[SimpleNamespace] = []
         self.completions: list[tuple[list[int], str | None]] = []
+        self.versions: list[tuple[str, int, int]] = []
+        self.requests: list[str] = []
 
-    def generate(self, inputs, parameters, use_tqdm):
-        self.parameters = parameters
+    def add_request(self, name, prompt, parameters) -> None:
+        self.parameters.append(parameters)
+        self.requests.append(name)
+
+    def step(self):
+        spans = [SimpleNamespace(version=version, start=start, end=end) for version, start, end in self.versions]
         found = [
             SimpleNamespace(
-                token_ids=ids, finish_reason=reason, logprobs=[{token: SimpleNamespace(logprob=-0.5)} for token in ids]
+                token_ids=ids,
+                finish_reason=reason,
+                logprobs=[{token: SimpleNamespace(logprob=-0.5)} for token in ids],
+                weight_versions=spans,
             )
             for ids, reason in self.completions
         ]
-        return [SimpleNamespace(outputs=found) for _ in inputs]
+        finished = [
+            SimpleNamespace(request_id=name, finished=True, outputs=[completion])
+            for name, completion in zip(self.requests, found, strict=True)
+        ]
+        self.requests = []
+        return finished
 
     def _nothing(self, *arguments, **named) -> None:
         pass
 
     init_weight_transfer_engine = start_weight_update = update_weights = _nothing
-    finish_weight_update = reset_prefix_cache = _nothing
+    finish_weight_update = update_weight_version = _nothing
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +76,8 @@ def started(monkeypatch, world, vocabulary):
         monkeypatch.setitem(sys.modules, name, made)
 
     module("vllm", LLM=StandIn, SamplingParams=SimpleNamespace)
+    module("vllm.inputs", tokens_input=lambda ids, cache_salt: (ids, cache_salt))
+    module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY="whole"))
     module("rollout.receive", BACKEND="stand-in")
     module("rollout.structure", CONFIG_KEY="key", StructureProcessor="the structure")
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
@@ -131,7 +148,26 @@ def test_a_reply_knows_the_weights_and_the_draw_that_made_it(started, tmp_path):
         ("p", 0, "rollout-0", 7),
         ("p", 1, "rollout-0", 7),
     ]
-    assert llm.parameters[0].seed == 7
+    assert [parameters.seed for parameters in llm.parameters] == [7, 7, 8]
+
+
+def test_a_reply_that_weights_came_into_knows_the_oldest_and_the_newest(started):
+    engine, llm = started()
+    llm.versions = [("3", 0, 2), ("4", 2, 3)]
+    [reply] = sampled(engine, llm, ([9, 9, 10], "length"))
+    assert (reply.weight_version, reply.newest_version) == (3, 4)
+
+
+def test_what_is_abandoned_does_not_come_back(started):
+    engine, llm = started()
+    prompt = Prompt(id="p", token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
+    settings = SamplingSettings(temperature=1.0, max_tokens=9)
+    engine.submit([Order(number=1, prompt=prompt, group_size=1, sampling=settings, seed=0)])
+    llm.abort_request = lambda names, internal: llm.requests.clear()
+    engine.abandon()
+    engine.submit([Order(number=2, prompt=prompt, group_size=1, sampling=settings, seed=0)])
+    llm.completions = [([9], "length")]
+    assert [number for number, _ in engine.turn(1.0, "w")] == [2]
 
 
 def test_the_reply_ends_at_the_tokenizers_own_token(started, vocabulary):
