@@ -7,8 +7,8 @@ this machine's processors, which they would not on a cluster: wall time is distu
 
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
@@ -105,6 +105,18 @@ def simulate(
             if number == max(begins):
                 memory = fmean(_memory("Worker"))
 
+        stack.enter_context(in_place())
+        stack.enter_context(joined(config, cpus=4))
+        spent = watched(config, grow)
+    return {
+        size: spent[first : first + stages[size] - 1] for first, size in begins.items() if first < max(begins)
+    }, memory
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Stubs in the place of the members that are started meanwhile."""
+    with ExitStack() as stack:
         for place, kind in (
             ("rollout.pool.RolloutWorker", Worker),
             ("reward.server.RewardServer", Server),
@@ -113,11 +125,7 @@ def simulate(
             stack.enter_context(patch(place, kind))
         # A process of Ray has dozens of threads, each of which would keep free memory of its own.
         stack.enter_context(patch.dict(os.environ, MALLOC_ARENA_MAX="1"))
-        stack.enter_context(joined(config, cpus=4))
-        spent = watched(config, grow)
-    return {
-        size: spent[first : first + stages[size] - 1] for first, size in begins.items() if first < max(begins)
-    }, memory
+        yield
 
 
 def room() -> int:

@@ -53,40 +53,47 @@ class Worker(Member):
     def __init__(self, name: str, *_: Any) -> None:
         super().__init__()
         self._name, self._version = name, 0
+        self._under: list[tuple[Any, float]] = []
+        """Orders, and when their replies are there: one after another."""
+        self._free = 0.0
 
     def warm_up(self, *_: Any) -> str:
         return self._name
 
     def turn(self, orders: list, seconds: float) -> Any:
         from rollout.worker import Drawn
-        from speech.records import Finish, Reply
 
-        if orders:
-            time.sleep(script().rollout)
-        ids, channels = np.array(script().reply_ids, np.int32), np.array(script().channels, np.int8)
-        replies = [
-            (
-                order.number,
-                Reply(
-                    prompt_id=order.prompt.id,
-                    index=index,
-                    token_ids=ids.copy(),
-                    channels=channels.copy(),
-                    logps=np.full(len(ids), -1.0, np.float32),
-                    weight_version=self._version,
-                    finish=Finish.STOP,
-                    defect=None,
-                    worker=self._name,
-                    seed=order.seed,
-                ),
-            )
-            for order in orders
-            for index in range(order.group_size)
-        ]
+        now = time.monotonic()
+        end = now + seconds
+        begin, each = max(now, self._free), script().rollout / max(1, len(orders))
+        self._under += [(order, begin + each * place) for place, order in enumerate(orders, start=1)]
+        self._free = begin + each * len(orders)
+        if self._under:
+            time.sleep(max(0.0, min(end, self._under[0][1]) - now))
+        done = [order for order, due in self._under if due <= time.monotonic()]
+        self._under = self._under[len(done) :]
+        replies = [(order.number, self._reply(order, index)) for order in done for index in range(order.group_size)]
         return Drawn(replies=replies, refused=[])
 
+    def _reply(self, order: Any, index: int) -> Any:
+        from speech.records import Finish, Reply
+
+        ids, channels = np.array(script().reply_ids, np.int32), np.array(script().channels, np.int8)
+        return Reply(
+            prompt_id=order.prompt.id,
+            index=index,
+            token_ids=ids,
+            channels=channels,
+            logps=np.full(len(ids), -1.0, np.float32),
+            weight_version=self._version,
+            finish=Finish.STOP,
+            defect=None,
+            worker=self._name,
+            seed=order.seed,
+        )
+
     def abandon(self) -> None:
-        """Nothing is under way between turns."""
+        self._under.clear()
 
     def update(self, path: Path, version: int, *_: Any) -> Any:
         from rollout.worker import SyncReport
