@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench.rows import Row, row
-from bench.setting import joined
+from bench.setting import apart, joined
 from bench.simulation import in_place, script, setting
 from bench.watching import watched
 
@@ -21,7 +21,9 @@ WARM = 2
 def measure(repeats: int) -> list[Row]:
     """Iteration time over that of the slowest role, with staleness 1; beside it with more, and without overlap."""
     longest = max(LATENCIES.values())
-    found = {staleness: [s / longest for s in _iterations(staleness, repeats)] for staleness in (1, 2, 0)}
+    found = {
+        staleness: [seconds / longest for seconds in apart(_iterations, staleness, repeats)] for staleness in (1, 2, 0)
+    }
     return [
         row("overlapped iteration / longest role alone", found[1], GOAL),
         row("overlapped iteration, staleness 2 / longest role alone", found[2], ""),

@@ -16,7 +16,7 @@ import tempfile
 from statistics import median
 
 from bench.rows import Row, row
-from bench.setting import ROOT, joined, playground
+from bench.setting import ROOT, apart, joined, playground
 from bench.watching import watched
 from controller.config import Config, NamedRater
 
@@ -78,4 +78,4 @@ def duet(prompts: int = PROMPTS) -> float:
 
 def measure(repeats: int) -> list[Row]:
     """Each side in turn."""
-    return [row("synchronous iterations / TRL", [duet() / trl() for _ in range(repeats)], GOAL)]
+    return [row("synchronous iterations / TRL", [apart(duet) / trl() for _ in range(repeats)], GOAL)]

@@ -1,9 +1,12 @@
 """What the parts share: the playground's configuration, and a Ray cluster that is there for one part only."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from cluster import local
 from controller.config import Config
@@ -11,6 +14,7 @@ from controller.paths import make_absolute
 from controller.placing import of_our_own
 from controller.reading import read
 
+Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +28,13 @@ def playground(*overrides: str) -> Config:
     finally:
         os.chdir(here)
     return config
+
+
+def apart(function: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module returns, called in a process of its own: one that has left a Ray cluster does not
+    join another well."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @contextmanager

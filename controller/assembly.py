@@ -119,7 +119,7 @@ def rollout_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew]
         needs=needs(r),
         start_seconds=r.start_seconds,
         sample_seconds=r.sample_seconds,
-        groups_at_once=max(1, r.max_sequences // r.group_size),
+        groups_at_once=r.max_sequences,  # a group may be of one reply; what is too many waits in the engine
         sync_seconds=r.sync_seconds,
         probe_limit=r.probe_limit,
         beat_seconds=r.beat_seconds,

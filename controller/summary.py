@@ -59,7 +59,7 @@ def summarise_run(
         "lambda_last": float(column("lambda")[-1]),
         **held_out,
         "signal_quality": dict(signal),
-        "logp_gap_largest": float(np.nanmax([column("logp_gap_text"), column("logp_gap_speech")])),
+        "logp_gap_largest": _largest(np.concatenate([column("logp_gap_text"), column("logp_gap_speech")])),
         "probe_gap_largest": float(column("probe_gap").max()),
         "replies": int(column("replies").sum()),
         "replies_dropped": int(column("replies_dropped").sum()),
@@ -85,6 +85,12 @@ def plot_run(directory: Path, config: Config, summary: Mapping) -> None:
         [r.name for r in config.reward.raters if f"score_{r.name}" in table.column_names],
         (config.mix.lowest_score, config.mix.highest_score),
     )
+
+
+def _largest(values: np.ndarray) -> float | None:
+    """Of those that were measured; None where none was."""
+    known = values[~np.isnan(values)]
+    return float(known.max()) if len(known) else None
 
 
 def _version(name: str) -> str:
