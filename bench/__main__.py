@@ -1,6 +1,6 @@
 """`make bench`: every part in a process of its own, one table, `bench/results.json` and `docs/performance.md`.
 
-    make bench                                       all of it, within a quarter of an hour on two cores
+    make bench                                       all of it; some twenty minutes on two cores
     make bench ARGS="rollout learner --repeats 5"    these parts only; the lines of others stay as they were
 
 A part is a module with `measure(repeats)`, which returns rows. Only ratios mean anything: both sides of each are taken
