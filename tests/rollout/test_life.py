@@ -6,6 +6,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -69,6 +70,20 @@ def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(w
     assert after["vllm:num_requests_running"] == 0
     assert "vllm:kv_cache_usage_perc" in after
     assert after["process_resident_memory_bytes"] > 0
+
+
+def test_weights_that_come_while_replies_are_drawn_lose_none(worker, prompts, world):
+    """The engine draws by itself, in a process of its own, and stands still for them."""
+    first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
+    ids = prompts[0].token_ids
+    probe = Probe(sequences=[ids], logps=[np.zeros(len(ids) - 1, np.float32)])
+    report = ray.get(worker.update.remote(world / "base/model.safetensors", 3, None, probe), timeout=60)
+    assert report.version == 3
+    rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
+    replies = [reply for _, reply in (*first.replies, *rest.replies)]
+    assert sorted((r.prompt_id, r.index) for r in replies) == sorted((p.id, i) for p in prompts for i in range(8))
+    assert any((r.weight_version, r.newest_version) == (0, 3) for _, r in rest.replies)
+    assert max(r.newest_version for _, r in rest.replies) == 3
 
 
 def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
