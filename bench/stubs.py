@@ -27,7 +27,7 @@ class Script:
     """What the members of a simulation do. Latencies in seconds."""
 
     rollout: float
-    """Of a worker's share of the replies, however large."""
+    """Until the last group is there of those that a worker is given together; they come evenly."""
     reward: float
     learn: float
     sync: float
@@ -54,8 +54,7 @@ class Worker(Member):
         super().__init__()
         self._name, self._version = name, 0
         self._under: list[tuple[Any, float]] = []
-        """Orders, and when their replies are there: one after another."""
-        self._free = 0.0
+        """Orders, and when their replies are there, the next first."""
 
     def warm_up(self, *_: Any) -> str:
         return self._name
@@ -65,9 +64,9 @@ class Worker(Member):
 
         now = time.monotonic()
         end = now + seconds
-        begin, each = max(now, self._free), script().rollout / max(1, len(orders))
-        self._under += [(order, begin + each * place) for place, order in enumerate(orders, start=1)]
-        self._free = begin + each * len(orders)
+        each = script().rollout / max(1, len(orders))
+        self._under += [(order, now + each * place) for place, order in enumerate(orders, start=1)]
+        self._under.sort(key=lambda one: one[1])
         if self._under:
             time.sleep(max(0.0, min(end, self._under[0][1]) - now))
         done = [order for order, due in self._under if due <= time.monotonic()]
