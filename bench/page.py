@@ -1,6 +1,5 @@
 """Puts the measurements into `docs/performance.md`, between its markers; the rest of the page is written by hand."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from bench.rows import Row
 from bench.setting import ROOT
 from controller.compare.tables import table
+from controller.summary import package_version
 
 PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"
@@ -34,7 +34,7 @@ def machine() -> str:
     """What was measured on, in a sentence."""
     names = (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
     memory = next((int(line.split()[1]) // 2**20 for line in _lines("/proc/meminfo") if "MemTotal" in line), 0)
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "vllm", "ray", "deepspeed", "trl"))
+    versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "vllm", "ray", "deepspeed", "trl"))
     return (
         f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores ({next(names, platform.machine())}), {memory} GiB, "
         f"Python {platform.python_version()}, {versions}."
@@ -43,15 +43,6 @@ def machine() -> str:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).is_file() else []
-
-
-def _version(name: str) -> str:
-    for package in (name, f"{name}-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "–"
 
 
 def _number(value: float) -> str:

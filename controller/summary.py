@@ -67,7 +67,7 @@ def summarise_run(
         "seconds": {"total": seconds} | {phase: float(column(f"seconds_{phase}").sum()) for phase in PHASES},
         "tokens": {name: int(column(f"tokens_{name}").sum()) for name in ("text", "speech")},
         "workers": dict(members),
-        "versions": {name: _version(name) for name in ("vllm", "ray", "deepspeed", "torch", "transformers")},
+        "versions": {name: package_version(name) for name in ("vllm", "ray", "deepspeed", "torch", "transformers")},
         "raters": dict(raters),
     }
 
@@ -93,8 +93,8 @@ def _largest(values: np.ndarray) -> float | None:
     return float(known.max()) if len(known) else None
 
 
-def _version(name: str) -> str:
-    """vLLM comes under another name on machines without a GPU."""
+def package_version(name: str) -> str:
+    """Of an installed package. vLLM comes under another name on machines without a GPU."""
     for package in (name, f"{name}-cpu"):
         try:
             return importlib.metadata.version(package)

@@ -82,8 +82,8 @@ class RolloutWorker(Member):
                     refused.append((order.number, repr(error)))
             try:
                 return Drawn(replies=self._engine.turn(seconds, self._name), refused=refused)
-            except Exception:
-                self._engine.abandon()  # others will draw it
+            except Exception:  # whatever it is: others will draw what was under way here, and it must not go on
+                self._engine.abandon()
                 raise
 
     def abandon(self) -> None:
