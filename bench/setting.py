@@ -31,8 +31,8 @@ def playground(*overrides: str) -> Config:
 
 
 def apart(function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function of a module returns, called in a process of its own: one that has left a Ray cluster does not
-    join another well."""
+    """What a function of a module returns, called in a process of its own: nothing that one part has imported, started
+    or set is there for another."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import cluster  # noqa: F401  before any test imports Ray, which reads then whether it may start by itself
+
 ROOT = Path(__file__).resolve().parent.parent
 STATUS = pytest.StashKey[int]()
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
+from cluster.driver import accompany
 from tests.cluster.orphans import WORK_SECONDS
 
 pytestmark = pytest.mark.timeout(180)
@@ -52,3 +54,16 @@ def test_what_was_told_to_stop_comes_to_its_end_without_a_driver(root, cluster, 
     ):
         assert time.monotonic() < deadline, (placement_group_table(), ray.available_resources())
         time.sleep(0.2)
+
+
+def test_a_driver_goes_with_nobody(cluster):
+    accompany(lambda: False)
+    assert "driver" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_who_has_left_a_cluster_starts_no_other(root):
+    """As Ray would, open to the network."""
+    program = "import cluster, ray; ray.put(1)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Ray has not been started" in done.stderr
