@@ -10,13 +10,12 @@ def arithmetic(config: Config) -> list[tuple[str, str]]:
         return _arithmetic_of_pairs(c)
     rows = c.replies + c.anchor.rows
     per_rank = -(-rows // c.learner.ranks)
-    micro = -(-per_rank // c.learner.micro_batch_rows)
     return [
         ("replies an iteration", f"{c.rollout.prompts} prompts × {c.rollout.group_size} = {c.replies}"),
         ("learner rows an iteration", f"{c.replies} replies + {c.anchor.rows} demonstrations = {rows}"),
         (
             "rows a rank",
-            f"{rows} / {c.learner.ranks} ranks = {per_rank}, {micro} micro-batches of ≤ {c.learner.micro_batch_rows}",
+            f"{rows} / {c.learner.ranks} ranks = {per_rank}, {c.learner.micro_batch_tokens:,} tokens at once at most",
         ),
         ("optimiser steps", f"{c.run.iterations} (one an iteration)"),
         ("replies in all", f"{c.run.iterations} × {c.replies} = {c.run.iterations * c.replies:,}"),

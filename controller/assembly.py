@@ -186,7 +186,8 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         warmup=c.warmup,
         steps=config.run.iterations,
         final_rate=c.final_rate,
-        micro_batch_rows=c.micro_batch_rows,
+        packing=c.packing,
+        gradient_checkpointing=c.gradient_checkpointing,
         threads=c.threads,
         temperature=config.rollout.temperature,
         frozen=tuple(config.model.frozen),
@@ -198,6 +199,7 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         ranks=c.ranks,
         start_seconds=c.start_seconds,
         step_seconds=c.step_seconds,
+        micro_batch_tokens=c.micro_batch_tokens,
         skips_in_a_row=c.skips_in_a_row,
         faults=directory / "faults",
     )

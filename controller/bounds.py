@@ -104,7 +104,7 @@ NUMBERS: dict[str, Bound] = {
     "learner.warmup": AMOUNT,
     "learner.final_rate": SHARE,
     "learner.skips_in_a_row": COUNT,
-    "learner.micro_batch_rows": COUNT,
+    "learner.micro_batch_tokens": COUNT,
     "learner.start_seconds": DEADLINE,
     "learner.step_seconds": DEADLINE,
     "evaluation.recordings": AMOUNT,

@@ -247,7 +247,14 @@ class Learner:
     """Steps of linear warm-up."""
     final_rate: float = 1.0
     """Learning rate at the last iteration as a share of the highest (cosine); 1 keeps it constant."""
-    micro_batch_rows: int = 64
+    micro_batch_tokens: int = 8192
+    """Of a rank: the most that it takes forward and backward at once; a single row may have more."""
+    packing: bool = True
+    """Rows lie one behind another, without padding. False pads them, for a model whose attention cannot be replaced
+    (transformers' AttentionInterface)."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the rest again in the backward pass: less memory, a third more
+    work."""
     skips_in_a_row: int = 3
     """Steps in a row whose loss or gradient was not finite, and which were skipped, after which the run stops."""
     start_seconds: float = 600.0

@@ -28,7 +28,7 @@ SAFE = (
     "reward.start_seconds", "reward.score_seconds", "reward.beat_seconds",
     "reward.missing_limit", "reward.missing_window",
     "learner.cpus", "learner.gpus", "learner.resources", "learner.strategy",
-    "learner.start_seconds", "learner.step_seconds", "learner.skips_in_a_row",
+    "learner.start_seconds", "learner.step_seconds", "learner.skips_in_a_row", "learner.gradient_checkpointing",
     "evaluation.recordings", "evaluation.listen_every", "metrics.host", "metrics.port", "cluster.address",
 )  # fmt: skip
 """Keys that may change: they decide no number that the run computes."""

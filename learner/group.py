@@ -21,7 +21,7 @@ from cluster.watchdog import Waiting
 from learner.batches import Batch, write_batch
 from learner.checkpoint import Manifest, check_checkpoint
 from learner.rank import LearnerRank, RankSettings, StepReport
-from learner.rows import Item, Row, split
+from learner.rows import Item, micro_batches, split
 from learner.step import Objective
 from learner.tally import Tally
 from speech.families import Family
@@ -57,6 +57,8 @@ class GroupSettings:
     """Deadline for a place for all ranks, and for them to be up."""
     step_seconds: float
     """Deadline for one step, a weight publication or a checkpoint."""
+    micro_batch_tokens: int
+    """Of one rank, at most, where no single item has more."""
     skips_in_a_row: int
     """After so many steps in a row that had to be skipped, the next batch would most likely be no better."""
     faults: Path
@@ -152,22 +154,12 @@ class LearnerGroup:
 
     def begin(self, items: list[Item], mix: float) -> None:
         """Has all ranks take a step. `finish` comes before anything else is asked of the group."""
-        ranks = len(self._ranks)
-        anchors = [item for item in items if isinstance(item, Row) and item.anchor_weight]
-        others = [item for item in items if not (isinstance(item, Row) and item.anchor_weight)]
-        shares: list[list[Item]] = [[] for _ in range(ranks)]
-        for kind in (anchors, others):
-            # The remainder of each kind goes to the rank that has least so far.
-            shares.sort(key=len)
-            for share, part in zip(shares, split(kind, ranks), strict=True):
-                share.extend(part)
-        fewest = min(map(len, shares))
-        most = max(sum(len(item.rows) for item in share) for share in shares)
-        if fewest == 0:
-            raise ValueError(f"{len(items)} items cannot be split over {ranks} learner ranks")
-        micro_batches = min(fewest, -(-most // self._rank.micro_batch_rows))
+        shares = split(items, len(self._ranks))
+        if not all(shares):
+            raise ValueError(f"{len(items)} items cannot be split over {len(self._ranks)} learner ranks")
+        count = micro_batches(shares, self._settings.micro_batch_tokens)
         answers = {
-            name: rank.step.remote(share, micro_batches, mix)
+            name: rank.step.remote(share, count, mix)
             for (name, rank), share in zip(self._ranks.items(), shares, strict=True)
         }
         now = time.monotonic()

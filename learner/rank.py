@@ -15,9 +15,11 @@ from torch import Tensor
 
 from cluster.member import Member
 from learner import meeting, schedule
+from learner.attention import use_packing
 from learner.checkpoint import as_os_error
 from learner.compiling import compile_operator
 from learner.freezing import freeze
+from learner.recomputing import use_checkpointing
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
 from learner.send import DirectorySender, SharedMemorySender, named_weights
@@ -51,7 +53,9 @@ class RankSettings:
     """Length of the schedule."""
     final_rate: float
     """Learning rate at the end of the cosine, as a share of the highest; 1 keeps it constant."""
-    micro_batch_rows: int
+    packing: bool
+    """Whether rows lie one behind another instead of being padded."""
+    gradient_checkpointing: bool
     threads: int
     temperature: float
     """Of the sampler: the learner scores the same distribution."""
@@ -128,6 +132,10 @@ class LearnerRank(Member):
             trust_remote_code=self._settings.trust_remote_code,
         )
         freeze(model, self._settings.frozen)
+        if self._settings.packing:
+            use_packing(model)
+        if self._settings.gradient_checkpointing:
+            use_checkpointing(model)
         scorer = Scorer(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
         self._reference = None
@@ -170,15 +178,13 @@ class LearnerRank(Member):
         for index, part in enumerate(split(items, micro_batches)):
             batch = collate(
                 part,
-                pad=self._vocabulary.pad,
+                pad=None if self._settings.packing else self._vocabulary.pad,
                 routes=len(self._objective.routes),
                 temperature=self._settings.temperature,
                 device=self._device,
                 scored=self._scored,
             )
-            logp, entropy = self._engine(
-                batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures
-            )
+            logp, entropy = self._engine(**batch.scoring(), parts=self._parts(len(batch.targets)))
             loss, seen = micro_batch_loss(batch, logp, entropy, self._start(batch), self._objective, mix)
             tally.merge(seen)
             finite = finite and math.isfinite(loss.item())
@@ -194,6 +200,15 @@ class LearnerRank(Member):
         if taken and not everywhere:
             raise RuntimeError("DeepSpeed took a step with a gradient that is not finite")
         return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate, skipped=not taken, finite=finite)
+
+    def _parts(self, tokens: int) -> int:
+        """Of the output layer: as many as the rank needs that scores most, where all ranks have to use it together."""
+        parts = self._engine.module.parts(tokens)
+        if self._settings.zero_stage < 3:
+            return parts
+        most = torch.tensor([parts], device=self._device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most.item())
 
     def _everywhere(self, finite: bool) -> bool:
         """Whether it holds on all ranks."""
@@ -224,13 +239,12 @@ class LearnerRank(Member):
     @torch.no_grad()
     def _start(self, batch: MicroBatch) -> Tensor | None:
         """Log-probabilities [N] under the start model, 0 for the anchor's tokens, which are not compared with it."""
-        rows, tokens = batch.compared
+        *_, scored = batch.compared
         if self._reference is None:
             return None
         found = torch.zeros(len(batch.targets), device=self._device)
-        if tokens:
-            parts = (batch.sources, batch.targets, batch.allowed, batch.temperatures)
-            found[:tokens], _ = self._reference(batch.input_ids[:rows], *(part[:tokens] for part in parts))
+        if scored:
+            found[:scored], _ = self._reference(**batch.comparing())
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:

@@ -1,9 +1,10 @@
-"""The learner's rows, and how rows become the padded tensors of a micro-batch.
+"""The learner's rows, how they are dealt out, and how they become the tensors of a micro-batch.
 
-Rows are padded on the right and attention is causal, so padding needs no attention mask: it comes after everything
-that counts.
+Rows lie one behind another (`learner.packing`). For a model that cannot take them so they are padded on the right,
+which needs no attention mask: attention is causal, and padding comes after everything that counts.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from learner.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,11 @@ class MicroBatch:
     ones [R, T] have all reply tokens by row."""
 
     input_ids: Tensor
-    """int64 [R, L]."""
+    """int64 [1, tokens of all rows], or [R, L] without a packing."""
+    packing: Packing | None
+    """None: rows are padded to the longest."""
     sources: Tensor
-    """int64 [N]: flat position, within [R, L], whose output predicts each token that is scored."""
+    """int64 [N]: flat position, within `input_ids`, whose output predicts each token that is scored."""
     targets: Tensor
     """int64 [N]."""
     allowed: Tensor
@@ -85,9 +90,9 @@ class MicroBatch:
     """int64 [N]: where each scored token lies in the flattened dense tensors."""
     scored: Tensor
     """bool [R, T]: the tokens that carry a loss; no other has a log-probability."""
-    compared: tuple[int, int]
-    """How many rows, and how many of the scored tokens, are no anchor's: the first so many. Only they are compared with
-    the start model."""
+    compared: tuple[int, int, int]
+    """How many rows, how many of their tokens, and how many of the scored ones are no anchor's: the first so many.
+    Only they are compared with the start model."""
     channels: Tensor
     """int8 [R, T]; -1 beyond a row's end."""
     behaviour: Tensor
@@ -107,6 +112,19 @@ class MicroBatch:
     pair_weights: Tensor
     """float32 [P]."""
 
+    def scoring(self) -> dict[str, Any]:
+        """What `learner.scorer.Scorer` is asked."""
+        flat = {name: getattr(self, name) for name in ("sources", "targets", "allowed", "temperatures")}
+        return {"input_ids": self.input_ids, **flat, "packing": self.packing}
+
+    def comparing(self) -> dict[str, Any]:
+        """The same of the rows that are compared with the start model."""
+        rows, tokens, scored = self.compared
+        asked = {name: part[:scored] for name, part in self.scoring().items() if name not in ("input_ids", "packing")}
+        if self.packing is None:
+            return {"input_ids": self.input_ids[:rows], **asked}
+        return {"input_ids": self.input_ids[:, :tokens], **asked, "packing": self.packing.first(rows, tokens)}
+
     def dense(self, flat: Tensor) -> Tensor:
         """Spreads a flat tensor [N] over rows, [R, T], zero elsewhere. Keeps gradients."""
         shape = self.channels.shape
@@ -116,16 +134,17 @@ class MicroBatch:
 def collate(
     items: Sequence[Item],
     *,
-    pad: int,
     routes: int,
     temperature: float,
     device: torch.device,
     scored: Callable[[Item, Row], np.ndarray] | None = None,
+    pad: int | None = None,
 ) -> MicroBatch:
-    """Pads rows to the longest.
+    """Lays rows out.
 
-    temperature: the sampler's; the anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens
-    of a row carry a loss, bool [T]; None: all.
+    pad: with which token rows are padded to the longest; None: they are packed. temperature: the sampler's; the
+    anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens of a row carry a loss,
+    bool [T]; None: all.
     """
     items = sorted(items, key=lambda item: any(row.anchor_weight for row in item.rows))
     rows = [row for item in items for row in item.rows]
@@ -134,23 +153,28 @@ def collate(
         for item in items
         for row in item.rows
     ]
-    length = max(len(row) for row in rows)
+    lengths = [len(row) for row in rows]
     longest = max(len(row.reply_ids) for row in rows)
-    input_ids = np.full((len(rows), length), pad, dtype=np.int64)
+    if pad is None:
+        starts, input_ids = np.cumsum([0, *lengths[:-1]]), np.empty((1, sum(lengths)), dtype=np.int64)
+    else:
+        starts = np.arange(len(rows)) * max(lengths)
+        input_ids = np.full((len(rows), max(lengths)), pad, dtype=np.int64)
+    ids = input_ids.reshape(-1)
     channels = np.full((len(rows), longest), -1, dtype=np.int8)
     behaviour = np.zeros((len(rows), longest), dtype=np.float32)
     advantages, weights = np.zeros((2, len(rows), routes), dtype=np.float32)
     sources, targets, cells, allowed, temperatures = [], [], [], [], []
-    for index, (row, places) in enumerate(zip(rows, map(np.flatnonzero, needed), strict=True)):
-        prompt, reply = len(row.prompt_ids), len(row.reply_ids)
-        input_ids[index, :prompt] = row.prompt_ids
-        input_ids[index, prompt : prompt + reply] = row.reply_ids
+    for index, (row, start, places) in enumerate(zip(rows, starts, map(np.flatnonzero, needed), strict=True)):
+        reply_start, reply = start + len(row.prompt_ids), len(row.reply_ids)
+        ids[start:reply_start] = row.prompt_ids
+        ids[reply_start : reply_start + reply] = row.reply_ids
         channels[index, :reply] = row.channels
         if row.behaviour is not None:
             behaviour[index, :reply] = row.behaviour
         if row.weights:
             advantages[index], weights[index] = row.advantages, row.weights
-        sources.append(index * length + prompt - 1 + places)
+        sources.append(reply_start - 1 + places)
         targets.append(row.reply_ids[places])
         cells.append(index * longest + places)
         temperatures.append(np.full(len(places), 1.0 if row.anchor_weight else temperature, dtype=np.float32))
@@ -158,21 +182,22 @@ def collate(
     is_scored = np.zeros(channels.size, dtype=bool)
     is_scored[np.concatenate(cells)] = True
     others = sum(not row.anchor_weight for row in rows)
-    starts = np.cumsum([0, *(len(item.rows) for item in items)])
-    pairs = [(start, start + 1) for start, item in zip(starts, items, strict=False) if isinstance(item, Pair)]
+    firsts = np.cumsum([0, *(len(item.rows) for item in items)])
+    pairs = [(first, first + 1) for first, item in zip(firsts, items, strict=False) if isinstance(item, Pair)]
 
     def tensor(values: Any, kind: Any = None) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=kind)).to(device)
 
     return MicroBatch(
         input_ids=tensor(input_ids),
+        packing=Packing.of(lengths, device) if pad is None else None,
         sources=tensor(np.concatenate(sources)),
         targets=tensor(np.concatenate(targets), np.int64),
         allowed=tensor(np.concatenate(allowed), np.int64),
         temperatures=tensor(np.concatenate(temperatures)),
         cells=tensor(np.concatenate(cells)),
         scored=tensor(is_scored.reshape(channels.shape)),
-        compared=(others, sum(int(mask.sum()) for mask in needed[:others])),
+        compared=(others, sum(lengths[:others]), sum(int(mask.sum()) for mask in needed[:others])),
         channels=tensor(channels),
         behaviour=tensor(behaviour),
         sampled=tensor([row.behaviour is not None for row in rows]),
@@ -186,6 +211,26 @@ def collate(
 
 
 def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
-    """Deals items out into `parts` lists of equal size (to one item), long ones spread evenly."""
-    ordered = sorted(items, key=len, reverse=True)
-    return [ordered[part::parts] for part in range(parts)]
+    """Deals items out into `parts` lists of about as many tokens each: the longest first, to the list that has fewest.
+
+    None is empty where there are as many items.
+    """
+    lists: list[list[Item]] = [[] for _ in range(parts)]
+    loads = [(0, part) for part in range(parts)]
+    for item in sorted(items, key=len, reverse=True):
+        tokens, part = loads[0]
+        lists[part].append(item)
+        heapq.heapreplace(loads, (tokens + len(item), part))
+    return lists
+
+
+def micro_batches(shares: Sequence[Sequence[Item]], tokens: int) -> int:
+    """In how many micro-batches ranks take their shares, all of them as many: the fewest of which none has more than so
+    many tokens. An item that has more counts as one that has not; no micro-batch is empty."""
+    tokens = max(tokens, *(len(item) for share in shares for item in share))
+    fewest = min(map(len, shares))
+    least = max(-(-sum(map(len, share)) // tokens) for share in shares)
+    for count in range(least, fewest):
+        if all(sum(map(len, part)) <= tokens for share in shares for part in split(share, count)):
+            return count
+    return fewest

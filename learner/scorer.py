@@ -1,11 +1,20 @@
 """The policy as the learner needs it: log-probabilities under the distribution that the sampler used."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from learner.packing import Packing, Pick
+
+LOGITS = 2**25
+"""Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
 
 
 class Scorer(nn.Module):
-    """Wraps a causal language model. The output layer runs only at positions that carry a loss (method §7, rule 8)."""
+    """Wraps a causal language model. The output layer runs only at positions that carry a loss (method §7, rule 8), so
+    many at a time as have no more than `LOGITS` logits: those of each part are computed again in the backward pass."""
 
     def __init__(self, model: nn.Module, kinds: Tensor) -> None:
         """kinds: int8 [V], the `speech.interleave.Kind` of every id."""
@@ -16,20 +25,48 @@ class Scorer(nn.Module):
         forbidden[0] = False  # the empty set stands for "everything was allowed"
         self.register_buffer("forbidden", forbidden, persistent=False)
 
+    def parts(self, tokens: int) -> int:
+        """How many parts the output layer takes so many scored tokens in."""
+        forbidden: Any = self.forbidden
+        return max(1, -(-tokens * forbidden.shape[1] // LOGITS))
+
     def forward(
-        self, input_ids: Tensor, sources: Tensor, targets: Tensor, allowed: Tensor, temperatures: Tensor
+        self,
+        input_ids: Tensor,
+        sources: Tensor,
+        targets: Tensor,
+        allowed: Tensor,
+        temperatures: Tensor,
+        packing: Packing | None = None,
+        parts: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores N tokens.
 
-        input_ids: int64 [R, L], right-padded. sources: int64 [N], flat positions whose outputs predict the targets.
-        allowed: int64 [N], the set of kinds that could be drawn (0: all). temperatures: float32 [N].
+        input_ids: int64 [1, tokens] with their packing, else [R, L], right-padded. sources: int64 [N], flat positions
+        whose outputs predict the targets, all different. allowed: int64 [N], the set of kinds that could be drawn
+        (0: all). temperatures: float32 [N]. parts: of the output layer; the same on all ranks where the model is
+        spread over them, since each use of a layer gathers it.
         Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over
         the allowed tokens. The entropies carry no gradient.
         """
-        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        logits = self.model.lm_head(hidden.flatten(0, 1)[sources]).float() / temperatures[:, None]
-        logits = logits.masked_fill(self.forbidden[allowed], float("-inf"))
+        where = {} if packing is None else {"packing": packing, "position_ids": packing.positions}
+        body: Any = self.model.model
+        hidden = body(input_ids=input_ids, use_cache=False, **where).last_hidden_state
+        given = (Pick.apply(hidden.flatten(0, 1), sources), targets, allowed, temperatures)
+        count = self.parts(len(targets)) if parts is None else parts
+        if count == 1:
+            return self._output(*given)
+        split = zip(*(torch.tensor_split(part, count) for part in given), strict=True)
+        found = [checkpoint(self._output, *part, use_reentrant=False) for part in split]
+        logps, entropies = zip(*found, strict=True)
+        return torch.cat(logps), torch.cat(entropies)
+
+    def _output(self, hidden: Tensor, targets: Tensor, allowed: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+        lm_head: Any = self.model.lm_head
+        logits = lm_head(hidden).float().div_(temperatures[:, None])
+        logits = logits.masked_fill_(self.forbidden[allowed], float("-inf"))
         logps = torch.log_softmax(logits, dim=-1)
+        del logits
         chosen = logps.gather(-1, targets[:, None])[:, 0]
         with torch.no_grad():
             entropy = -(logps.exp() * logps.masked_fill(logps == float("-inf"), 0.0)).sum(-1)

@@ -1,7 +1,8 @@
 """How much memory each role of a run needs, from the shape of its model. Pure arithmetic; an estimate from above.
 
 Weights, gradients and optimiser are exact: they follow from the number of parameters and from what DeepSpeed keeps at
-each ZeRO stage (its `stage_1_and_2.py` and `stage3.py`). Activations count every row of a micro-batch at its longest.
+each ZeRO stage (its `stage_1_and_2.py` and `stage3.py`). Activations are those of a full micro-batch, or of all rows at
+their longest where that is less.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from controller.config import Config
 from learner.freezing import frozen_names
+from learner.scorer import LOGITS
 from speech.errors import InputError
 
 MIB, GIB = 2**20, 2**30
@@ -22,8 +24,8 @@ BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 """Elements that the optimiser of stage 3 moves at once (`sub_group_size`, its default)."""
 LOGIT_COPIES = 4
-"""float32 arrays as large as the logits that scoring holds at once (`learner.scorer`): logits, masked logits,
-log-probabilities, and one for their gradient or for the entropy."""
+"""float32 arrays as large as the logits that scoring holds at once (`learner.scorer`): logits, log-probabilities, and
+two while the entropy is reckoned, or the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,18 +163,20 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
 
 
 def activations(config: Config, model: Shape) -> dict[str, float]:
-    """Of one micro-batch, all rows at their longest: what the backward pass needs, and the logits of the replies."""
-    b, length = width_of(config), config.model.max_length
-    share = -(-rows_of_step(config) // config.learner.ranks)
-    rows = -(-share // -(-share // config.learner.micro_batch_rows))  # micro-batches of a step are alike in size
+    """Of one micro-batch: what the backward pass needs, and the logits that are held at once."""
+    c, b, length = config.learner, width_of(config), config.model.max_length
+    share = -(-rows_of_step(config) // c.ranks)
+    tokens = min(share * length, max(c.micro_batch_tokens, length))
     # A norm keeps its input, in float32, what it normed, and its output. A layer has two; besides it keeps queries and
     # the attention's output, keys and values, and of the feed-forward part gate, activated gate, up, and their product.
     norm = model.width * (FLOAT32 + 2 * b)
     layer = 2 * norm + b * (2 * model.width + 2 * model.key_values + 4 * model.inner)
-    replies = min(config.rollout.max_tokens, length)
+    # Kept of every layer: all of it, or what goes in, and then all of one at a time.
+    kept = model.layers * b * model.width + layer if c.gradient_checkpointing else model.layers * layer
+    scored = tokens * min(config.rollout.max_tokens, length) / length
     return {
-        "activations": float(rows * length * (model.layers * layer + norm)),
-        "logits": float(LOGIT_COPIES * FLOAT32 * rows * replies * model.vocabulary),
+        "activations": float(tokens * (kept + norm)),
+        "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
     }
 
 

@@ -16,7 +16,7 @@ TOKEN_BYTES = 9
 """Of a recorded token: id, channel, log-probability, before compression."""
 ANSWERS = 20 * memory.MIB
 """What a checkpoint keeps of what judges said, at most (`reward.server.MOST_ANSWERS`)."""
-SMALLER = "lower learner.micro_batch_rows, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
+SMALLER = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
 
 
 def check_memory(config: Config, model: Shape, needs: Sequence[Need], machine: Machine) -> Iterator[Finding]:

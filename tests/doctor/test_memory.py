@@ -8,7 +8,7 @@ import torch
 from controller.doctor import memory
 from controller.doctor.memory import FLOAT32, GIB, Need, activations, cache_of_sequence, learner, rollout, shape
 from controller.fitting import check_weights
-from learner.scorer import Scorer
+from learner.scorer import LOGITS, Scorer
 from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.interleave import kind_table
@@ -72,7 +72,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, model, settin
     """A full micro-batch, forward and backward; what the backward pass holds, each storage once."""
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
-        root, settings, vocabulary, "learner.micro_batch_rows=8", "learner.ranks=1", f"rollout.max_tokens={reply}"
+        root, settings, vocabulary, "learner.micro_batch_tokens=1536", "learner.ranks=1", f"rollout.max_tokens={reply}"
     )
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held: dict[int, int] = {}
@@ -163,10 +163,27 @@ def test_a_checkpoint_holds_the_model_and_every_ranks_optimiser(root, stage):
 
 def test_micro_batches_decide_the_activations(root):
     few, many = (
-        activations(configured(root, f"learner.micro_batch_rows={rows}"), SEVEN_BILLION)["activations"]
-        for rows in (10, 40)
+        activations(configured(root, f"learner.micro_batch_tokens={tokens}"), SEVEN_BILLION)["activations"]
+        for tokens in (1024, 4096)
     )
-    assert many == 4 * few  # 40 rows a rank: four of ten, or one of forty
+    assert many == 4 * few
+
+
+def test_layers_that_are_computed_again_keep_what_goes_into_them(root):
+    config = configured(root, *BF16, "learner.gradient_checkpointing=true", "learner.micro_batch_tokens=1000")
+    tokens = max(1000, config.model.max_length)
+    layers = SEVEN_BILLION.layers
+    kept = activations(configured(root, *BF16, "learner.micro_batch_tokens=1000"), SEVEN_BILLION)["activations"]
+    norm = tokens * SEVEN_BILLION.width * (FLOAT32 + 2 * 2)
+    one = (kept - norm) / layers
+    found = activations(config, SEVEN_BILLION)["activations"]
+    assert found == pytest.approx(norm + one + layers * tokens * 2 * SEVEN_BILLION.width)
+
+
+def test_logits_are_held_part_by_part(root):
+    """As many as a part of the output layer has, however many tokens are scored."""
+    many = activations(configured(root, "learner.micro_batch_tokens=100000", "rollout.prompts=500"), SEVEN_BILLION)
+    assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * LOGITS
 
 
 def test_every_role_is_counted(root):

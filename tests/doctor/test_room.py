@@ -12,7 +12,7 @@ from controller.doctor.room import check_cache, check_disk, check_memory, check_
 from tests.doctor.cases import SEVEN_BILLION, all_fine, configured, gpus, machine, only
 
 BF16 = ("model.dtype=bfloat16", "rollout.probe_limit=5e-2")
-ON_GPUS = (*BF16, "rollout.gpus=1", "learner.gpus=1", "learner.micro_batch_rows=1", "rollout.max_sequences=8")
+ON_GPUS = (*BF16, "rollout.gpus=1", "learner.gpus=1", "learner.micro_batch_tokens=1024", "rollout.max_sequences=8")
 
 
 def looked_at(config, place):

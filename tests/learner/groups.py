@@ -53,7 +53,8 @@ def learner_group(
         warmup=0,
         steps=10,
         final_rate=1.0,
-        micro_batch_rows=4,
+        packing=True,
+        gradient_checkpointing=False,
         threads=1,
         temperature=1.0,
         frozen=(),
@@ -63,6 +64,7 @@ def learner_group(
         "ranks": ranks,
         "start_seconds": 200,
         "step_seconds": 100,
+        "micro_batch_tokens": 400,
         "skips_in_a_row": 2,
         "faults": Path("/nonexistent"),
     }

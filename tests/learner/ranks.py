@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from learner import scorer
 from learner.rank import LearnerRank, RankSettings
 from learner.rows import Row
 from learner.send import named_weights
@@ -36,12 +37,16 @@ SETTINGS = RankSettings(
     warmup=2,
     steps=8,
     final_rate=0.1,
-    micro_batch_rows=2,
+    packing=True,
+    gradient_checkpointing=True,
     threads=1,
     temperature=0.7,
     frozen=("model.layers.0.*",),
     gpu=False,
 )
+
+# Several parts on every rank, and not as many on each: at stage 3 all of them have to gather the output layer as often.
+scorer.LOGITS = 20_000
 
 # The gradient of the divergence would not be finite where the loss is not: here it can be.
 WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)

@@ -154,7 +154,7 @@ def test_only_tokens_that_carry_a_loss_are_scored(changes, reply, anchor):
     )
     assert batch.sampled.tolist() == [True, False], "the anchor comes last"
     assert len(batch.targets) == sum(reply) + sum(anchor)
-    assert batch.compared == (1, sum(reply))
+    assert batch.compared == (1, len(sampled), sum(reply))
     assert batch.scored.tolist() == [[bool(x) for x in reply], [bool(x) for x in anchor]]
 
 

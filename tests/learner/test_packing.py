@@ -1,0 +1,220 @@
+"""Packed rows: the same losses and gradients as padded ones, and no model that mixes them is let in."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from learner import attention, scorer
+from learner.attention import use_packing
+from learner.packing import Packing
+from learner.recomputing import use_checkpointing
+from learner.rows import Item, Pair, Row, collate, micro_batches, split
+from learner.scorer import Scorer
+from learner.step import PairLoss, micro_batch_loss
+from speech.errors import InputError
+from tests.learner.examples import OBJECTIVE
+from tests.learner.test_scorer import KINDS
+
+CPU = torch.device("cpu")
+PAIRED = replace(OBJECTIVE, pairs=PairLoss(channel="all", beta=0.1))
+
+
+def a_model(**settings) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=len(KINDS), hidden_size=32, intermediate_size=64, num_hidden_layers=3)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    return Qwen2ForCausalLM(Qwen2Config(**(sizes | heads | dict(tie_word_embeddings=False) | settings))).float().eval()
+
+
+def items(longest: int = 40) -> list[Item]:
+    """Sampled replies, demonstrations and a pair, of lengths that have little in common."""
+    rng = np.random.default_rng(3)
+
+    def row(**fields) -> Row:
+        prompt, reply = int(rng.integers(1, 9)), int(rng.integers(2, longest))
+        return Row(
+            prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
+            reply_ids=rng.integers(1, 30, reply).astype(np.int32),
+            channels=rng.integers(0, 3, reply).astype(np.int8),
+            **fields,
+        )
+
+    def sampled() -> Row:
+        found = row(advantages=(float(rng.normal()),), weights=(0.02,), kl_weights=(0.01, 0.02))
+        return replace(found, behaviour=rng.normal(-3, 0.1, len(found.reply_ids)).astype(np.float32))
+
+    def unweighed() -> Row:
+        return row(advantages=(0.0,), weights=(0.0,))
+
+    rows: list[Item] = [row(anchor_weight=0.5), sampled(), sampled(), row(anchor_weight=0.5), sampled()]
+    return [*rows, Pair(chosen=unweighed(), rejected=unweighed(), weight=1.0)]
+
+
+def gradients(model: Scorer, parts: list[list[Item]], pad: int | None) -> tuple[float, list[torch.Tensor]]:
+    """The loss of a step in micro-batches, and its gradients; the start model is the model itself."""
+    model.zero_grad()
+    total = 0.0
+    for part in parts:
+        batch = collate(part, routes=1, temperature=0.7, device=CPU, pad=pad)
+        logp, entropy = model(**batch.scoring())
+        with torch.no_grad():
+            compared, _ = model(**batch.comparing())
+        start = torch.zeros(len(batch.targets))
+        start[: len(compared)] = compared - 0.1
+        loss, _ = micro_batch_loss(batch, logp, entropy, start, PAIRED, 0.4)
+        loss.backward()
+        total += loss.item()
+    return total, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all((a - b).abs().max() <= 1e-5 * (1 + b.abs().max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_packed_step_is_that_of_padded_rows(settings, count):
+    """A model as transformers has it, with padding, against the packed one; in one micro-batch and in three."""
+    given = items()
+    plain, packed = (Scorer(a_model(**settings), KINDS) for _ in range(2))
+    use_packing(packed.model)
+    expected, slopes = gradients(plain, [given], 0)
+    loss, found = gradients(packed, split(given, count), None)
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert max(slope.abs().max() for slope in slopes) > 0.01
+    assert close(found, slopes)
+
+
+def test_nothing_is_computed_for_padding():
+    given = items()
+    batch = collate(given, routes=1, temperature=1.0, device=CPU)
+    assert batch.input_ids.shape == (1, sum(map(len, given)))
+
+
+def test_a_row_sees_no_other():
+    model = a_model()
+    use_packing(model)
+    ids, packing = torch.arange(1, 13)[None], Packing.of([5, 3, 4], CPU)
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
+
+    def seen(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.model(input_ids=ids, position_ids=packing.positions, packing=packing)[0][0]
+
+    changed = ids.clone()
+    changed[0, 6] = 20
+    same = (seen(ids) == seen(changed)).all(-1)
+    assert same.tolist() == [True] * 6 + [False, False] + [True] * 4
+
+
+def test_a_model_that_mixes_rows_is_refused(monkeypatch):
+    def leak(*given, packing, **named):
+        return attention.attend(*given, **named)
+
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.PACKED, leak)
+    with pytest.raises(InputError, match=r"learner.packing: Qwen2ForCausalLM .* whose tokens see those of other rows"):
+        use_packing(a_model())
+
+
+def test_a_model_that_takes_other_positions_is_refused(monkeypatch):
+    """Told that every token is the first of its row. Rotary positions are relative: to be moved does not matter."""
+    monkeypatch.setattr(Packing, "of", classmethod(_at_zero))
+    with pytest.raises(InputError, match=r"come out otherwise than each by itself.*learner.packing=false"):
+        use_packing(a_model())
+
+
+def _at_zero(cls: type[Packing], lengths: list[int], device: torch.device) -> Packing:
+    longest = max(lengths)
+    cells = [row * longest + place for row, length in enumerate(lengths) for place in range(length)]
+    zeros = torch.zeros(1, len(cells), dtype=torch.int64)
+    return cls(positions=zeros, cells=torch.tensor(cells), shape=(len(lengths), longest))
+
+
+def test_a_model_with_an_attention_of_its_own_is_refused():
+    class Own(nn.Module):
+        config = a_model().config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(InputError, match=r"its attention cannot be replaced .*; set learner.packing=false"):
+        use_packing(Own())
+
+
+def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
+    model = Scorer(a_model(), KINDS)
+    use_packing(model.model)
+    whole = gradients(model, [items()], None)
+    seen: list[int] = []
+    model.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    monkeypatch.setattr(scorer, "LOGITS", 7 * len(KINDS))
+    assert (model.parts(0), model.parts(7), model.parts(8)) == (1, 1, 2)
+    parts = gradients(model, [items()], None)
+    assert parts[0] == pytest.approx(whole[0], abs=1e-6)
+    assert close(parts[1], whole[1])
+    assert max(seen) <= 7
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_layers_that_are_computed_again_keep_less_and_give_the_same(packed):
+    def run(model: Scorer) -> tuple[list[torch.Tensor], int]:
+        held: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        batch = collate(items(), routes=1, temperature=1.0, device=CPU, pad=None if packed else 0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logps, _ = model(**batch.scoring())
+        (-logps.sum()).backward()
+        return [p.grad for p in model.parameters()], sum(held.values())
+
+    plain, again = (Scorer(a_model(num_hidden_layers=6, attention_dropout=0.5), KINDS) for _ in range(2))
+    for one in (plain, again):
+        use_packing(one.model)
+    assert use_checkpointing(again.model) == 6
+    (slopes, all_of_it), (found, less) = run(plain), run(again)
+    assert all(torch.equal(a, b) for a, b in zip(found, slopes, strict=True))
+    assert less < 0.4 * all_of_it
+
+
+def test_only_layers_that_can_be_are_computed_again():
+    with pytest.raises(InputError, match=r"learner.gradient_checkpointing: Linear has no layers"):
+        use_checkpointing(nn.Linear(2, 2))
+
+
+def row_of(length: int) -> Row:
+    ids = np.ones(length - 1, dtype=np.int32)
+    return Row(prompt_ids=ids[:1], reply_ids=ids, channels=np.zeros(length - 1, dtype=np.int8))
+
+
+def test_parts_have_about_as_many_tokens():
+    rng = np.random.default_rng(0)
+    rows = [row_of(int(length)) for length in rng.gamma(2.0, 60.0, 200).clip(4)]
+    parts = split(rows, 7)
+    loads = [sum(map(len, part)) for part in parts]
+    assert sum(loads) == sum(map(len, rows))
+    assert max(loads) / min(loads) < 1.01
+    assert all(split([row_of(2)] * 3 + [row_of(900)], 4))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "count"),
+    [
+        ([[10, 10, 10]], 100, 1),
+        ([[10, 10, 10]], 20, 2),
+        ([[10, 10, 10], [10, 10, 10, 30]], 30, 2),
+        ([[6, 6, 6]], 10, 3),
+        ([[200, 10, 10]], 50, 2),
+        ([[10] * 8, [10, 10]], 10, 2),
+    ],
+)
+def test_micro_batches_are_within_their_tokens_and_as_many_on_every_rank(lengths, tokens, count):
+    """The last: no rank is left with nothing to do, though others then take more at once than they should."""
+    assert micro_batches([[row_of(length) for length in share] for share in lengths], tokens) == count
