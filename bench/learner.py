@@ -1,0 +1,208 @@
+"""The learner against a bare PyTorch loop, the memory of a large vocabulary, and what padding costs.
+
+Replies are drawn by the real engine, with the playground's model and prompts. The rank is the real one, DeepSpeed
+included, without Ray; the loop does nothing but forward, loss, backward and AdamW, on the same packed batch and with
+the same attention. Neither compares with a start model. Memory is the peak of a process of its own.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.rows import Row, row
+from bench.setting import apart, playground
+from controller import assembly
+from controller.inputs import read_inputs
+from learner import rows as learner_rows
+from learner.attention import use_packing
+from learner.rank import LearnerRank, RankSettings
+from learner.rows import MicroBatch, collate, micro_batches, split
+from learner.scorer import Scorer
+from learner.step import micro_batch_loss
+from speech.interleave import Kind, allowed_sets, kind_table
+from speech.vocabulary import Vocabulary
+
+STEPS, WARM = 6, 2
+VOCABULARY = 168_072
+"""Of VITA-Audio (shared with its 16,384 speech codes)."""
+SCORED, PROMPT, ROWS = 480, 32, 8
+"""Reply tokens and prompt tokens of a row, and rows, where memory is measured."""
+CPU = torch.device("cpu")
+
+
+def drawn(config: Any) -> list[learner_rows.Row]:
+    """An iteration's replies as rows to learn from."""
+    from rollout.engine import Engine
+
+    inputs = read_inputs(config)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), inputs.family.tokens)
+    kinds, pattern = kind_table(vocabulary), inputs.family.interleave
+    engine = Engine(assembly.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
+    prompts = inputs.prompts[: config.rollout.prompts]
+    sampling, seeds = assembly.sampling(config), list(range(0, 1000 * len(prompts), 1000))
+    groups = engine.sample(prompts, config.rollout.group_size, sampling, seeds, "bench")
+    return [
+        learner_rows.Row(
+            prompt_ids=group.prompt.token_ids,
+            reply_ids=reply.token_ids,
+            channels=reply.channels,
+            allowed=allowed_sets(reply.token_ids, pattern, kinds),
+            behaviour=reply.logps,
+            advantages=(1.0 if reply.index % 2 else -1.0,),
+            weights=(1.0 / len(prompts) / config.rollout.group_size / len(reply.token_ids),),
+        )
+        for group in groups
+        for reply in group.replies
+    ]
+
+
+def rank_settings(config: Any) -> RankSettings:
+    c = config.learner
+    return RankSettings(
+        checkpoint=config.model.checkpoint,
+        run="bench",
+        dtype=config.model.dtype,
+        zero_stage=c.zero_stage,
+        learning_rate=c.learning_rate,
+        betas=c.betas,
+        epsilon=c.epsilon,
+        weight_decay=c.weight_decay,
+        gradient_clip=c.gradient_clip,
+        warmup=0,
+        steps=1000,
+        final_rate=1.0,
+        packing=True,
+        gradient_checkpointing=False,
+        threads=1,
+        temperature=config.rollout.temperature,
+        frozen=(),
+        gpu=False,
+    )
+
+
+def speed(repeats: int) -> tuple[list[float], list[float]]:
+    """Learner tokens a second over those of the loop, and the share of padding in what layers compute."""
+    from transformers import AutoModelForCausalLM
+
+    config = playground("preference.kl_text=0", "preference.kl_speech=0")
+    given = apart(drawn, config)
+    family = read_inputs(config).family
+    rank = LearnerRank(0, 1, rank_settings(config), family, assembly.objective(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank.connect("127.0.0.1", port)
+
+    model = AutoModelForCausalLM.from_pretrained(config.model.checkpoint, dtype=torch.float32)
+    use_packing(model)
+    count = micro_batches([given], config.learner.micro_batch_tokens)
+    batches = [collate(part, routes=1, temperature=1.0, device=CPU) for part in split(given, count)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learner.learning_rate)
+
+    def bare() -> None:
+        optimizer.zero_grad()
+        for batch in batches:
+            packing: Any = batch.packing
+            where = {"position_ids": packing.positions, "packing": packing}
+            hidden = model.model(input_ids=batch.input_ids, use_cache=False, **where)[0][0]
+            scored = hidden.index_select(0, batch.sources)
+            torch.nn.functional.cross_entropy(model.lm_head(scored), batch.targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.gradient_clip)
+        optimizer.step()
+
+    def ours() -> None:
+        rank.step(given, count, 1.0)
+
+    ratios = []
+    for _ in range(repeats):
+        pairs = [(seconds(bare), seconds(ours)) for _ in range(WARM + STEPS)][WARM:]
+        ratios.append(median(loop / learner for loop, learner in pairs))
+    computed = sum(batch.input_ids.numel() for batch in batches)
+    return ratios, [1.0 - sum(map(len, given)) / computed]
+
+
+def seconds(function: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def peak(full: bool) -> float:
+    """Bytes that a process held at most over a step with a large vocabulary. full: all logits at once, of every token,
+    as a causal language model of transformers returns them."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        )
+    )
+    use_packing(model)
+    kinds = torch.full((VOCABULARY,), int(Kind.TEXT), dtype=torch.int8)
+    kinds[-16_384:] = int(Kind.SPEECH)
+    scorer = Scorer(model, kinds)
+    optimizer = torch.optim.AdamW(model.parameters())
+    config = playground("preference.kl_text=0", "preference.kl_speech=0")
+    batch = collate(made_up(), routes=1, temperature=1.0, device=CPU)
+    for _ in range(2):
+        logp, entropy = at_once(model, batch) if full else scorer(**batch.scoring())
+        loss, _ = micro_batch_loss(batch, logp, entropy, None, assembly.objective(config), 1.0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return float(found.split()[1]) * 1024
+
+
+def at_once(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """What `Scorer` computes, the plain way."""
+    packing: Any = batch.packing
+    where = {"position_ids": packing.positions, "packing": packing}
+    logits = model(input_ids=batch.input_ids, use_cache=False, **where).logits[0].float()
+    logps = torch.log_softmax(logits, dim=-1)[batch.sources]
+    with torch.no_grad():
+        entropy = -(logps.exp() * logps).sum(-1)
+    return logps.gather(-1, batch.targets[:, None])[:, 0], entropy
+
+
+def made_up() -> list[learner_rows.Row]:
+    rng = np.random.default_rng(0)
+    return [
+        learner_rows.Row(
+            prompt_ids=rng.integers(0, VOCABULARY, PROMPT).astype(np.int32),
+            reply_ids=rng.integers(0, VOCABULARY, SCORED).astype(np.int32),
+            channels=np.zeros(SCORED, dtype=np.int8),
+            behaviour=np.full(SCORED, -12.0, dtype=np.float32),
+            advantages=(1.0,),
+            weights=(1.0 / SCORED / ROWS,),
+        )
+        for _ in range(ROWS)
+    ]
+
+
+def measure(repeats: int) -> list[Row]:
+    """Speed and padding in one process, each peak in one of its own."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ratios, padding = apart(speed, repeats)
+    peaks = [(apart(peak, False), apart(peak, True)) for _ in range(repeats)]
+    return [
+        row("learner tokens/s / bare PyTorch", ratios, "≥ 0.9"),
+        row("peak memory / all logits at once, vocabulary 168,072", [ours / full for ours, full in peaks], "≤ 0.35"),
+        row("GiB of a step with that vocabulary", [ours / 2**30 for ours, _ in peaks], ""),
+        row("padding, share of learner tokens", padding, "≤ 0.03"),
+    ]
