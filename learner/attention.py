@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from learner.packing import Packing, Pick
+from learner.packing import Layout, Packing
 from speech.errors import InputError
 
 PACKED = "duet_packed"
@@ -41,7 +41,8 @@ def attend(
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError(f"{type(module).__name__} wants a mask or soft-capped scores: learner.packing=false")
     if packing is not None:
-        query, key, value = (_spread(states, packing) for states in (query, key, value))
+        query = packing.lay_out(query, prompts=False)
+        key, value = (packing.lay_out(states, prompts=True) for states in (key, value))
     mask, length = None, query.shape[2]
     if sliding_window is not None and length > sliding_window:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
@@ -55,24 +56,16 @@ def attend(
         enable_gqa=query.shape[1] != key.shape[1],
     ).transpose(1, 2)
     if packing is not None:
-        found = Pick.apply(found.flatten(0, 1), packing.cells)[None]
+        found = packing.collect(found)
     return found, None
 
 
 AttentionInterface.register(PACKED, attend)
 
 
-def _spread(states: Tensor, packing: Packing) -> Tensor:
-    """[1, H, N, D] → [R, H, L, D]; zero beyond a row's end, which attention that is causal never sees."""
-    rows, longest = packing.shape
-    tokens = states[0].transpose(0, 1)
-    laid_out = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, packing.cells, tokens)
-    return laid_out.view(rows, longest, *tokens.shape[1:]).transpose(1, 2)
-
-
 @torch.no_grad()
 def use_packing(model: nn.Module) -> None:
-    """Has a transformers model keep packed rows apart, and tries it: two rows at once must come out as each alone.
+    """Has a transformers model keep packed rows apart, and tries it: rows at once must come out as each alone.
 
     Raises InputError for a model that does not.
     """
@@ -86,21 +79,24 @@ def use_packing(model: nn.Module) -> None:
         raise InputError(f"{refusal}its attention cannot be replaced (transformers' AttentionInterface){remedy}")
     body: Any = model.model
     device = next(model.parameters()).device
-    rows = [torch.arange(5) + 1, torch.arange(3) + 7, torch.arange(4) + 2]
-    sizes = [len(row) for row in rows]
+    # Two of them begin with the same three tokens, their prompt.
+    rows = [torch.arange(5) + 1, torch.tensor([1, 2, 3, 9]), torch.arange(4) + 2]
+    layout = Layout.of(["a", "a", "b"], [(3, 2), (3, 1), (2, 2)])
+    packing, sizes = Packing.of(layout, device), [5, 1, 4]
     vocabulary = int(settings.get_text_config().vocab_size)
 
     def outputs(parts: list[Tensor]) -> Tensor:
-        packing = Packing.of([len(part) for part in parts], device)
         ids = (torch.cat(parts)[None] % vocabulary).to(device)
         return body(input_ids=ids, position_ids=packing.positions, packing=packing, use_cache=False)[0][0].float()
 
-    together = outputs(rows).split(sizes)
-    changed = outputs([(rows[0] + 1), *rows[1:]]).split(sizes)
-    if any(not torch.equal(one, other) for one, other in zip(together[1:], changed[1:], strict=True)):
+    laid = [rows[0], rows[1][3:], rows[2]]
+    other = torch.tensor([1, 2, 3, 8, 8])
+    together, changed = outputs(laid).split(sizes), outputs([other, *laid[1:]]).split(sizes)
+    if any(not torch.equal(one, moved) for one, moved in zip(together[1:], changed[1:], strict=True)):
         raise InputError(f"{refusal}whose tokens see those of other rows{remedy}")
     limit = CLOSE[next(model.parameters()).dtype]
     for row, found in zip(rows, together, strict=True):
         alone = body(input_ids=(row[None] % vocabulary).to(device), use_cache=False)[0][0].float()
+        alone = alone[len(alone) - len(found) :]
         if not (found - alone).abs().max() <= limit * alone.abs().max():
             raise InputError(f"{refusal}which come out otherwise than each by itself{remedy}")

@@ -5,6 +5,7 @@ which needs no attention mask: attention is causal, and padding comes after ever
 """
 
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.packing import Packing
+from learner.packing import Layout, Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,28 +154,31 @@ def collate(
         for item in items
         for row in item.rows
     ]
-    lengths = [len(row) for row in rows]
     longest = max(len(row.reply_ids) for row in rows)
+    layout = _layout(rows)
     if pad is None:
-        starts, input_ids = np.cumsum([0, *lengths[:-1]]), np.empty((1, sum(lengths)), dtype=np.int64)
+        input_ids = np.empty((1, layout.tokens(len(rows))), dtype=np.int64)
+        prompts, replies = layout.prompts, layout.replies
     else:
-        starts = np.arange(len(rows)) * max(lengths)
-        input_ids = np.full((len(rows), max(lengths)), pad, dtype=np.int64)
+        length = max(map(len, rows))
+        input_ids = np.full((len(rows), length), pad, dtype=np.int64)
+        prompts = np.arange(len(rows)) * length
+        replies = prompts + layout.sizes[:, 0]
     ids = input_ids.reshape(-1)
     channels = np.full((len(rows), longest), -1, dtype=np.int8)
     behaviour = np.zeros((len(rows), longest), dtype=np.float32)
     advantages, weights = np.zeros((2, len(rows), routes), dtype=np.float32)
     sources, targets, cells, allowed, temperatures = [], [], [], [], []
-    for index, (row, start, places) in enumerate(zip(rows, starts, map(np.flatnonzero, needed), strict=True)):
-        reply_start, reply = start + len(row.prompt_ids), len(row.reply_ids)
-        ids[start:reply_start] = row.prompt_ids
-        ids[reply_start : reply_start + reply] = row.reply_ids
+    for index, (row, places) in enumerate(zip(rows, map(np.flatnonzero, needed), strict=True)):
+        prompt, reply = len(row.prompt_ids), len(row.reply_ids)
+        ids[prompts[index] + np.arange(prompt)] = row.prompt_ids
+        ids[replies[index] + np.arange(reply)] = row.reply_ids
         channels[index, :reply] = row.channels
         if row.behaviour is not None:
             behaviour[index, :reply] = row.behaviour
         if row.weights:
             advantages[index], weights[index] = row.advantages, row.weights
-        sources.append(reply_start - 1 + places)
+        sources.append(np.where(places, replies[index] + places, prompts[index] + prompt) - 1)
         targets.append(row.reply_ids[places])
         cells.append(index * longest + places)
         temperatures.append(np.full(len(places), 1.0 if row.anchor_weight else temperature, dtype=np.float32))
@@ -190,14 +194,14 @@ def collate(
 
     return MicroBatch(
         input_ids=tensor(input_ids),
-        packing=Packing.of(lengths, device) if pad is None else None,
+        packing=Packing.of(layout, device) if pad is None else None,
         sources=tensor(np.concatenate(sources)),
         targets=tensor(np.concatenate(targets), np.int64),
         allowed=tensor(np.concatenate(allowed), np.int64),
         temperatures=tensor(np.concatenate(temperatures)),
         cells=tensor(np.concatenate(cells)),
         scored=tensor(is_scored.reshape(channels.shape)),
-        compared=(others, sum(lengths[:others]), sum(int(mask.sum()) for mask in needed[:others])),
+        compared=(others, layout.tokens(others), sum(int(mask.sum()) for mask in needed[:others])),
         channels=tensor(channels),
         behaviour=tensor(behaviour),
         sampled=tensor([row.behaviour is not None for row in rows]),
@@ -210,18 +214,50 @@ def collate(
     )
 
 
-def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
-    """Deals items out into `parts` lists of about as many tokens each: the longest first, to the list that has fewest.
+def _layout(rows: Sequence[Row]) -> Layout:
+    return Layout.of(
+        [row.prompt_ids.tobytes() for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows]
+    )
 
-    None is empty where there are as many items.
+
+def tokens_of(items: Sequence[Item]) -> int:
+    """How many the learner computes when it takes them together: a prompt that several share counts once."""
+    rows = [row for item in items for row in item.rows]
+    return _layout(rows).tokens(len(rows))
+
+
+def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
+    """Deals items out into `parts` lists of about as many tokens each; none is empty where there are as many items.
+
+    Those of one prompt stay together, as far as lists come out even: the longest bundle goes first, to the list that
+    has fewest tokens.
     """
     lists: list[list[Item]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
-    for item in sorted(items, key=len, reverse=True):
+    for bundle in sorted(_bundles(items, 4 * parts), key=tokens_of, reverse=True):
         tokens, part = loads[0]
-        lists[part].append(item)
-        heapq.heapreplace(loads, (tokens + len(item), part))
+        lists[part] += bundle
+        heapq.heapreplace(loads, (tokens + tokens_of(bundle), part))
     return lists
+
+
+def _bundles(items: Sequence[Item], least: int) -> list[list[Item]]:
+    """Items by prompt; the largest are halved until there are so many, or nothing is left to halve."""
+    found: dict[bytes, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.rows[0].prompt_ids.tobytes(), []).append(item)
+    order = itertools.count()  # which of two that are as large comes first; items cannot be compared
+    whole = [bundle for bundle in found.values() if len(bundle) == 1]
+    heap = [(-tokens_of(bundle), next(order), bundle) for bundle in found.values() if len(bundle) > 1]
+    heapq.heapify(heap)
+    while heap and len(heap) + len(whole) < least:
+        _, _, largest = heapq.heappop(heap)
+        for half in (largest[::2], largest[1::2]):
+            if len(half) > 1:
+                heapq.heappush(heap, (-tokens_of(half), next(order), half))
+            else:
+                whole.append(half)
+    return whole + [bundle for _, _, bundle in heap]
 
 
 def micro_batches(shares: Sequence[Sequence[Item]], tokens: int) -> int:
@@ -229,8 +265,8 @@ def micro_batches(shares: Sequence[Sequence[Item]], tokens: int) -> int:
     many tokens. An item that has more counts as one that has not; no micro-batch is empty."""
     tokens = max(tokens, *(len(item) for share in shares for item in share))
     fewest = min(map(len, shares))
-    least = max(-(-sum(map(len, share)) // tokens) for share in shares)
+    least = max(-(-tokens_of(share) // tokens) for share in shares)
     for count in range(least, fewest):
-        if all(sum(map(len, part)) <= tokens for share in shares for part in split(share, count)):
+        if all(tokens_of(part) <= tokens for share in shares for part in split(share, count)):
             return count
     return fewest

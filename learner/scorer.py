@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from learner.packing import Packing, Pick
+from learner.packing import Packing
 
 LOGITS = 2**25
 """Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
@@ -43,7 +43,7 @@ class Scorer(nn.Module):
         """Scores N tokens.
 
         input_ids: int64 [1, tokens] with their packing, else [R, L], right-padded. sources: int64 [N], flat positions
-        whose outputs predict the targets, all different. allowed: int64 [N], the set of kinds that could be drawn
+        whose outputs predict the targets. allowed: int64 [N], the set of kinds that could be drawn
         (0: all). temperatures: float32 [N]. parts: of the output layer; the same on all ranks where the model is
         spread over them, since each use of a layer gathers it.
         Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over
@@ -52,7 +52,7 @@ class Scorer(nn.Module):
         where = {} if packing is None else {"packing": packing, "position_ids": packing.positions}
         body: Any = self.model.model
         hidden = body(input_ids=input_ids, use_cache=False, **where).last_hidden_state
-        given = (Pick.apply(hidden.flatten(0, 1), sources), targets, allowed, temperatures)
+        given = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
         count = self.parts(len(targets)) if parts is None else parts
         if count == 1:
             return self._output(*given)

@@ -1,5 +1,6 @@
 """Packed rows: the same losses and gradients as padded ones, and no model that mixes them is let in."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner import attention, scorer
 from learner.attention import use_packing
-from learner.packing import Packing
+from learner.packing import Layout, Packing
 from learner.recomputing import use_checkpointing
-from learner.rows import Item, Pair, Row, collate, micro_batches, split
+from learner.rows import Item, Pair, Row, collate, micro_batches, split, tokens_of
 from learner.scorer import Scorer
 from learner.step import PairLoss, micro_batch_loss
 from speech.errors import InputError
@@ -31,7 +32,7 @@ def a_model(**settings) -> Qwen2ForCausalLM:
 
 
 def items(longest: int = 40) -> list[Item]:
-    """Sampled replies, demonstrations and a pair, of lengths that have little in common."""
+    """Sampled replies, demonstrations and a pair, of lengths that have little in common. Three have the same prompt."""
     rng = np.random.default_rng(3)
 
     def row(**fields) -> Row:
@@ -51,7 +52,10 @@ def items(longest: int = 40) -> list[Item]:
         return row(advantages=(0.0,), weights=(0.0,))
 
     rows: list[Item] = [row(anchor_weight=0.5), sampled(), sampled(), row(anchor_weight=0.5), sampled()]
-    return [*rows, Pair(chosen=unweighed(), rejected=unweighed(), weight=1.0)]
+    chosen = unweighed()
+    pair = Pair(chosen=chosen, rejected=replace(unweighed(), prompt_ids=chosen.prompt_ids), weight=1.0)
+    prompt = np.arange(3, 20, dtype=np.int32)
+    return [*rows, pair, *(replace(one, prompt_ids=prompt) for one in (sampled(), row(anchor_weight=0.5), sampled()))]
 
 
 def gradients(model: Scorer, parts: list[list[Item]], pad: int | None) -> tuple[float, list[torch.Tensor]]:
@@ -89,26 +93,34 @@ def test_a_packed_step_is_that_of_padded_rows(settings, count):
     assert close(found, slopes)
 
 
-def test_nothing_is_computed_for_padding():
+def test_nothing_is_computed_for_padding_nor_a_prompt_twice():
     given = items()
     batch = collate(given, routes=1, temperature=1.0, device=CPU)
-    assert batch.input_ids.shape == (1, sum(map(len, given)))
+    twice = 2 * 17 + len(given[5].rows[1].prompt_ids)
+    assert batch.input_ids.shape == (1, sum(map(len, given)) - twice)
+    assert tokens_of(given) == batch.input_ids.numel()
 
 
 def test_a_row_sees_no_other():
     model = a_model()
     use_packing(model)
-    ids, packing = torch.arange(1, 13)[None], Packing.of([5, 3, 4], CPU)
-    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
+    ids = torch.arange(1, 13)[None]
+    packing = Packing.of(Layout.of(["a", "b", "b"], [(3, 2), (2, 1), (2, 4)]), CPU)
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
 
     def seen(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return model.model(input_ids=ids, position_ids=packing.positions, packing=packing)[0][0]
 
-    changed = ids.clone()
-    changed[0, 6] = 20
-    same = (seen(ids) == seen(changed)).all(-1)
-    assert same.tolist() == [True] * 6 + [False, False] + [True] * 4
+    def same(place: int) -> list[bool]:
+        changed = ids.clone()
+        changed[0, place] = 20
+        return (seen(ids) == seen(changed)).all(-1).tolist()
+
+    assert same(2) == [True] * 2 + [False] * 3 + [True] * 7
+    assert same(6) == [True] * 6 + [False] * 6, "their prompt"
+    assert same(7) == [True] * 7 + [False] + [True] * 4, "the reply of one"
+    assert same(9) == [True] * 9 + [False] * 3
 
 
 def test_a_model_that_mixes_rows_is_refused(monkeypatch):
@@ -122,16 +134,14 @@ def test_a_model_that_mixes_rows_is_refused(monkeypatch):
 
 def test_a_model_that_takes_other_positions_is_refused(monkeypatch):
     """Told that every token is the first of its row. Rotary positions are relative: to be moved does not matter."""
-    monkeypatch.setattr(Packing, "of", classmethod(_at_zero))
+    of = Packing.of
+    monkeypatch.setattr(Packing, "of", lambda *given: _at_zero(of(*given)))
     with pytest.raises(InputError, match=r"come out otherwise than each by itself.*learner.packing=false"):
         use_packing(a_model())
 
 
-def _at_zero(cls: type[Packing], lengths: list[int], device: torch.device) -> Packing:
-    longest = max(lengths)
-    cells = [row * longest + place for row, length in enumerate(lengths) for place in range(length)]
-    zeros = torch.zeros(1, len(cells), dtype=torch.int64)
-    return cls(positions=zeros, cells=torch.tensor(cells), shape=(len(lengths), longest))
+def _at_zero(packing: Packing) -> Packing:
+    return replace(packing, positions=torch.zeros_like(packing.positions))
 
 
 def test_a_model_with_an_attention_of_its_own_is_refused():
@@ -189,19 +199,39 @@ def test_only_layers_that_can_be_are_computed_again():
         use_checkpointing(nn.Linear(2, 2))
 
 
+NAMES = itertools.count()
+
+
 def row_of(length: int) -> Row:
+    """With a prompt of its own."""
     ids = np.ones(length - 1, dtype=np.int32)
-    return Row(prompt_ids=ids[:1], reply_ids=ids, channels=np.zeros(length - 1, dtype=np.int8))
+    return Row(
+        prompt_ids=np.array([next(NAMES)], np.int32), reply_ids=ids, channels=np.zeros(length - 1, dtype=np.int8)
+    )
 
 
 def test_parts_have_about_as_many_tokens():
     rng = np.random.default_rng(0)
     rows = [row_of(int(length)) for length in rng.gamma(2.0, 60.0, 200).clip(4)]
     parts = split(rows, 7)
-    loads = [sum(map(len, part)) for part in parts]
-    assert sum(loads) == sum(map(len, rows))
+    loads = [tokens_of(part) for part in parts]
+    assert sorted(len(r) for part in parts for r in part) == sorted(map(len, rows))
     assert max(loads) / min(loads) < 1.01
     assert all(split([row_of(2)] * 3 + [row_of(900)], 4))
+
+
+@pytest.mark.parametrize(("parts", "apart"), [(2, 0), (4, 0), (8, 16)])
+def test_replies_to_a_prompt_stay_together_as_far_as_parts_come_out_even(parts, apart):
+    rng = np.random.default_rng(0)
+    groups = [
+        [replace(row_of(int(n)), prompt_ids=np.full(40, i, np.int32)) for n in rng.integers(20, 90, 8)]
+        for i in range(16)
+    ]
+    dealt = split([row for group in groups for row in group], parts)
+    loads = [tokens_of(part) for part in dealt]
+    assert max(loads) / min(loads) < 1.1
+    places = [{int(row.prompt_ids[0]) for row in part} for part in dealt]
+    assert sum(len(place) for place in places) - 16 <= apart
 
 
 @pytest.mark.parametrize(
