@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cluster.member import Member
+from cluster.parcel import Parcel
 
 SCRIPT = "DUET_BENCH_SCRIPT"
 """Environment variable: the file that `Script.write` made."""
@@ -94,12 +95,12 @@ class Worker(Member):
     def abandon(self) -> None:
         self._under.clear()
 
-    def update(self, path: Path, version: int, *_: Any) -> Any:
+    def update(self, parcel: Parcel, *_: Any) -> Any:
         from rollout.worker import SyncReport
 
         time.sleep(script().sync)
-        self._version = version
-        return SyncReport(version=version, probe_gap=0.0, seconds=script().sync)
+        self._version = parcel.version
+        return SyncReport(version=parcel.version, probe_gap=0.0, seconds=script().sync)
 
 
 class Server(Member):
@@ -160,10 +161,11 @@ class Rank(Member):
             tally.add(name, 1.0)
         return StepReport(tally=tally, gradient_norm=1.0, learning_rate=1e-4, skipped=False, finite=True)
 
-    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:
+    def publish(self, version: int, probe: list[np.ndarray]) -> Any:
         if self._rank:
             return None
-        return self._folder / "weights", 1, [np.zeros(len(ids) - 1, np.float32) for ids in probe]
+        parcel = Parcel(version=version, size=1, whole=True, path=self._folder / "weights")
+        return parcel, [np.zeros(len(ids) - 1, np.float32) for ids in probe]
 
     def save(self, directory: Path) -> str:
         return "stub"

@@ -193,7 +193,8 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         frozen=tuple(config.model.frozen),
         gpu=c.gpus > 0,
         trust_remote_code=config.model.trust_remote_code,
-        exchange=directory / "weights" if config.run.exchange == "directory" else None,
+        exchange=config.run.exchange,
+        folder=directory / "weights",
     )
     group = GroupSettings(
         ranks=c.ranks,

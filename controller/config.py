@@ -24,8 +24,8 @@ class Run:
     stall_seconds: float = 300.0
     """Without progress for so long, the stacks of all members are written under stalls/; 0 switches this off."""
     exchange: str = "memory"
-    """How weights reach the rollout workers: memory (of the learner's node, where all of them must be) or directory
-    (the run's own, which must be on storage that all nodes see)."""
+    """How weights reach the rollout workers: memory (of the learner's node, where all of them must be), directory (the
+    run's own, which must be on storage that all nodes see) or objects (Ray's object store, between any nodes)."""
 
 
 @dataclass

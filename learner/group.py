@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.census import Census
 from cluster.fleet import Life
+from cluster.parcel import Parcel
 from cluster.places import Place, lacking
 from cluster.postmortem import describe
 from cluster.waiting import MemberFailed, Overdue, gather
@@ -69,10 +70,7 @@ class GroupSettings:
 class Published:
     """A version of the weights, ready to be fetched, with the learner's own log-probabilities of the probe."""
 
-    version: int
-    path: Path
-    size: int
-    """Bytes."""
+    parcel: Parcel
     probe_logps: list[np.ndarray]
 
 
@@ -118,7 +116,8 @@ class LearnerGroup:
         self._version = self._skips = 0
         self._life = Life.STARTING
         self._doing = ("", 0.0)
-        self._memory: Path | None = None
+        self._folder: Path | None = None
+        """Where the weights lie, which a rank that dies cannot remove."""
         self._step: Step | None = None
         environment = {"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}}
         self._ranks: dict[str, Any] = {
@@ -207,12 +206,12 @@ class LearnerGroup:
         )
 
     def publish(self, probe: list[np.ndarray]) -> Published:
-        """Writes the newest weights where workers can fetch them."""
+        """Puts the newest weights where workers can fetch them."""
         answers = {name: rank.publish.remote(self._version, probe) for name, rank in self._ranks.items()}
         reports = self._answers(answers, self._settings.step_seconds, "publishing weights")
-        path, size, logps = next(report for report in reports.values() if report is not None)
-        self._memory = path.parent
-        return Published(version=self._version, path=path, size=size, probe_logps=logps)
+        parcel, logps = next(report for report in reports.values() if report is not None)
+        self._folder = parcel.path.parent if parcel.path is not None else None
+        return Published(parcel=parcel, probe_logps=logps)
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint into an existing folder (`learner.checkpoint`). The manifest comes last: without it,
@@ -257,7 +256,7 @@ class LearnerGroup:
         return [Waiting(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
 
     def stop(self) -> None:
-        """Ends all ranks, whatever state they are in, and removes their weights from memory. Those that still answer
+        """Ends all ranks, whatever state they are in, and removes their weights. Those that still answer
         clean up behind them; of a group that is lost, the others wait for the dead one, and nobody waits for them."""
         if self._life != Life.DEAD:
             answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
@@ -265,8 +264,8 @@ class LearnerGroup:
                 gather(answers, CLOSE_SECONDS, "closing")
         for rank in self._ranks.values():
             ray.kill(rank)
-        if self._memory is not None:
-            shutil.rmtree(self._memory, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answers(self, answers: dict[str, ray.ObjectRef], seconds: float, doing: str) -> dict[str, Any]:
         """The answers of all ranks. Raises LearnerLost, or what a rank's own work raised."""

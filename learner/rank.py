@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cluster.member import Member
+from cluster.parcel import Parcel
 from learner import meeting, schedule
 from learner.attention import use_packing
 from learner.checkpoint import as_os_error
@@ -22,7 +24,8 @@ from learner.freezing import freeze
 from learner.recomputing import use_checkpointing
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
-from learner.send import DirectorySender, SharedMemorySender, named_weights
+from learner.send import DirectorySender, ObjectSender, Sender, SharedMemorySender
+from learner.source import Source
 from learner.state import load_model, model_fingerprint, put_state, save_model, take_state
 from learner.step import Objective, micro_batch_loss
 from learner.tally import Tally
@@ -65,8 +68,10 @@ class RankSettings:
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
-    exchange: Path | None = None
-    """Folder of this run that weights are passed on through; none: the memory of rank 0's node."""
+    exchange: Literal["memory", "directory", "objects"] = "memory"
+    """How weights reach the workers: through the memory of rank 0's node, a folder, or Ray's object store."""
+    folder: Path | None = None
+    """Of this run, for weights alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ class LearnerRank(Member):
         # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
         # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
         torch.manual_seed(0)
-        self._sender: DirectorySender | None = None
+        self._sender: Sender | None = None
         self._door: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
@@ -247,18 +252,26 @@ class LearnerRank(Member):
             found[:scored], _ = self._reference(**batch.comparing())
         return found
 
-    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Path, int, list[np.ndarray]] | None:
-        """Rank 0 writes the weights and scores the probe; returns (file, bytes, log-probabilities [L − 1] each)."""
-        with self._gathered():
-            logps = self._probe(probe)
+    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
+        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each."""
+        logps = self._probe(probe)
+        source = Source(self._engine.module.model, sharded=self._settings.zero_stage == 3)
+        weights = iter(source)
+        try:
             if self._rank != 0:
                 return None
             if self._sender is None:
-                folder = self._settings.exchange
-                self._sender = DirectorySender(folder) if folder else SharedMemorySender(self._settings.run)
-            weights = {name: parameter.data for name, parameter in named_weights(self._engine.module.model)}
-            path, size = self._sender.send(weights, version)
-        return path, size, logps
+                self._sender = self._new_sender()
+            return self._sender.send(source.groups, weights, version, whole=source.whole), logps
+        finally:
+            for _ in weights:  # whatever has failed here: the others gather every group, and would wait for this rank
+                pass
+
+    def _new_sender(self) -> Sender:
+        s = self._settings
+        if s.exchange == "objects":
+            return ObjectSender()
+        return DirectorySender(s.folder) if s.exchange == "directory" else SharedMemorySender(s.run)
 
     @torch.no_grad()
     def _probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
@@ -267,8 +280,10 @@ class LearnerRank(Member):
             inputs = torch.from_numpy(ids.astype(np.int64)).to(self._device)
             sources = torch.arange(len(ids) - 1, device=self._device)
             everything, plain = torch.zeros_like(sources), torch.ones(len(sources), device=self._device)
+            # At ZeRO stage 3 the layers gather themselves, one after the other, as in a step.
             scored, _ = self._engine.module(inputs[None], sources, inputs[1:], everything, plain)
             logps.append(scored.float().cpu().numpy())
+        self._engine.empty_partition_cache()  # or layers that were fetched ahead, for a step, would stay whole
         return logps
 
     def _gathered(self):

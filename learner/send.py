@@ -1,32 +1,34 @@
-"""Sends weights: one safetensors file for each version (read by `rollout/receive.py`), on the memory file system of
-this node or in a folder that all nodes see."""
+"""Sends weights: each version in safetensors files, of which the tensors are written one by one. The receiving end is
+`rollout/fetch.py`."""
 
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
-import torch
-from safetensors.torch import save_file
-from torch import nn
+import numpy as np
+from torch import Tensor
+
+from cluster.parcel import Parcel, memory_directory, write_all
+from learner.layout import Entry, as_bytes, layout
+
+Groups = Sequence[Sequence[Entry]]
+"""What will come, as `learner.source.Source` has it."""
 
 
-def memory_directory() -> Path:
-    """The shared-memory file system where there is one, else the temporary directory."""
-    shared = Path("/dev/shm")
-    return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+class Sender(Protocol):
+    """One way for weights to go. It is rank 0's, and keeps no copy of them."""
 
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+        """Puts a version where workers can fetch it, and lets go of the one before. weights: the tensors of each group,
+        which are not touched when the next is there. Raises OSError."""
 
-def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter under every name it has.
-
-    Tied weights come under each of their names: an engine that misses `lm_head.weight` keeps its old output layer
-    without complaint, and all log-probabilities are quietly wrong.
-    """
-    yield from model.named_parameters(remove_duplicate=False)
+    def close(self) -> None:
+        """Lets go of everything."""
 
 
 def sweep(run: str) -> None:
@@ -42,7 +44,8 @@ def sweep(run: str) -> None:
 
 
 class DirectorySender:
-    """Writes each version beside the last and removes the older ones."""
+    """Writes each version into a folder that all nodes see, beside the last, which may still be read, and removes the
+    older ones."""
 
     def __init__(self, directory: Path) -> None:
         """directory: of this sender alone; what is in it was left by one that died."""
@@ -51,14 +54,25 @@ class DirectorySender:
         self._directory = directory
         self._current: Path | None = None
 
-    def send(self, weights: dict[str, torch.Tensor], version: int) -> tuple[Path, int]:
-        """Returns the file and its size in bytes. The file of the version before is removed."""
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
         path = self._directory / f"{version:06d}.safetensors"
-        save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, path)
+        size = self._write(path, groups, weights)
         if self._current is not None and self._current != path:
             self._current.unlink(missing_ok=True)
         self._current = path
-        return path, path.stat().st_size
+        return Parcel(version=version, size=size, whole=whole, path=path)
+
+    def _write(self, path: Path, groups: Groups, weights: Iterable[dict[str, Tensor]]) -> int:
+        """Returns the size in bytes. The file appears whole, under its name."""
+        planned = layout([entry for group in groups for entry in group])
+        aside = path.with_suffix(".part")
+        with aside.open("wb", buffering=0) as file:
+            write_all(file.fileno(), planned.header, 0)
+            for group in weights:
+                for name, tensor in group.items():
+                    write_all(file.fileno(), as_bytes(tensor), planned.offsets[name])
+        aside.replace(path)
+        return planned.size
 
     def close(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -67,7 +81,8 @@ class DirectorySender:
 class SharedMemorySender(DirectorySender):
     """Writes into memory, where every node has a folder of its own for every sender.
 
-    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
+    The version before goes first, so that memory never holds two; who reads it still has it until the end. The
+    directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
     whoever comes later can tell what is left over (`sweep`).
     """
 
@@ -80,6 +95,38 @@ class SharedMemorySender(DirectorySender):
         self._directory = made.rename(made.with_name(f"duet-{run}-{made.name.removeprefix('.duet-')}"))
         self._current = None
 
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+        if self._current is not None:
+            self._current.unlink(missing_ok=True)
+        return super().send(groups, weights, version, whole=whole)
+
     def close(self) -> None:
         super().close()
         os.close(self._lock)
+
+
+class ObjectSender:
+    """Puts each version into Ray's object store, which carries it to other nodes; a group is a piece.
+
+    This process owns the pieces: they go with it. Those of a version go when nobody holds it any more, which is when
+    the workers have been given the next.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: tuple = ()
+
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+        import ray
+
+        self._pieces = ()
+        size, pieces = 0, []
+        for group, tensors in zip(groups, weights, strict=True):
+            planned = layout(group)
+            parts = [np.frombuffer(planned.header, np.uint8), *(as_bytes(tensors[name]) for name in planned.offsets)]
+            pieces.append(ray.put(parts))
+            size += planned.size
+        self._pieces = tuple(pieces)
+        return Parcel(version=version, size=size, whole=whole, pieces=self._pieces)
+
+    def close(self) -> None:
+        self._pieces = ()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from learner.checkpoint import fingerprint
-from learner.send import named_weights
+from learner.source import named_weights
 from speech.errors import InputError
 
 CONSTANT = ("loss_scaler", "param_slice_mappings", "lr_lambdas")

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,12 +223,16 @@ class Engine:
             seed=order.seed,
         )
 
-    def load_weights(self, path: Path, version: int) -> None:
-        """Takes the weights in a safetensors file as this version. What is under way goes on with them, and with the
-        keys and values that the old ones computed."""
+    def load_weights(self, files: Iterable[Path], version: int, *, whole: bool = True) -> None:
+        """Takes the weights in safetensors files as this version; each file is read before the next is asked for. What
+        is under way goes on with them, and with the keys and values that the old ones computed. whole: whether all
+        parameters are in them; those that are not stay as they are."""
+        files = iter(files)
+        first = next(files)  # where it is not there, nothing has happened to the engine
         with self._still():
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"path": str(path)}})
+            for path in itertools.chain([first], files):
+                self._llm.update_weights({"update_info": {"path": str(path), "whole": whole}})
             self._llm.finish_weight_update(weight_version=str(version))
         self._version = version
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,6 +10,7 @@ from cluster.asking import CrewSettings, Renewal
 from cluster.crew import Crew
 from cluster.fleet import UP
 from cluster.jobs import Failed, Job, Results
+from cluster.parcel import Parcel
 from cluster.places import Place
 from cluster.pool import Pool
 from rollout.engine import EngineSettings, Order, SamplingSettings
@@ -152,19 +152,19 @@ class RolloutPool(Pool):
                 yield number, Failed(reason)
 
     def update(
-        self, path: Path, version: int, mix: float | None, probe: Probe, *, strict: bool = False
+        self, parcel: Parcel, mix: float | None, probe: Probe, *, strict: bool = False
     ) -> dict[str, SyncReport]:
-        """Gives every worker the weights of this version and λ. Raises StaleWeights when a probe does not agree.
+        """Gives every worker these weights and λ. Raises StaleWeights when a probe does not agree.
         strict: whether a worker that cannot take them is an error, and not replaced."""
 
         def check(name: str, report: SyncReport) -> None:
-            check_probe(name, report, version, self._settings.probe_limit)
+            check_probe(name, report, parcel.version, self._settings.probe_limit)
             self._reports[name, self._crew.fleet.members[name].incarnation] = report
 
         renewal = Renewal(
-            call=lambda worker: worker.update.remote(path, version, mix, probe),
+            call=lambda worker: worker.update.remote(parcel, mix, probe),
             check=check,
-            doing=f"taking weights {version}",
+            doing=f"taking weights {parcel.version}",
         )
         return self._crew.renew(renewal, strict=strict)
 

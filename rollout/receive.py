@@ -8,7 +8,10 @@ Importing this module registers the backend under the name `BACKEND`; `rollout.e
 extension so that engine processes import it too.
 """
 
+import logging
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from safetensors import safe_open
@@ -18,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload, layerwise
 
 from cluster.member import show_stacks
 
@@ -35,7 +38,9 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
     """Where the weights lie."""
 
     path: str
-    """A safetensors file with every parameter under its checkpoint name, tied ones included."""
+    """A safetensors file with parameters under their checkpoint names, tied ones included."""
+    whole: bool = True
+    """Whether the files of this update have every parameter together."""
 
 
 class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
@@ -47,18 +52,33 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         pass
 
+    _whole = True
+
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        self._whole = update_info.whole
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
             self.model.load_weights((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        with nullcontext() if self._whole else _without_warnings(layerwise.logger):
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         pass
+
+
+@contextmanager
+def _without_warnings(logger: logging.Logger) -> Iterator[None]:
+    """vLLM keeps what a layer has when nothing comes for it, and warns, at every update and of every such layer."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class WorkerExtension:

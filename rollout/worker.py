@@ -1,6 +1,5 @@
 """A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.engine`."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,11 @@ import numpy as np
 import ray
 
 from cluster.member import Member
+from cluster.parcel import Parcel
 from cluster.waiting import MemberBroken
 from rollout.counting import door, serve
 from rollout.engine import Engine, EngineSettings, Order, SamplingSettings
-from speech.errors import InputError
+from rollout.fetch import fetch
 from speech.families import Family
 from speech.records import Prompt, Reply
 from speech.vocabulary import Vocabulary
@@ -91,17 +91,11 @@ class RolloutWorker(Member):
         with self._living():
             self._engine.abandon()
 
-    def update(self, path: Path, version: int, mix: float | None, probe: Probe) -> SyncReport:
+    def update(self, parcel: Parcel, mix: float | None, probe: Probe) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
         start = time.perf_counter()
         with self._living():
-            if not path.is_file():
-                raise InputError(
-                    f"run.exchange: {self._name}, on the node {os.uname().nodename}, does not see the weights {path}; "
-                    "where members are on several nodes, set run.exchange=directory, and run.directory to storage that "
-                    "all of them see"
-                )
-            self._engine.load_weights(path, version)
+            self._engine.load_weights(fetch(parcel, self._name), parcel.version, whole=parcel.whole)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
         gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]

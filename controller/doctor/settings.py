@@ -136,7 +136,7 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
             SCHEDULE.warning(
                 "run.exchange: memory reaches workers on the learner's node alone, and the cluster has "
                 f"{len(nodes)} nodes",
-                "set run.exchange=directory, with run.directory on storage that all nodes see",
+                "set run.exchange=objects, or run.exchange=directory with run.directory on storage that all nodes see",
             )
         )
     total = {what: sum(node.resources.get(what, 0.0) for node in nodes) for what in ("CPU", "GPU")}

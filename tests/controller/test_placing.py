@@ -34,7 +34,7 @@ def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configur
         ("reward.cpus=0", "reward.cpus: 0, and neither reward.gpus nor reward.resources"),
         ("reward.gpus=1.5", "reward.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
         ("learner.strategy=TIGHT", "learner.strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK"),
-        ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory"),
+        ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory, objects"),
     ],
 )
 def test_needs_that_no_place_can_have_are_refused_by_name(configured, override, complaint):

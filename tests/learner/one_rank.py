@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from learner.rank import LearnerRank, RankSettings
 from learner.rows import Row
-from learner.send import named_weights
+from learner.source import named_weights
 from learner.step import Route
 from speech.channels import select
 from speech.errors import InputError

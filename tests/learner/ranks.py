@@ -19,7 +19,7 @@ import torch
 from learner import scorer
 from learner.rank import LearnerRank, RankSettings
 from learner.rows import Row
-from learner.send import named_weights
+from learner.source import named_weights
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows

@@ -30,12 +30,12 @@ def two_steps(world, rows, ranks: int, stage: int, directory=None):
     learned = [group.step(rows, 0.4) for _ in range(2)]
     probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
     published = group.publish(probe)
-    weights = load_file(published.path)
+    weights = load_file(published.parcel.path)
     if directory is not None:
         group.save(directory)
     group.stop()
-    assert published.version == 2
-    assert not published.path.exists(), "the memory file outlived the group"
+    assert published.parcel.version == 2
+    assert not published.parcel.path.exists(), "the memory file outlived the group"
     return weights, learned, published.probe_logps[0]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cluster.places import Place
 from learner.batches import read_batch
 from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
-from learner.send import memory_directory
+from cluster.parcel import memory_directory
 from speech.errors import InputError
 from tests.learner.groups import learner_group, mixed_rows
 
@@ -72,14 +72,14 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
 
     # Batches that are not finite: skipped, counted, and in the end kept for who wants to look.
     spoilt = [replace(rows[0], behaviour=np.full_like(rows[0].behaviour, np.nan)), *rows[1:]]
-    start = load_file(group.publish(probe).path)
+    start = load_file(group.publish(probe).parcel.path)
     learned = group.step(spoilt, 0.4)
     assert learned.skipped
     assert learned.not_finite in ("loss of learner-0", "loss of learner-1")
     assert learned.gradient_norm is None
     published = group.publish(probe)
-    assert published.version == group.version == 1
-    same = load_file(published.path)
+    assert published.parcel.version == group.version == 1
+    same = load_file(published.parcel.path)
     assert all(torch.equal(start[name], same[name]) for name in start)
     assert not group.step(rows, 0.4).skipped
     assert group.step(spoilt, 0.4).skipped, "those in a row are counted, and the last was not skipped"
@@ -101,7 +101,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     for pid in pids.values():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     group.save(checkpoint)
-    expected = load_file(group.publish(probe).path)
+    expected = load_file(group.publish(probe).parcel.path)
 
     # An error of the work itself is raised as it came, and the group lives.
     with pytest.raises(InputError, match="other parameters"):
@@ -123,9 +123,9 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     group.start()
     group.load(checkpoint, 5)
     published = group.publish(probe)
-    assert published.version == 5
+    assert published.parcel.version == 5
     assert not other.held
-    found = load_file(published.path)
+    found = load_file(published.parcel.path)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     await_end(pids["learner-1"])
 

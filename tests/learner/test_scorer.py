@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.rows import Pair, Row, collate, split
 from learner.scorer import Scorer
-from learner.send import named_weights
+from learner.source import named_weights
 from speech.interleave import Kind
 
 KINDS = torch.tensor([0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.BEGIN, Kind.END, Kind.STOP], dtype=torch.int8)

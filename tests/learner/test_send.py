@@ -1,25 +1,36 @@
-"""What senders leave behind, in memory and in a folder: nothing that nobody holds."""
+"""What senders hand over, and what they leave behind, in memory and in a folder: nothing that nobody holds."""
 
 import subprocess
 import sys
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from learner.send import DirectorySender, SharedMemorySender, memory_directory
+from cluster.parcel import Parcel, memory_directory
+from learner.layout import Entry
+from learner.send import DirectorySender, Sender, SharedMemorySender
 
 DIES = """
-import os, sys, torch
+import os, sys
 from learner.send import SharedMemorySender
-print(SharedMemorySender(sys.argv[1]).send({"a": torch.ones(3)}, 1)[0], flush=True)
+from tests.learner.test_send import send
+print(send(SharedMemorySender(sys.argv[1]), 1, a=1.0).path, flush=True)
 os.kill(os.getpid(), 9)
 """
+
+
+def send(sender: Sender, version: int, **values: float) -> Parcel:
+    """Sends tensors of three equal numbers each."""
+    weights = {name: torch.full((3,), value) for name, value in values.items()}
+    groups = [[Entry.of(name, tensor) for name, tensor in weights.items()]]
+    return sender.send(groups, [weights], version, whole=True)
 
 
 def test_what_a_killed_sender_left_is_removed_by_the_next_and_the_living_keep_theirs(root, tmp_path):
     run = f"send-{tmp_path.name}"
     living = SharedMemorySender(run)
-    held, _ = living.send({"a": torch.zeros(3)}, 1)
+    held = send(living, 1, a=0.0).path
     died = subprocess.run(
         [sys.executable, "-c", DIES, run], cwd=root, capture_output=True, text=True, timeout=100, check=False
     )
@@ -41,9 +52,48 @@ def test_a_folder_has_the_newest_version_alone(tmp_path):
     sender = DirectorySender(folder)
     assert not list(folder.iterdir())
     for version in (7, 8):
-        path, size = sender.send({"a": torch.full((3,), float(version))}, version)
-        assert [path] == list(folder.iterdir())
-        assert path.stat().st_size == size
-        assert torch.equal(load_file(path)["a"], torch.full((3,), float(version)))
+        parcel = send(sender, version, a=version)
+        assert [parcel.path] == list(folder.iterdir())
+        assert (parcel.version, parcel.size) == (version, parcel.path.stat().st_size)
+        assert torch.equal(load_file(parcel.path)["a"], torch.full((3,), float(version)))
     sender.close()
     assert not folder.exists()
+
+
+def test_memory_never_holds_two_versions(tmp_path):
+    sender = SharedMemorySender(f"send-{tmp_path.name}")
+    first = send(sender, 1, a=1.0).path
+    read = load_file(first)["a"]  # somebody who is late
+    there = []
+
+    def weights():
+        there.extend(first.parent.iterdir())
+        yield {"a": torch.full((3,), 2.0)}
+
+    second = sender.send([[Entry("a", torch.float32, (3,))]], weights(), 2, whole=True).path
+    assert [path.name for path in there] == ["000002.part"]
+    assert read.tolist() == [1.0] * 3
+    assert load_file(second)["a"].tolist() == [2.0] * 3
+    sender.close()
+
+
+def test_tensors_of_every_kind_arrive_as_they_are(tmp_path):
+    """Odd lengths before wider numbers, no dimensions at all, nothing at all, and what lies in memory with gaps."""
+    weights = {
+        "odd": torch.arange(5, dtype=torch.bfloat16),
+        "byte": torch.arange(3, dtype=torch.uint8),
+        "wide": torch.arange(6, dtype=torch.float64).reshape(2, 3),
+        "turned": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
+        "one": torch.tensor(3.5),
+        "none": torch.empty(0, 4),
+        "half": torch.arange(4, dtype=torch.float16)[::2],
+    }
+    groups = [[Entry.of(name, weights[name]) for name in names] for names in (("odd", "byte", "wide"), list(weights)[3:])]
+    sender = DirectorySender(tmp_path / "weights")
+    parcel = sender.send(groups, ({e.name: weights[e.name] for e in group} for group in groups), 1, whole=True)
+    with safe_open(parcel.path, framework="pt") as file:
+        assert set(file.keys()) == set(weights)
+        for name, tensor in weights.items():
+            found = file.get_tensor(name)
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(found, tensor), name

@@ -6,9 +6,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from cluster.parcel import Parcel
 from learner.rows import Row, collate
 from learner.scorer import Scorer
-from learner.send import named_weights
+from learner.send import DirectorySender
+from learner.source import Source, named_weights
 from rollout.engine import Engine, SamplingSettings
 from speech.families import PLAYGROUND
 from speech.interleave import allowed_sets, kind_table
@@ -99,10 +101,37 @@ def test_new_weights_arrive_and_the_probe_tells(engine, prompts, scorer, vocabul
             parameter.add_(0.02 * torch.randn_like(parameter))
     weights = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
     save_file(weights, tmp_path / "w.safetensors")
-    engine.load_weights(tmp_path / "w.safetensors", 5)
+    engine.load_weights([tmp_path / "w.safetensors"], 5)
     assert engine.weight_version == 5
     after = engine.probe(sequences)
     assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 0.1
     [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
     assert group.replies[0].weight_version == 5
+    assert gap(group, scorer, vocabulary) < 1e-4
+
+
+def test_layers_that_are_not_sent_keep_their_weights(engine, prompts, scorer, vocabulary, tmp_path):
+    """A model of which parts are frozen: what travels is what can have changed, and what the engine fuses with it."""
+    sender = DirectorySender(tmp_path / "weights")
+
+    def load(version: int) -> Parcel:
+        source = Source(scorer.model, sharded=False, group_bytes=1 << 18)
+        parcel = sender.send(source.groups, source, version, whole=source.whole)
+        engine.load_weights([parcel.path], version, whole=parcel.whole)
+        return parcel
+
+    everything = load(6)
+    trained = ("layers.1.self_attn.k_proj", "layers.2.mlp.up_proj", "model.norm", "layers.3.input_layernorm")
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in scorer.model.named_parameters():
+            parameter.requires_grad_(any(part in name for part in trained))
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    part = load(7)
+    assert everything.whole
+    assert not part.whole
+    assert part.size < 0.4 * everything.size
+    [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
+    assert group.replies[0].weight_version == 7
     assert gap(group, scorer, vocabulary) < 1e-4

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.fleet import Fleet
+from cluster.parcel import Parcel
 from rollout.pool import RolloutPool, StaleWeights, check_probe
 from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.errors import InputError
@@ -51,7 +52,8 @@ def test_what_workers_say_is_of_those_that_are_up_and_not_of_the_dead_before_the
 
 def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path):
     worker = RolloutWorker.__new__(RolloutWorker)
-    worker._name, worker._engine = "rollout-3", SimpleNamespace(life=SimpleNamespace(end=None))  # it lives
+    engine = SimpleNamespace(life=SimpleNamespace(end=None), load_weights=lambda files, *_, **__: list(files))
+    worker._name, worker._engine = "rollout-3", engine
     there = tmp_path / "000007.safetensors"
     with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
-        worker.update(there, 7, None, Probe(sequences=[], logps=[]))
+        worker.update(Parcel(version=7, size=1, whole=True, path=there), None, Probe(sequences=[], logps=[]))

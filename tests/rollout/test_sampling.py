@@ -141,7 +141,7 @@ def test_a_reply_knows_the_weights_and_the_draw_that_made_it(started, tmp_path):
     """Method §7, rule 9."""
     engine, llm = started()
     [before] = sampled(engine, llm, ([9], "length"))
-    engine.load_weights(tmp_path / "w.safetensors", 5)
+    engine.load_weights([tmp_path / "w.safetensors"], 5)
     first, second = sampled(engine, llm, ([9], "length"), ([10], "length"))
     assert (before.weight_version, first.weight_version, second.weight_version) == (0, 5, 5)
     assert [(r.prompt_id, r.index, r.worker, r.seed) for r in (first, second)] == [

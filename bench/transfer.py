@@ -1,0 +1,113 @@
+"""Seconds of a weight sync of a model of 0.5 B parameters, against a plain copy of the same bytes in memory.
+
+The sender is the learner's, on a Hugging Face model with random weights; the receiver is a worker's engine in a process
+of its own, which is idle. A sync is both: from weights in the sender's memory to an engine that would compute with
+them. The probe is left out, as what it costs is a forward pass. Both sides have as many threads as the playground.
+"""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from bench.rows import Row, row
+from bench.setting import joined, playground
+from cluster.parcel import Parcel
+from controller import assembly
+from learner.send import ObjectSender, Sender, SharedMemorySender
+from learner.source import Source
+from speech.families import family
+
+GOAL = "≤ 4"
+WARM = 2
+QWEN2 = dict(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
+"""The shape of Qwen2-0.5B: 494 million parameters, of which those of the output layer travel once more."""
+
+
+class Receiver:
+    """A worker's engine without the worker, whose tokenizer the model has not."""
+
+    def __init__(self, settings: Any, family: Any, tokens: str) -> None:
+        from rollout.engine import Engine
+        from speech.vocabulary import Vocabulary
+
+        self._engine = Engine(settings, family, Vocabulary.from_checkpoint(Path(tokens), family.tokens), 0)
+
+    def take(self, parcel: Parcel) -> int:
+        from rollout.fetch import fetch
+
+        self._engine.load_weights(fetch(parcel, "bench"), parcel.version, whole=parcel.whole)
+        return self._engine.weight_version
+
+
+def measure(repeats: int) -> list[Row]:
+    """A sync through memory, and through Ray's object store, over the copy."""
+    config = playground()
+    chosen = family(config.model.family)
+    usual = assembly.engine_settings(config, chosen)
+    torch.set_num_threads(usual.threads)
+    found: dict[str, list[float]] = {"memory": [], "objects": []}
+    with tempfile.TemporaryDirectory() as checkpoint, joined(config):
+        model = _model(Path(checkpoint))
+        settings = replace(
+            usual, checkpoint=checkpoint, dtype="bfloat16", max_length=256, max_sequences=4, constrained=False
+        )
+        receiver = ray.remote(Receiver).options(num_cpus=0.1).remote(settings, chosen, usual.checkpoint)
+        senders: dict[str, Sender] = {"memory": SharedMemorySender("bench"), "objects": ObjectSender()}
+        version = 0
+        for turn in range(WARM + repeats):
+            for kind, sender in senders.items():
+                version += 1
+                ratio = _sync(model, sender, receiver, version) / _copy(model)
+                if turn >= WARM:
+                    found[kind].append(ratio)
+        for sender in senders.values():
+            sender.close()
+    return [
+        row("weight sync / plain copy of the same bytes, through memory", found["memory"], GOAL),
+        row("weight sync / plain copy of the same bytes, through Ray's object store", found["objects"], ""),
+    ]
+
+
+def _model(checkpoint: Path) -> torch.nn.Module:
+    """Random weights, the same as in this folder."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**QWEN2)).to(torch.bfloat16)
+    model.save_pretrained(checkpoint)
+    return model
+
+
+def _sync(model: torch.nn.Module, sender: Sender, receiver: Any, version: int) -> float:
+    """Seconds."""
+    begun = time.perf_counter()
+    source = Source(model, sharded=False)
+    parcel = sender.send(source.groups, source, version, whole=source.whole)
+    taken = ray.get(receiver.take.remote(parcel))
+    seconds = time.perf_counter() - begun
+    if taken != version:
+        raise RuntimeError(f"the engine holds version {taken}, and was given {version}")
+    return seconds
+
+
+def _copy(model: torch.nn.Module) -> float:
+    """Seconds."""
+    weights = [tensor for group in Source(model, sharded=False) for tensor in list(group.values())]
+    begun = time.perf_counter()
+    copies = [tensor.clone() for tensor in weights]
+    seconds = time.perf_counter() - begun
+    del copies
+    return seconds
