@@ -89,6 +89,7 @@ def describe(
         seconds=seconds | {"total": sum(seconds.values())},
         idle=idle,
         sync_bytes=sync_bytes,
+        sync_bytes_per_second=sync_bytes / seconds["sync"],
         demonstrations=[d.prompt_id for d in demonstrations],
     )
 

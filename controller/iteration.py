@@ -78,6 +78,10 @@ class Iteration:
     idle: dict[str, float]
     """Share of the iteration in which members of a role had nothing to do, in [0, 1] (columns `idle_ROLE`)."""
     sync_bytes: int
+    """Of the weights that went to the workers; each took as many."""
+    sync_bytes_per_second: float
+    """Of `sync_bytes`, over all of the phase sync: sent, taken by every worker, and checked by the probe. Times 1e-9,
+    GB/s."""
     demonstrations: list[str]
     """Prompts of the demonstrations that the anchor trained on."""
 

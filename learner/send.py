@@ -65,14 +65,22 @@ class DirectorySender:
     def _write(self, path: Path, groups: Groups, weights: Iterable[dict[str, Tensor]]) -> int:
         """Returns the size in bytes. The file appears whole, under its name."""
         planned = layout([entry for group in groups for entry in group])
-        aside = path.with_suffix(".part")
-        with aside.open("wb", buffering=0) as file:
-            write_all(file.fileno(), planned.header, 0)
+        file = os.open(self._aside, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(file, planned.size)
+            write_all(file, planned.header, 0)
             for group in weights:
                 for name, tensor in group.items():
-                    write_all(file.fileno(), as_bytes(tensor), planned.offsets[name])
-        aside.replace(path)
+                    write_all(file, as_bytes(tensor), planned.offsets[name])
+        finally:
+            os.close(file)
+        self._aside.replace(path)
         return planned.size
+
+    @property
+    def _aside(self) -> Path:
+        """A version that is being written."""
+        return self._directory / "part"
 
     def close(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -81,8 +89,11 @@ class DirectorySender:
 class SharedMemorySender(DirectorySender):
     """Writes into memory, where every node has a folder of its own for every sender.
 
-    The version before goes first, so that memory never holds two; who reads it still has it until the end. The
-    directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
+    Each version is written over the one before: memory never holds two, and pages that are there already take a third
+    of the time of new ones. So one is read until the next is sent, and no longer: a worker that is late reads neither,
+    but then it has been asked to take the next, and its answer about the one before counts for nothing.
+
+    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
     whoever comes later can tell what is left over (`sweep`).
     """
 
@@ -97,7 +108,8 @@ class SharedMemorySender(DirectorySender):
 
     def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
         if self._current is not None:
-            self._current.unlink(missing_ok=True)
+            self._current.replace(self._aside)
+            self._current = None
         return super().send(groups, weights, version, whole=whole)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from cluster.jobs import Failed, Job, Results
 from cluster.parcel import Parcel
 from cluster.places import Place
 from cluster.pool import Pool
-from rollout.engine import EngineSettings, Order, SamplingSettings
+from rollout.engine import EngineSettings, Order, SamplingSettings, process_environment
 from rollout.worker import Drawn, Probe, RolloutWorker, SyncReport
 from speech.families import Family
 from speech.records import Prompt, Reply
@@ -77,8 +77,7 @@ class RolloutPool(Pool):
         """Indices of the replies that they lack."""
         self._fresh: list[tuple[int, Reply]] = []
         home = ray.util.get_node_ip_address()
-        # torch reads its thread count when it is imported, before the worker's own code runs.
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(engine.threads)}}
+        environment = {"env_vars": process_environment(engine)}
 
         def make(name: str, place: Place) -> Any:
             remote = ray.remote(RolloutWorker).options(runtime_env=environment, **place.options())
@@ -151,9 +150,7 @@ class RolloutPool(Pool):
             if number in self._orders:
                 yield number, Failed(reason)
 
-    def update(
-        self, parcel: Parcel, mix: float | None, probe: Probe, *, strict: bool = False
-    ) -> dict[str, SyncReport]:
+    def update(self, parcel: Parcel, mix: float | None, probe: Probe, *, strict: bool = False) -> dict[str, SyncReport]:
         """Gives every worker these weights and λ. Raises StaleWeights when a probe does not agree.
         strict: whether a worker that cannot take them is an error, and not replaced."""
 

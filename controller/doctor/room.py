@@ -14,6 +14,9 @@ TIGHT = 0.9
 """Share of what is free above which an estimate is too near to it to be trusted."""
 TOKEN_BYTES = 9
 """Of a recorded token: id, channel, log-probability, before compression."""
+VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0}
+"""Of the weights that are there at once, by `run.exchange`: in memory each is written over the one before; elsewhere
+the one before goes when the next is there."""
 ANSWERS = 20 * memory.MIB
 """What a checkpoint keeps of what judges said, at most (`reward.server.MOST_ANSWERS`)."""
 SMALLER = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
@@ -25,7 +28,8 @@ def check_memory(config: Config, model: Shape, needs: Sequence[Need], machine: M
         if need.role not in ("driver", "controller"):
             yield MEMORY.fine(_of(need))
     yield from check_cache(config, model, machine.gpus[0].total if machine.gpus else None)
-    total = sum(need.members * need.host for need in needs) + _handed_on(config, model, "memory")
+    total = sum(need.members * need.host for need in needs)
+    total += _handed_on(config, model, "memory") + _handed_on(config, model, "objects")
     said = f"all members together need about {size(total)} of the machine's {size(machine.memory)}"
     if total > machine.memory:
         yield MEMORY.error(said, SMALLER)
@@ -81,10 +85,10 @@ def check_cache(config: Config, model: Shape, gpu: float | None) -> Iterator[Fin
 
 
 def check_shared(config: Config, model: Shape, machine: Machine) -> Iterator[Finding]:
-    """Room to hand weights on in: one version is written while the one before is still there."""
+    """Room to hand weights on in."""
     wanted = _handed_on(config, model, "memory")
     free = size(machine.shared_free)
-    said = f"weights are handed on in {machine.shared}: two versions, {size(wanted)}; {free} are free"
+    said = f"weights are handed on in {machine.shared}: one version, {size(wanted)}; {free} are free"
     if wanted > machine.shared_free:
         yield SHARED.error(said, "give the container more (docker run --shm-size, a memory emptyDir on Kubernetes)")
     else:
@@ -130,8 +134,8 @@ def _check_gpus(needs: Sequence[Need], total: float, free: float) -> Iterator[Fi
 
 
 def _handed_on(config: Config, model: Shape, exchange: str) -> float:
-    """Bytes of weights on their way, where they go this way: a version, and the one before."""
-    return 2.0 * model.sent * memory.width_of(config) if config.run.exchange == exchange else 0.0
+    """Bytes of weights on their way, where they go this way."""
+    return VERSIONS[exchange] * model.sent * memory.width_of(config) if config.run.exchange == exchange else 0.0
 
 
 def _of(need: Need) -> str:

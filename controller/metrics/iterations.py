@@ -174,6 +174,10 @@ WORK = (
         _rates,
     ),
     _counter("sync_bytes_total", (), "bytes", "Weights sent to rollout workers.", lambda i: i.sync_bytes),
+    _gauge(
+        "sync_bytes_per_second", (), "bytes per second",
+        "Weights of the last sync over its time, probe included.", lambda i: i.sync_bytes_per_second,
+    ),
     _counter("scores_missing_total", ("reason",), "scores", "Scores that could not be given.", lambda i: i.missing),
 )  # fmt: skip
 JUDGES: tuple[Of, ...] = (

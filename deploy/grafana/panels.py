@@ -164,7 +164,12 @@ ITERATIONS = (
     ),
     Panel(title="Idle", unit="percentunit", width=12, queries={"{{role}}": gauge("duet_idle_ratio")}),
     Panel(title="Weight sync", unit="s", width=12, queries={"": gauge("duet_phase_last_seconds", phase="sync")}),
-    Panel(title="Weights sent", unit="Bps", width=12, queries={"": rate("duet_sync_bytes_total")}),
+    Panel(
+        title="Weights sent",
+        unit="Bps",
+        width=12,
+        queries={"on average": rate("duet_sync_bytes_total"), "during a sync": gauge("duet_sync_bytes_per_second")},
+    ),
 )  # fmt: skip
 POOLS = (
     Panel(title="Work in hand and waiting", queries={"{{role}} {{work}}": gauge("duet_work_items")}),

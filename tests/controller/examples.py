@@ -55,6 +55,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "seconds": {"rollout": 1.0, "reward": 1.0, "learn": 1.5, "sync": 0.1, "total": 3.6},
         "idle": {"rollout": 0.7, "reward": 0.6, "learner": 0.5},
         "sync_bytes": 7_000_000,
+        "sync_bytes_per_second": 140_000_000.0,
         "demonstrations": ["train-00001"],
     }
     return Iteration(**(fields | changes))

@@ -25,9 +25,8 @@ def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
     )
     learned = Learned(**({"tally": Tally(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
     syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
-    return describe(
-        7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 0, {"learn": 1.0}, {"learner": 0.5}
-    )
+    seconds, idle = {"learn": 1.0, "sync": 0.5}, {"learner": 0.5}
+    return describe(7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 6000, seconds, idle)
 
 
 def test_what_is_missing_is_counted_by_reason_and_what_gives_no_gradient_is_dropped():
@@ -59,6 +58,7 @@ def test_an_iteration_names_its_weights_and_its_demonstrations():
     used = [Demonstration(prompt_id=name, prompt_ids=ids, reply_ids=ids, text="") for name in ("train-7", "train-2")]
     found = described(judge(group(2), [card(a=1.0), card(a=2.0)], ONE, []), uses=[[None] * 2], demonstrations=used)
     assert (found.weight_version, found.demonstrations) == (6, ["train-7", "train-2"])
+    assert (found.sync_bytes, found.sync_bytes_per_second) == (6000, 12000.0)
 
 
 def test_a_skipped_step_is_counted_and_what_it_did_not_measure_is_none():

@@ -97,12 +97,12 @@ def test_a_cluster_without_enough_memory(root):
     all_fine(found(learner + GIB, learner + GIB, 100 * GIB))
 
 
-def test_shared_memory_for_two_versions_of_the_weights(root):
+def test_shared_memory_for_a_version_of_the_weights(root):
     config = configured(root, *BF16)
     found = only(check_shared(config, SEVEN_BILLION, machine(shared_free=64 * MIB)), State.ERROR)
-    assert "/dev/shm: two versions, 26.1 GiB; 64 MiB are free" in found.text
+    assert "/dev/shm: one version, 13 GiB; 64 MiB are free" in found.text
     assert "--shm-size" in found.remedy
-    all_fine(check_shared(config, SEVEN_BILLION, machine(shared_free=27 * GIB)))
+    all_fine(check_shared(config, SEVEN_BILLION, machine(shared_free=14 * GIB)))
 
 
 @pytest.mark.parametrize(

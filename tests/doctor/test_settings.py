@@ -136,4 +136,5 @@ def test_weights_that_only_one_node_would_see(root):
     nodes = [node(CPU=8.0), node(CPU=8.0)]
     found = only(check_cluster(configured(root), nodes), State.WARNING)
     assert "run.exchange: memory reaches workers on the learner's node alone" in found.text
-    assert "run.exchange=directory" in found.remedy
+    assert "run.exchange=objects, or run.exchange=directory" in found.remedy
+    all_fine(check_cluster(configured(root, "run.exchange=objects"), nodes))

@@ -3,8 +3,8 @@
     python -m tests.learner.ranks CHECKPOINT DIRECTORY PORT RANK WORLD
 
 To be run as WORLD processes at once. At every ZeRO stage, this rank takes steps straight, and goes on from a checkpoint
-of half-way in a new engine; then, where there are several, the last of them has a loss, or a gradient, that is not
-finite. Prints what came out, as JSON.
+of half-way in a new engine; it sends its weights on the way; then, where there are several, the last of them has a
+loss, or a gradient, that is not finite. Prints what came out, as JSON.
 """
 
 import json
@@ -14,12 +14,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from learner import scorer
 from learner.rank import LearnerRank, RankSettings
 from learner.rows import Row
-from learner.source import named_weights
+from learner.source import Source, named_weights
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
@@ -82,6 +84,38 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one) and set(one) == set(other)
 
 
+class NoSpace:
+    """A sender whose disk is full after the first group."""
+
+    def send(self, groups: object, weights: Iterator, *_: object, **__: object) -> None:
+        next(weights)
+        raise OSError("no space")
+
+
+def sent(rank: LearnerRank) -> dict:
+    """What is sent, how much of the model is whole on this rank at once, and what this rank does when rank 0 cannot
+    send."""
+    model, everything = rank._engine.module.model, weights(rank)
+    given: dict[str, torch.Tensor] = {}
+    most = 0
+    for group in Source(model, sharded=rank._settings.zero_stage == 3, group_bytes=1 << 20):
+        given |= {name: tensor.clone() for name, tensor in group.items()}
+        most = max(most, sum(parameter.numel() for parameter in model.parameters()))  # 0 of one that is partitioned
+    rank._sender, failed = NoSpace(), None
+    try:
+        rank.publish(2, [])
+    except OSError as error:
+        failed = str(error)
+    rank._sender = None
+    if published := rank.publish(2, [np.arange(9, dtype=np.int32)]):
+        file = load_file(published[0].path)
+        given = file if same(given, file) else {}
+        rank.close()
+    moved = {name: tensor for name, tensor in everything.items() if not name.startswith("model.layers.0.")}
+    total = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    return {"right": same(given, moved), "most": most / total, "failed": failed}
+
+
 def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
     def engine() -> LearnerRank:
         rank = LearnerRank(place, world, settings, PLAYGROUND, WITHOUT_KL)
@@ -102,6 +136,7 @@ def found(settings: RankSettings, directory: Path, port: int, place: int, world:
     resumed = engine()
     resumed.load(directory, saved)
     result: dict = {"loaded": same(start, weights(resumed))}
+    result["sent"] = sent(straight)  # which changes nothing of what comes
     rates = [[rank.step(batch(number), 2, 0.5).learning_rate for number in range(2, 5)] for rank in (straight, resumed)]
     result |= {"rates": rates, "moved": not same(start, weights(resumed))}
     result["resumed"] = same(weights(straight), weights(resumed))

@@ -12,10 +12,10 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from cluster.parcel import memory_directory
 from cluster.places import Place
 from learner.batches import read_batch
 from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
-from cluster.parcel import memory_directory
 from speech.errors import InputError
 from tests.learner.groups import learner_group, mixed_rows
 

@@ -81,6 +81,16 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two
         assert skipped == straight
 
 
+def test_a_large_model_is_never_whole_on_its_way_to_the_workers(two):
+    """At ZeRO stage 3 by group, all ranks together; and where rank 0 cannot send, the others are let go."""
+    for stage in ("0", "1", "2", "3"):
+        first, second = (rank[stage]["sent"] for rank in two)
+        assert first["right"]
+        assert second["right"]
+        assert (first["failed"], second["failed"]) == ("no space", None)
+        assert (first["most"] < 0.4) == (second["most"] < 0.4) == (stage == "3")
+
+
 def test_nothing_in_the_learner_draws(two):
     """So that a checkpoint needs no random state."""
     assert not any(found["drew"] for rank in two for found in rank.values())
