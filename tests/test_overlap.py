@@ -14,6 +14,7 @@ def test_iterations_overlap_within_the_bound(root, world, tmp_path):
     done = duet(
         root, "train", f"run.iterations={ITERATIONS}", "run.name=ahead", f"run.directory={tmp_path}",
         "rollout.staleness=1", "data.held_out={}", "evaluation.listen_every=0", "evaluation.signal_samples=0",
+        "run.exchange=objects", "model.frozen=[model.layers.0.*, model.embed_tokens.weight]",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     rows = pq.read_table(tmp_path / "ahead/iterations.parquet").to_pylist()
@@ -29,5 +30,9 @@ def test_iterations_overlap_within_the_bound(root, world, tmp_path):
     later = rows[1:]
     assert all(row["logp_gap_text"] is None for row in later), "older weights drew them"
     assert max(row["probe_gap"] for row in rows) < 1e-4
+    # Through Ray's object store came what is trained, three layers and the output.
+    whole = (world / "base/model.safetensors").stat().st_size
+    assert all(0.5 * whole < row["sync_bytes"] < 0.8 * whole for row in rows)
+    assert all(row["sync_bytes_per_second"] == pytest.approx(row["sync_bytes"] / row["seconds_sync"]) for row in rows)
     # The learner is what everybody waits for.
     assert sum(row["idle_learner"] for row in later) < 0.5 * len(later)
