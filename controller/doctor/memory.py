@@ -141,7 +141,7 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
     weights = model.parameters * b
     parts: dict[str, float] = {"weights": weights / ranks if stage == 3 else weights}
     if stage == 3:
-        parts["weights gathered to be sent"] = weights
+        parts["weights gathered to be saved"] = weights
     parts["gradients"] = trained * b / (ranks if stage >= 2 else 1)
     if stage == 0:
         parts["optimiser"] = 2.0 * trained * b
@@ -156,10 +156,10 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
         parts["start model"] = weights
     parts |= activations(config, model)
     base = {"process": HOLDS["learner"]}
-    sending = {"weights while they are sent": model.sent * b}
+    saving = {"weights while they are saved": model.sent * b}
     if c.gpus > 0:
-        return Need(role="learner", members=ranks, memory=base | sending, device=parts, gpus=c.gpus)
-    return Need(role="learner", members=ranks, memory=base | sending | parts)
+        return Need(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
+    return Need(role="learner", members=ranks, memory=base | saving | parts)
 
 
 def activations(config: Config, model: Shape) -> dict[str, float]:

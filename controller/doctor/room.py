@@ -58,6 +58,14 @@ def check_nodes(config: Config, model: Shape, needs: Sequence[Need], nodes: Sequ
         if need.host > largest:
             said = f"one {need.role} member needs {size(need.host)}, and no node has more than {size(largest)} now"
             yield MEMORY.warning(said, f"take larger nodes, or {SMALLER}")
+    passed = _handed_on(config, model, "objects")
+    store = min(node.resources.get("object_store_memory", 0.0) for node in nodes)
+    if passed > store:
+        yield SHARED.warning(
+            f"weights are handed on in Ray's object store: two versions, {size(passed)}; a node has {size(store)}, and "
+            "writes to disk what is too much",
+            "start nodes with more (ray start --object-store-memory), or set run.exchange=directory",
+        )
 
 
 def check_cache(config: Config, model: Shape, gpu: float | None) -> Iterator[Finding]:

@@ -142,11 +142,11 @@ def test_an_engine_on_the_cpu_takes_its_cache_at_once(root):
     assert not need.device
 
 
-def test_a_sharded_model_is_whole_while_it_is_sent(root):
+def test_a_sharded_model_is_whole_while_it_is_saved(root):
     config = configured(root, *BF16, "learner.zero_stage=3", "learner.ranks=4")
     parts = learner(config, SEVEN_BILLION, reference=False).memory
     whole = 2 * SEVEN_BILLION.parameters
-    assert (parts["weights"], parts["weights gathered to be sent"], parts["weights while they are sent"]) == (
+    assert (parts["weights"], parts["weights gathered to be saved"], parts["weights while they are saved"]) == (
         whole / 4,
         whole,
         whole,

@@ -97,6 +97,18 @@ def test_a_cluster_without_enough_memory(root):
     all_fine(found(learner + GIB, learner + GIB, 100 * GIB))
 
 
+def test_an_object_store_for_two_versions_of_the_weights(root):
+    config = configured(root, *BF16, "run.exchange=objects")
+
+    def found(*stores: float):
+        nodes = [Node(host="10.0.0.1", resources={"object_store_memory": s}, memory=900 * GIB) for s in stores]
+        return list(check_nodes(config, SEVEN_BILLION, memory.needs(config, SEVEN_BILLION, reference=True), nodes))
+
+    all_fine(found(27 * GIB, 30 * GIB))
+    smallest = only(found(27 * GIB, 20 * GIB), State.WARNING)
+    assert "object store: two versions, 26.1 GiB; a node has 20 GiB" in smallest.text
+
+
 def test_shared_memory_for_a_version_of_the_weights(root):
     config = configured(root, *BF16)
     found = only(check_shared(config, SEVEN_BILLION, machine(shared_free=64 * MIB)), State.ERROR)
