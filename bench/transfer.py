@@ -8,6 +8,7 @@ them. The probe is left out, as what it costs is a forward pass. Both sides have
 import itertools
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -64,14 +65,19 @@ def measure(repeats: int) -> list[Row]:
     usual = assembly.engine_settings(config, chosen)
     torch.set_num_threads(usual.threads)
     found: dict[str, list[float]] = {"memory": [], "objects": []}
-    with tempfile.TemporaryDirectory() as checkpoint, joined(config):
+    with (
+        tempfile.TemporaryDirectory() as checkpoint,
+        joined(config),
+        closing(SharedMemorySender("bench")) as memory,
+        closing(ObjectSender()) as objects,
+    ):
         model = _model(Path(checkpoint))
         settings = replace(
             usual, checkpoint=checkpoint, dtype="bfloat16", max_length=256, max_sequences=4, constrained=False
         )
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": process_environment(settings)}}
         receiver = ray.remote(Receiver).options(**options).remote(settings, chosen, usual.checkpoint)
-        senders: dict[str, Sender] = {"memory": SharedMemorySender("bench"), "objects": ObjectSender()}
+        senders: dict[str, Sender] = {"memory": memory, "objects": objects}
         versions = itertools.count(1)
         for turn in range(WARM + repeats):
             for kind, sender in senders.items():
@@ -82,8 +88,6 @@ def measure(repeats: int) -> list[Row]:
                 if turn >= WARM:
                     # The fastest copy: now and then new memory takes several times as long on a virtual machine.
                     found[kind].append(median(syncs) / min(copies))
-        for sender in senders.values():
-            sender.close()
     return [
         row("weight sync / plain copy of the same bytes, through memory", found["memory"], GOAL),
         row("weight sync / plain copy of the same bytes, through Ray's object store", found["objects"], ""),
