@@ -97,10 +97,14 @@ def sent(rank: LearnerRank) -> dict:
     send."""
     model, everything = rank._engine.module.model, weights(rank)
     given: dict[str, torch.Tensor] = {}
+
+    def whole() -> int:
+        return sum(parameter.numel() for parameter in model.parameters())  # 0 of one that is partitioned
+
     most = 0
     for group in Source(model, sharded=rank._settings.zero_stage == 3, group_bytes=1 << 20):
         given |= {name: tensor.clone() for name, tensor in group.items()}
-        most = max(most, sum(parameter.numel() for parameter in model.parameters()))  # 0 of one that is partitioned
+        most = max(most, whole())
     rank._sender, failed = NoSpace(), None
     try:
         rank.publish(2, [])
@@ -111,9 +115,11 @@ def sent(rank: LearnerRank) -> dict:
         file = load_file(published[0].path)
         given = file if same(given, file) else {}
         rank.close()
+    rank._probe([np.arange(9, dtype=np.int32)])
+    left = whole()
     moved = {name: tensor for name, tensor in everything.items() if not name.startswith("model.layers.0.")}
     total = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    return {"right": same(given, moved), "most": most / total, "failed": failed}
+    return {"right": same(given, moved), "most": most / total, "left": left / total, "failed": failed}
 
 
 def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
