@@ -194,7 +194,7 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         gpu=c.gpus > 0,
         trust_remote_code=config.model.trust_remote_code,
         exchange=config.run.exchange,
-        folder=directory / "weights",
+        folder=directory / "weights" if config.run.exchange == "directory" else None,
     )
     group = GroupSettings(
         ranks=c.ranks,

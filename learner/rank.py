@@ -7,7 +7,6 @@ import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from learner.freezing import freeze
 from learner.recomputing import use_checkpointing
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
-from learner.send import DirectorySender, ObjectSender, Sender, SharedMemorySender
+from learner.send import Exchange, Sender, new_sender
 from learner.source import Source
 from learner.state import load_model, model_fingerprint, put_state, save_model, take_state
 from learner.step import Objective, micro_batch_loss
@@ -68,10 +67,10 @@ class RankSettings:
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
-    exchange: Literal["memory", "directory", "objects"] = "memory"
-    """How weights reach the workers: through the memory of rank 0's node, a folder, or Ray's object store."""
+    exchange: Exchange = "memory"
+    """How weights reach the workers."""
     folder: Path | None = None
-    """Of this run, for weights alone."""
+    """Of this run, for weights alone; with exchange "directory"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,17 +260,11 @@ class LearnerRank(Member):
             if self._rank != 0:
                 return None
             if self._sender is None:
-                self._sender = self._new_sender()
+                self._sender = new_sender(self._settings.exchange, self._settings.run, self._settings.folder)
             return self._sender.send(source.groups, weights, version, whole=source.whole), logps
         finally:
             for _ in weights:  # whatever has failed here: the others gather every group, and would wait for this rank
                 pass
-
-    def _new_sender(self) -> Sender:
-        s = self._settings
-        if s.exchange == "objects":
-            return ObjectSender()
-        return DirectorySender(s.folder) if s.exchange == "directory" else SharedMemorySender(s.run)
 
     @torch.no_grad()
     def _probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from cluster.parcel import Parcel, memory_directory, write_all
 from learner.layout import Entry, as_bytes, layout
 
+Exchange = Literal["memory", "directory", "objects"]
+"""Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store."""
 Groups = Sequence[Sequence[Entry]]
 """What will come, as `learner.source.Source` has it."""
 
@@ -142,3 +144,14 @@ class ObjectSender:
 
     def close(self) -> None:
         self._pieces = ()
+
+
+def new_sender(exchange: Exchange, run: str, folder: Path | None) -> Sender:
+    """folder: of this run, for weights alone, where the exchange is one."""
+    if exchange == "objects":
+        return ObjectSender()
+    if exchange == "memory":
+        return SharedMemorySender(run)
+    if folder is None:
+        raise ValueError("exchange 'directory' needs a folder")
+    return DirectorySender(folder)

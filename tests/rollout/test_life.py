@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayTaskError
 
 from cluster.member import identify, stacks
+from cluster.parcel import Parcel
 from cluster.waiting import MemberBroken
 from rollout.engine import Order, SamplingSettings
 from rollout.worker import Probe, RolloutWorker
@@ -73,11 +74,14 @@ def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(w
 
 
 def test_weights_that_come_while_replies_are_drawn_lose_none(worker, prompts, world):
-    """The engine draws by itself, in a process of its own, and stands still for them."""
+    """The engine draws by itself, in a process of its own, and stands still for them. They come through Ray's object
+    store, of which that process knows nothing."""
     first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
     ids = prompts[0].token_ids
     probe = Probe(sequences=[ids], logps=[np.zeros(len(ids) - 1, np.float32)])
-    report = ray.get(worker.update.remote(world / "base/model.safetensors", 3, None, probe), timeout=60)
+    file = np.fromfile(world / "base/model.safetensors", np.uint8)
+    parcel = Parcel(version=3, size=len(file), whole=True, pieces=(ray.put([file[:1000], file[1000:]]),))
+    report = ray.get(worker.update.remote(parcel, None, probe), timeout=60)
     assert report.version == 3
     rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
     replies = [reply for _, reply in (*first.replies, *rest.replies)]
@@ -100,7 +104,8 @@ def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
     assert "started by it" in text
     os.kill(engine, signal.SIGKILL)
     again = worker.turn.remote(orders(prompts[:1], 2), 60.0)
-    update = worker.update.remote(Path("none.safetensors"), 1, None, Probe(sequences=[], logps=[]))
+    parcel = Parcel(version=1, size=0, whole=True, path=Path("none.safetensors"))
+    update = worker.update.remote(parcel, None, Probe(sequences=[], logps=[]))
     for refused in (answer, again, update):
         with pytest.raises(RayTaskError, match=f"w has lost its engine: engine process {engine} ") as caught:
             ray.get(refused, timeout=60)
