@@ -53,10 +53,10 @@ class Source:
         for name, parameter in named.items():
             names.setdefault(parameter, []).append(name)
         self._groups: list[dict[nn.Parameter, list[str]]] = []
-        filled = group_bytes
+        filled = 0
         for parameter, own in names.items():
             size = sum(Entry.of(name, parameter).size for name in own)
-            if filled + size > group_bytes:
+            if not self._groups or filled + size > group_bytes:
                 self._groups.append({})
                 filled = 0
             self._groups[-1][parameter] = own
