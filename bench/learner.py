@@ -103,7 +103,7 @@ def speed(repeats: int) -> tuple[list[float], list[float]]:
 
     model = AutoModelForCausalLM.from_pretrained(config.model.checkpoint, dtype=torch.float32)
     use_packing(model)
-    count = micro_batches([given], config.learner.micro_batch_tokens)
+    count = micro_batches([given], config.learner.micro_batch_tokens, packing=True)
     batches = [collate(part, routes=1, temperature=1.0, device=CPU) for part in split(given, count)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learner.learning_rate)
 

@@ -248,7 +248,8 @@ class Learner:
     final_rate: float = 1.0
     """Learning rate at the last iteration as a share of the highest (cosine); 1 keeps it constant."""
     micro_batch_tokens: int = 8192
-    """Of a rank: the most that it takes forward and backward at once; a single row may have more."""
+    """Of a rank: about the most that it takes forward and backward at once, padding included. A single row or pair may
+    have more; with fewer rows than micro-batches on some rank, so may others."""
     packing: bool = True
     """Rows lie one behind another, without padding. False pads them, for a model whose attention cannot be replaced
     (transformers' AttentionInterface)."""

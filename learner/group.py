@@ -156,7 +156,7 @@ class LearnerGroup:
         shares = split(items, len(self._ranks))
         if not all(shares):
             raise ValueError(f"{len(items)} items cannot be split over {len(self._ranks)} learner ranks")
-        count = micro_batches(shares, self._settings.micro_batch_tokens)
+        count = micro_batches(shares, self._settings.micro_batch_tokens, packing=self._rank.packing)
         answers = {
             name: rank.step.remote(share, count, mix)
             for (name, rank), share in zip(self._ranks.items(), shares, strict=True)

@@ -68,6 +68,9 @@ class Pair:
 
 Item = Row | Pair
 """What a batch is made of."""
+LAID_OUT = 4
+"""Cells of attention's own layout for each token of a micro-batch, at most: one long row among short ones, or many
+replies to one long prompt, would take more memory there than everything else."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,13 +263,26 @@ def _bundles(items: Sequence[Item], least: int) -> list[list[Item]]:
     return whole + [bundle for _, _, bundle in heap]
 
 
-def micro_batches(shares: Sequence[Sequence[Item]], tokens: int) -> int:
-    """In how many micro-batches ranks take their shares, all of them as many: the fewest of which none has more than so
-    many tokens. An item that has more counts as one that has not; no micro-batch is empty."""
-    tokens = max(tokens, *(len(item) for share in shares for item in share))
+def micro_batches(shares: Sequence[Sequence[Item]], tokens: int, *, packing: bool) -> int:
+    """In how many micro-batches ranks take their shares, all of them as many: about the fewest in which none has more
+    than so many tokens, padding included. An item by itself may have more; and where a rank has few items, which are
+    never less than its micro-batches, others may take more at once.
+
+    With packing, attention may lay rows out in `LAID_OUT` times as many cells.
+    """
+
+    def fits(part: Sequence[Item]) -> bool:
+        rows = [row for item in part for row in item.rows]
+        cells = len(rows) * max(map(len, rows))
+        if packing:
+            return len(part) == 1 or (tokens_of(part) <= tokens and cells <= LAID_OUT * tokens)
+        return len(part) == 1 or cells <= tokens
+
+    def least(share: Sequence[Item]) -> int:
+        return -(-(tokens_of(share) - sum(max(0, len(item) - tokens) for item in share)) // tokens)
+
     fewest = min(map(len, shares))
-    least = max(-(-tokens_of(share) // tokens) for share in shares)
-    for count in range(least, fewest):
-        if all(tokens_of(part) <= tokens for share in shares for part in split(share, count)):
-            return count
-    return fewest
+    count = max(1, *map(least, shares))
+    while count < fewest and not all(fits(part) for share in shares for part in split(share, count)):
+        count += 1 + count // 8
+    return min(count, fewest)

@@ -52,7 +52,7 @@ class DirectorySender:
     def __init__(self, directory: Path) -> None:
         """directory: of this sender alone; what is in it was left by one that died."""
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)  # on some file systems what is still read somewhere stays
         self._directory = directory
         self._current: Path | None = None
 
@@ -74,6 +74,7 @@ class DirectorySender:
             for group in weights:
                 for name, tensor in group.items():
                     write_all(file, as_bytes(tensor), planned.offsets[name])
+                del tensor  # or it would stay while the next group is gathered
         finally:
             os.close(file)
         self._aside.replace(path)
@@ -138,6 +139,7 @@ class ObjectSender:
             planned = layout(group)
             parts = [np.frombuffer(planned.header, np.uint8), *(as_bytes(tensors[name]) for name in planned.offsets)]
             pieces.append(ray.put(parts))
+            del parts  # or they would stay while the next group is gathered
             size += planned.size
         self._pieces = tuple(pieces)
         return Parcel(version=version, size=size, whole=whole, pieces=self._pieces)

@@ -70,6 +70,10 @@ class Order:
     """Fixes the draws: that of a reply is this plus its index."""
 
 
+class HalfTaken(RuntimeError):
+    """Some parameters may be new and others old, or nowhere: the engine is of no more use."""
+
+
 class Engine:
     """A started vLLM engine.
 
@@ -226,14 +230,18 @@ class Engine:
     def load_weights(self, files: Iterable[Path], version: int, *, whole: bool = True) -> None:
         """Takes the weights in safetensors files as this version; each file is read before the next is asked for. What
         is under way goes on with them, and with the keys and values that the old ones computed. whole: whether all
-        parameters are in them; those that are not stay as they are."""
+        parameters are in them; those that are not stay as they are. Raises HalfTaken when something failed after the
+        first file; before it, nothing has happened to the engine."""
         files = iter(files)
-        first = next(files)  # where it is not there, nothing has happened to the engine
+        first = next(files)
         with self._still():
-            self._llm.start_weight_update()
-            for path in itertools.chain([first], files):
-                self._llm.update_weights({"update_info": {"path": str(path), "whole": whole}})
-            self._llm.finish_weight_update(weight_version=str(version))
+            try:
+                self._llm.start_weight_update()
+                for path in itertools.chain([first], files):
+                    self._llm.update_weights({"update_info": {"path": str(path), "whole": whole}})
+                self._llm.finish_weight_update(weight_version=str(version))
+            except Exception as error:
+                raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error
         self._version = version
 
     @contextmanager

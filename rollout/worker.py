@@ -13,7 +13,7 @@ from cluster.member import Member
 from cluster.parcel import Parcel
 from cluster.waiting import MemberBroken
 from rollout.counting import door, serve
-from rollout.engine import Engine, EngineSettings, Order, SamplingSettings
+from rollout.engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
 from rollout.fetch import fetch
 from speech.families import Family
 from speech.records import Prompt, Reply
@@ -113,13 +113,15 @@ class RolloutWorker(Member):
 
     @contextmanager
     def _living(self) -> Iterator[None]:
-        """Raises MemberBroken for whatever fails because the engine is dead."""
+        """Raises MemberBroken for whatever fails because the engine is dead, or leaves it with half of its weights."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             yield
         except Exception as error:  # an engine that is gone lets calls fail in many ways
             end = self._engine.life.end
+            if isinstance(error, HalfTaken) and end is None:
+                raise MemberBroken(f"{self._name}: {error}") from error
             if end is None and not isinstance(error, EngineDeadError):
                 raise
             raise MemberBroken(f"{self._name} has lost its engine: {end or error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from controller.config import Config
 from learner.freezing import frozen_names
+from learner.rows import LAID_OUT
 from learner.scorer import LOGITS
 from speech.errors import InputError
 
@@ -166,16 +167,22 @@ def activations(config: Config, model: Shape) -> dict[str, float]:
     """Of one micro-batch: what the backward pass needs, and the logits that are held at once."""
     c, b, length = config.learner, width_of(config), config.model.max_length
     share = -(-rows_of_step(config) // c.ranks)
-    tokens = min(share * length, max(c.micro_batch_tokens, length))
+    most = share * length
+    paired = config.preference.objective == "dpo"
+    tokens = min(most, max(c.micro_batch_tokens, 2 * length if paired else length))
+    cells = min(most, LAID_OUT * tokens) if c.packing else tokens  # of attention, which lays rows out
     # A norm keeps its input, in float32, what it normed, and its output. A layer has two; besides it keeps queries and
     # the attention's output, keys and values, and of the feed-forward part gate, activated gate, up, and their product.
     norm = model.width * (FLOAT32 + 2 * b)
-    layer = 2 * norm + b * (2 * model.width + 2 * model.key_values + 4 * model.inner)
+    layer = tokens * (2 * norm + b * 4 * model.inner) + cells * b * (2 * model.width + 2 * model.key_values)
+    if c.packing:
+        layer += tokens * b * model.width  # what attention gave, put together again
     # Kept of every layer: all of it, or what goes in, and then all of one at a time.
-    kept = model.layers * b * model.width + layer if c.gradient_checkpointing else model.layers * layer
-    scored = tokens * min(config.rollout.max_tokens, length) / length
+    kept = model.layers * tokens * b * model.width + layer if c.gradient_checkpointing else model.layers * layer
+    # Packed, a micro-batch may be replies almost alone.
+    scored = tokens if c.packing else tokens * min(config.rollout.max_tokens, length) / length
     return {
-        "activations": float(tokens * (kept + norm)),
+        "activations": float(kept + tokens * norm),
         "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
     }
 

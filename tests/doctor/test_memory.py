@@ -72,7 +72,13 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, model, settin
     """A full micro-batch, forward and backward; what the backward pass holds, each storage once."""
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
-        root, settings, vocabulary, "learner.micro_batch_tokens=1536", "learner.ranks=1", f"rollout.max_tokens={reply}"
+        root,
+        settings,
+        vocabulary,
+        "learner.packing=false",
+        "learner.micro_batch_tokens=1536",
+        "learner.ranks=1",
+        f"rollout.max_tokens={reply}",
     )
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held: dict[int, int] = {}
@@ -164,20 +170,40 @@ def test_a_checkpoint_holds_the_model_and_every_ranks_optimiser(root, stage):
 def test_micro_batches_decide_the_activations(root):
     few, many = (
         activations(configured(root, f"learner.micro_batch_tokens={tokens}"), SEVEN_BILLION)["activations"]
-        for tokens in (1024, 4096)
+        for tokens in (400, 1600)
     )
     assert many == 4 * few
 
 
 def test_layers_that_are_computed_again_keep_what_goes_into_them(root):
-    config = configured(root, *BF16, "learner.gradient_checkpointing=true", "learner.micro_batch_tokens=1000")
+    settings = (*BF16, "learner.packing=false", "learner.micro_batch_tokens=1000")
+    config = configured(root, *settings, "learner.gradient_checkpointing=true")
     tokens = max(1000, config.model.max_length)
     layers = SEVEN_BILLION.layers
-    kept = activations(configured(root, *BF16, "learner.micro_batch_tokens=1000"), SEVEN_BILLION)["activations"]
+    kept = activations(configured(root, *settings), SEVEN_BILLION)["activations"]
     norm = tokens * SEVEN_BILLION.width * (FLOAT32 + 2 * 2)
     one = (kept - norm) / layers
     found = activations(config, SEVEN_BILLION)["activations"]
     assert found == pytest.approx(norm + one + layers * tokens * 2 * SEVEN_BILLION.width)
+
+
+def test_what_attention_lays_out_counts_by_its_cells(root):
+    """Four times as many as tokens at most, and never more than all rows have."""
+    b, model = 2, SEVEN_BILLION
+    each = b * (2 * model.width + 2 * model.key_values)
+
+    def more(tokens: int) -> float:
+        given = (*BF16, f"learner.micro_batch_tokens={tokens}")
+        packed, padded = (
+            activations(configured(root, *given, f"learner.packing={told}"), model)["activations"]
+            for told in ("true", "false")
+        )
+        return packed - padded - model.layers * tokens * b * model.width
+
+    config = configured(root)
+    most = -(-(config.replies + config.anchor.rows) // config.learner.ranks) * config.model.max_length
+    assert more(1000) == pytest.approx(model.layers * 3 * 1000 * each)
+    assert more(most // 2) == pytest.approx(model.layers * most // 2 * each)
 
 
 def test_logits_are_held_part_by_part(root):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from learner import attention, scorer
 from learner.attention import use_packing
@@ -194,6 +194,16 @@ def test_layers_that_are_computed_again_keep_less_and_give_the_same(packed):
     assert less < 0.4 * all_of_it
 
 
+def test_dropout_that_a_layer_does_itself_stays_off():
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=16, ffn_dim=32, word_embed_proj_dim=16)
+    model = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, dropout=0.5)).eval()
+    ids = torch.arange(1, 9)[None]
+    before = model(ids).logits
+    use_checkpointing(model)
+    assert torch.equal(model(ids).logits, before)
+
+
 def test_only_layers_that_can_be_are_computed_again():
     with pytest.raises(InputError, match=r"learner.gradient_checkpointing: Linear has no layers"):
         use_checkpointing(nn.Linear(2, 2))
@@ -247,4 +257,20 @@ def test_replies_to_a_prompt_stay_together_as_far_as_parts_come_out_even(parts, 
 )
 def test_micro_batches_are_within_their_tokens_and_as_many_on_every_rank(lengths, tokens, count):
     """The last: no rank is left with nothing to do, though others then take more at once than they should."""
-    assert micro_batches([[row_of(length) for length in share] for share in lengths], tokens) == count
+    shares = [[row_of(length) for length in share] for share in lengths]
+    assert micro_batches(shares, tokens, packing=True) == count
+
+
+def test_a_long_prompt_with_many_replies_is_not_laid_out_at_once():
+    """By its tokens it would be one micro-batch: 600 of the prompt and 12 of each reply."""
+    rows = [replace(row_of(13), prompt_ids=np.arange(600, dtype=np.int32)) for _ in range(60)]
+    assert tokens_of(rows) < 2000
+    assert micro_batches([rows], 2000, packing=True) >= 60 * 612 / (4 * 2000)
+    assert micro_batches([rows[:10]], 2000, packing=True) == 1
+
+
+def test_padding_counts_where_rows_are_padded():
+    rows = [row_of(500), *(row_of(20) for _ in range(60))]
+    assert micro_batches([rows], 2000, packing=True) > 1, "61 rows of 500 cells"
+    count = micro_batches([rows], 2000, packing=False)
+    assert all(len(part) * max(map(len, part)) <= 2000 for part in split(rows, count))

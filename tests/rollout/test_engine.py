@@ -11,7 +11,7 @@ from learner.rows import Row, collate
 from learner.scorer import Scorer
 from learner.send import DirectorySender
 from learner.source import Source, named_weights
-from rollout.engine import Engine, SamplingSettings
+from rollout.engine import Engine, HalfTaken, SamplingSettings
 from speech.families import PLAYGROUND
 from speech.interleave import allowed_sets, kind_table
 from speech.records import Finish, read_prompts
@@ -135,3 +135,25 @@ def test_layers_that_are_not_sent_keep_their_weights(engine, prompts, scorer, vo
     [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
     assert group.replies[0].weight_version == 7
     assert gap(group, scorer, vocabulary) < 1e-4
+
+
+def test_weights_that_break_off_are_no_weights(engine, scorer, tmp_path):
+    """The last test here: the engine is of no more use."""
+    name, tensor = next(iter(scorer.model.named_parameters()))
+    save_file({name: tensor.detach()}, tmp_path / "first.safetensors")
+    before = engine.weight_version
+
+    def files():
+        yield tmp_path / "first.safetensors"
+        raise OSError("the second piece is lost")
+
+    with pytest.raises(HalfTaken, match=r"weights 99 were not taken to the end: OSError\('the second piece is lost'\)"):
+        engine.load_weights(files(), 99)
+    assert engine.weight_version == before
+    with pytest.raises(OSError, match="nothing there"):
+        engine.load_weights(_nothing(), 99)
+
+
+def _nothing():
+    raise OSError("nothing there")
+    yield

@@ -6,6 +6,8 @@ import pytest
 
 from cluster.fleet import Fleet
 from cluster.parcel import Parcel
+from cluster.waiting import MemberBroken
+from rollout.engine import HalfTaken
 from rollout.pool import RolloutPool, StaleWeights, check_probe
 from rollout.worker import Probe, RolloutWorker, SyncReport
 from speech.errors import InputError
@@ -57,3 +59,14 @@ def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path
     there = tmp_path / "000007.safetensors"
     with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
         worker.update(Parcel(version=7, size=1, whole=True, path=there), None, Probe(sequences=[], logps=[]))
+
+
+def test_a_worker_with_half_of_its_weights_is_given_up():
+    def load_weights(*_: object, **__: object) -> None:
+        raise HalfTaken("weights 7 were not taken to the end: a piece is lost")
+
+    worker = RolloutWorker.__new__(RolloutWorker)
+    worker._name = "rollout-3"
+    worker._engine = SimpleNamespace(life=SimpleNamespace(end=None), load_weights=load_weights)
+    with pytest.raises(MemberBroken, match="rollout-3: weights 7 were not taken to the end"):
+        worker.update(Parcel(version=7, size=1, whole=True), None, Probe(sequences=[], logps=[]))
