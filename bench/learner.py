@@ -23,7 +23,7 @@ from controller import assembly
 from controller.inputs import read_inputs
 from learner import rows as learner_rows
 from learner.attention import use_packing
-from learner.rank import LearnerRank, RankSettings
+from learner.rank import LearnerRank
 from learner.rows import MicroBatch, collate, micro_batches, split
 from learner.scorer import Scorer
 from learner.step import micro_batch_loss
@@ -64,38 +64,14 @@ def drawn(config: Any) -> list[learner_rows.Row]:
     ]
 
 
-def rank_settings(config: Any) -> RankSettings:
-    c = config.learner
-    return RankSettings(
-        checkpoint=config.model.checkpoint,
-        run="bench",
-        dtype=config.model.dtype,
-        zero_stage=c.zero_stage,
-        learning_rate=c.learning_rate,
-        betas=c.betas,
-        epsilon=c.epsilon,
-        weight_decay=c.weight_decay,
-        gradient_clip=c.gradient_clip,
-        warmup=0,
-        steps=1000,
-        final_rate=1.0,
-        packing=True,
-        gradient_checkpointing=False,
-        threads=1,
-        temperature=config.rollout.temperature,
-        frozen=(),
-        gpu=False,
-    )
-
-
 def speed(repeats: int) -> tuple[list[float], list[float]]:
     """Learner tokens a second over those of the loop, and the share of padding in what layers compute."""
     from transformers import AutoModelForCausalLM
 
-    config = playground("preference.kl_text=0", "preference.kl_speech=0")
+    config = playground("preference.kl_text=0", "preference.kl_speech=0", "learner.warmup=0")
     given = apart(drawn, config)
     family = read_inputs(config).family
-    rank = LearnerRank(0, 1, rank_settings(config), family, assembly.objective(config))
+    rank = LearnerRank(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

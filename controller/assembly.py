@@ -170,10 +170,11 @@ def learner_place(config: Config) -> Place:
     return Place("learner", *[needs(c)] * c.ranks, strategy=c.strategy)
 
 
-def learner_group(config: Config, chosen: Family, run: str, place: Place) -> LearnerGroup:
+def rank_settings(config: Config, run: str) -> RankSettings:
+    """run: the name of the run."""
     c = config.learner
-    directory = Path(config.run.directory) / run
-    rank = RankSettings(
+    weights = Path(config.run.directory) / run / "weights"
+    return RankSettings(
         checkpoint=config.model.checkpoint,
         run=run,
         dtype=config.model.dtype,
@@ -194,14 +195,18 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         gpu=c.gpus > 0,
         trust_remote_code=config.model.trust_remote_code,
         exchange=config.run.exchange,
-        folder=directory / "weights" if config.run.exchange == "directory" else None,
+        folder=weights if config.run.exchange == "directory" else None,
     )
+
+
+def learner_group(config: Config, chosen: Family, run: str, place: Place) -> LearnerGroup:
+    c = config.learner
     group = GroupSettings(
         ranks=c.ranks,
         start_seconds=c.start_seconds,
         step_seconds=c.step_seconds,
         micro_batch_tokens=c.micro_batch_tokens,
         skips_in_a_row=c.skips_in_a_row,
-        faults=directory / "faults",
+        faults=Path(config.run.directory) / run / "faults",
     )
-    return LearnerGroup(group, rank, chosen, objective(config), place)
+    return LearnerGroup(group, rank_settings(config, run), chosen, objective(config), place)
