@@ -24,7 +24,7 @@ from controller.inputs import read_inputs
 from learner import rows as learner_rows
 from learner.attention import use_packing
 from learner.rank import LearnerRank
-from learner.rows import MicroBatch, collate, micro_batches, split
+from learner.rows import MicroBatch, collate, micro_batches, split, tokens_of
 from learner.scorer import Scorer
 from learner.step import micro_batch_loss
 from speech.interleave import Kind, allowed_sets, kind_table
@@ -64,8 +64,9 @@ def drawn(config: Any) -> list[learner_rows.Row]:
     ]
 
 
-def speed(repeats: int) -> tuple[list[float], list[float]]:
-    """Learner tokens a second over those of the loop, and the share of padding in what layers compute."""
+def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
+    """Learner tokens a second over those of the loop, the share of padding in what layers compute, and what they
+    compute over the tokens of all rows, prompts that rows share counted each time."""
     from transformers import AutoModelForCausalLM
 
     config = playground("preference.kl_text=0", "preference.kl_speech=0", "learner.warmup=0")
@@ -80,7 +81,8 @@ def speed(repeats: int) -> tuple[list[float], list[float]]:
     model = AutoModelForCausalLM.from_pretrained(config.model.checkpoint, dtype=torch.float32)
     use_packing(model)
     count = micro_batches([given], config.learner.micro_batch_tokens, packing=True)
-    batches = [collate(part, routes=1, temperature=1.0, device=CPU) for part in split(given, count)]
+    parts = split(given, count)
+    batches = [collate(part, routes=1, temperature=1.0, device=CPU) for part in parts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learner.learning_rate)
 
     def bare() -> None:
@@ -102,7 +104,8 @@ def speed(repeats: int) -> tuple[list[float], list[float]]:
         pairs = [(seconds(bare), seconds(ours)) for _ in range(WARM + STEPS)][WARM:]
         ratios.append(median(loop / learner for loop, learner in pairs))
     computed = sum(batch.input_ids.numel() for batch in batches)
-    return ratios, [1.0 - sum(map(len, given)) / computed]
+    different = sum(tokens_of(part) for part in parts)
+    return ratios, [1.0 - different / computed], [computed / sum(map(len, given))]
 
 
 def seconds(function: Callable[[], None]) -> float:
@@ -174,11 +177,12 @@ def made_up() -> list[learner_rows.Row]:
 def measure(repeats: int) -> list[Row]:
     """Speed and padding in one process, each peak in one of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    ratios, padding = apart(speed, repeats)
+    ratios, padding, computed = apart(speed, repeats)
     peaks = [(apart(peak, False), apart(peak, True)) for _ in range(repeats)]
     return [
         row("learner tokens/s / bare PyTorch", ratios, "≥ 0.9"),
         row("peak memory / all logits at once, vocabulary 168,072", [ours / full for ours, full in peaks], "≤ 0.35"),
         row("GiB of a step with that vocabulary", [ours / 2**30 for ours, _ in peaks], ""),
         row("padding, share of learner tokens", padding, "≤ 0.03"),
+        row("tokens that layers compute / tokens of all rows", computed, ""),
     ]
