@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """A file that will be."""
 
     header: bytes
@@ -54,7 +54,7 @@ class Layout:
     """Bytes of the whole file."""
 
 
-def layout(entries: Sequence[Entry]) -> Layout:
+def layout(entries: Sequence[Entry]) -> FileLayout:
     """Wide numbers come first, so that each tensor is aligned to its own. Raises KeyError for a type that the format
     has not."""
     begin, places, fields = 0, {}, {}
@@ -66,7 +66,7 @@ def layout(entries: Sequence[Entry]) -> Layout:
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
     offsets = {name: len(header) + place for name, place in places.items()}
-    return Layout(header=header, offsets=offsets, size=len(header) + begin)
+    return FileLayout(header=header, offsets=offsets, size=len(header) + begin)
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:

@@ -240,7 +240,7 @@ class Engine:
                 for path in itertools.chain([first], files):
                     self._llm.update_weights({"update_info": {"path": str(path), "whole": whole}})
                 self._llm.finish_weight_update(weight_version=str(version))
-            except Exception as error:
+            except Exception as error:  # of vLLM, of Ray, of the file system: whatever it is, half is in
                 raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error
         self._version = version
 
