@@ -33,7 +33,8 @@ class Model:
     checkpoint: str = MISSING
     """A Hugging Face checkpoint on disk, tokenizer included."""
     family: str = MISSING
-    """How the model spells its tokens and interleaves its channels (speech/families.py)."""
+    """How the model spells its tokens and interleaves its channels (speech/families/), or module:NAME
+    of a family of your own."""
     dtype: str = "float32"
     """float32 or bfloat16, for learner and rollout alike."""
     max_length: int = 2048

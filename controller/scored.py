@@ -20,7 +20,7 @@ of them. Here tokens must be given, by fields that the released form does not ha
 Other fields (messages, sft_target_text, …) have no part in a pair and are passed over.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from controller.pairing import Candidate
 from speech.errors import InputError
 from speech.families import Family
 from speech.files import parsed, text, there
-from speech.interleave import Interleave, check, kind_table
+from speech.interleave import Pattern, check, kind_table
 from speech.records import Prompt
 from speech.vocabulary import Vocabulary
 
@@ -99,26 +99,6 @@ def read_scored(
         )
 
 
-def lay_out(text: Sequence[int], speech: Sequence[int], pattern: Interleave, vocabulary: Vocabulary) -> np.ndarray:
-    """int32 [T]: a reply of text ids and speech ids in the chunks of the pattern, the speech left over in the last.
-
-    With too little speech for its text the reply is not well-formed; `speech.interleave.check` says so.
-    """
-    ids: list[int] = []
-    said = heard = chunk = 0
-    while said < len(text):
-        words, codes = pattern.chunk(chunk)
-        ids += text[said : said + words]
-        said += words
-        end = heard + codes if said < len(text) else len(speech)
-        spoken = list(speech[heard:end])
-        if vocabulary.begin_speech is not None and vocabulary.end_speech is not None:
-            spoken = [vocabulary.begin_speech, *spoken, vocabulary.end_speech]
-        ids += spoken
-        heard, chunk = end, chunk + 1
-    return np.asarray([*ids, vocabulary.end_reply], dtype=np.int32)
-
-
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
     if not there(path):
         raise InputError(f"data file {path} does not exist")
@@ -180,7 +160,7 @@ def _scores(entry: dict, where: str) -> dict[str, float]:
     return scores
 
 
-def _reply(entry: dict, where: str, pattern: Interleave, vocabulary: Vocabulary) -> np.ndarray:
+def _reply(entry: dict, where: str, pattern: Pattern, vocabulary: Vocabulary) -> np.ndarray:
     if entry.get("output-ids") is not None:
         return np.asarray(_whole_numbers(entry["output-ids"], "output-ids", where, vocabulary.size), dtype=np.int32)
     said, codes = entry.get("output-text"), entry.get("output-codes")
@@ -199,7 +179,7 @@ def _reply(entry: dict, where: str, pattern: Interleave, vocabulary: Vocabulary)
             f"{where}: the tokenizer makes {back!r} of 'output-text' {said!r}, which is not the same; give 'output-ids'"
         )
     spoken = _whole_numbers(codes, "output-codes", where, vocabulary.codebook)
-    return lay_out(words, [vocabulary.speech_first + code for code in spoken], pattern, vocabulary)
+    return pattern.lay_out(words, [vocabulary.speech_first + code for code in spoken], vocabulary)
 
 
 def _whole_numbers(value: object, name: str, place: str, size: int) -> list[int]:

@@ -12,7 +12,7 @@ class Channel(IntEnum):
     SPEECH = 1
     """How it sounds: ids in [first, first + codebook)."""
     BOUNDARY = 2
-    """Begin- and end-of-speech tokens. They train with speech unless the configuration says text."""
+    """Begin- and end-of-speech tokens, and fillers. They train with speech unless the configuration says text."""
     END = 3
     """The end-of-reply token. It trains with text (method §3)."""
 

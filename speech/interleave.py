@@ -1,7 +1,8 @@
 """The interleave structure of a reply, as a small automaton: which kinds of token may come next.
 
-A reply alternates chunks of text and of speech, (t₁, s₁), (t₂, s₂), … by the family's pattern. Text may run out
-inside any chunk: the speech that follows is then the last and as long as it needs to be. So the states are
+Most families alternate chunks by count, which is `Interleave`; `speech.patterns` has what others do. A reply alternates
+chunks of text and of speech, (t₁, s₁), (t₂, s₂), … by the family's pattern. Text may run out inside any chunk: the
+speech that follows is then the last and as long as it needs to be. So the states are
 
     TEXT ──begin──▶ SPEECH ──end──▶ TEXT (next chunk) or DONE
                        │ text ran out, or the chunk overflowed
@@ -13,9 +14,11 @@ mask and the check of a finished reply. Both meet it token by token, so for them
 
 import copy
 from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +33,38 @@ class Kind(IntFlag):
     BEGIN = 4
     END = 8
     STOP = 16
+    FILLER = 32
+    """Says nothing, and keeps a channel's place (`TokenNames.fillers`)."""
+
+
+class Follower(Protocol):
+    """Follows one reply token by token."""
+
+    def allowed(self) -> Kind:
+        """The kinds that may come next; Kind(0) after the end of the reply."""
+        ...
+
+    def advance(self, kind: Kind) -> None:
+        """Takes the next token's kind. Raises ValueError when the structure does not allow it."""
+        ...
+
+    def state(self) -> Hashable:
+        """What decides about all that may follow: equal states allow the same replies from here on. There are finitely
+        many."""
+        ...
+
+
+class Pattern(Protocol):
+    """A family's structure. Patterns are values: hashable, and equal where they mean the same."""
+
+    def follower(self) -> Follower:
+        """At the start of a reply."""
+        ...
+
+    def lay_out(self, text: Sequence[int], speech: Sequence[int], vocabulary: Vocabulary) -> np.ndarray:
+        """int32 [T]: a reply of text ids and speech ids, its end included. Where they do not fit together it is not
+        well-formed; `check` says so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,25 @@ class Interleave:
             raise ValueError(f"a ratio list has pairs of counts; got {ratios}")
         chunks = tuple((ratios[i], ratios[i + 1] - 2) for i in range(0, len(ratios), 2))
         return cls(chunks=chunks, repeat_from=len(chunks) - 1, boundaries=True)
+
+    def follower(self) -> "Automaton":
+        return Automaton(self)
+
+    def lay_out(self, text: Sequence[int], speech: Sequence[int], vocabulary: Vocabulary) -> np.ndarray:
+        """In the chunks of the pattern, the speech left over in the last."""
+        ids: list[int] = []
+        said = heard = chunk = 0
+        while said < len(text):
+            words, codes = self.chunk(chunk)
+            ids += text[said : said + words]
+            said += words
+            end = heard + codes if said < len(text) else len(speech)
+            spoken = list(speech[heard:end])
+            if self.boundaries and vocabulary.begin_speech is not None and vocabulary.end_speech is not None:
+                spoken = [vocabulary.begin_speech, *spoken, vocabulary.end_speech]
+            ids += spoken
+            heard, chunk = end, chunk + 1
+        return np.asarray([*ids, vocabulary.end_reply], dtype=np.int32)
 
 
 class Automaton:
@@ -150,6 +204,7 @@ def kind_table(vocabulary: Vocabulary) -> np.ndarray:
         table[vocabulary.begin_speech] = int(Kind.BEGIN)
     if vocabulary.end_speech is not None:
         table[vocabulary.end_speech] = int(Kind.END)
+    table[list(vocabulary.fillers)] = int(Kind.FILLER)
     table[vocabulary.end_reply] = int(Kind.STOP)
     return table
 
@@ -165,9 +220,9 @@ class Table:
 
 
 @cache
-def table(pattern: Interleave) -> Table:
+def table(pattern: Pattern) -> Table:
     """Writes out the automaton of a pattern."""
-    first = Automaton(pattern)
+    first = pattern.follower()
     numbers, waiting = {first.state(): 0}, deque([first])
     allowed: list[int] = []
     after: list[list[int]] = []
@@ -186,7 +241,7 @@ def table(pattern: Interleave) -> Table:
     return Table(allowed=allowed, after=after)
 
 
-def check(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> str | None:
+def check(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> str | None:
     """None when reply ids [T] follow the pattern to their end; else what is wrong and where, in one sentence."""
     states, state = table(pattern), 0
     for position, kind in enumerate(kinds[ids].tolist()):
@@ -198,7 +253,7 @@ def check(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> str | None
     return None if not states.allowed[state] else "the reply has no end"
 
 
-def allowed_sets(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> np.ndarray:
+def allowed_sets(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.ndarray:
     """int8 [T]: at each position of a valid reply [T], the set of kinds that the structure allowed there. Raises
     ValueError for one that is not valid."""
     states, state = table(pattern), 0

@@ -30,6 +30,10 @@ class TokenNames:
     """Name of the speech code with number {}."""
     codebook: int | None = None
     """Number of speech codes; None counts the names that the tokenizer has. Those beyond belong in no reply."""
+    fillers: tuple[str, ...] = ()
+    """Tokens of a reply that say nothing and keep a channel's place, such as silence while the other one goes on."""
+    slot: str | None = None
+    """Stands in a prompt for a frame of the speech encoder's output; None for families that hear codes."""
     never_text: tuple[str, ...] = ()
     """Further tokens that no reply may contain (roles, reserved tokens)."""
 
@@ -51,6 +55,9 @@ class Vocabulary:
     forbidden: tuple[int, ...]
     """Ids that no reply may contain."""
     tokenizer: Tokenizer = field(compare=False, repr=False)
+    fillers: tuple[int, ...] = ()
+    slot: int | None = None
+    """Stands in prompts for encoder features; no reply may contain it."""
 
     def channel_table(self) -> np.ndarray:
         """int8 [size]: the channel of every id as a reply token; -1 for ids that no reply may contain."""
@@ -59,7 +66,7 @@ class Vocabulary:
         table[self.speech_first : self.speech_first + self.codebook] = Channel.SPEECH
         table[list(self.forbidden)] = -1
         table[self.pad] = -1
-        for boundary in (self.begin_speech, self.end_speech):
+        for boundary in (self.begin_speech, self.end_speech, *self.fillers):
             if boundary is not None:
                 table[boundary] = Channel.BOUNDARY
         table[self.end_reply] = Channel.END
@@ -115,6 +122,7 @@ class Vocabulary:
                 f"{tokenizer_file}: speech tokens must be contiguous; {names.speech.format(0)!r} is {first} and "
                 f"{names.speech.format(codebook - 1)!r} is {last}, {codebook} codes"
             )
+        slots = [] if names.slot is None else [identify(names.slot, "encoder slot")]
         text_size = tokenizer.get_vocab_size(with_added_tokens=True)
         size = _output_rows(path, at_least=text_size)
         return cls(
@@ -126,8 +134,10 @@ class Vocabulary:
             pad=identify(names.pad, "padding"),
             begin_speech=optional(names.begin_speech, "begin-of-speech"),
             end_speech=optional(names.end_speech, "end-of-speech"),
-            forbidden=(*(identify(name, "reserved") for name in names.never_text), *foreign),
+            forbidden=(*(identify(name, "reserved") for name in names.never_text), *foreign, *slots),
             tokenizer=tokenizer,
+            fillers=tuple(identify(name, "filler") for name in names.fillers),
+            slot=slots[0] if slots else None,
         )
 
 

@@ -9,7 +9,6 @@ import pytest
 from controller import pairs
 from controller.records import Records
 from controller.replies import Provenance, ScoredReply
-from controller.scored import lay_out
 from controller.statistics import Judged
 from reward.rater import Missing, Scorecard
 from speech.errors import InputError
@@ -253,13 +252,13 @@ def test_text_and_codes_are_laid_out_as_the_family_does(world, vocabulary):
     for d in read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:64]:
         speech = (vocabulary.codes(d.reply_ids) + vocabulary.speech_first).tolist()
         text = vocabulary.tokenizer.encode(d.text, add_special_tokens=False).ids
-        assert lay_out(text, speech, PLAYGROUND.interleave, vocabulary).tolist() == d.reply_ids.tolist()
+        assert PLAYGROUND.interleave.lay_out(text, speech, vocabulary).tolist() == d.reply_ids.tolist()
 
 
 def test_layout_of_a_pattern_whose_last_chunk_repeats(vocabulary):
     """[1, 10, 4, 10]: 1 text, 8 speech, then 4 text, 8 speech; the rest of the speech in the last chunk (§10)."""
     text, speech = list(range(10, 17)), list(range(100, 130))
     b, e = vocabulary.begin_speech, vocabulary.end_speech
-    found = lay_out(text, speech, Interleave.from_ratios([1, 10, 4, 10]), vocabulary)
+    found = Interleave.from_ratios([1, 10, 4, 10]).lay_out(text, speech, vocabulary)
     expected = [10, b, *speech[:8], e, 11, 12, 13, 14, b, *speech[8:16], e, 15, 16, b, *speech[16:], e]
     assert found.tolist() == [*expected, vocabulary.end_reply]

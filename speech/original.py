@@ -1,0 +1,55 @@
+"""How a released checkpoint lies on disk, where transformers and vLLM do not read it as it is.
+
+`duet import` writes its trunk, the language model that answers, as an architecture that both know, and `duet export`
+puts what was trained back into the released layout. One description of the names serves both ways.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
+"""A checkpoint's config.json."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the trunk, which makes up some rows of a released one."""
+
+    name: str
+    rows: int | None = None
+    """Of the first axis; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """A released layout."""
+
+    model_types: tuple[str, ...]
+    """What config.json calls it."""
+    config: Callable[[Config], dict[str, Any]]
+    """The trunk's config.json, of the released one's. Raises KeyError for a setting that is not there."""
+    parts: Callable[[str, Config], tuple[Part, ...]]
+    """Of a released tensor, by its name: the trunk's tensors that lie one behind another in it; none where it is no
+    part of the trunk (other heads, encoders, talkers), which stays as it was."""
+
+
+def renamed(rules: Mapping[str, str], without: tuple[str, ...] = ()) -> Callable[[str, Config], tuple[Part, ...]]:
+    """Parts for layouts that differ in names alone.
+
+    rules: regular expressions of whole names, the first that fits, with what the name becomes. without: expressions of
+    names that are no part of the trunk although a rule fits. A name that none fits is no part either.
+    """
+    compiled = [(re.compile(pattern), become) for pattern, become in rules.items()]
+    left_out = [re.compile(pattern) for pattern in without]
+
+    def parts(name: str, config: Config) -> tuple[Part, ...]:
+        if any(pattern.fullmatch(name) for pattern in left_out):
+            return ()
+        for pattern, become in compiled:
+            if (found := pattern.fullmatch(name)) is not None:
+                return (Part(found.expand(become)),)
+        return ()
+
+    return parts
