@@ -15,14 +15,14 @@ from controller.routing import Route
 from controller.statistics import Judged
 from learner.rows import Item, Pair, Row
 from speech.channels import select
-from speech.interleave import Interleave, allowed_sets, check
+from speech.interleave import Pattern, allowed_sets_of, check
 from speech.records import Demonstration, Finish, Group, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 RECORDED, DEMONSTRATION = "recorded", "demonstration"
 """What stands for the worker of a reply that came from a file of pairs, or that is a demonstration."""
 AVERAGES = ("reply", "token", "constant")
-Structure = tuple[Interleave, np.ndarray]
+Structure = tuple[Pattern, np.ndarray]
 """The pattern that sampling was held to, and the kinds of all ids."""
 
 
@@ -105,13 +105,15 @@ class PolicyGradient:
         ]
         divergence = [self._weights(judged, channel, None, trained) for channel in ("text", "speech")]
         items: list[Item] = []
+        used = [j.reply for g, replies in enumerate(judged) for r, j in enumerate(replies) if trained[g][r]]
+        allowed = iter(_allowed(used, self.structure))
         for g, (group, replies, share) in enumerate(zip(groups, judged, shares, strict=True)):
             for r, j in enumerate(replies):
                 if trained[g][r]:
                     text, speech = (share * weights[g][r] for weights in divergence)
                     items.append(
                         Row(
-                            **_tokens(group.prompt, j.reply, self.structure),
+                            **_tokens(group.prompt, j.reply, next(allowed)),
                             behaviour=j.reply.logps,
                             advantages=tuple(a or 0.0 for a in j.advantages),
                             weights=tuple(share * weights[g][r] for weights in by_route),
@@ -208,7 +210,8 @@ class PairedReplies:
 
     def _row(self, prompt: Prompt, reply: Reply) -> Row:
         sampled = bool(np.isfinite(reply.logps).all())
-        return Row(**_tokens(prompt, reply, self.structure), behaviour=reply.logps if sampled else None)
+        (allowed,) = _allowed([reply], self.structure)
+        return Row(**_tokens(prompt, reply, allowed), behaviour=reply.logps if sampled else None)
 
     def _as_reply(self, prompt: Prompt, demonstration: Demonstration) -> Reply:
         return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, DEMONSTRATION)
@@ -231,10 +234,17 @@ def unsampled(
     )
 
 
-def _tokens(prompt: Prompt, reply: Reply, structure: Structure | None) -> dict:
+def _allowed(replies: Sequence[Reply], structure: Structure | None) -> list[np.ndarray | None]:
+    """Of each reply, int8 [T], what the sampler could draw; None: everything."""
+    if structure is None:
+        return [None] * len(replies)
+    return [*allowed_sets_of([reply.token_ids for reply in replies], *structure)]
+
+
+def _tokens(prompt: Prompt, reply: Reply, allowed: np.ndarray | None) -> dict:
     return {
         "prompt_ids": prompt.token_ids,
         "reply_ids": reply.token_ids,
         "channels": reply.channels,
-        "allowed": allowed_sets(reply.token_ids, *structure) if structure else None,
+        "allowed": allowed,
     }

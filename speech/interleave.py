@@ -264,3 +264,27 @@ def allowed_sets(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.nda
         if state < 0:
             raise ValueError(f"token {position} (id {int(ids[position])}) is not what the structure allows")
     return np.array(sets, dtype=np.int8)
+
+
+def allowed_sets_of(replies: Sequence[np.ndarray], pattern: Pattern, kinds: np.ndarray) -> list[np.ndarray]:
+    """`allowed_sets` of many replies at once, which takes about as long as one."""
+    states = table(pattern)
+    allowed, after = np.array(states.allowed, dtype=np.int8), np.array(states.after)
+    order = np.argsort([-len(ids) for ids in replies], kind="stable")
+    lengths = np.array([len(replies[index]) for index in order])
+    found = np.zeros((len(replies), lengths.max(initial=0)), dtype=np.int8)
+    taken = np.zeros(found.shape, dtype=np.int8)
+    for row, index in enumerate(order):
+        taken[row, : lengths[row]] = kinds[replies[index]]
+    state = np.zeros(len(replies), dtype=np.int64)
+    for position in range(found.shape[1]):
+        going = int(np.searchsorted(-lengths, -position, side="left"))  # the first so many are longer
+        found[:going, position] = allowed[state[:going]]
+        state[:going] = after[state[:going], taken[:going, position]]
+        if (wrong := np.flatnonzero(state[:going] < 0)).size:
+            token = int(replies[order[wrong[0]]][position])
+            raise ValueError(f"token {position} (id {token}) is not what the structure allows")
+    sets: list[np.ndarray] = [np.empty(0, dtype=np.int8)] * len(replies)
+    for row, index in enumerate(order):
+        sets[index] = found[row, : lengths[row]].copy()
+    return sets

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech.families import PLAYGROUND
-from speech.interleave import Automaton, Interleave, Kind, allowed_sets, check
+from speech.interleave import Automaton, Interleave, Kind, allowed_sets, allowed_sets_of, check
+from speech.patterns import Unordered
 
 KINDS = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], dtype=np.int8)
 """Ids of a toy vocabulary: 0 belongs in no reply."""
@@ -58,10 +59,10 @@ def test_family_without_boundary_tokens():
     assert "token 13" in check(np.array([*[T] * 14]), pattern, KINDS)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(PATTERNS))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([*PATTERNS, Unordered(), Unordered(Kind.TEXT)]))
 def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
     rng = np.random.default_rng(seed)
-    automaton, reply, sets = Automaton(pattern), [], []
+    automaton, reply, sets = pattern.follower(), [], []
     while allowed := automaton.allowed():
         choices = [token for token in range(1, 6) if int(KINDS[token]) & int(allowed)]
         assert choices
@@ -72,6 +73,14 @@ def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
         reply.append(token)
     assert check(np.array(reply), pattern, KINDS) is None
     assert allowed_sets(np.array(reply), pattern, KINDS).tolist() == sets
+    parts = [np.array(reply[:length], dtype=int) for length in (1, len(reply), 0, len(reply) // 2)]
+    together = allowed_sets_of(parts, pattern, KINDS)
+    assert [found.tolist() for found in together] == [sets[: len(part)] for part in parts]
+
+
+def test_what_many_replies_are_not_allowed_names_the_token():
+    with pytest.raises(ValueError, match=r"token 1 \(id 5\) is not what the structure allows"):
+        allowed_sets_of([np.array([T, B, S]), np.array([T, X])], PATTERN, KINDS)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
