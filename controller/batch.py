@@ -22,6 +22,7 @@ def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary)
     return [
         Row(
             prompt_ids=d.prompt_ids,
+            features=d.features,
             reply_ids=d.reply_ids,
             channels=vocabulary.channels(d.reply_ids),
             anchor_weight=1.0 / len(demonstrations),

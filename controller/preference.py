@@ -244,6 +244,7 @@ def _allowed(replies: Sequence[Reply], structure: Structure | None) -> list[np.n
 def _tokens(prompt: Prompt, reply: Reply, allowed: np.ndarray | None) -> dict:
     return {
         "prompt_ids": prompt.token_ids,
+        "features": prompt.features,
         "reply_ids": reply.token_ids,
         "channels": reply.channels,
         "allowed": allowed,

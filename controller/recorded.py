@@ -8,7 +8,7 @@ from speech.vocabulary import Vocabulary
 
 def recorded_group(pair: Pair, vocabulary: Vocabulary) -> tuple[Group, list[Scorecard]]:
     """The chosen and the rejected reply as a group of two, with the scores that they came with."""
-    prompt = Prompt(id=pair.prompt_id, token_ids=pair.prompt_ids, text="", facts={})
+    prompt = Prompt(id=pair.prompt_id, token_ids=pair.prompt_ids, text="", facts={}, features=pair.features)
     replies, cards = [], []
     sides = ((pair.chosen_ids, pair.scores_chosen), (pair.rejected_ids, pair.scores_rejected))
     for index, (ids, scores) in enumerate(sides):

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("place", pa.int8(), nullable=False),
         pa.field("pair_weight", pa.float64()),
         *(pa.field(name, pa.list_(pa.from_numpy_dtype(kind))) for name, kind in ARRAYS.items()),
+        pa.field("features", pa.string()),
         pa.field("anchor_weight", pa.float64(), nullable=False),
         *(pa.field(name, pa.list_(pa.float64()), nullable=False) for name in TUPLES),
     ]
@@ -54,6 +55,7 @@ def write_batch(path: Path, batch: Batch) -> None:
             columns["item"].append(number)
             columns["place"].append(place)
             columns["pair_weight"].append(item.weight if isinstance(item, Pair) else None)
+            columns["features"].append(row.features)
             columns["anchor_weight"].append(row.anchor_weight)
             for name, kind in ARRAYS.items():
                 values = getattr(row, name)
@@ -88,7 +90,7 @@ def _items(rows: Sequence[dict]) -> list[Item]:
     for line in rows:
         parts: dict[str, Any] = {name: tuple(line[name]) for name in TUPLES}
         parts |= {n: None if line[n] is None else np.array(line[n], dtype=kind) for n, kind in ARRAYS.items()}
-        row = Row(anchor_weight=line["anchor_weight"], **parts)
+        row = Row(anchor_weight=line["anchor_weight"], features=line["features"], **parts)
         if line["pair_weight"] is None:
             items.append(row)
         elif line["place"] == 0:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.hearing import Heard
 from learner.scorer import Scorer
 
 POSITIONS = 8192
@@ -37,6 +38,10 @@ class Passage:
     """The sampler's for a sampled reply."""
     allowed: np.ndarray | None = None
     """int8 [T], sets of `speech.interleave.Kind` that could be drawn. None: every token."""
+    features: str | None = None
+    """File of the encoder features that the prompt has slots for."""
+    slot: int | None = None
+    """The token that stands for a frame of them."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.reply_ids)
@@ -186,7 +191,9 @@ def _score(scorer: Scorer, passages: Sequence[Passage], chosen: np.ndarray) -> T
     device = next(scorer.parameters()).device
     flat = [torch.from_numpy(np.concatenate(part)[chosen]).to(device) for part in (sources, targets, allowed)]
     heat = torch.from_numpy(np.concatenate(temperatures)[chosen]).to(device)
-    logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat)
+    prompts = ((passage.prompt_ids, passage.features, row * length) for row, passage in enumerate(passages))
+    heard = Heard.of(prompts, passages[0].slot, device)
+    logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat, heard=heard)
     return logps
 
 

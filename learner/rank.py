@@ -187,6 +187,7 @@ class LearnerRank(Member):
                 temperature=self._settings.temperature,
                 device=self._device,
                 scored=self._scored,
+                slot=self._vocabulary.slot,
             )
             logp, entropy = self._engine(**batch.scoring(), parts=self._parts(len(batch.targets)))
             loss, seen = micro_batch_loss(batch, logp, entropy, self._start(batch), self._objective, mix)

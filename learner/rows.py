@@ -6,7 +6,7 @@ which needs no attention mask: attention is causal, and padding comes after ever
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.hearing import Heard
 from learner.packing import Layout, Packing
 
 
@@ -32,6 +33,8 @@ class Row:
     all."""
     behaviour: np.ndarray | None = None
     """float32 [T]: the sampler's log-probabilities; None for demonstrations and for replies from a file."""
+    features: str | None = None
+    """File of the encoder features that the prompt has slots for (`speech.features`)."""
     anchor_weight: float = 0.0
     """Of a demonstration; those of a whole batch add up to 1."""
     advantages: tuple[float, ...] = ()
@@ -44,6 +47,11 @@ class Row:
     @property
     def rows(self) -> "tuple[Row, ...]":
         return (self,)
+
+    @property
+    def prompt(self) -> Hashable:
+        """Equal for rows that a model hears the same in."""
+        return self.prompt_ids.tobytes(), self.features
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.reply_ids)
@@ -82,6 +90,8 @@ class MicroBatch:
     """int64 [1, tokens of all rows], or [R, L] without a packing."""
     packing: Packing | None
     """None: rows are padded to the longest."""
+    heard: Heard | None
+    """None: no prompt has features."""
     sources: Tensor
     """int64 [N]: flat position, within `input_ids`, whose output predicts each token that is scored."""
     targets: Tensor
@@ -119,15 +129,16 @@ class MicroBatch:
     def scoring(self) -> dict[str, Any]:
         """What `learner.scorer.Scorer` is asked."""
         flat = {name: getattr(self, name) for name in ("sources", "targets", "allowed", "temperatures")}
-        return {"input_ids": self.input_ids, **flat, "packing": self.packing}
+        return {"input_ids": self.input_ids, **flat, "packing": self.packing, "heard": self.heard}
 
     def comparing(self) -> dict[str, Any]:
         """The same of the rows that are compared with the start model."""
         rows, tokens, scored = self.compared
-        asked = {name: part[:scored] for name, part in self.scoring().items() if name not in ("input_ids", "packing")}
-        if self.packing is None:
-            return {"input_ids": self.input_ids[:rows], **asked}
-        return {"input_ids": self.input_ids[:, :tokens], **asked, "packing": self.packing.first(rows, tokens)}
+        asked = {name: getattr(self, name)[:scored] for name in ("sources", "targets", "allowed", "temperatures")}
+        asked["input_ids"] = self.input_ids[:rows] if self.packing is None else self.input_ids[:, :tokens]
+        asked["packing"] = None if self.packing is None else self.packing.first(rows, tokens)
+        asked["heard"] = None if self.heard is None else self.heard.before(asked["input_ids"].numel())
+        return asked
 
     def dense(self, flat: Tensor) -> Tensor:
         """Spreads a flat tensor [N] over rows, [R, T], zero elsewhere. Keeps gradients."""
@@ -143,12 +154,13 @@ def collate(
     device: torch.device,
     scored: Callable[[Item, Row], np.ndarray] | None = None,
     pad: int | None = None,
+    slot: int | None = None,
 ) -> MicroBatch:
     """Lays rows out.
 
     pad: with which token rows are padded to the longest; None: they are packed. temperature: the sampler's; the
     anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens of a row carry a loss,
-    bool [T]; None: all.
+    bool [T]; None: all. slot: the token that stands for a frame of features.
     """
     items = sorted(items, key=lambda item: any(row.anchor_weight for row in item.rows))
     rows = [row for item in items for row in item.rows]
@@ -198,6 +210,15 @@ def collate(
     return MicroBatch(
         input_ids=tensor(input_ids),
         packing=Packing.of(layout, device) if pad is None else None,
+        heard=Heard.of(
+            (
+                (row.prompt_ids, row.features, int(prompts[index]))
+                for index, row in enumerate(rows)
+                if pad is not None or layout.own[index]
+            ),
+            slot,
+            device,
+        ),
         sources=tensor(np.concatenate(sources)),
         targets=tensor(np.concatenate(targets), np.int64),
         allowed=tensor(np.concatenate(allowed), np.int64),
@@ -218,9 +239,7 @@ def collate(
 
 
 def _layout(rows: Sequence[Row]) -> Layout:
-    return Layout.of(
-        [row.prompt_ids.tobytes() for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows]
-    )
+    return Layout.of([row.prompt for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows])
 
 
 def tokens_of(items: Sequence[Item]) -> int:
@@ -246,9 +265,9 @@ def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
 
 def _bundles(items: Sequence[Item], least: int) -> list[list[Item]]:
     """Items by prompt; the largest are halved until there are so many, or nothing is left to halve."""
-    found: dict[bytes, list[Item]] = {}
+    found: dict[Hashable, list[Item]] = {}
     for item in items:
-        found.setdefault(item.rows[0].prompt_ids.tobytes(), []).append(item)
+        found.setdefault(item.rows[0].prompt, []).append(item)
     order = itertools.count()  # which of two that are as large comes first; items cannot be compared
     whole = [bundle for bundle in found.values() if len(bundle) == 1]
     heap = [(-tokens_of(bundle), next(order), bundle) for bundle in found.values() if len(bundle) > 1]

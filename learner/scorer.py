@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from learner.hearing import Heard
 from learner.packing import Packing
 
 LOGITS = 2**25
@@ -39,24 +40,28 @@ class Scorer(nn.Module):
         temperatures: Tensor,
         packing: Packing | None = None,
         parts: int | None = None,
+        heard: Heard | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores N tokens.
 
         input_ids: int64 [1, tokens] with their packing, else [R, L], right-padded. sources: int64 [N], flat positions
         whose outputs predict the targets. allowed: int64 [N], the set of kinds that could be drawn
         (0: all). temperatures: float32 [N]. parts: of the output layer; the same on all ranks where the model is
-        spread over them, since each use of a layer gathers it.
+        spread over them, since each use of a layer gathers it. heard: features in place of embeddings.
         Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over
         the allowed tokens. The entropies carry no gradient.
         """
         where = {} if packing is None else {"packing": packing, "position_ids": packing.positions}
         body: Any = self.model.model
-        hidden = body(input_ids=input_ids, use_cache=False, **where).last_hidden_state
-        given = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
+        given = {"input_ids": input_ids}
+        if heard is not None:
+            given = {"inputs_embeds": heard.put_into(body.get_input_embeddings()(input_ids))}
+        hidden = body(**given, use_cache=False, **where).last_hidden_state
+        asked = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
         count = self.parts(len(targets)) if parts is None else parts
         if count == 1:
-            return self._output(*given)
-        split = zip(*(torch.tensor_split(part, count) for part in given), strict=True)
+            return self._output(*asked)
+        split = zip(*(torch.tensor_split(part, count) for part in asked), strict=True)
         found = [checkpoint(self._output, *part, use_reentrant=False) for part in split]
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropies)

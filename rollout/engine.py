@@ -18,6 +18,7 @@ import numpy as np
 
 from rollout.life import EngineLife
 from speech.families import Family
+from speech.features import read_features
 from speech.interleave import check, kind_table
 from speech.records import Finish, Group, Prompt, Reply
 from speech.vocabulary import Vocabulary
@@ -126,8 +127,10 @@ class Engine:
             logits_processors=[StructureProcessor] if settings.constrained else None,
             additional_config=structure if settings.constrained else {},
             weight_transfer_config={"backend": receive.BACKEND},
+            enable_prompt_embeds=family.hears == "features",
             worker_extension_cls="rollout.receive.WorkerExtension",
         )
+        self._dtype = self._llm.model_config.dtype
         self.life = EngineLife(self._llm)
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._llm.update_weight_version("0")
@@ -142,6 +145,7 @@ class Engine:
             for index in range(order.group_size):
                 request = self._add(
                     order.prompt.token_ids,
+                    order.prompt.features,
                     temperature=order.sampling.temperature,
                     max_tokens=order.sampling.max_tokens,
                     seed=order.seed + index,
@@ -150,18 +154,35 @@ class Engine:
                 )
                 self._drawing[request] = order, index
 
-    def _add(self, token_ids: np.ndarray, **parameters: Any) -> str:
-        """A request for vLLM. Returns its name."""
+    def _add(self, token_ids: np.ndarray, features: str | None = None, **parameters: Any) -> str:
+        """A request for vLLM. Returns its name. Raises InputError for features that cannot be read."""
         from vllm import SamplingParams
-        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         name = str(next(self._names))
-        # What the old weights computed of a prompt must not be taken for what the new ones would.
-        prompt = tokens_input(token_ids.tolist(), cache_salt=str(self._version))
+        prompt = self._input(token_ids, features)
         kind = RequestOutputKind.FINAL_ONLY
         self._llm.llm_engine.add_request(name, prompt, SamplingParams(detokenize=False, output_kind=kind, **parameters))
         return name
+
+    def _input(self, token_ids: np.ndarray, features: str | None) -> Any:
+        """A prompt as vLLM takes it: ids and, in the slots among them, an encoder's frames."""
+        from vllm.inputs import tokens_input
+        from vllm.inputs.engine import embeds_input
+
+        # What the old weights computed of a prompt must not be taken for what the new ones would.
+        salt = str(self._version)
+        if features is None:
+            return tokens_input(token_ids.tolist(), cache_salt=salt)
+        import torch
+
+        slots = torch.from_numpy(token_ids == self._vocabulary.slot)
+        frames = torch.from_numpy(read_features(features, int(slots.sum())))
+        embedded = torch.zeros(len(token_ids), frames.shape[1], dtype=self._dtype)
+        embedded[slots] = frames.to(self._dtype)
+        return embeds_input(
+            embedded, cache_salt=salt, prompt_token_ids=token_ids.tolist(), is_token_ids=(~slots).tolist()
+        )
 
     def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]:
         """Draws for so long, or until nothing is under way. Returns the replies that came to their end, each with the

@@ -44,8 +44,12 @@ PAIRS = pa.schema(
         pa.field("origin", pa.string(), nullable=False),
     ]
 )
+FEATURES = pa.field("features", pa.string())
+"""A further column of all three, for prompts that have slots: the file of their encoder features, relative to the data
+file's folder (`speech.features`)."""
 OPTIONAL = ("chosen_score", "rejected_score", "scores_chosen", "scores_rejected", "origin")
 """Columns of `PAIRS` that a file may lack, and values that it may leave out."""
+HEARD = (FEATURES.name,)
 Record = TypeVar("Record")
 LONGEST_ID = 200
 """Bytes of a prompt's id, which names its recordings."""
@@ -62,6 +66,8 @@ class Prompt:
     """The question in words, for people and for judges."""
     facts: dict[str, str]
     """What raters need to know: the right answer, the manner asked for, …"""
+    features: str | None = None
+    """File of what the speech encoder heard, for a prompt that has slots for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ class Demonstration:
     reply_ids: np.ndarray
     """int32 [T], end-of-reply token included."""
     text: str
+    features: str | None = None
+    """As `Prompt.features`."""
 
 
 class Finish(StrEnum):
@@ -143,6 +151,8 @@ class Pair:
     scores_rejected: dict[str, float]
     origin: str
     """Where the pair comes from, in words; empty when that is not known."""
+    features: str | None = None
+    """As `Prompt.features`."""
 
 
 def read_prompts(path: Path, vocabulary: Vocabulary) -> list[Prompt]:
@@ -171,30 +181,34 @@ def scan_prompts(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Prom
             first = seen[name].removeprefix(f"{path} ")
             raise InputError(f"{place}: field 'id' is {name!r}, as in {first}; ids must differ")
         ids = _ids(row, "token_ids", place, vocabulary)
-        return Prompt(id=name, token_ids=ids, text=row["text"], facts=_facts(row, place))
+        features = _features(path, row, ids, place, vocabulary)
+        return Prompt(id=name, token_ids=ids, text=row["text"], facts=_facts(row, place), features=features)
 
-    return _each(rows(path, PROMPTS), prompt)
+    return _each(rows(path, PROMPTS.append(FEATURES), HEARD), prompt, HEARD)
 
 
 def scan_demonstrations(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Demonstration | InputError]]:
     """(place, demonstration) of each row, or why it is none. Raises InputError for a file that has no such rows."""
 
     def demonstration(place: str, row: dict) -> Demonstration:
+        ids = _ids(row, "prompt_ids", place, vocabulary)
         return Demonstration(
             prompt_id=row["prompt_id"],
-            prompt_ids=_ids(row, "prompt_ids", place, vocabulary),
+            prompt_ids=ids,
             reply_ids=_ids(row, "reply_ids", place, vocabulary),
             text=row["text"],
+            features=_features(path, row, ids, place, vocabulary),
         )
 
-    return _each(rows(path, DEMONSTRATIONS), demonstration)
+    return _each(rows(path, DEMONSTRATIONS.append(FEATURES), HEARD), demonstration, HEARD)
 
 
 def scan_pairs(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Pair | InputError]]:
     """(place, pair) of each row or line, or why it is none. Raises InputError for a file that has no such rows, and for
     a line that is not of the right types."""
-    found = lines(path, PAIRS, OPTIONAL) if path.suffix == ".jsonl" else rows(path, PAIRS, OPTIONAL)
-    return _each(found, lambda place, row: _pair(place, row, vocabulary), OPTIONAL)
+    schema, optional = PAIRS.append(FEATURES), (*OPTIONAL, *HEARD)
+    found = lines(path, schema, optional) if path.suffix == ".jsonl" else rows(path, schema, optional)
+    return _each(found, lambda place, row: _pair(path, place, row, vocabulary), optional)
 
 
 def _each(
@@ -238,7 +252,16 @@ def _facts(row: dict, place: str) -> dict[str, str]:
     return facts
 
 
-def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
+def _features(path: Path, row: dict, ids: np.ndarray, place: str, vocabulary: Vocabulary) -> str | None:
+    """Where they lie. Raises InputError for slots without features, and for features without slots."""
+    slots = 0 if vocabulary.slot is None else int((ids == vocabulary.slot).sum())
+    if bool(slots) != (row["features"] is not None):
+        found = "no features" if slots else f"features {row['features']!r}"
+        raise InputError(f"{place}: {found}, but its prompt has {slots} slots for frames of an encoder")
+    return str(path.parent / row["features"]) if slots else None
+
+
+def _pair(path: Path, place: str, row: dict, vocabulary: Vocabulary) -> Pair:
     chosen, rejected = (_ids(row, name, place, vocabulary) for name in ("chosen_ids", "rejected_ids"))
     if np.array_equal(chosen, rejected):
         raise InputError(
@@ -249,9 +272,10 @@ def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
     for name, value in [*totals.items(), *((n, v) for n, by_name in scores.items() for v in by_name.values())]:
         if value is None or not np.isfinite(value):
             raise InputError(f"{place}: field {name!r} holds {value}, which is no score; leave out what is not known")
+    ids = _ids(row, "prompt_ids", place, vocabulary)
     return Pair(
         prompt_id=row["prompt_id"],
-        prompt_ids=_ids(row, "prompt_ids", place, vocabulary),
+        prompt_ids=ids,
         chosen_ids=chosen,
         rejected_ids=rejected,
         chosen_score=totals.get("chosen_score"),
@@ -259,6 +283,7 @@ def _pair(place: str, row: dict, vocabulary: Vocabulary) -> Pair:
         scores_chosen=scores["scores_chosen"],
         scores_rejected=scores["scores_rejected"],
         origin=row["origin"] or "",
+        features=_features(path, row, ids, place, vocabulary),
     )
 
 

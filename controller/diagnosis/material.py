@@ -17,7 +17,7 @@ from learner.geometry import Passage
 from speech.errors import InputError
 from speech.families import Family, family
 from speech.interleave import allowed_sets, kind_table
-from speech.records import read_demonstrations, read_prompts
+from speech.records import Prompt, read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
 
 SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
@@ -96,9 +96,9 @@ class RunFiles:
         return kind_table(self.vocabulary)
 
     @cached_property
-    def prompts(self) -> dict[str, np.ndarray]:
-        """Token ids of the training prompts, by id."""
-        return {p.id: p.token_ids for p in read_prompts(Path(self.config.data.prompts), self.vocabulary)}
+    def prompts(self) -> dict[str, Prompt]:
+        """The training prompts, by id."""
+        return {p.id: p for p in read_prompts(Path(self.config.data.prompts), self.vocabulary)}
 
     @property
     def constrained(self) -> bool:
@@ -147,7 +147,12 @@ class RunFiles:
         order = Ledger(len(found), self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
         return [
             Item(
-                passage=Passage(prompt_ids=found[index].prompt_ids, reply_ids=found[index].reply_ids),
+                passage=Passage(
+                    prompt_ids=found[index].prompt_ids,
+                    reply_ids=found[index].reply_ids,
+                    features=found[index].features,
+                    slot=self.vocabulary.slot,
+                ),
                 channels=self.vocabulary.channels(found[index].reply_ids),
                 group=place,
             )
@@ -167,7 +172,7 @@ class RunFiles:
             raise InputError(
                 f"{self.config.data.prompts} has no prompt {row['prompt_id']!r}, which iteration {iteration} replied to"
             )
-        ids = np.asarray(row["token_ids"], dtype=np.int32)
+        prompt, ids = self.prompts[row["prompt_id"]], np.asarray(row["token_ids"], dtype=np.int32)
         allowed = None
         if self.constrained:
             try:
@@ -179,7 +184,9 @@ class RunFiles:
                 ) from error
         return Item(
             passage=Passage(
-                prompt_ids=self.prompts[row["prompt_id"]],
+                prompt_ids=prompt.token_ids,
+                features=prompt.features,
+                slot=self.vocabulary.slot,
                 reply_ids=ids,
                 temperature=self.config.rollout.temperature,
                 allowed=allowed,

@@ -126,7 +126,9 @@ def test_micro_batches_are_bounded_and_change_nothing(scorer, passages, weights,
     whole, logps = measure(scorer, passages, weights), log_probabilities(scorer, passages)
     seen: list[tuple[int, int]] = []
     forward = scorer.forward
-    monkeypatch.setattr(scorer, "forward", lambda *a: seen.append((a[0].numel(), a[1].numel())) or forward(*a))
+    monkeypatch.setattr(
+        scorer, "forward", lambda *a, **k: seen.append((a[0].numel(), a[1].numel())) or forward(*a, **k)
+    )
     monkeypatch.setattr(geometry, "POSITIONS", 28)
     monkeypatch.setattr(geometry, "LOGITS", 15 * len(KINDS))
     split = measure(scorer, passages, weights)

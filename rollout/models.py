@@ -1,0 +1,21 @@
+"""Architectures that transformers has and this release of vLLM has not. Importing this module makes them known."""
+
+from vllm import ModelRegistry
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.utils import PPMissingLayer
+
+
+class GlmForCausalLM(LlamaForCausalLM):
+    """GLM-4 as transformers lays it out: Llama's layers, with rotary positions that turn neighbouring pairs, on half of
+    each head, and with no bias where heads come together."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        for layer in self.model.layers:
+            if not isinstance(layer, PPMissingLayer):
+                layer.self_attn.rotary_emb.is_neox_style = False
+                layer.self_attn.o_proj.bias = None
+
+
+ModelRegistry.register_model("GlmForCausalLM", GlmForCausalLM)
