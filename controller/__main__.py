@@ -11,6 +11,8 @@ MODULES = {
     "compare": ("controller.compare.command", "the paper's arms side by side"),
     "doctor": ("controller.doctor.command", "what would go wrong, before anything is started"),
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
+    "import": ("controller.importing", "a released checkpoint's language model, to train it"),
+    "export": ("controller.exporting", "what a run trained, as a checkpoint"),
     "plan": ("controller.plan.command", "how many members of each role a job needs"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
     "report": ("controller.report.command", "the page to see and hear a run"),

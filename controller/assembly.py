@@ -19,7 +19,7 @@ from learner.step import Objective, PairLoss, Route
 from reward.server import Part, RewardPool, ServerSettings
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
-from speech.families import Family
+from speech.families import Family, family
 
 Tell = Callable[..., None]
 """Takes events: a kind and fields."""
@@ -191,7 +191,7 @@ def rank_settings(config: Config, run: str) -> RankSettings:
         gradient_checkpointing=c.gradient_checkpointing,
         threads=c.threads,
         temperature=config.rollout.temperature,
-        frozen=tuple(config.model.frozen),
+        frozen=tuple(family(config.model.family).parameters(config.model.frozen)),
         gpu=c.gpus > 0,
         trust_remote_code=config.model.trust_remote_code,
         exchange=config.run.exchange,

@@ -40,7 +40,8 @@ class Model:
     max_length: int = 2048
     """Longest prompt plus reply, tokens."""
     frozen: list[str] = field(default_factory=list)
-    """Parameters that are not trained, as shell-style patterns of their names: model.layers.0.*"""
+    """Parameters that are not trained, as shell-style patterns of their names, model.layers.0.*, or as parts that the
+    family has a name for: embeddings, layers, output."""
     trust_remote_code: bool = False
     """Runs code that comes with the checkpoint (auto_map in its config.json), with the rights of the run."""
 

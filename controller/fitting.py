@@ -16,6 +16,7 @@ from reward.server import load
 from speech.checkpoint import check_checkpoint
 from speech.codec import Codec
 from speech.errors import InputError
+from speech.families import family
 from speech.files import parsed, text, there
 from speech.vocabulary import Vocabulary
 
@@ -44,7 +45,8 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
             )
     if config.model.frozen:
         # The output layer is not in the file when it is tied to the embedding.
-        frozen_names(sorted({*shapes, "lm_head.weight"}), config.model.frozen)
+        patterns = family(config.model.family).parameters(config.model.frozen)
+        frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
     return shapes
 
 

@@ -33,20 +33,19 @@ class Original:
     parts: Callable[[str, Config], tuple[Part, ...]]
     """Of a released tensor, by its name: the trunk's tensors that lie one behind another in it; none where it is no
     part of the trunk (other heads, encoders, talkers), which stays as it was."""
+    division: str | None = None
+    """How its tokenizer divides a text, where it is released as tiktoken's ranks; a regular expression."""
 
 
-def renamed(rules: Mapping[str, str], without: tuple[str, ...] = ()) -> Callable[[str, Config], tuple[Part, ...]]:
+def renamed(rules: Mapping[str, str]) -> Callable[[str, Config], tuple[Part, ...]]:
     """Parts for layouts that differ in names alone.
 
-    rules: regular expressions of whole names, the first that fits, with what the name becomes. without: expressions of
-    names that are no part of the trunk although a rule fits. A name that none fits is no part either.
+    rules: regular expressions of whole names, the first that fits, with what the name becomes. A name that none fits is
+    no part of the trunk.
     """
     compiled = [(re.compile(pattern), become) for pattern, become in rules.items()]
-    left_out = [re.compile(pattern) for pattern in without]
 
     def parts(name: str, config: Config) -> tuple[Part, ...]:
-        if any(pattern.fullmatch(name) for pattern in left_out):
-            return ()
         for pattern, become in compiled:
             if (found := pattern.fullmatch(name)) is not None:
                 return (Part(found.expand(become)),)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -26,16 +27,18 @@ class TokenNames:
     """Opens a speech chunk; None for families without boundary tokens."""
     end_speech: str | None = None
     """Closes a speech chunk."""
-    speech: str = "<|audio_{}|>"
-    """Name of the speech code with number {}."""
+    speech: str | None = "<|audio_{}|>"
+    """Name of the speech code with number {}; None for models that answer in text alone."""
     codebook: int | None = None
-    """Number of speech codes; None counts the names that the tokenizer has. Those beyond belong in no reply."""
+    """Number of speech codes; None counts the names that the tokenizer has."""
+    beyond: Literal["foreign", "filler"] = "foreign"
+    """What numbered names beyond the codebook are: they belong in no reply, or are fillers."""
     fillers: tuple[str, ...] = ()
     """Tokens of a reply that say nothing and keep a channel's place, such as silence while the other one goes on."""
     slot: str | None = None
     """Stands in a prompt for a frame of the speech encoder's output; None for families that hear codes."""
     never_text: tuple[str, ...] = ()
-    """Further tokens that no reply may contain (roles, reserved tokens)."""
+    """Tokens that no reply may contain, beside all special ones that have no name here (roles, marks of images)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,33 +114,44 @@ class Vocabulary:
         def optional(name: str | None, role: str) -> int | None:
             return None if name is None else identify(name, role)
 
-        first = identify(names.speech.format(0), "first speech")
-        named = _count_codes(tokenizer, names.speech)
-        codebook = names.codebook or named
-        # Speech tokens that the codec has no code for are neither speech nor text (method §7, rule 5).
-        foreign = [identify(names.speech.format(number), "speech") for number in range(codebook, named)]
-        last = identify(names.speech.format(codebook - 1), "last speech")
-        if last - first != codebook - 1:
-            raise InputError(
-                f"{tokenizer_file}: speech tokens must be contiguous; {names.speech.format(0)!r} is {first} and "
-                f"{names.speech.format(codebook - 1)!r} is {last}, {codebook} codes"
-            )
-        slots = [] if names.slot is None else [identify(names.slot, "encoder slot")]
         text_size = tokenizer.get_vocab_size(with_added_tokens=True)
         size = _output_rows(path, at_least=text_size)
+        # Speech tokens that the codec has no code for are neither speech nor text (method §7, rule 5).
+        first, codebook, beyond = size, 0, list[int]()
+        if names.speech is not None:
+            first = identify(names.speech.format(0), "first speech")
+            named = _count_codes(tokenizer, names.speech)
+            codebook = names.codebook or named
+            beyond = [identify(names.speech.format(number), "speech") for number in range(codebook, named)]
+            last = identify(names.speech.format(codebook - 1), "last speech")
+            if last - first != codebook - 1:
+                raise InputError(
+                    f"{tokenizer_file}: speech tokens must be contiguous; {names.speech.format(0)!r} is {first} and "
+                    f"{names.speech.format(codebook - 1)!r} is {last}, {codebook} codes"
+                )
+        end_reply, pad = identify(names.end_reply, "end-of-reply"), identify(names.pad, "padding")
+        begin_speech = optional(names.begin_speech, "begin-of-speech")
+        end_speech = optional(names.end_speech, "end-of-speech")
+        slot = optional(names.slot, "encoder slot")
+        fillers = [identify(name, "filler") for name in names.fillers]
+        if names.beyond == "filler":
+            fillers, beyond = fillers + beyond, []
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        of_replies = {end_reply, pad, begin_speech, end_speech, *fillers, *range(first, first + codebook)}
+        reserved = {identify(name, "reserved") for name in names.never_text} | special - of_replies
         return cls(
             size=size,
             text_size=text_size,
             speech_first=first,
             codebook=codebook,
-            end_reply=identify(names.end_reply, "end-of-reply"),
-            pad=identify(names.pad, "padding"),
-            begin_speech=optional(names.begin_speech, "begin-of-speech"),
-            end_speech=optional(names.end_speech, "end-of-speech"),
-            forbidden=(*(identify(name, "reserved") for name in names.never_text), *foreign, *slots),
+            end_reply=end_reply,
+            pad=pad,
+            begin_speech=begin_speech,
+            end_speech=end_speech,
+            forbidden=tuple(sorted(reserved | {*beyond, *([] if slot is None else [slot])})),
             tokenizer=tokenizer,
-            fillers=tuple(identify(name, "filler") for name in names.fillers),
-            slot=slots[0] if slots else None,
+            fillers=tuple(fillers),
+            slot=slot,
         )
 
 

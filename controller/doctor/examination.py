@@ -122,7 +122,7 @@ def _model(case: Case) -> Iterator[Finding]:
     generation = directory / "generation_config.json"
     yield from model.check_vocabulary(case.vocabulary, _object(generation) if there(generation) else case.settings)
     tensors = check_weights(config, case.vocabulary)
-    case.shape = memory.shape(case.settings, tensors, config.model.frozen)
+    case.shape = memory.shape(case.settings, tensors, family(config.model.family).parameters(config.model.frozen))
     yield from model.check_weights(config, case.shape, case.settings)
 
 

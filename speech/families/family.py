@@ -51,6 +51,10 @@ class Family:
     codec: str = ""
     """module:Class of the decoder that belongs to it; empty: none of ours."""
 
+    def parameters(self, names: Sequence[str]) -> list[str]:
+        """Patterns of parameters; names of `parts` among them stand for what they are made of."""
+        return [pattern for name in names for pattern in self.parts.get(name, (name,))]
+
     def prompt(self, turns: Sequence[Turn], vocabulary: Vocabulary) -> np.ndarray:
         """int32 [P]: a dialogue up to where the model's reply begins. The last turn is not the model's.
 
