@@ -12,7 +12,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from controller.anchors import refuse_endless
@@ -43,7 +43,8 @@ DEEPEST = 20
 def read(path: Path, overrides: list[str]) -> Config:
     """Reads a YAML file, applies `key=value` overrides, and checks the whole.
 
-    A file may name another, relative to itself, that it changes: `extends: playground.yaml`.
+    A file may name another, relative to itself, that it changes: `extends: playground.yaml`. Of a list of such names
+    each changes those before it.
     """
     for override in overrides:
         if "=" not in override:
@@ -104,13 +105,16 @@ def load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
         raise InputError(f"{path}: extends must be the name of a file: {error}") from error
     if base is None:
         return own
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends must be the name of a file, got {base!r}")
-    below_it = load(path.parent / base, (*below, path))
-    try:
-        return _upon(below_it, own)
-    except Exception as error:  # a list where the other has a section, …
-        raise InputError(f"{path} does not fit the file that it extends, {base}: {error}") from error
+    bases = [base] if isinstance(base, str) else list(base) if isinstance(base, ListConfig) else []
+    if not bases or not all(isinstance(name, str) for name in bases):
+        raise InputError(f"{path}: extends must be the name of a file, or a list of such names, got {base!r}")
+    merged = OmegaConf.create()
+    for part, name in [*((load(path.parent / name, (*below, path)), name) for name in bases), (own, bases[-1])]:
+        try:
+            merged = _upon(merged, part)
+        except Exception as error:  # a list where the other has a section, …
+            raise InputError(f"{path} does not fit the file that it extends, {name}: {error}") from error
+    return merged
 
 
 def _section(given: DictConfig) -> str:

@@ -271,7 +271,7 @@ def allowed_sets_of(replies: Sequence[np.ndarray], pattern: Pattern, kinds: np.n
     states = table(pattern)
     allowed, after = np.array(states.allowed, dtype=np.int8), np.array(states.after)
     order = np.argsort([-len(ids) for ids in replies], kind="stable")
-    lengths = np.array([len(replies[index]) for index in order])
+    lengths = np.array([len(replies[index]) for index in order], dtype=np.int64)
     found = np.zeros((len(replies), lengths.max(initial=0)), dtype=np.int8)
     taken = np.zeros(found.shape, dtype=np.int8)
     for row, index in enumerate(order):

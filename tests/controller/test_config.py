@@ -133,6 +133,11 @@ def test_a_file_can_change_another(playground, tmp_path):
         "heard": 2,
         "manner": 1,
     }
+    (tmp_path / "sizes.yaml").write_text("run: {iterations: 3}\nreward: {servers: 5, total: {answer: 2}}\n")
+    (tmp_path / "both.yaml").write_text("extends: [mine.yaml, sizes.yaml]\nanchor: {rows: 9}\n")
+    both = read(tmp_path / "both.yaml", [])
+    assert (both.run.iterations, both.reward.servers, both.anchor.rows) == (3, 5, 9)
+    assert both.reward.total == {"answer": 2}
     (tmp_path / "lost.yaml").write_text("extends: none.yaml")
     with pytest.raises(InputError, match=r"none\.yaml, which .*lost\.yaml extends, does not exist"):
         read(tmp_path / "lost.yaml", [])

@@ -18,8 +18,8 @@ from speech.interleave import check, kind_table, table
 from speech.records import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
-REPLIES = 1000
-LONGEST = 64
+REPLIES, FREE = 1000, 64
+LONGEST = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,18 @@ def answer(asked: Asked) -> Found:
         in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
     )  # fmt: skip
     sampling = SamplingSettings(temperature=1.0, max_tokens=LONGEST)
-    each = -(-REPLIES // len(asked.prompts))
 
-    def draw(engine: Engine) -> list[tuple[Prompt, Reply]]:
+    def draw(count: int, constrained: bool) -> list[tuple[Prompt, Reply]]:
+        engine = Engine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
+        each = -(-count // len(asked.prompts))
         groups = engine.sample(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
-        return [(group.prompt, reply) for group in groups for reply in group.replies][:REPLIES]
+        return [(group.prompt, reply) for group in groups for reply in group.replies][:count]
 
-    held = draw(Engine(settings, chosen, vocabulary, 0))
-    free = [reply for _, reply in draw(Engine(replace(settings, constrained=False), chosen, vocabulary, 0))]
+    held = draw(REPLIES, constrained=True)
+    free = [reply for _, reply in draw(FREE, constrained=False)]
     kinds = kind_table(vocabulary)
     return Found(
-        gap=_gap(asked, chosen.interleave, kinds, held[:: each + 1], vocabulary),
+        gap=_gap(asked, chosen.interleave, kinds, held[::64], vocabulary),
         held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
         free=[reply.defect for reply in free],
         free_checked=[check(reply.token_ids, chosen.interleave, kinds) for reply in free],

@@ -27,7 +27,9 @@ VITA = (
     "<|end_of_patch|> <|context_of_patch|> <|begin_of_audio|> <|end_of_audio|> <|begin_of_quad|> <|end_of_quad|> "
     "<|begin_of_ref|> <|end_of_ref|> <|begin_of_box|> <|end_of_box|> <|image|> <|video|> <|audio|>"
 ).split()
-WIDTH, HEADS, HEAD, GROUPS, INNER, LAYERS = 32, 2, 32, 1, 48, 2
+HEADS, HEAD, GROUPS, INNER, LAYERS = 2, 32, 1, 48, 2
+WIDTH = HEADS * HEAD
+LIKELY = 2.6
 
 
 def qwen(path: Path, *, special: Sequence[str], plain: Sequence[str] = (), base: int = 151643) -> None:
@@ -50,13 +52,13 @@ def _bytes(base: int, names: Sequence[AddedToken]) -> Tokenizer:
     return tokenizer
 
 
-def qwen2(width: int = WIDTH, layers: int = LAYERS, vocabulary: int = 168072) -> tuple[dict, dict[str, Tensor]]:
-    """config.json and tensors of a Qwen2 trunk."""
+def qwen2(ends: Sequence[int], layers: int = LAYERS, vocabulary: int = 168072) -> tuple[dict, dict[str, Tensor]]:
+    """config.json and tensors of a Qwen2 trunk. ends: tokens that are likely."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=vocabulary,
-        hidden_size=width,
+        hidden_size=WIDTH,
         intermediate_size=INNER,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
@@ -68,16 +70,29 @@ def qwen2(width: int = WIDTH, layers: int = LAYERS, vocabulary: int = 168072) ->
         tie_word_embeddings=False,
         dtype="float32",
     )
-    return config.to_dict(), _drawn(Qwen2ForCausalLM(config).state_dict())
+    return config.to_dict(), _drawn(Qwen2ForCausalLM(config).state_dict(), ends)
 
 
-def _drawn(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that make log-probabilities differ, which fresh ones hardly do."""
+def _drawn(state: dict[str, Tensor], ends: Sequence[int]) -> dict[str, Tensor]:
+    """Weights that make log-probabilities differ, which fresh ones hardly do.
+
+    The first component of every token's vector is large, and no layer writes to it, so that it is about the same in
+    every output: the weights on it make tokens that end something likely, and replies end.
+    """
     generator = torch.Generator().manual_seed(0)
-    return {
+    drawn = {
         name: torch.randn(tensor.shape, generator=generator) * 0.3 + (1.0 if name.endswith("norm.weight") else 0.0)
         for name, tensor in state.items()
     }
+    for name, tensor in drawn.items():
+        if name.endswith(("embed_tokens.weight", "word_embeddings.weight")):
+            tensor[:, 0] = 10.0
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "dense.weight", "dense_4h_to_h.weight")):
+            tensor[0] = 0.0
+        elif name.endswith(("lm_head.weight", "output_layer.weight")):
+            tensor[:, 0] = 0.0
+            tensor[list(ends), 0] = LIKELY
+    return drawn
 
 
 def _write(path: Path, config: dict, tensors: dict[str, Tensor], files: int = 1) -> Path:
@@ -95,7 +110,7 @@ def vita(path: Path, *, features: bool = False) -> Path:
     special = [*VITA[:11], "<|context_of_audio|>", *VITA[11:]] if features else VITA
     qwen(path, special=special, plain=[f"<|audio_{code}|>" for code in range(16384)])
     ahead = 0 if features else 1
-    config, tensors = qwen2(layers=LAYERS + ahead)
+    config, tensors = qwen2([151645, 151675], LAYERS + ahead)
     config |= {
         "model_type": "qwen2_mtp_sensevoice" if features else "qwen2_mtp",
         "architectures": ["Qwen2MTPSenseVoiceForCausalLM" if features else "Qwen2MTPForCausalLM"],
@@ -131,7 +146,7 @@ def glm(path: Path) -> Path:
         "auto_map": {"AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration"},
         "padded_vocab_size": 168960,
         "vocab_size": 168960,
-        "hidden_size": 2 * HEAD,
+        "hidden_size": WIDTH,
         "ffn_hidden_size": INNER,
         "num_layers": LAYERS,
         "num_attention_heads": HEADS,
@@ -148,7 +163,7 @@ def glm(path: Path) -> Path:
         "eos_token_id": [151329, 151336, 151338],
         "torch_dtype": "float32",
     }
-    width, rows = 2 * HEAD, (HEADS + 2 * GROUPS) * HEAD
+    width, rows = WIDTH, (HEADS + 2 * GROUPS) * HEAD
     shapes = {
         "transformer.embedding.word_embeddings.weight": (168960, width),
         "transformer.output_layer.weight": (168960, width),
@@ -166,7 +181,7 @@ def glm(path: Path) -> Path:
             "mlp.dense_4h_to_h.weight": (width, INNER),
         }
         shapes |= {f"transformer.encoder.layers.{layer}.{name}": shape for name, shape in inside.items()}
-    return _write(path, config, _drawn({name: torch.empty(shape) for name, shape in shapes.items()}), files=2)
+    return _write(path, config, _drawn({name: torch.empty(shape) for name, shape in shapes.items()}, [151336]), files=2)
 
 
 def step(path: Path) -> Path:
@@ -176,7 +191,7 @@ def step(path: Path) -> Path:
         "<audio_start> <audio_end> <audio_patch> <tts_start> <tts_end> <tts_pad> <|unknown_6|> <|unknown_7|>".split()
     )
     qwen(path, special=special, plain=[f"<audio_{code}>" for code in range(6562)])
-    text, tensors = qwen2(vocabulary=158720)
+    text, tensors = qwen2([151666], vocabulary=158720)
     config = {"model_type": "step_audio_2", "architectures": ["StepAudio2ForCausalLM"], "text_config": text}
     tensors |= {"encoder.conv1.weight": torch.randn(8, 4, 3), "adapter.linear1.weight": torch.randn(8, 8)}
     return _write(path, config, tensors)
@@ -186,7 +201,7 @@ def omni(path: Path) -> Path:
     """The thinker with a piece of its ears, and a piece of the talker."""
     special = "<|AUDIO|> <|audio_bos|> <|audio_eos|> <|vision_bos|> <|vision_eos|> <|IMAGE|> <|VIDEO|>".split()
     qwen(path, special=special)
-    text, tensors = qwen2(vocabulary=152064)
+    text, tensors = qwen2([151645], vocabulary=152064)
     text |= {"model_type": "qwen2_5_omni_text"}
     text["rope_scaling"] = {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}
     config = {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": text}}

@@ -156,7 +156,7 @@ FILES = {
     "a billion laughs": (LAUGHS.encode(), "mine.yaml", "values when its anchors are written out"),
     "1000 brackets": (b"run: " + b"[" * 1000 + b"]" * 1000, "mine.yaml"),
     "two megabytes": (b"# " + b"x" * (2 << 20), "mine.yaml", "at most 1,048,576"),
-    "extends a list": (b"extends: [a, b]\n", "mine.yaml", "extends must be the name of a file"),
+    "extends a number": (b"extends: [mine.yaml, 5]\n", "mine.yaml", "extends must be the name of a file"),
     "extends nothing that is there": (b"extends: none.yaml\n", "none.yaml, which", "does not exist"),
     "extends itself": (b"extends: mine.yaml\n", "mine.yaml extends itself"),
     "extends a name of 300": (b"extends: " + b"x" * 300, "does not exist"),

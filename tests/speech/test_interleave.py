@@ -78,6 +78,10 @@ def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
     assert [found.tolist() for found in together] == [sets[: len(part)] for part in parts]
 
 
+def test_no_replies_have_no_sets():
+    assert allowed_sets_of([], PATTERN, KINDS) == []
+
+
 def test_what_many_replies_are_not_allowed_names_the_token():
     with pytest.raises(ValueError, match=r"token 1 \(id 5\) is not what the structure allows"):
         allowed_sets_of([np.array([T, B, S]), np.array([T, X])], PATTERN, KINDS)
