@@ -98,6 +98,6 @@ FAMILIES = (
         ),
         original=Original(model_types=("chatglm",), config=_trunk, parts=_parts, division=DIVISION),
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},
-        codec="speech.codecs.glm4_voice:Glm4Voice",
+        codec="speech.codecs.glm4_voice:Glm4VoiceCodec",
     ),
 )

@@ -46,6 +46,6 @@ FAMILIES = (
         ),
         hears="features",
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},
-        codec="speech.codecs.cosyvoice2:CosyVoice2",
+        codec="speech.codecs.cosyvoice2:CosyVoice2Codec",
     ),
 )

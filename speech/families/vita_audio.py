@@ -58,7 +58,7 @@ def _family(name: str, ratios: list[int], **features: Any) -> Family:
         ),
         original=Original(model_types=("qwen2_mtp", "qwen2_mtp_sensevoice"), config=_trunk, parts=_parts),
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},
-        codec="speech.codecs.glm4_voice:Glm4Voice",
+        codec="speech.codecs.glm4_voice:Glm4VoiceCodec",
         **features,
     )
 
