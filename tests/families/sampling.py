@@ -19,7 +19,9 @@ from speech.records import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 REPLIES, FREE = 1000, 64
-LONGEST = 40
+LONGEST = 30
+ATONCE = 40
+"""Logits of so many are below 32 MiB, the largest that the C library keeps for the next step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def answer(asked: Asked) -> Found:
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineSettings(
-        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=128, constrained=True,
+        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=ATONCE, constrained=True,
         in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
     )  # fmt: skip
     sampling = SamplingSettings(temperature=1.0, max_tokens=LONGEST)
@@ -112,5 +114,11 @@ def _gap(asked: Asked, pattern, kinds: np.ndarray, replies: list[tuple[Prompt, R
     return largest
 
 
-if __name__ == "__main__":
+def main() -> None:
     sys.stdout.buffer.write(pickle.dumps(answer(pickle.load(sys.stdin.buffer))))
+
+
+if __name__ == "__main__":
+    from tests.families import sampling  # what is pickled must not be of the module __main__
+
+    sampling.main()

@@ -135,7 +135,8 @@ def test_two_iterations_of_the_main_job(run, chosen, vocabulary):
     for row in rows:
         assert row["logp_gap_text"] < 1e-4
         assert row["probe_gap"] < 1e-4
-        assert row["mix"] == 0.5
+        assert row["lambda"] == 0.5
+        assert row["loss_preference"] != 0.0
         assert np.isfinite([row["loss_anchor"], row["gradient_norm"]]).all()
         if vocabulary.codebook:
             assert row["logp_gap_speech"] < 1e-4

@@ -6,7 +6,8 @@ the real ones.
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ VITA = (
 ).split()
 HEADS, HEAD, GROUPS, INNER, LAYERS = 2, 32, 1, 48, 2
 WIDTH = HEADS * HEAD
-LIKELY = 2.6
+STEADY = 7.5
 
 
 def qwen(path: Path, *, special: Sequence[str], plain: Sequence[str] = (), base: int = 151643) -> None:
@@ -52,8 +53,8 @@ def _bytes(base: int, names: Sequence[AddedToken]) -> Tokenizer:
     return tokenizer
 
 
-def qwen2(ends: Sequence[int], layers: int = LAYERS, vocabulary: int = 168072) -> tuple[dict, dict[str, Tensor]]:
-    """config.json and tensors of a Qwen2 trunk. ends: tokens that are likely."""
+def qwen2(ends: Mapping[int, int], layers: int = LAYERS, vocabulary: int = 168072) -> tuple[dict, dict[str, Tensor]]:
+    """config.json and tensors of a Qwen2 trunk. ends: as of `_drawn`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -73,25 +74,30 @@ def qwen2(ends: Sequence[int], layers: int = LAYERS, vocabulary: int = 168072) -
     return config.to_dict(), _drawn(Qwen2ForCausalLM(config).state_dict(), ends)
 
 
-def _drawn(state: dict[str, Tensor], ends: Sequence[int]) -> dict[str, Tensor]:
-    """Weights that make log-probabilities differ, which fresh ones hardly do.
+def _drawn(state: dict[str, Tensor], ends: Mapping[int, int]) -> dict[str, Tensor]:
+    """Weights that make log-probabilities differ, and replies end.
 
     The first component of every token's vector is large, and no layer writes to it, so that it is about the same in
-    every output: the weights on it make tokens that end something likely, and replies end.
+    every output, `STEADY`: weights on it make the tokens that end something about a fifth as likely as all others that
+    may come. ends: how many those are, by token.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.3 + (1.0 if name.endswith("norm.weight") else 0.0)
-        for name, tensor in state.items()
-    }
-    for name, tensor in drawn.items():
-        if name.endswith(("embed_tokens.weight", "word_embeddings.weight")):
-            tensor[:, 0] = 10.0
+    drawn = {}
+    for name, tensor in state.items():
+        outer = name.endswith(
+            ("embed_tokens.weight", "word_embeddings.weight", "lm_head.weight", "output_layer.weight")
+        )
+        drawn[name] = torch.randn(tensor.shape, generator=generator) * (0.3 if inner or outer else 0.1)
+        if name.endswith("norm.weight"):
+            drawn[name] += 1.0
+        elif inner:
+            drawn[name][:, 0] = 10.0
         elif name.endswith(("o_proj.weight", "down_proj.weight", "dense.weight", "dense_4h_to_h.weight")):
-            tensor[0] = 0.0
-        elif name.endswith(("lm_head.weight", "output_layer.weight")):
-            tensor[:, 0] = 0.0
-            tensor[list(ends), 0] = LIKELY
+            drawn[name][0] = 0.0
+        elif outer:
+            drawn[name][:, 0] = 0.0
+            for token, others in ends.items():
+                drawn[name][token, 0] = math.log(others / 4) / STEADY
     return drawn
 
 
@@ -110,7 +116,7 @@ def vita(path: Path, *, features: bool = False) -> Path:
     special = [*VITA[:11], "<|context_of_audio|>", *VITA[11:]] if features else VITA
     qwen(path, special=special, plain=[f"<|audio_{code}|>" for code in range(16384)])
     ahead = 0 if features else 1
-    config, tensors = qwen2([151645, 151675], LAYERS + ahead)
+    config, tensors = qwen2({151645: 151000, 151675: 16384}, LAYERS + ahead)
     config |= {
         "model_type": "qwen2_mtp_sensevoice" if features else "qwen2_mtp",
         "architectures": ["Qwen2MTPSenseVoiceForCausalLM" if features else "Qwen2MTPForCausalLM"],
@@ -181,7 +187,9 @@ def glm(path: Path) -> Path:
             "mlp.dense_4h_to_h.weight": (width, INNER),
         }
         shapes |= {f"transformer.encoder.layers.{layer}.{name}": shape for name, shape in inside.items()}
-    return _write(path, config, _drawn({name: torch.empty(shape) for name, shape in shapes.items()}, [151336]), files=2)
+    return _write(
+        path, config, _drawn({name: torch.empty(shape) for name, shape in shapes.items()}, {151336: 16384}), files=2
+    )
 
 
 def step(path: Path) -> Path:
@@ -191,7 +199,7 @@ def step(path: Path) -> Path:
         "<audio_start> <audio_end> <audio_patch> <tts_start> <tts_end> <tts_pad> <|unknown_6|> <|unknown_7|>".split()
     )
     qwen(path, special=special, plain=[f"<audio_{code}>" for code in range(6562)])
-    text, tensors = qwen2([151666], vocabulary=158720)
+    text, tensors = qwen2({151666: 158000}, vocabulary=158720)
     config = {"model_type": "step_audio_2", "architectures": ["StepAudio2ForCausalLM"], "text_config": text}
     tensors |= {"encoder.conv1.weight": torch.randn(8, 4, 3), "adapter.linear1.weight": torch.randn(8, 8)}
     return _write(path, config, tensors)
@@ -201,7 +209,7 @@ def omni(path: Path) -> Path:
     """The thinker with a piece of its ears, and a piece of the talker."""
     special = "<|AUDIO|> <|audio_bos|> <|audio_eos|> <|vision_bos|> <|vision_eos|> <|IMAGE|> <|VIDEO|>".split()
     qwen(path, special=special)
-    text, tensors = qwen2([151645], vocabulary=152064)
+    text, tensors = qwen2({151645: 151000}, vocabulary=152064)
     text |= {"model_type": "qwen2_5_omni_text"}
     text["rope_scaling"] = {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}
     config = {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": text}}
@@ -214,7 +222,6 @@ def omni(path: Path) -> Path:
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
-    "vita-audio-balance": vita,
     "vita-audio-boost": vita,
     "vita-audio-plus": lambda path: vita(path, features=True),
     "glm-4-voice": glm,
