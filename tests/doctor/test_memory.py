@@ -1,13 +1,16 @@
 """The estimate of memory: what is exact agrees with those who know, what is not is a bound of what was measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from controller.doctor import memory
 from controller.doctor.memory import FLOAT32, GIB, Need, activations, cache_of_sequence, learner, rollout, shape
-from controller.fitting import check_weights
+from controller.fitting import adapters, check_weights
+from learner.freezing import freeze
+from learner.lora import Adapters, LoraSettings
 from learner.scorer import LOGITS, Scorer
 from speech.errors import InputError
 from speech.families import PLAYGROUND
@@ -37,7 +40,9 @@ def vocabulary(world) -> Vocabulary:
 
 def of_the_world(root, settings, vocabulary, *overrides):
     config = configured(root, *overrides)
-    return config, shape(settings, check_weights(config, vocabulary), config.model.frozen)
+    tensors = check_weights(config, vocabulary)
+    found = shape(settings, tensors, config.model.frozen, config.learner.lora.rank, adapters(config, tensors))
+    return config, found
 
 
 def test_parameters_are_those_of_the_model(root, model, settings, vocabulary):
@@ -222,3 +227,31 @@ def test_every_role_is_counted(root):
         "reward": 3,
         "learner": 2,
     }
+
+
+def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary):
+    from transformers import AutoModelForCausalLM
+
+    config, found = of_the_world(root, settings, vocabulary, "learner.lora.rank=8", "model.frozen=['*.layers.0.*']")
+    model = AutoModelForCausalLM.from_pretrained(world / "base")
+    freeze(model, config.model.frozen)
+    made = Adapters(model, LoraSettings(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
+    elements = sum(parameter.numel() for parameter in made.named().values())
+    assert found.adapters == found.trained == found.sent == elements
+    assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
+    assert found.narrow == sum(len(layer.lora_A) for layer in made.layers.values())
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_adapters_alone_have_gradients_and_an_optimiser_and_need_no_start_model(root, stage):
+    config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.ranks=2")
+    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, narrow=1568)
+    parts = learner(config, model, reference=True).memory
+    whole = 2 * (model.parameters + model.adapters)
+    assert "start model" not in parts
+    assert parts["weights"] == whole / (2 if stage == 3 else 1)
+    assert parts["gradients"] + parts["optimiser"] <= 20 * model.adapters
+    assert parts["weights while they are saved"] == whole
+    assert memory.checkpoint(config, model) <= whole + 20 * model.adapters
+    plain = learner(config, SEVEN_BILLION, reference=True).memory
+    assert plain["activations"] < parts["activations"] < 1.1 * plain["activations"]
