@@ -4,6 +4,7 @@ y = W·x + b + (alpha / rank) · B·(A·x)      A: [rank, inputs], at random; B:
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,11 +101,13 @@ class Adapters:
     def __init__(self, model: nn.Module, settings: LoraSettings) -> None:
         """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted` does."""
         self.settings = settings
-        uses: dict[nn.Parameter, int] = {}
-        for _, parameter in model.named_parameters(remove_duplicate=False):
-            uses[parameter] = uses.get(parameter, 0) + 1
+        uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         # A tied weight is an embedding too, which no adapter of a linear layer reaches.
-        linear = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and uses[m.weight] == 1}
+        linear = {
+            name: module
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear and uses[id(module.weight)] == 1
+        }
         frozen = [name for name, layer in linear.items() if not layer.weight.requires_grad]
         found = adapted({name: tuple(layer.weight.shape) for name, layer in linear.items()}, settings, frozen)
         model.requires_grad_(False)

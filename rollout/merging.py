@@ -8,6 +8,7 @@ and one matrix is worked on at a time.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -28,7 +29,7 @@ def merged(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -> It
     device = str(next(iter(adapters.values())).device)
     units = {unit(name) for name in layers}
     with ExitStack() as stack:
-        places = {}
+        places: dict[str, Any] = {}
         for path in sorted(checkpoint.glob("*.safetensors")):
             file = stack.enter_context(safe_open(path, framework="pt", device=device))
             places |= {name: file for name in file.keys() if unit(name) in units}  # noqa: SIM118

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -66,17 +67,19 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        model: Any = self.model
         self._whole, self._scale = update_info.whole, update_info.scale
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
             found = ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
             if self._scale is None:
-                self.model.load_weights(found)
+                model.load_weights(found)
             else:  # a unit may be spread over files, which are gone when this returns
                 self._adapters |= {name: tensor.clone() for name, tensor in found}
 
     def finish_weight_update(self) -> None:
         if self._scale is not None:
-            self.model.load_weights(merged(Path(self.model_config.model), self._adapters, self._scale))
+            model: Any = self.model
+            model.load_weights(merged(Path(self.model_config.model), self._adapters, self._scale))
             self._adapters = {}
         with nullcontext() if self._whole else _without_warnings(layerwise.logger):
             finalize_layerwise_reload(self.model, self.model_config)

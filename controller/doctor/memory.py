@@ -177,7 +177,7 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
         parts["start model"] = weights
     parts |= activations(config, model)
     base = {"process": HOLDS["learner"]}
-    saving = {"weights while they are saved": (model.named + model.adapters) * b}
+    saving: dict[str, float] = {"weights while they are saved": (model.named + model.adapters) * b}
     if c.gpus > 0:
         return Need(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
     return Need(role="learner", members=ranks, memory=base | saving | parts)
