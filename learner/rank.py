@@ -257,10 +257,13 @@ class LearnerRank(Member):
             if scored:
                 found[:scored], _ = self._reference(**batch.comparing())
         elif self._adapters is not None and (scored or self._settings.zero_stage == 3):  # there all ranks take part
-            asked = batch.comparing() if scored else batch.scoring()
+            asked = batch.comparing()
+            if not scored:  # the layers run for the other ranks, on rows of which no token is scored
+                whole = batch.scoring()
+                asked |= {name: whole[name] for name in ("input_ids", "packing", "heard")}
             with self._adapters.off():
                 logp, _ = self._engine.module(**asked, parts=self._parts(len(asked["targets"])))
-            found[:scored] = logp[:scored]
+            found[:scored] = logp
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
