@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ADAPTER_START, ADAPTER_END = "base_model.model.", ".lora_{}.weight"
+"""Around the name of a layer in PEFT's names of the two matrices of its adapter, A and B."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
@@ -17,11 +20,33 @@ class Parcel:
     whole: bool
     """Whether every parameter is in it; else those that are not are as in the checkpoint that everybody started
     from."""
+    scale: float | None = None
+    """What there is are low-rank adapters, of which scale · B·A is to be added to the checkpoint's weights; None: they
+    are weights."""
     path: Path | None = None
     """One safetensors file."""
     pieces: tuple[Any, ...] = ()
     """References to the parts of a safetensors file each, uint8 arrays, in order. Ray keeps a piece for as long as
     somebody holds a reference to it."""
+
+
+def unit(name: str) -> str:
+    """What an engine loads whole or not at all, of which the parameter is a part: a block within a layer of a stack
+    (`model.layers.3.self_attn`, whose projections are one matrix in the engine), elsewhere the module itself."""
+    parts = name.split(".")
+    index = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[: min(index + 2, len(parts) - 1)])
+
+
+def adapter_name(layer: str, part: str) -> str:
+    """Of a layer's matrix A or B, as it travels and is kept."""
+    return f"{ADAPTER_START}{layer}{ADAPTER_END.format(part)}"
+
+
+def adapted_layer(name: str) -> str | None:
+    """The layer whose matrix A has this name; None for all other names."""
+    start, end = ADAPTER_START, ADAPTER_END.format("A")
+    return name[len(start) : -len(end)] if name.startswith(start) and name.endswith(end) else None
 
 
 def memory_directory() -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster.crew import Crew
 from cluster.places import Place
 from controller.config import Config, Named
+from controller.fitting import lora_settings
 from controller.inputs import Inputs, constrained, structure
 from controller.mix import MixRatio, MixSettings, MixState
 from controller.placing import needs
@@ -193,6 +194,7 @@ def rank_settings(config: Config, run: str) -> RankSettings:
         temperature=config.rollout.temperature,
         frozen=tuple(family(config.model.family).parameters(config.model.frozen)),
         gpu=c.gpus > 0,
+        lora=lora_settings(config),
         trust_remote_code=config.model.trust_remote_code,
         exchange=config.run.exchange,
         folder=weights if config.run.exchange == "directory" else None,

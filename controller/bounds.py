@@ -105,6 +105,8 @@ NUMBERS: dict[str, Bound] = {
     "learner.final_rate": SHARE,
     "learner.skips_in_a_row": COUNT,
     "learner.micro_batch_tokens": COUNT,
+    "learner.lora.rank": AMOUNT,
+    "learner.lora.alpha": Bound(1e-6),
     "learner.start_seconds": DEADLINE,
     "learner.step_seconds": DEADLINE,
     "evaluation.recordings": AMOUNT,

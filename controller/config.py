@@ -228,6 +228,18 @@ class Anchor:
 
 
 @dataclass
+class Lora:
+    rank: int = 0
+    """Of low-rank adapters, which are trained in place of the model's own weights and are all that workers are sent; 0:
+    none, all weights are trained that `model.frozen` does not name."""
+    alpha: float = 16.0
+    """What an adapter gives counts alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: ["*_proj"])
+    """Linear layers that get an adapter, as shell-style patterns of their names. Those that `model.frozen` names get
+    none."""
+
+
+@dataclass
 class Learner:
     ranks: int = 2
     cpus: float = 0.5
@@ -258,6 +270,7 @@ class Learner:
     gradient_checkpointing: bool = False
     """Keep only what goes into each layer, and compute the rest again in the backward pass: less memory, a third more
     work."""
+    lora: Lora = field(default_factory=Lora)
     skips_in_a_row: int = 3
     """Steps in a row whose loss or gradient was not finite, and which were skipped, after which the run stops."""
     start_seconds: float = 600.0

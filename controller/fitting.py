@@ -4,7 +4,7 @@ Looks at the headers of weights and the signatures of classes, builds nothing he
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from controller.config import Config, Named, NamedRater
 from learner.freezing import frozen_names
+from learner.lora import LoraSettings, adapted
 from reward.server import load
 from speech.checkpoint import check_checkpoint
 from speech.codec import Codec
@@ -21,12 +22,14 @@ from speech.files import parsed, text, there
 from speech.vocabulary import Vocabulary
 
 INDEX = "model.safetensors.index.json"
-TOKEN_WEIGHTS = ("embed_tokens.weight", "lm_head.weight")
+EMBEDDING = "embed_tokens.weight"
+TOKEN_WEIGHTS = (EMBEDDING, "lm_head.weight")
 """How the names of those weights end that have a row for each token."""
 
 
 def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """The checkpoint's weights are all there, whole, one row a token, and `model.frozen` names some of them.
+    """The checkpoint's weights are all there, whole, one row a token; `model.frozen` names some of them, and
+    `learner.lora` layers.
 
     Returns the shape of every tensor by its name.
     """
@@ -43,11 +46,36 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
             raise InputError(
                 f"model.checkpoint: {name} of {directory} has the shape {shape}; its config.json says {wanted}"
             )
-    if config.model.frozen:
-        # The output layer is not in the file when it is tied to the embedding.
-        patterns = family(config.model.family).parameters(config.model.frozen)
-        frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
+    _frozen(config, shapes)
+    adapters(config, shapes)
     return shapes
+
+
+def lora_settings(config: Config) -> LoraSettings | None:
+    """None: no adapters."""
+    c = config.learner.lora
+    return LoraSettings(rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)) if c.rank else None
+
+
+def adapters(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the layers that get adapters, by name, as far as the checkpoint's tensors tell which are
+    linear. Raises InputError for settings that do not fit them."""
+    settings, end = lora_settings(config), ".weight"
+    if settings is None:
+        return {}
+    linear = {
+        name.removesuffix(end): shape
+        for name, shape in shapes.items()
+        if name.endswith(end) and len(shape) == 2 and not name.endswith(EMBEDDING)
+    }
+    return adapted(linear, settings, {name.removesuffix(end) for name in _frozen(config, shapes)})
+
+
+def _frozen(config: Config, shapes: Iterable[str]) -> set[str]:
+    """Names of tensors that are not trained. Raises InputError as `frozen_names` does."""
+    patterns = family(config.model.family).parameters(config.model.frozen)
+    # The output layer is not in the file when it is tied to the embedding.
+    return frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:

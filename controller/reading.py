@@ -187,6 +187,10 @@ def check(config: Config) -> None:
         raise InputError(
             "anchor.weight_text: it must not be 0 where anchor.weight_speech is 0 too; no anchor would stay"
         )
+    if c.learner.lora.rank and not c.learner.lora.targets:
+        raise InputError(
+            f"learner.lora.targets: no pattern, but learner.lora.rank is {c.learner.lora.rank}; at least one is needed"
+        )
     if c.rollout.workers > c.rollout.prompts:
         raise InputError(
             f"rollout.workers: {c.rollout.workers} workers cannot share rollout.prompts = {c.rollout.prompts} prompts"

@@ -1,6 +1,7 @@
 """What a learner's checkpoint says of itself, so that one that cannot be used is refused before anything starts.
 
     DIRECTORY/model.safetensors, config.json, tokenizer …   a Hugging Face checkpoint (several files when it is large)
+              adapter/adapter_model.safetensors …            where adapters are trained (`learner.peft`)
               optimizer/rank-0.safetensors …                optimiser and schedule, a file a rank (`learner.tree`)
               learner.json                                  `Manifest`, written last: with it, the others are whole
 

@@ -225,7 +225,7 @@ class LearnerGroup:
             raise
         Manifest.write(
             directory,
-            patterns=("*.safetensors", "*.json", "optimizer/*"),
+            patterns=("*.safetensors", "*.json", "adapter/*", "optimizer/*"),
             ranks=self._settings.ranks,
             zero_stage=self._rank.zero_stage,
             dtype=self._rank.dtype,

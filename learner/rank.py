@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,13 @@ from learner.attention import use_packing
 from learner.checkpoint import as_os_error
 from learner.compiling import compile_operator
 from learner.freezing import freeze
+from learner.lora import Adapters, LoraSettings
 from learner.recomputing import use_checkpointing
 from learner.rows import Item, MicroBatch, Row, collate, split
 from learner.scorer import Scorer
 from learner.send import Exchange, Sender, new_sender
 from learner.source import Source
-from learner.state import load_model, model_fingerprint, put_state, save_model, take_state
+from learner.state import check_saved, load_model, model_fingerprint, put_state, save_model, take_state
 from learner.step import Objective, micro_batch_loss
 from learner.tally import Tally
 from learner.tree import read_tree, write_tree
@@ -65,6 +66,8 @@ class RankSettings:
     """Patterns of parameter names that are not trained."""
     gpu: bool
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained in place of the weights; None: none."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
     exchange: Exchange = "memory"
@@ -136,6 +139,7 @@ class LearnerRank(Member):
             trust_remote_code=self._settings.trust_remote_code,
         )
         freeze(model, self._settings.frozen)
+        self._adapters = Adapters(model, self._settings.lora) if self._settings.lora is not None else None
         if self._settings.packing:
             use_packing(model)
         if self._settings.gradient_checkpointing:
@@ -143,7 +147,7 @@ class LearnerRank(Member):
         scorer = Scorer(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
         self._reference = None
-        if self._objective.needs_reference:
+        if self._objective.needs_reference and self._adapters is None:
             self._reference = copy.deepcopy(scorer).to(self._device).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in scorer.parameters() if parameter.requires_grad],
@@ -189,8 +193,9 @@ class LearnerRank(Member):
                 scored=self._scored,
                 slot=self._vocabulary.slot,
             )
+            start = self._start(batch)  # first: at ZeRO stage 3 nothing may run between a forward and its backward pass
             logp, entropy = self._engine(**batch.scoring(), parts=self._parts(len(batch.targets)))
-            loss, seen = micro_batch_loss(batch, logp, entropy, self._start(batch), self._objective, mix)
+            loss, seen = micro_batch_loss(batch, logp, entropy, start, self._objective, mix)
             tally.merge(seen)
             finite = finite and math.isfinite(loss.item())
             last = index == micro_batches - 1
@@ -244,28 +249,45 @@ class LearnerRank(Member):
     @torch.no_grad()
     def _start(self, batch: MicroBatch) -> Tensor | None:
         """Log-probabilities [N] under the start model, 0 for the anchor's tokens, which are not compared with it."""
-        *_, scored = batch.compared
-        if self._reference is None:
+        if not self._objective.needs_reference:
             return None
+        *_, scored = batch.compared
         found = torch.zeros(len(batch.targets), device=self._device)
-        if scored:
-            found[:scored], _ = self._reference(**batch.comparing())
+        if self._reference is not None:
+            if scored:
+                found[:scored], _ = self._reference(**batch.comparing())
+        elif self._adapters is not None and (scored or self._settings.zero_stage == 3):  # there all ranks take part
+            asked = batch.comparing()
+            if not scored:  # the layers run for the other ranks, on rows of which no token is scored
+                whole = batch.scoring()
+                asked |= {name: whole[name] for name in ("input_ids", "packing", "heard")}
+            with self._adapters.off():
+                logp, _ = self._engine.module(**asked, parts=self._parts(len(asked["targets"])))
+            found[:scored] = logp
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
         """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each."""
         logps = self._probe(probe)
-        source = Source(self._engine.module.model, sharded=self._settings.zero_stage == 3)
+        source, scale = self._source()
         weights = iter(source)
         try:
             if self._rank != 0:
                 return None
             if self._sender is None:
                 self._sender = new_sender(self._settings.exchange, self._settings.run, self._settings.folder)
-            return self._sender.send(source.groups, weights, version, whole=source.whole), logps
+            parcel = self._sender.send(source.groups, weights, version, whole=source.whole)
+            return replace(parcel, scale=scale), logps
         finally:
             for _ in weights:  # whatever has failed here: the others gather every group, and would wait for this rank
                 pass
+
+    def _source(self) -> tuple[Source, float | None]:
+        """What workers need to follow: weights, or adapters and their scale."""
+        model, sharded = self._engine.module.model, self._settings.zero_stage == 3
+        if self._adapters is None:
+            return Source(model, sharded=sharded), None
+        return Source(model, sharded=sharded, named=self._adapters.named()), self._adapters.settings.scale
 
     @torch.no_grad()
     def _probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
@@ -295,7 +317,8 @@ class LearnerRank(Member):
         try:
             with self._gathered():
                 if self._rank == 0:
-                    save_model(self._engine.module.model, Path(self._settings.checkpoint), directory)
+                    start = Path(self._settings.checkpoint)
+                    save_model(self._engine.module.model, start, directory, self._adapters)
             self._state_file(directory).parent.mkdir(exist_ok=True)
             write_tree(self._state_file(directory), take_state(self._engine))
         except SafetensorError as error:
@@ -308,14 +331,10 @@ class LearnerRank(Member):
         The group must have as many ranks as then, at the same ZeRO stage. fingerprint: of the parameters that were
         saved. Raises InputError when they are others, or when a file is damaged.
         """
-        if fingerprint != model_fingerprint(self._engine.module.model):
-            raise InputError(
-                f"{directory} was saved of other parameters, or with others frozen, than model.checkpoint = "
-                f"{self._settings.checkpoint} and model.frozen have now"
-            )
+        check_saved(self._engine.module.model, directory, fingerprint, self._adapters)
         state = read_tree(self._state_file(directory))
         if self._settings.zero_stage < 3:  # else they come with the optimiser's state
-            load_model(self._engine.module.model, directory)
+            load_model(self._engine.module.model, directory, self._adapters)
         try:
             put_state(self._engine, self._settings.zero_stage, self._world, state)
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -1,10 +1,11 @@
 """Where weights to be sent come from: the parameters in groups, of which at most one is whole at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
+from cluster.parcel import unit
 from learner.layout import Entry
 
 GROUP_BYTES = 256 << 20
@@ -20,14 +21,6 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from model.named_parameters(remove_duplicate=False)
 
 
-def unit(name: str) -> str:
-    """What an engine loads whole or not at all, of which the parameter is a part: a block within a layer of a stack
-    (`model.layers.3.self_attn`, whose projections are one matrix in the engine), elsewhere the module itself."""
-    parts = name.split(".")
-    index = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
-    return ".".join(parts[: min(index + 2, len(parts) - 1)])
-
-
 def travelling(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that can have changed since the checkpoint, and what shares a unit with them, under all names."""
     named = dict(named_weights(model))
@@ -37,18 +30,26 @@ def travelling(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Source:
-    """The weights of a model that can have changed.
+    """The weights of a model that can have changed, or its adapters.
 
     Under ZeRO-3 going over them is a collective operation: all ranks do it, each to the end. A group is gathered when
     it is reached and released when the next is, so that no rank ever holds the whole model.
     """
 
-    def __init__(self, model: nn.Module, *, sharded: bool, group_bytes: int = GROUP_BYTES) -> None:
-        """sharded: whether ZeRO-3 has partitioned the parameters."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        sharded: bool,
+        named: Mapping[str, nn.Parameter] | None = None,
+        group_bytes: int = GROUP_BYTES,
+    ) -> None:
+        """sharded: whether ZeRO-3 has partitioned the parameters. named: what is to be sent, by name, where it is not
+        the weights themselves."""
         self._sharded = sharded
-        named = travelling(model)
-        self.whole = len(named) == len(dict(named_weights(model)))
+        self.whole = named is None and len(travelling(model)) == len(dict(named_weights(model)))
         """Whether every parameter is among them."""
+        named = travelling(model) if named is None else named
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in named.items():
             names.setdefault(parameter, []).append(name)

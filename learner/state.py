@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from learner.checkpoint import fingerprint
+from learner.lora import Adapters
+from learner.peft import FOLDER, check_adapters, load_adapters, save_adapters
 from learner.source import named_weights
 from speech.errors import InputError
 
@@ -20,22 +22,32 @@ CONSTANT = ("loss_scaler", "param_slice_mappings", "lr_lambdas")
 """Parts of the state that are objects of DeepSpeed's classes, or functions: the same in engines built alike."""
 
 
-def save_model(model: Any, start: Path, directory: Path) -> None:
-    """A Hugging Face checkpoint with the tokenizer of the one that training started from. Raises SafetensorError or
-    OSError."""
+def save_model(model: Any, start: Path, directory: Path, adapters: Adapters | None = None) -> None:
+    """A Hugging Face checkpoint with the tokenizer of the one that training started from. Adapters are merged into it:
+    whoever reads it need not know of them. Raises SafetensorError or OSError."""
     state = {name: parameter.data.clone() for name, parameter in named_weights(model)}
+    if adapters is not None:
+        for name, layer in adapters.layers.items():
+            del state[f"{name}.lora_A"], state[f"{name}.lora_B"]
+            state[f"{name}.weight"] = layer.merged()
     for alias in getattr(model, "_tied_weights_keys", None) or []:
         if model.config.tie_word_embeddings:
             state.pop(alias, None)
     model.save_pretrained(directory, state_dict=state)
+    if adapters is not None:
+        save_adapters(adapters, str(start), directory / FOLDER)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (start / name).is_file():
             shutil.copy(start / name, directory / name)
 
 
 @torch.no_grad()
-def load_model(model: Any, directory: Path) -> None:
-    """What `save_model` wrote, into the parameters that there are: DeepSpeed holds views of them."""
+def load_model(model: Any, directory: Path, adapters: Adapters | None = None) -> None:
+    """What `save_model` wrote, into the parameters that there are: DeepSpeed holds views of them. With adapters these
+    alone, the others being as they were. Raises InputError."""
+    if adapters is not None:
+        load_adapters(adapters, directory / FOLDER)
+        return
     own = dict(named_weights(model))
     try:
         dtype = next(iter(own.values())).dtype
@@ -75,6 +87,18 @@ def _parts(engine: Any) -> dict[str, dict]:
 
 def _constant(part: dict, constant: bool) -> dict:
     return {key: value for key, value in part.items() if (key in CONSTANT) == constant}
+
+
+def check_saved(model: nn.Module, directory: Path, saved: str, adapters: Adapters | None = None) -> None:
+    """Raises InputError unless a checkpoint is of the model's parameters, by the fingerprint that was saved with it,
+    and of its adapters."""
+    if adapters is not None:
+        check_adapters(adapters, directory / FOLDER)  # which can say what is not the same
+    if saved != model_fingerprint(model):
+        raise InputError(
+            f"{directory} was saved of other parameters, or with others frozen or adapted, than model.checkpoint, "
+            "model.frozen and learner.lora have now"
+        )
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -248,18 +248,21 @@ class Engine:
             seed=order.seed,
         )
 
-    def load_weights(self, files: Iterable[Path], version: int, *, whole: bool = True) -> None:
+    def load_weights(
+        self, files: Iterable[Path], version: int, *, whole: bool = True, scale: float | None = None
+    ) -> None:
         """Takes the weights in safetensors files as this version; each file is read before the next is asked for. What
         is under way goes on with them, and with the keys and values that the old ones computed. whole: whether all
-        parameters are in them; those that are not stay as they are. Raises HalfTaken when something failed after the
-        first file; before it, nothing has happened to the engine."""
+        parameters are in them; those that are not stay as they are. scale: of adapters, if they are those (see
+        `cluster.parcel.Parcel`). Raises HalfTaken when something failed after the first file; before it, nothing has
+        happened to the engine."""
         files = iter(files)
         first = next(files)
         with self._still():
             try:
                 self._llm.start_weight_update()
                 for path in itertools.chain([first], files):
-                    self._llm.update_weights({"update_info": {"path": str(path), "whole": whole}})
+                    self._llm.update_weights({"update_info": {"path": str(path), "whole": whole, "scale": scale}})
                 self._llm.finish_weight_update(weight_version=str(version))
             except Exception as error:  # of vLLM, of Ray, of the file system: whatever it is, half is in
                 raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error

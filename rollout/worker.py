@@ -95,7 +95,7 @@ class RolloutWorker(Member):
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
         start = time.perf_counter()
         with self._living():
-            self._engine.load_weights(fetch(parcel, self._name), parcel.version, whole=parcel.whole)
+            self._engine.load_weights(fetch(parcel, self._name), parcel.version, whole=parcel.whole, scale=parcel.scale)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
         gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]

@@ -15,7 +15,7 @@ from controller.doctor.case import Case, NotKnown
 from controller.doctor.data import Scan
 from controller.doctor.findings import Finding, State, Voice, worst
 from controller.doctor.recordings import Recordings
-from controller.fitting import check_weights, load_codec
+from controller.fitting import adapters, check_weights, load_codec
 from controller.inputs import read_inputs, structure
 from controller.reading import read
 from speech.errors import InputError
@@ -122,7 +122,9 @@ def _model(case: Case) -> Iterator[Finding]:
     generation = directory / "generation_config.json"
     yield from model.check_vocabulary(case.vocabulary, _object(generation) if there(generation) else case.settings)
     tensors = check_weights(config, case.vocabulary)
-    case.shape = memory.shape(case.settings, tensors, family(config.model.family).parameters(config.model.frozen))
+    frozen = family(config.model.family).parameters(config.model.frozen)
+    rank, adapted = config.learner.lora.rank, adapters(config, tensors)
+    case.shape = memory.shape(case.settings, tensors, frozen, rank, adapted)
     yield from model.check_weights(config, case.shape, case.settings)
 
 

@@ -7,6 +7,7 @@ their longest where that is less.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from controller.config import Config
@@ -44,11 +45,20 @@ class Shape:
     """Width of the feed-forward part."""
     tied: bool
     """The output layer is the embedding."""
+    adapters: int = 0
+    """Elements of low-rank adapters, beside `parameters`; where there are some, they alone are `trained`."""
+    narrow: int = 0
+    """Elements of a token between the two matrices of all adapters."""
+
+    @property
+    def named(self) -> int:
+        """Elements of the weights, tied ones under each of their names."""
+        return self.parameters + (self.vocabulary * self.width if self.tied else 0)
 
     @property
     def sent(self) -> int:
-        """Elements that a sync passes on: tied weights go under each of their names."""
-        return self.parameters + (self.vocabulary * self.width if self.tied else 0)
+        """Elements that a sync passes on."""
+        return self.adapters or self.named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +83,15 @@ class Need:
         return sum(self.device.values())
 
 
-def shape(settings: Mapping[str, Any], tensors: Mapping[str, list[int]], frozen: list[str]) -> Shape:
-    """From a checkpoint's config.json, the shapes of its tensors by name, and patterns of what is not trained.
+def shape(
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, list[int]],
+    frozen: list[str],
+    rank: int = 0,
+    adapted: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> Shape:
+    """From a checkpoint's config.json, the shapes of its tensors by name, patterns of what is not trained, and inputs
+    and outputs of the layers that get an adapter of this rank.
 
     Raises InputError for a dimension that the configuration does not say.
     """
@@ -82,15 +99,18 @@ def shape(settings: Mapping[str, Any], tensors: Mapping[str, list[int]], frozen:
     head = _whole(settings, "head_dim") if settings.get("head_dim") else width // heads
     counts = {name: _product(dimensions) for name, dimensions in tensors.items()}
     still = frozen_names(sorted({*counts, "lm_head.weight"}), frozen) if frozen else set()
+    adapters = rank * sum(inputs + outputs for inputs, outputs in adapted.values())
     return Shape(
         parameters=sum(counts.values()),
-        trained=sum(count for name, count in counts.items() if name not in still),
+        trained=adapters or sum(count for name, count in counts.items() if name not in still),
         vocabulary=_whole(settings, "vocab_size"),
         width=width,
         layers=_whole(settings, "num_hidden_layers"),
         key_values=head * (_whole(settings, "num_key_value_heads") if "num_key_value_heads" in settings else heads),
         inner=_whole(settings, "intermediate_size"),
         tied=not any(name.endswith("lm_head.weight") for name in counts),
+        adapters=adapters,
+        narrow=rank * len(adapted),
     )
 
 
@@ -139,7 +159,7 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
     """A learner rank at its ZeRO stage."""
     c, b = config.learner, width_of(config)
     stage, ranks, trained = c.zero_stage, c.ranks, model.trained
-    weights = model.parameters * b
+    weights = (model.parameters + model.adapters) * b
     parts: dict[str, float] = {"weights": weights / ranks if stage == 3 else weights}
     if stage == 3:
         parts["weights gathered to be saved"] = weights
@@ -153,11 +173,11 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
         step = min(part, SUB_GROUP) if stage == 3 else part
         parts["optimiser"] = FLOAT32 * (3.0 * part + step)
         parts["reducing"] = b * (BUCKET if c.gpus > 0 else min(BUCKET, trained))
-    if reference:
+    if reference and not model.adapters:  # else it is the model without them
         parts["start model"] = weights
     parts |= activations(config, model)
     base = {"process": HOLDS["learner"]}
-    saving = {"weights while they are saved": model.sent * b}
+    saving: dict[str, float] = {"weights while they are saved": (model.named + model.adapters) * b}
     if c.gpus > 0:
         return Need(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
     return Need(role="learner", members=ranks, memory=base | saving | parts)
@@ -182,7 +202,7 @@ def activations(config: Config, model: Shape) -> dict[str, float]:
     # Packed, a micro-batch may be replies almost alone.
     scored = tokens if c.packing else tokens * min(config.rollout.max_tokens, length) / length
     return {
-        "activations": float(kept + tokens * norm),
+        "activations": float(kept + tokens * (norm + b * model.narrow)),
         "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
     }
 
@@ -196,9 +216,10 @@ def rows_of_step(config: Config) -> int:
 def checkpoint(config: Config, model: Shape) -> float:
     """Bytes of a checkpoint on disk: the model, and the optimiser of all ranks."""
     b, c = width_of(config), config.learner
+    weights = (model.parameters + model.adapters) * b
     if c.zero_stage == 0:  # each rank writes the whole
-        return model.parameters * b + 2.0 * model.trained * b * c.ranks
-    return model.parameters * b + 3.0 * FLOAT32 * model.trained
+        return weights + 2.0 * model.trained * b * c.ranks
+    return weights + 3.0 * FLOAT32 * model.trained
 
 
 def width_of(config: Config) -> int:

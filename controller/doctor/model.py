@@ -44,6 +44,8 @@ def check_vocabulary(vocabulary: Vocabulary, generation: Mapping[str, Any]) -> I
 def check_weights(config: Config, model: Shape, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """How large the model is, and how long a text it can read."""
     share = "all trained" if model.trained == model.parameters else f"{model.trained:,} of them trained"
+    if model.adapters:
+        share = f"{model.adapters:,} more of adapters, which alone are trained"
     yield WEIGHTS.fine(
         f"{model.parameters:,} parameters, {share}, {model.vocabulary} × {model.width} embedding"
         f"{', which is the output layer too' if model.tied else ''}; {model.layers} layers"

@@ -81,6 +81,17 @@ def test_frozen_parts_that_the_checkpoint_lacks_are_refused_before_anything_star
     assert built(config).rank.frozen == ("model.layers.0.*",)
 
 
+def test_adapters_are_asked_of_the_learner_alone_and_their_layers_are_looked_up_beforehand(configured, built):
+    assert built(configured()).rank.lora is None
+    config = configured("learner.lora={rank: 4, alpha: 8, targets: ['*.q_proj']}", "model.frozen=[model.layers.0.*]")
+    read_inputs(config)
+    rank = built(config).rank
+    assert (rank.lora.rank, rank.lora.scale, rank.lora.targets) == (4, 2.0, ("*.q_proj",))
+    config = configured("learner.lora.rank=4", "learner.lora.targets=['*.q_proj', 'encoder.*']")
+    with pytest.raises(InputError, match=r"learner\.lora\.targets: 'encoder\.\*' matches no linear layer"):
+        read_inputs(config)
+
+
 def test_the_settings_that_made_a_score_go_on_record(configured):
     """Method §7, rule 9."""
     config = configured("rollout.temperature=0.7", "rollout.max_tokens=90", "rollout.structure='on'")

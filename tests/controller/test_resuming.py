@@ -61,6 +61,7 @@ def test_what_decides_no_number_may_change(run):
         ),
         ("run.seed=1", r"run\.seed: 0 → 1"),
         ("rollout.prompts=8", r"rollout\.prompts: 16 → 8"),
+        ("learner.lora.rank=4", r"learner\.lora\.rank: 0 → 4"),
         ("mix.smoothing=0.5", r"mix\.smoothing: 0\.9 → 0\.5"),
         ("reward.total={answer: 1.0}", r"reward\.total\.answer: 0\.8 → 1\.0; reward\.total\.heard: 0\.1 → None"),
         ("run.iterations=3", r"run\.iterations: 3, but r has done 4 already"),

@@ -1,13 +1,16 @@
 """The estimate of memory: what is exact agrees with those who know, what is not is a bound of what was measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from controller.doctor import memory
 from controller.doctor.memory import FLOAT32, GIB, Need, activations, cache_of_sequence, learner, rollout, shape
-from controller.fitting import check_weights
+from controller.fitting import adapters, check_weights
+from learner.freezing import freeze
+from learner.lora import Adapters, LoraSettings
 from learner.scorer import LOGITS, Scorer
 from speech.errors import InputError
 from speech.families import PLAYGROUND
@@ -37,7 +40,9 @@ def vocabulary(world) -> Vocabulary:
 
 def of_the_world(root, settings, vocabulary, *overrides):
     config = configured(root, *overrides)
-    return config, shape(settings, check_weights(config, vocabulary), config.model.frozen)
+    tensors = check_weights(config, vocabulary)
+    found = shape(settings, tensors, config.model.frozen, config.learner.lora.rank, adapters(config, tensors))
+    return config, found
 
 
 def test_parameters_are_those_of_the_model(root, model, settings, vocabulary):
@@ -68,8 +73,14 @@ def test_keys_and_values_are_as_large_as_the_models_own_cache(root, model, setti
     assert cache_of_sequence(config, found) == held
 
 
-def test_activations_are_a_near_bound_of_what_autograd_keeps(root, model, settings, vocabulary):
-    """A full micro-batch, forward and backward; what the backward pass holds, each storage once."""
+@pytest.mark.parametrize("rank", [0, 8])
+def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settings, vocabulary, rank):
+    """A full micro-batch, forward and backward; what the backward pass holds, each storage once. With adapters too."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(world / "base")
+    if rank:
+        Adapters(model, LoraSettings(rank=rank, alpha=16.0, targets=("*_proj",)))
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
         root,
@@ -79,6 +90,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, model, settin
         "learner.micro_batch_tokens=1536",
         "learner.ranks=1",
         f"rollout.max_tokens={reply}",
+        f"learner.lora.rank={rank}",
     )
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held: dict[int, int] = {}
@@ -101,7 +113,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, model, settin
         )
     assert logps.requires_grad
     bound = sum(activations(config, found).values())
-    assert 1.0 <= bound / sum(held.values()) <= 1.2
+    assert 1.0 <= bound / sum(held.values()) <= 1.25
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8])
@@ -222,3 +234,31 @@ def test_every_role_is_counted(root):
         "reward": 3,
         "learner": 2,
     }
+
+
+def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary):
+    from transformers import AutoModelForCausalLM
+
+    config, found = of_the_world(root, settings, vocabulary, "learner.lora.rank=8", "model.frozen=['*.layers.0.*']")
+    model = AutoModelForCausalLM.from_pretrained(world / "base")
+    freeze(model, config.model.frozen)
+    made = Adapters(model, LoraSettings(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
+    elements = sum(parameter.numel() for parameter in made.named().values())
+    assert found.adapters == found.trained == found.sent == elements
+    assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
+    assert found.narrow == sum(len(layer.lora_A) for layer in made.layers.values())
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_adapters_alone_have_gradients_and_an_optimiser_and_need_no_start_model(root, stage):
+    config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.ranks=2")
+    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, narrow=1568)
+    parts = learner(config, model, reference=True).memory
+    whole = 2 * (model.parameters + model.adapters)
+    assert "start model" not in parts
+    assert parts["weights"] == whole / (2 if stage == 3 else 1)
+    assert parts["gradients"] + parts["optimiser"] <= 20 * model.adapters
+    assert parts["weights while they are saved"] == whole
+    assert memory.checkpoint(config, model) <= whole + 20 * model.adapters
+    plain = learner(config, SEVEN_BILLION, reference=True).memory
+    assert plain["activations"] < parts["activations"] < 1.1 * plain["activations"]

@@ -1,40 +1,15 @@
 """Real DeepSpeed ranks in processes of their own, without Ray, at every ZeRO stage (`ranks.py`)."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
+
+from tests.learner.processes import run
 
 pytestmark = pytest.mark.timeout(500)
 
 
 def _run(root, world, directory, ranks: int) -> list[dict]:
     """What each rank printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.learner.ranks", world / "base", directory, str(port), str(rank), str(ranks)],
-            cwd=root,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        spoken = [process.communicate(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (out, err) in zip(processes, spoken, strict=True):
-        assert process.returncode == 0, out[-2000:] + err[-4000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in spoken]
+    return run("tests.learner.ranks", root, world / "base", directory, ranks)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from learner.source import Source, travelling, unit
+from cluster.parcel import unit
+from learner.source import Source, travelling
 
 
 class Layer(nn.Module):

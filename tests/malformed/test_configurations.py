@@ -80,6 +80,11 @@ OVERRIDES = {
     "number for a mode": ("mix.mode=3", "mix.mode", "'3'", "adaptive, fixed, two_stage"),
     "frozen part that is not there": ("model.frozen=[encoder.*]", "model.frozen", "'encoder.*'"),
     "everything frozen": ("model.frozen=['*']", "model.frozen", "nothing is left to train"),
+    "adapters of negative rank": ("learner.lora.rank=-1", "learner.lora.rank: -1", "at least 0"),
+    "adapters larger than a matrix": ("learner.lora.rank=65", "learner.lora.rank: 65", "k_proj", "at most 64"),
+    "adapters of no layer": ("learner.lora={rank: 4, targets: [expert*]}", "learner.lora.targets", "'expert*'"),
+    "adapters without a pattern": ("learner.lora={rank: 4, targets: []}", "learner.lora.targets", "at least one"),
+    "adapters that count nothing": ("learner.lora={rank: 4, alpha: 0}", "learner.lora.alpha"),
     "two raters of one name": (
         "reward={raters: [{name: a, use: 'playground.raters:Answer'}, {name: a, use: 'playground.raters:Heard'}],"
         " total: {a: 1}, scores: {}}",

@@ -6,12 +6,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from cluster.parcel import Parcel
+from cluster.parcel import Parcel, adapter_name
+from learner.lora import Adapters, LoraSettings
 from learner.rows import Row, collate
 from learner.scorer import Scorer
 from learner.send import DirectorySender
 from learner.source import Source, named_weights
 from rollout.engine import Engine, HalfTaken, SamplingSettings
+from rollout.merging import merged
+from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.interleave import allowed_sets, kind_table
 from speech.records import Finish, read_prompts
@@ -135,6 +138,47 @@ def test_layers_that_are_not_sent_keep_their_weights(engine, prompts, scorer, vo
     [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
     assert group.replies[0].weight_version == 7
     assert gap(group, scorer, vocabulary) < 1e-4
+
+
+@pytest.mark.parametrize(("targets", "start"), [(("*.q_proj", "*.2.mlp.up_proj"), 10), (("*_proj", "lm_head"), 20)])
+def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, vocabulary, tmp_path, targets, start):
+    """They are added to the checkpoint's weights at each version, and not to those of the version before; what the
+    engine fuses with a layer that is adapted comes from the checkpoint. Adapters of one unit come in several files."""
+    everything = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
+    save_file(everything, tmp_path / "w.safetensors")
+    engine.load_weights([tmp_path / "w.safetensors"], start)
+    adapters = Adapters(scorer.model, LoraSettings(rank=4, alpha=8.0, targets=targets))
+    sequences = [prompt.token_ids for prompt in prompts[:2]]
+    torch.manual_seed(3)
+    probes = []
+    for version in (start + 1, start + 2):
+        with torch.no_grad():
+            for parameter in adapters.named().values():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        source = Source(scorer.model, sharded=False, named=adapters.named(), group_bytes=1 << 12)
+        files = []
+        for number, group in enumerate(source):
+            save_file({name: tensor.contiguous() for name, tensor in group.items()}, tmp_path / f"{number}.safetensors")
+            files.append(tmp_path / f"{number}.safetensors")
+        assert len(files) > 4
+        assert sum(file.stat().st_size for file in files) < 0.15 * (tmp_path / "w.safetensors").stat().st_size
+        engine.load_weights(files, version, whole=False, scale=adapters.settings.scale)
+        [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
+        assert group.replies[0].weight_version == version
+        assert gap(group, scorer, vocabulary) < 1e-4
+        probes.append(engine.probe(sequences))
+    assert max(np.abs(a - b).max() for a, b in zip(*probes, strict=True)) > 0.1
+
+
+def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
+    adapters = Adapters(scorer.model, LoraSettings(rank=4, alpha=8.0, targets=("*.q_proj",))).named()
+    names = [adapter_name("model.layers.0.self_attn.q_proj", part) for part in ("A", "B")]
+    a, b = (adapters[name].detach() for name in names)
+    with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):
+        dict(merged(world / "base", {names[0]: a, names[1]: b[:96]}, 2.0))
+    strange = {name.replace("layers.0", "layers.9"): tensor for name, tensor in zip(names, (a, b), strict=True)}
+    with pytest.raises(InputError, match=r"has no model\.layers\.9\.self_attn\.q_proj\.weight, of which an adapter"):
+        dict(merged(world / "base", strange, 2.0))
 
 
 def test_weights_that_break_off_are_no_weights(engine, scorer, tmp_path):

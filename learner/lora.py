@@ -1,0 +1,137 @@
+"""Low-rank adapters: W stays as it is, and B·A beside it is trained (LoRA, arXiv 2106.09685).
+
+y = W·x + b + (alpha / rank) · B·(A·x)      A: [rank, inputs], at random; B: [outputs, rank], 0 at the start
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from cluster.parcel import adapter_name
+from speech.errors import InputError
+
+SEED = 0
+"""Of A, the same on every rank and in every run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Linear layers that get an adapter, as shell-style patterns of their names."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def adapted(
+    layers: Mapping[str, Sequence[int]], settings: LoraSettings, frozen: Collection[str] = ()
+) -> dict[str, tuple[int, int]]:
+    """The layers that get an adapter, with their inputs and outputs.
+
+    layers: shape [outputs, inputs] of the weight of each linear layer, by the layer's name. frozen: those of them that
+    `model.frozen` keeps as they are. Raises InputError for a pattern that matches none, for a rank that is larger than
+    a matrix, and when no layer is left.
+    """
+    names: set[str] = set()
+    for pattern in settings.targets:
+        matched = {name for name in layers if fnmatchcase(name, pattern)}
+        if not matched:
+            few = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
+            raise InputError(
+                f"learner.lora.targets: {pattern!r} matches no linear layer that has a weight to itself; the names of "
+                f"those end with {few}"
+            )
+        names |= matched
+    found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
+    if not found:
+        raise InputError(f"learner.lora.targets: {', '.join(settings.targets)} match only what model.frozen names")
+    least = min(found, key=lambda name: min(found[name]))
+    if settings.rank > min(found[least]):
+        inputs, outputs = found[least]
+        raise InputError(
+            f"learner.lora.rank: {settings.rank}, but {least} has {inputs} inputs and {outputs} outputs; at most "
+            f"{min(found[least])}"
+        )
+    return found
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear layer with an adapter beside its weight, which keeps its name.
+
+    A and B belong to the layer itself and are no layers within it, so that ZeRO-3 gathers them with the weight, and
+    meets the same layers in the same order whether they count or not.
+    """
+
+    def __init__(self, layer: nn.Linear, settings: LoraSettings, generator: torch.Generator) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would make another weight
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight = layer.weight
+        self.register_parameter("bias", layer.bias)
+        self.scale, self.adapting = settings.scale, True
+        drawn = torch.empty(settings.rank, self.in_features)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)  # as nn.Linear draws its weight
+        self.lora_A = nn.Parameter(drawn.to(layer.weight))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank).to(layer.weight))
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        if not self.adapting:
+            return output
+        return output + self.scale * nn.functional.linear(nn.functional.linear(input, self.lora_A), self.lora_B)
+
+    def merged(self) -> Tensor:
+        """W + scale · B·A, reckoned in float32, as the weight is: what a worker makes of it (`rollout/merging.py`)."""
+        product = self.lora_B.detach().float() @ self.lora_A.detach().float()
+        return (self.weight.detach().float() + self.scale * product).to(self.weight.dtype)
+
+
+class Adapters:
+    """All that a model has. Making them freezes everything else."""
+
+    def __init__(self, model: nn.Module, settings: LoraSettings) -> None:
+        """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted` does."""
+        self.settings = settings
+        uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        # A tied weight is an embedding too, which no adapter of a linear layer reaches.
+        linear = {
+            name: module
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear and uses[id(module.weight)] == 1
+        }
+        frozen = [name for name, layer in linear.items() if not layer.weight.requires_grad]
+        found = adapted({name: tuple(layer.weight.shape) for name, layer in linear.items()}, settings, frozen)
+        model.requires_grad_(False)
+        generator = torch.Generator().manual_seed(SEED)
+        self.layers = {name: AdaptedLinear(linear[name], settings, generator) for name in found}
+        for name, layer in self.layers.items():
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer)
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Their parameters, by the names that they travel and are kept under."""
+        return {
+            adapter_name(name, part): getattr(layer, f"lora_{part}")
+            for name, layer in self.layers.items()
+            for part in ("A", "B")
+        }
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model is the start model for as long as the context lasts."""
+        for layer in self.layers.values():
+            layer.adapting = False
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.adapting = True

@@ -1,0 +1,127 @@
+"""Learner ranks that train adapters, without Ray: the same at every ZeRO stage, and bit for bit after a resume.
+
+    python -m tests.learner.adapted_ranks CHECKPOINT DIRECTORY PORT RANK WORLD
+
+To be run as WORLD processes at once, as `ranks.py` is. Prints what came out, as JSON.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from learner.attention import use_packing
+from learner.lora import LoraSettings
+from learner.peft import FOLDER, WEIGHTS
+from learner.rank import LearnerRank, RankSettings
+from learner.rows import Row, collate
+from learner.scorer import Scorer
+from learner.source import named_weights
+from speech.errors import InputError
+from speech.families import PLAYGROUND
+from tests.learner.examples import OBJECTIVE
+from tests.learner.one_rank import sampled_rows
+from tests.learner.ranks import SETTINGS, same, weights
+
+LORA = LoraSettings(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
+PROBE = [np.arange(3, 40, dtype=np.int32)]
+
+
+def demonstration(row: Row, weight: float) -> Row:
+    """The row as an anchor's, which is not compared with the start model."""
+    return replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=weight)
+
+
+def adapters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in everything.items() if ".lora_" in name}
+
+
+def gap_of_start_model(rank: LearnerRank, settings: RankSettings, rows: list[Row]) -> float:
+    """Between what the rank takes for the start model and a model of its own that no adapter was made in."""
+    model = AutoModelForCausalLM.from_pretrained(settings.checkpoint, dtype=torch.float32)
+    use_packing(model)
+    batch = collate(rows, routes=1, temperature=settings.temperature, device=torch.device("cpu"), scored=rank._scored)
+    with torch.no_grad():
+        expected, _ = Scorer(model, rank._kinds)(**batch.scoring())
+    return (rank._start(batch) - expected).abs().max().item()
+
+
+def refusal(rank: LearnerRank, directory: Path, fingerprint: str) -> str:
+    try:
+        rank.load(directory, fingerprint)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
+    def engine(**changes: object) -> LearnerRank:
+        rank = LearnerRank(place, world, replace(settings, **changes), PLAYGROUND, OBJECTIVE)
+        rank.connect("127.0.0.1", port)
+        return rank
+
+    def batch(number: int) -> list[Row]:
+        chosen = [rows[(number + i) % len(rows)] for i in range(place, place + 3)]
+        # Once the last rank has nothing that is compared with the start model, and the others have.
+        return [demonstration(row, 1 / 3) for row in chosen] if number == 1 and place == world - 1 else chosen
+
+    straight = engine()
+    began = weights(straight)
+    for number in range(2):
+        straight.step(batch(number), 2, 0.5)
+    half = weights(straight)
+    directory.mkdir(exist_ok=True)
+    saved = straight.save(directory)
+    torch.distributed.barrier()
+    resumed = engine()
+    resumed.load(directory, saved)
+    result: dict = {"loaded": same(half, weights(resumed)), "copy": straight._reference is not None}
+    result["start"] = gap_of_start_model(straight, settings, rows[:3])
+    for rank in (straight, resumed):
+        for number in range(2, 5):
+            rank.step(batch(number), 2, 0.5)
+    end = weights(straight)
+    result["resumed"] = same(end, weights(resumed))
+    own = adapters(end)
+    result["moved"] = all(not torch.equal(tensor, began[name]) for name, tensor in own.items())
+    result["kept"] = all(torch.equal(end[name], began[name]) for name in end if name not in own)
+    result["adapted"] = sorted({name.rpartition(".")[0] for name in own})
+    result["norm"] = float(torch.cat([tensor.flatten() for tensor in own.values()]).norm())
+    result["logps"] = straight._probe(PROBE)[0].tolist()
+    if published := straight.publish(5, []):
+        parcel, _ = published
+        file = load_file(parcel.path)
+        sent = {name.removeprefix("base_model.model.").removesuffix(".weight"): t for name, t in file.items()}
+        result["sent"] = same(sent, own)
+        result["scale"], result["whole"] = parcel.scale, parcel.whole
+        result["bytes"] = parcel.size / sum(4 * tensor.numel() for tensor in own.values())
+        straight.close()
+        kept = load_file(directory / FOLDER / WEIGHTS)
+        result["files"] = {name: list(tensor.shape) for name, tensor in kept.items()} == {
+            name: list(tensor.shape) for name, tensor in file.items()
+        }
+    if settings.zero_stage == 0:
+        result["refused"] = [
+            refusal(engine(lora=replace(LORA, rank=8)), directory, saved),
+            refusal(engine(lora=replace(LORA, targets=("*_proj",))), directory, saved),
+            refusal(engine(lora=None), directory, saved),
+        ]
+    result["parameters"] = sum(1 for _ in named_weights(straight._engine.module.model))
+    return result
+
+
+if __name__ == "__main__":
+    checkpoint, directory = Path(sys.argv[1]), Path(sys.argv[2])
+    port, place, world = (int(argument) for argument in sys.argv[3:6])
+    examples = sampled_rows(checkpoint)
+    settings = replace(SETTINGS, checkpoint=str(checkpoint), lora=LORA)
+    stages = {
+        stage: found(replace(settings, zero_stage=stage), directory / str(stage), port, place, world, examples)
+        for stage in range(4)
+    }
+    print(json.dumps(stages))

@@ -1,0 +1,206 @@
+"""Low-rank adapters: what they compute, what is trained, what is kept and sent of them, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from learner.freezing import freeze
+from learner.lora import Adapters, LoraSettings, adapted
+from learner.peft import FOLDER, check_adapters, load_adapters
+from learner.source import Source, named_weights
+from learner.state import load_model, save_model
+from speech.errors import InputError
+
+SETTINGS = LoraSettings(rank=4, alpha=8.0, targets=("*_proj",))
+IDS = torch.arange(3, 15)[None]
+LAYERS = {"a.q_proj": (8, 6), "a.k_proj": (4, 6), "b.q_proj": (8, 6), "lm_head": (32, 6)}
+
+
+@pytest.fixture
+def base(world):
+    return AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32).eval()
+
+
+def moved(model, adapters: Adapters) -> Adapters:
+    """As after some steps: no matrix is zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.named().values():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+    return adapters
+
+
+def outputs(model) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.log_softmax(model(IDS).logits, -1)
+
+
+def test_adapters_begin_as_nothing_and_the_same_everywhere(base, world):
+    before = outputs(base)
+    adapters = Adapters(base, SETTINGS)
+    assert torch.equal(outputs(base), before)
+    again = Adapters(AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32), SETTINGS).named()
+    assert adapters.named().keys() == again.keys()
+    assert all(torch.equal(parameter, again[name]) for name, parameter in adapters.named().items())
+    first = next(iter(adapters.layers.values()))
+    assert first.lora_A.abs().max() > 0
+    assert first.lora_B.abs().max() == 0
+
+
+def test_only_adapters_get_a_gradient(base):
+    adapters = moved(base, Adapters(base, SETTINGS))
+    base(IDS).logits.square().sum().backward()
+    own = {id(parameter) for parameter in adapters.named().values()}
+    assert len(own) == 2 * 7 * base.config.num_hidden_layers
+    for name, parameter in named_weights(base):
+        assert (parameter.grad is not None) == parameter.requires_grad == (id(parameter) in own), name
+        assert parameter.grad is None or parameter.grad.abs().max() > 0, name
+
+
+def test_without_them_the_model_is_the_start_model_to_the_bit(base):
+    before = outputs(base)
+    adapters = moved(base, Adapters(base, SETTINGS))
+    assert (outputs(base) - before).abs().max() > 0.1
+    with adapters.off():
+        assert torch.equal(outputs(base), before)
+    assert (outputs(base) - before).abs().max() > 0.1
+
+
+def test_what_is_saved_is_a_model_that_needs_no_adapters_and_computes_the_same(base, world, tmp_path):
+    adapters = moved(base, Adapters(base, SETTINGS))
+    save_model(base, world / "base", tmp_path, adapters)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    expected = outputs(base)
+    assert (outputs(merged) - expected).abs().max() < 1e-5 * expected.abs().max()
+    old, new = load_file(world / "base/model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert old.keys() == new.keys()
+    changed = {name.removesuffix(".weight") for name in old if not torch.equal(old[name], new[name])}
+    assert changed == set(adapters.layers)
+
+
+def test_files_are_those_of_peft(base, world, tmp_path):
+    """As vLLM reads them, which takes PEFT's names, rank and alpha, and refuses what it does not know."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    adapters = moved(base, Adapters(base, SETTINGS))
+    save_model(base, world / "base", tmp_path, adapters)
+    folder = tmp_path / FOLDER
+    helper = PEFTHelper.from_local_dir(str(folder), max_position_embeddings=None)
+    found = LoRAModel.from_local_checkpoint(
+        str(folder), {name.rpartition(".")[2] for name in adapters.layers}, helper, lora_model_id=1, device="cpu"
+    )
+    assert set(found.loras) == set(adapters.layers)
+    for name, layer in adapters.layers.items():
+        assert torch.equal(found.loras[name].lora_a, layer.lora_A)
+        assert found.loras[name].scaling == SETTINGS.scale == 2.0
+        assert torch.equal(found.loras[name].lora_b, layer.lora_B)
+
+
+def test_adapters_come_back_as_they_were(base, world, tmp_path):
+    save_model(base, world / "base", tmp_path, moved(base, Adapters(base, SETTINGS)))
+    other = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32).eval()
+    adapters = Adapters(other, SETTINGS)
+    held = {name: parameter.data_ptr() for name, parameter in adapters.named().items()}
+    check_adapters(adapters, tmp_path / FOLDER)
+    load_model(other, tmp_path, adapters)
+    assert torch.equal(outputs(other), outputs(base))
+    assert {name: parameter.data_ptr() for name, parameter in adapters.named().items()} == held
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen", "complaint"),
+    [
+        ({"rank": 8}, (), r"learner\.lora\.rank: 8, but .* was saved with 4; go on with learner\.lora\.rank=4"),
+        ({"alpha": 4.0}, (), r"learner\.lora\.alpha: 4\.0, but .* was saved with 8\.0"),
+        (
+            {"targets": ("*.q_proj",)},
+            (),
+            r"learner\.lora\.targets: \*\.q_proj and model\.frozen do not name the layers",
+        ),
+        ({}, ("model.layers.0.*",), r"model\.layers\.0\.mlp\.down_proj is one of the 7 that differ"),
+    ],
+)
+def test_other_adapters_than_those_saved_are_refused(base, world, tmp_path, changes, frozen, complaint):
+    save_model(base, world / "base", tmp_path, Adapters(base, SETTINGS))
+    other = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
+    freeze(other, frozen)
+    with pytest.raises(InputError, match=complaint):
+        check_adapters(Adapters(other, replace(SETTINGS, **changes)), tmp_path / FOLDER)
+
+
+def test_files_that_are_damaged_are_refused(base, world, tmp_path):
+    adapters = Adapters(base, SETTINGS)
+    with pytest.raises(InputError, match=r"learner\.lora\.rank: 4, but .* go on with learner\.lora\.rank=0 if"):
+        check_adapters(adapters, tmp_path / FOLDER)
+    save_model(base, world / "base", tmp_path, adapters)
+    file = tmp_path / FOLDER / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="holds no readable adapters"):
+        load_adapters(adapters, tmp_path / FOLDER)
+    config = tmp_path / FOLDER / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": 3}))
+    with pytest.raises(InputError, match="holds no readable adapters"):
+        check_adapters(adapters, tmp_path / FOLDER)
+    shutil.rmtree(tmp_path / FOLDER)
+    with pytest.raises(InputError, match="holds no readable adapters"):
+        load_adapters(adapters, tmp_path / FOLDER)
+
+
+def test_what_is_frozen_gets_none(base):
+    freeze(base, ("model.layers.0.*", "*.1.mlp.up_proj.weight"))
+    adapters = Adapters(base, SETTINGS)
+    assert not any(name.startswith("model.layers.0.") for name in adapters.layers)
+    assert "model.layers.1.mlp.up_proj" not in adapters.layers
+    assert "model.layers.1.mlp.gate_proj" in adapters.layers
+
+
+def test_adapters_alone_are_sent(base):
+    everything = Source(base, sharded=False)
+    adapters = moved(base, Adapters(base, SETTINGS))
+    source = Source(base, sharded=False, named=adapters.named())
+    assert not source.whole
+    sent = {name: tensor for group in source for name, tensor in group.items()}
+    assert sent.keys() == adapters.named().keys()
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert torch.equal(sent[name], adapters.layers["model.layers.0.self_attn.q_proj"].lora_A)
+    elements = sum(4 * (layer.in_features + layer.out_features) for layer in adapters.layers.values())
+    assert sum(entry.size for group in source.groups for entry in group) == 4 * elements
+    assert 4 * elements < 0.1 * sum(entry.size for group in everything.groups for entry in group)
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen", "complaint"),
+    [
+        (
+            {"targets": ("*.q_proj", "experts.*")},
+            (),
+            r"learner\.lora\.targets: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, q_proj, …",
+        ),
+        ({"rank": 5}, (), r"learner\.lora\.rank: 5, but a\.k_proj has 6 inputs and 4 outputs; at most 4"),
+        ({"targets": ("b.*",)}, ("b.q_proj",), r"learner\.lora\.targets: b\.\* match only what model\.frozen names"),
+    ],
+)
+def test_settings_that_do_not_fit_a_model_are_refused(changes, frozen, complaint):
+    with pytest.raises(InputError, match=complaint):
+        adapted(LAYERS, replace(SETTINGS, **changes), frozen)
+
+
+def test_which_layers_are_adapted():
+    assert adapted(LAYERS, SETTINGS, ["b.q_proj"]) == {"a.q_proj": (6, 8), "a.k_proj": (6, 4)}
+    assert set(adapted(LAYERS, replace(SETTINGS, targets=("lm_*",)))) == {"lm_head"}
+
+
+def test_a_tied_output_layer_gets_none(world):
+    """It is the embedding too, which no adapter of the layer reaches."""
+    model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    with pytest.raises(InputError, match="'lm_head' matches no linear layer that has a weight to itself"):
+        Adapters(model, replace(SETTINGS, targets=("lm_head",)))
+    assert "lm_head" not in Adapters(model, replace(SETTINGS, targets=("*",))).layers
