@@ -84,9 +84,8 @@ def _drawn(state: dict[str, Tensor], ends: Mapping[int, int]) -> dict[str, Tenso
     generator = torch.Generator().manual_seed(0)
     drawn = {}
     for name, tensor in state.items():
-        outer = name.endswith(
-            ("embed_tokens.weight", "word_embeddings.weight", "lm_head.weight", "output_layer.weight")
-        )
+        inner = name.endswith(("embed_tokens.weight", "word_embeddings.weight"))
+        outer = name.endswith(("lm_head.weight", "output_layer.weight"))
         drawn[name] = torch.randn(tensor.shape, generator=generator) * (0.3 if inner or outer else 0.1)
         if name.endswith("norm.weight"):
             drawn[name] += 1.0
