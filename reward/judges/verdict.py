@@ -1,5 +1,6 @@
 """What a judge wrote, read strictly: a JSON object with a score and a reason, or a failure. Pure."""
 
+import math
 from typing import Any
 
 from reward.failure import Failure, Reason
@@ -9,17 +10,16 @@ from speech.files import parsed
 FIELDS = ("reason", "score")
 
 
-def schema(lowest: float, highest: float, *, longest: int, reason_first: bool = True) -> dict[str, Any]:
-    """The JSON schema of an answer. longest: characters of the reason."""
-    fields = {
-        "reason": {"type": "string", "maxLength": longest},
-        "score": {"type": "number", "minimum": lowest, "maximum": highest},
-    }
-    names = list(FIELDS) if reason_first else list(reversed(FIELDS))
+def schema(lowest: float, highest: float, *, longest: int, halves: bool = False) -> dict[str, Any]:
+    """The JSON schema of an answer. longest: characters of the reason. halves: whether the score is a multiple of a
+    half, which a model that is held to the form cannot write digits of for ever."""
+    score: dict[str, Any] = {"type": "number", "minimum": lowest, "maximum": highest}
+    if halves:
+        score = {"enum": [half / 2 for half in range(math.ceil(2 * lowest), math.floor(2 * highest) + 1)]}
     return {
         "type": "object",
-        "properties": {name: fields[name] for name in names},
-        "required": names,
+        "properties": {"reason": {"type": "string", "maxLength": longest}, "score": score},
+        "required": list(FIELDS),
         "additionalProperties": False,
     }
 
