@@ -11,6 +11,7 @@ MODULES = {
     "compare": ("controller.compare.command", "the paper's arms side by side"),
     "doctor": ("controller.doctor.command", "what would go wrong, before anything is started"),
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
+    "judge": ("controller.judging.command", "judges against human ratings"),
     "plan": ("controller.plan.command", "how many members of each role a job needs"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
     "report": ("controller.report.command", "the page to see and hear a run"),
