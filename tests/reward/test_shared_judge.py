@@ -10,7 +10,6 @@ from cluster.member import identify
 from reward.judges import serve
 from reward.judges.local import LocalRater, LocalSettings
 from reward.judges.serve import JudgeServer, There, Users
-from reward.rater import Missing
 from tests.reward.spoken import spoken
 from tests.reward.tiny_judges import write_reader
 
@@ -62,15 +61,17 @@ def test_reward_servers_share_one_judge_and_it_is_started_again(cluster, argumen
     assert own.version == version
     assert own.rate(spoken("one")) == pytest.approx(first[0], abs=1e-5)
 
-    # The one that started it may go: the judge stays.
+    # Whoever started it may go, and the judge stays.
     ray.kill(askers[0])
-    assert own.rate(spoken("three")) != Missing
+    assert isinstance(own.rate(spoken("three")), float)
+    assert own.counters()["retries"] == 0
+    # One that is lost is started again, and says the same.
     os.kill(judges[0]["Pid"], 9)
-    lost = LocalRater.rate_all(own, [spoken("four")], 60)
-    assert lost[0].score == pytest.approx(ray.get(askers[1].rate.remote("four"), timeout=100)[0][0], abs=5)
+    assert isinstance(own.rate(spoken("four")), float)
+    assert own.counters()["retries"] >= 1
+    assert LocalRater(**arguments).rate(spoken("one")) == pytest.approx(first[0], abs=1e-5)
     again = [row for row in ray._private.state.actors().values() if row["ActorClassName"] == "JudgeServer"]
-    assert len(again) == 2
-    assert sum(row["State"] == "ALIVE" for row in again) == 1
+    assert sorted(row["State"] for row in again) == ["ALIVE", "DEAD"]
 
 
 def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
