@@ -119,9 +119,11 @@ class JudgeEngine:
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """A verdict for each. One that cannot be put to the model is a failure of its own."""
+        from vllm.exceptions import VLLMClientError
+
         try:
             return self._ask(questions)
-        except ValueError as error:  # vLLM's way to refuse a prompt: too long, for instance
+        except (ValueError, VLLMClientError) as error:  # a prompt that it does not take: too long, for instance
             if len(questions) == 1:
                 return [self._failed(Reason.REFUSED, " ".join(str(error).split())[:300])]
             return [found for question in questions for found in self.answer([question])]

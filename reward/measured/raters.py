@@ -63,6 +63,15 @@ class Measured:
         return self._last[1]
 
 
+class Light(Measured):
+    """One that loads nothing: its arguments can be tried where a run is started from."""
+
+    @classmethod
+    def check(cls, arguments: dict[str, Any]) -> None:
+        """Raises InputError for arguments that will not do."""
+        cls(**arguments)
+
+
 class WordError(Measured):
     """What a recogniser hears against the reply's own text: changes over the text's words or characters.
 
@@ -100,7 +109,7 @@ class WordError(Measured):
         return found | ({} if spoken.waveform is None else {HEARD: self._heard})
 
 
-class SignalQuality(Measured):
+class SignalQuality(Light):
     """DNSMOS P.835 (`reward.measured.quality`), about 0.2 s for nine seconds of sound. part: sig (the speech), bak
     (quiet between the words) or ovr (overall). Anchors: the model's own scale, 1 to 5."""
 
@@ -116,7 +125,7 @@ class SignalQuality(Measured):
         return dnsmos(waveform, self._part) if len(waveform.samples) else NO_SPEECH
 
 
-class Pitch(Measured):
+class Pitch(Light):
     """Median pitch in semitones above 100 Hz (`speech.acoustics`): a 5 from `low` to `high`, a 1 from `tolerance`
     outside on."""
 
@@ -130,7 +139,7 @@ class Pitch(Measured):
         return Missing("no voiced sound") if found is None else found
 
 
-class Tempo(Measured):
+class Tempo(Light):
     """Words of the text a second, from the first sound to the last: a 5 from `low` to `high`, a 1 from `tolerance`
     outside on."""
 

@@ -10,6 +10,7 @@ from cluster.member import identify
 from reward.judges import serve
 from reward.judges.local import LocalRater, LocalSettings
 from reward.judges.serve import JudgeServer, There, Users
+from tests.reward.askers import Asker
 from tests.reward.spoken import spoken
 from tests.reward.tiny_judges import write_reader
 
@@ -27,16 +28,6 @@ def cluster():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-class Asker:
-    """As a reward server asks."""
-
-    def __init__(self, arguments):
-        self.rater = LocalRater(**arguments)
-
-    def rate(self, *words):
-        return [one.score for one in self.rater.rate_all([spoken(word) for word in words], 60)], self.rater.version
 
 
 def ended(actor, seconds: float) -> bool:
