@@ -173,7 +173,8 @@ class There:
             # Another one is started, by whoever is first; until it is up, questions to it wait and time out.
             self._actor = self._start()
             self._actor.hello.remote(self._user)
-            raise Failure(Reason.CONNECTION, f"the judge is gone: {error}", again=True, down=True) from None
+            note = f"the judge is gone ({type(error).__name__}), and is started again"
+            raise Failure(Reason.CONNECTION, note, again=True, down=True) from None
         except RayTaskError as error:
             if isinstance(error.cause, TimeoutError):
                 raise _late(seconds) from None
