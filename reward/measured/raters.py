@@ -8,7 +8,6 @@
 Without speech, or where there is nothing to measure, the score is Missing. Not thread-safe.
 """
 
-import importlib
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +22,7 @@ from reward.measured.quality import PARTS, dnsmos
 from reward.measured.scale import Anchors, Target
 from reward.rater import Missing, Score, SpokenReply
 from reward.rating import HEARD
+from reward.server import load
 from speech.acoustics import measures, pitch_semitones, word_changes
 from speech.errors import InputError
 from speech.paths import within
@@ -214,14 +214,13 @@ class Likeness(Measured):
 
 def _made(key: str, use: str, arguments: dict[str, Any] | None, method: str) -> tuple[Callable, str]:
     """The function that "module:name" leads to: itself, or a method of what the class makes. And its version."""
-    module, separator, attribute = use.partition(":")
-    if not separator:
-        raise InputError(f"{key}: {use!r} is not of the form module:Class")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = load(use)
         made = found(**arguments or {}) if isinstance(found, type) else found
-    except Exception as error:  # whatever a module of the user's own raises
-        raise InputError(f"{key}: {use!r} cannot be loaded: {error or type(error).__name__}") from error
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+    except Exception as error:  # whatever a class of the user's own raises
+        raise InputError(f"{key}: {use!r} cannot be built: {error or type(error).__name__}") from error
     if arguments and not isinstance(found, type):
         raise InputError(f"{key}_arguments: {use!r} is a function, which is called with the sound alone")
     called = getattr(made, method, made)

@@ -207,6 +207,7 @@ def test_a_version_names_all_that_decides_a_score():
     [
         (lambda: WordError("mine"), "recogniser: 'mine' is not of the form module:Class"),
         (lambda: WordError("no.such:Thing"), "recogniser: 'no.such:Thing' cannot be loaded"),
+        (lambda: WordError(f"{ME}:Ear", {"ear": 1}), f"recogniser: '{ME}:Ear' cannot be built"),
         (lambda: WordError(f"{ME}:HEARD"), "is neither a function nor a class with the method 'hear'"),
         (lambda: WordError(f"{ME}:says", {"a": 1}), "recogniser_arguments: .* is a function"),
         (lambda: WordError(f"{ME}:says", unit="letter"), "unit: 'letter' is unknown; allowed: word, character"),
