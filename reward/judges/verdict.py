@@ -1,11 +1,11 @@
 """What a judge wrote, read strictly: a JSON object with a score and a reason, or a failure. Pure."""
 
+import json
 import math
 from typing import Any
 
 from reward.failure import Failure, Reason
-from speech.errors import InputError
-from speech.files import parsed
+from speech.files import repeated
 
 FIELDS = ("reason", "score")
 
@@ -37,11 +37,18 @@ def read(words: object, usage: object = None) -> tuple[object, str]:
     if not isinstance(words, str) or not words.strip():
         raise wrong("the answer is empty")
     try:
-        found = parsed(words, "the answer")
-    except InputError:  # its words quote the answer
-        raise wrong(f"the answer, {len(words)} characters, is not JSON") from None
+        found = json.loads(words, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):
+        raise wrong(f"the answer, {len(words)} characters, is not JSON, or names a field twice") from None
     if not isinstance(found, dict) or set(found) != set(FIELDS):
         raise wrong("the answer is not a JSON object with the fields reason and score, and no other")
     if not isinstance(found["reason"], str):
         raise wrong(f"the reason is of type {type(found['reason']).__name__}")
     return found["score"], found["reason"]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as a dict. json would keep the last of two scores."""
+    if repeated(name for name, _ in pairs) is not None:
+        raise ValueError("a field appears twice")
+    return dict(pairs)

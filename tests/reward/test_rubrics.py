@@ -58,6 +58,7 @@ def test_a_schema_has_the_two_fields_and_nothing_else():
 
 def test_an_answer_is_read_as_it_stands():
     assert read('{"score": 4, "reason": "clear"}') == (4, "clear")
+    assert read('{"score": 4, "reason": "\\ud800"}') == (4, "\ud800")  # half a character, which `strict` takes out
     assert read(' {"reason": "", "score": "4"}\n') == ("4", "")  # whether that is a score is for `strict` to say
 
 
@@ -67,7 +68,7 @@ def test_an_answer_is_read_as_it_stands():
         *("", "  ", None, 4, [], "4", "null", "[4]", "Score: 4", '{"score": 4}', '{"reason": "x"}'),
         *('{"score": 4, "reason": null}', '{"score": 4, "reason": "x", "more": 1}', "{'score': 4, 'reason': 'x'}"),
         *('{"score": 4, "reason": "x"', '{"score": 4, "reason": "x"} and 2', '{"score": 4, "score": 2, "reason": "x"}'),
-        *('{"score": 4, "reason": "\\ud800"}', "[" * 100_000, json.dumps(json.dumps({"score": 4, "reason": "x"}))),
+        *("[" * 100_000, json.dumps(json.dumps({"score": 4, "reason": "x"}))),
     ],
 )
 def test_whatever_else_is_written_is_no_verdict(words):
