@@ -13,6 +13,7 @@ MODULES = {
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
     "import": ("controller.importing", "a released checkpoint's language model, to train it"),
     "export": ("controller.exporting", "what a run trained, as a checkpoint"),
+    "judge": ("controller.judging.command", "judges against human ratings"),
     "plan": ("controller.plan.command", "how many members of each role a job needs"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
     "report": ("controller.report.command", "the page to see and hear a run"),

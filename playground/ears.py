@@ -6,13 +6,11 @@ at run time.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from reward.measured.quality import dnsmos
 from speech.waveform import Waveform
 
 HEARING_RATE = 16000
@@ -83,31 +81,7 @@ def active_seconds(waveform: Waveform, below_peak: float = 35.0) -> float:
     return float((loud[-1] - loud[0] + 1) * hop / waveform.rate)
 
 
-@cache
-def _dnsmos():  # an onnxruntime.InferenceSession; onnxruntime is imported only where this measure is taken
-    import onnxruntime
-
-    # speechmos itself imports librosa and numba (25 s); its model file is all that is needed.
-    found = importlib.util.find_spec("speechmos")
-    if found is None or not found.submodule_search_locations:
-        raise RuntimeError("signal_quality needs the package speechmos for its DNSMOS model file")
-    file = Path(found.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
 def signal_quality(waveform: Waveform) -> float:
-    """DNSMOS P.835 speech signal quality (SIG), about 1..5, calibrated as in Microsoft's DNS challenge code.
-
-    The model hears 9.01 s at 16 kHz; shorter audio is repeated, as there. Some 0.2 s a clip: for samples, not for
-    every reply. ValueError for empty audio.
-    """
-    samples = waveform.at_rate(HEARING_RATE).samples.astype(np.float32)
-    if samples.size == 0:
-        raise ValueError("signal_quality of an empty waveform")
-    needed = int(9.01 * HEARING_RATE)
-    clip = np.tile(samples, -(-needed // samples.size))[:needed]
-    session = _dnsmos()
-    raw = float(session.run(None, {session.get_inputs()[0].name: clip[None]})[0][0][0])
-    return -0.08397278 * raw**2 + 1.22083953 * raw + 0.0052439
+    """DNSMOS P.835 speech signal quality (SIG), about 1..5. Some 0.2 s a clip: for samples, not for every reply.
+    ValueError for empty audio."""
+    return dnsmos(waveform, "sig")

@@ -32,12 +32,21 @@ class Failure(Exception):
     """An attempt that brought no score."""
 
     def __init__(
-        self, reason: Reason | str, note: str, *, again: bool = False, down: bool = False, after: float | None = None
+        self,
+        reason: Reason | str,
+        note: str,
+        *,
+        again: bool = False,
+        down: bool = False,
+        after: float | None = None,
+        usage: object = None,
     ) -> None:
         """note: what happened, for people; must hold no secret. again: the same question may get an answer later.
-        down: the rater itself seems to be down. after: seconds it asked to be left alone."""
+        down: the rater itself seems to be down. after: seconds it asked to be left alone. usage: as `Said.usage`, of an
+        answer that is of no use and has to be paid for."""
         super().__init__(f"{reason}: {note}")
         self.reason, self.note, self.again, self.down, self.after = str(reason), note, again, down, after
+        self.usage = usage
 
 
 def strict(score: object, reason: object, lowest: float, highest: float) -> Answer:

@@ -244,6 +244,7 @@ class RemoteRater(ABC):
             raise Failure(Reason.TIMEOUT, f"no answer in {min(s.timeout, left):.3g} s", again=True) from None
         except Failure as failure:
             alive = not failure.down
+            self._counters.charge(failure.usage)
             raise
         except Exception as error:  # a fault in `ask`; its words may hold anything, a key included
             alive = True

@@ -131,11 +131,11 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
 def variance_section(groups: Sequence[ScoredGroup], settings: MixSettings) -> Section:
     """Within-group variance of every score, and the λ that each would give by itself (method §2)."""
     raters = list(groups[0].scores)
-    whole: list[Row] = [{"rater": rater, **_variance(groups, rater, settings)} for rater in raters]
+    whole: list[Row] = [{"rater": rater, **variance(groups, rater, settings)} for rater in raters]
     iterations = sorted({group.iteration for group in groups})
     by_iteration: list[Row] = [
         {"iteration": number, "rater": rater}
-        | _variance([group for group in groups if group.iteration == number], rater, settings)
+        | variance([group for group in groups if group.iteration == number], rater, settings)
         for number in iterations
         for rater in raters
     ]
@@ -180,7 +180,9 @@ def variance_section(groups: Sequence[ScoredGroup], settings: MixSettings) -> Se
     )
 
 
-def _variance(groups: Sequence[ScoredGroup], rater: str, settings: MixSettings) -> Row:
+def variance(groups: Sequence[ScoredGroup], rater: str, settings: MixSettings) -> Row:
+    """Means over groups with at least two scores: of the population variance, of whether all are alike, and of λ with
+    g = 1 ("open") and with its own g ("alone"), None where there is no such group; and how many groups there are."""
     scored = [present for group in groups if len(present := group.present(rater)) >= 2]
     row: Row = {"variance": None, "constant": None, "open": None, "alone": None}
     if scored:

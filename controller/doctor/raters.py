@@ -10,6 +10,7 @@ from controller.config import Config, NamedRater
 from controller.doctor.findings import Finding, Voice
 from controller.fitting import check_rater
 from reward.failure import Reason
+from reward.judges.question import NO_SOUND
 from reward.rater import Missing, Rater, SpokenReply
 from reward.rating import cards
 from reward.remote import RemoteRater
@@ -32,6 +33,7 @@ REMEDIES: dict[str, str] = {
     Reason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
     Reason.NOT_A_NUMBER: "let it answer with a number, not with words",
     Reason.OUT_OF_RANGE: "set `lowest` and `highest` of the rater to the judge's scale",
+    NO_SOUND: "let `sounds` of the rater be the folder of the prompts' file, and the fact name a file below it",
     Reason.OTHER_VERSION: "set `version` of the rater to the judge's",
 }
 """By the reason of a missing score."""

@@ -1,6 +1,7 @@
 """Judges in the configuration: what cannot work is refused before anything starts."""
 
 import pytest
+import yaml
 
 from controller.inputs import read_inputs
 from controller.reading import read
@@ -31,6 +32,28 @@ def configured(root, world, arguments: str):
 def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, complaint):
     with pytest.raises(InputError, match=f"reward.raters.judge.arguments: {complaint}"):
         read_inputs(configured(root, world, arguments))
+
+
+@pytest.mark.parametrize(
+    ("use", "arguments", "complaint"),
+    [
+        ("reward.judges.chat:ChatRater", "url: 'http://127.0.0.1:9/v1'", "argument 'model' is missing"),
+        ("reward.judges.chat:ChatRater", "url: 'http://127.0.0.1:9', model: m, rubric: x", "rubric: 'x' is neither"),
+        (
+            "reward.judges.local:LocalRater",
+            "checkpoint: /no/such, listens: true",
+            "checkpoint: '/no/such' is no folder",
+        ),
+        ("reward.measured.raters:Tempo", "low: 3, high: 2", "low: 3.* must not be above high"),
+    ],
+)
+def test_so_are_judges_that_are_models_and_raters_that_measure(root, world, use, arguments, complaint):
+    config = configured(root, world, "version: '1', name: judge, url: 'http://127.0.0.1:9/'")
+    config.reward.raters[1].use = use
+    given = yaml.safe_load(f"{{name: judge, {arguments}}}")
+    config.reward.raters[1].arguments = given
+    with pytest.raises(InputError, match=f"reward.raters.judge.arguments: {complaint}"):
+        read_inputs(config)
 
 
 def test_a_key_need_not_be_where_the_run_is_started_from(root, world, monkeypatch):

@@ -1,0 +1,14 @@
+"""An actor that asks a local judge, as a reward server does; its module imports nothing heavy."""
+
+from reward.judges.local import LocalRater
+from reward.rater import Score
+from tests.reward.spoken import spoken
+
+
+class Asker:
+    def __init__(self, arguments: dict) -> None:
+        self.rater = LocalRater(**arguments)
+
+    def rate(self, *words: str) -> tuple[list[Score], str]:
+        """Scores of replies with these words, and the judge's version."""
+        return [one.score for one in self.rater.rate_all([spoken(word) for word in words], 60)], self.rater.version
