@@ -46,7 +46,7 @@ class Answered:
 
     item: Item
     spoken: SpokenReply | None
-    missing: Missing = Missing("no reply", fault="rater")  # noqa: RUF009  frozen
+    missing: Missing = Missing("no reply", fault="rater")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file (default without --run: the playground's)")
     parser.add_argument("--replies", type=Path, metavar="FILE", help="JSONL of replies that were sampled elsewhere")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where evaluation/ is written (default: the run)")
-    parser.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="these tasks alone (default: all)")
+    parser.add_argument("--tasks", default="", metavar="TASK,…", help="these tasks alone (default: all)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="of each task the first N (default: all)")
     parser.add_argument("--judge", default="", metavar="RATER", help="scores open answers and styles")
     parser.add_argument(
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> Path:
     panel = {
         "judge": options.judge, "answers": options.answer_judge, "hears": hears, "lowest": lowest, "highest": highest,
     }  # fmt: skip
-    chosen = Chosen(tasks=tuple(options.tasks), limit=options.limit)
+    chosen = Chosen(tasks=tuple(filter(None, options.tasks.split(","))), limit=options.limit)
     if options.replies is not None:
         found, made = _elsewhere(options, config, chosen, panel)
     else:
@@ -152,13 +152,15 @@ def _sampled(
     from controller.train import RunFailed, join_cluster, quieten
 
     model = Model(config, options.temperature, lambda kind, **fields: _tell(console, kind, fields))
-    items = chosen.of(SUITES[options.suite].read(options.data, chosen, sounds=True))
+    suite = SUITES[options.suite]
+    count = sum(1 for _ in chosen.of(suite.read(options.data, chosen, sounds=False)))  # what is wrong is said now
+    items = chosen.of(suite.read(options.data, chosen, sounds=True))
     join_cluster(config)
     quieten()
     found: list[Assessed] = []
     try:
         judging = Panel(rate=model.rate, **panel)
-        for answered in _counted(model.ask(items), console):
+        for answered in _counted(model.ask(items), count, console):
             found += assess(answered, judging)
     except (MemberFailed, Overdue) as error:
         raise RunFailed(str(error)) from error
@@ -170,12 +172,12 @@ def _sampled(
     return found, {"raters": model.versions, "sampling": asdict(model.sampling), "seed": config.run.seed}
 
 
-def _counted(batches: Iterator[list[Answered]], console: Console) -> Iterator[list[Answered]]:
+def _counted(batches: Iterator[list[Answered]], count: int, console: Console) -> Iterator[list[Answered]]:
     done = 0
     for batch in batches:
         yield batch
         done += len(batch)
-        console.print(f"  [dim]{done:,} replies scored[/]")
+        console.print(f"  [dim]{done:,} of {count:,} replies scored[/]")
 
 
 def _tell(console: Console, kind: str, fields: dict[str, object]) -> None:

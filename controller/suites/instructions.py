@@ -91,7 +91,7 @@ def sentences(text: str) -> list[str]:
     between paragraphs end one as well."""
     guarded = ABBREVIATIONS.sub(lambda found: found[0].replace(".", "\0"), text)
     guarded = re.sub(r"\b([A-Z])\.(?=\s+[A-Z])", "\\1\0", guarded)
-    found = re.split(r"(?<=[.!?。！？])[\"')\]”’]*(?:\s+|$)|(?<=[。！？])|\n\s*\n", guarded)
+    found = re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])|\n\s*\n", guarded)
     return [one.replace("\0", ".").strip() for one in found if re.search(r"\w", one)]
 
 

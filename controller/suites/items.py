@@ -1,8 +1,9 @@
 """A question of a suite, whatever suite it comes from."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Item:
         return {name: value for name, value in told.items() if value}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chosen:
     """Which of a suite's items are wanted."""
 
@@ -92,17 +93,16 @@ class Chosen:
     """By name; none: all that are there."""
     limit: int = 0
     """Of each task, the first so many; 0: all."""
-    _taken: dict[str, int] = field(default_factory=dict)
 
     def of(self, items: Iterable[Item]) -> Iterator[Item]:
         """Raises InputError for two items of one name, and when nothing is left."""
         seen: dict[str, str] = {}
+        taken: Counter[str] = Counter()
         for item in items:
             if (first := seen.setdefault(item.name, item.place)) != item.place:
                 raise InputError(f"{item.place}: the id of {item.name!r} is that of {first}; ids must differ")
-            taken = self._taken.get(item.task, 0)
-            if not self.limit or taken < self.limit:
-                self._taken[item.task] = taken + 1
+            if not self.limit or taken[item.task] < self.limit:
+                taken[item.task] += 1
                 yield item
         if not seen:
             raise InputError("the suite has no items of these tasks")
