@@ -18,6 +18,7 @@ from speech.waveform import Waveform
 
 Rate = Callable[[Sequence[SpokenReply], Sequence[str]], list[Scorecard]]
 """A card for each reply, from the raters of these names alone."""
+NO_REPLY = Missing("no reply", fault="rater")
 NO_JUDGE = Missing("no judge", fault="rater")
 NO_RECOGNISER = Missing("no recogniser", fault="rater")
 NO_SOUND = Missing("no speech in the reply")
@@ -46,7 +47,7 @@ class Answered:
 
     item: Item
     spoken: SpokenReply | None
-    missing: Missing = Missing("no reply", fault="rater")
+    missing: Missing = NO_REPLY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,8 +6,8 @@
 Li et al., "Baichuan-Audio" (arXiv 2502.17239).
 """
 
-import ast
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from speech.files import text, there
 from speech.paths import within
 
 AUDIO = "audio_filename"
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+"""Texts in a list as Python writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +98,8 @@ def _answers(cell: str, separator: str) -> list[str]:
     """The answers of a cell: a list as Python writes it, or parts between separators."""
     cell = cell.strip()
     if separator and cell.startswith("[") and cell.endswith("]"):
-        try:
-            found = ast.literal_eval(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = None
-        if isinstance(found, list):
-            return [str(answer).strip() for answer in found if str(answer).strip()]
+        quoted = ["".join(pair).strip() for pair in QUOTED.findall(cell)]
+        return [answer.replace("\\", "") for answer in quoted if answer]
     parts = cell.split(separator) if separator else [cell]
     return [part.strip() for part in parts if part.strip()]
 

@@ -5,13 +5,11 @@ from pathlib import Path
 
 from controller.suites.assessing import Answered, spoken_elsewhere
 from controller.suites.items import Item
-from reward.rater import Missing
 from speech.errors import InputError
 from speech.files import parsed, text, there
 from speech.paths import within
 from speech.waveform import Waveform
 
-NONE = Missing("no reply", fault="rater")
 AT_ONCE = 128
 """Replies whose sound is in memory at once."""
 
@@ -59,7 +57,7 @@ def _lines(path: Path) -> dict[str, tuple[str, dict]]:
 
 def _answered(item: Item, found: Mapping[str, tuple[str, dict]], folder: Path) -> Answered:
     if item.name not in found:
-        return Answered(item=item, spoken=None, missing=NONE)
+        return Answered(item=item, spoken=None)
     place, row = found[item.name]
     waveform = None
     if row.get("audio"):

@@ -43,11 +43,11 @@ def suite(tmp_path_factory) -> Path:
     for number, (question, rate, pitch) in enumerate(QUESTIONS):
         sounds[f"q_{number}.wav"] = say(question, CALLERS[0], rate, pitch).at_rate(made.RATE).samples
         rows.append({"Questions": question, "Answer": answer(question), "audio_filename": f"q_{number}.wav"})
+    rows[-1]["Answer"] = "thirteen"  # a key that is wrong, so that not all are right
     made.openaudiobench(folder, "llama_questions", rows, sounds)
-    judged = [
-        {"Prompt": r["Questions"], "参考答案": r["Answer"], "audio_filename": r["audio_filename"]} for r in rows[:2]
-    ]
-    made.openaudiobench(folder, "reasoning_qa", judged, dict(list(sounds.items())[:2]))
+    names = {"Questions": "Prompt", "Answer": "参考答案"}
+    judged = [{names.get(name, name): value for name, value in row.items()} for row in (rows[0], rows[-1])]
+    made.openaudiobench(folder, "reasoning_qa", judged, sounds)
     return folder
 
 
@@ -94,10 +94,8 @@ def likeliest(checkpoint: Path, folder: Path, world: Path) -> list[str]:
 
 @pytest.mark.e2e
 def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trained):
-    done = duet(
-        root, "evaluate", "--run", str(trained), "--suite", "openaudiobench", "--data", str(suite), "--temperature", "0",
-        "--judge", "answer", "reward.servers=1", "rollout.kv_cache_gib=1",
-    )  # fmt: skip
+    arguments = ["--run", str(trained), "--suite", "openaudiobench", "--data", str(suite)]
+    done = duet(root, "evaluate", *arguments, "--temperature", "0", "--judge", "answer", "reward.servers=1")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((trained / "evaluation" / "openaudiobench.json").read_text())
     rows = pq.read_table(trained / "evaluation" / "openaudiobench.parquet").to_pylist()
@@ -121,6 +119,7 @@ def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trai
         marks = [5.0 if task.said_answer(row[words]) == row["references"] else 1.0 for row in judged]
         assert [row[f"{channel}_score"] for row in judged] == marks
         assert found["tasks"]["reasoning_qa"][channel]["score"] == pytest.approx(20 * np.mean(marks))
+        assert 0 < np.mean(right) < 1 < np.mean(marks) < 5
         assert found["IQ"][channel] == pytest.approx((100 * np.mean(right) + 20 * np.mean(marks)) / 2)
     assert found["iteration"] == 3
     assert found["sampling"] == {"temperature": 0.0, "max_tokens": 96}

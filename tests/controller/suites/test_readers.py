@@ -124,9 +124,9 @@ def test_openaudiobench_has_a_table_and_recordings_a_task(tmp_path):
 
 
 def test_answers_may_be_a_list_as_python_writes_it(tmp_path):
-    rows = [{"question": "who", "answers": "['Jo; Ann', 'Al']", "audio_filename": "a.wav"}]
+    rows = [{"question": "who", "answers": "['Jo; Ann', \"Al's\"]", "audio_filename": "a.wav"}]
     made.openaudiobench(tmp_path, "web_questions", rows, None)
-    assert read(openaudiobench, tmp_path, sounds=False)[0].references == ("Jo; Ann", "Al")
+    assert read(openaudiobench, tmp_path, sounds=False)[0].references == ("Jo; Ann", "Al's")
 
 
 LINE = {"instruct_id": 7, "ability": "role_play/scenario", "instruct_text": "speak", "instruction_audio_path": "7.wav"}
