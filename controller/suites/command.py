@@ -177,7 +177,7 @@ def _counted(batches: Iterator[list[Answered]], count: int, console: Console) ->
     for batch in batches:
         yield batch
         done += len(batch)
-        console.print(f"  [dim]{done:,} of {count:,} replies scored[/]")
+        console.print(f"  [dim]{done:,} of {count:,} items scored[/]")
 
 
 def _tell(console: Console, kind: str, fields: dict[str, object]) -> None:

@@ -37,14 +37,16 @@ def answer(question: str) -> str:
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Path:
-    """Five spoken questions, two of them asked again for a judge, in the layout of OpenAudioBench."""
+    """Five spoken questions, two of them asked again for a judge, and one that is too long for the model, in the layout
+    of OpenAudioBench."""
     folder = tmp_path_factory.mktemp("suite")
     sounds, rows = {}, []
     for number, (question, rate, pitch) in enumerate(QUESTIONS):
         sounds[f"q_{number}.wav"] = say(question, CALLERS[0], rate, pitch).at_rate(made.RATE).samples
         rows.append({"Questions": question, "Answer": answer(question), "audio_filename": f"q_{number}.wav"})
     rows[-1]["Answer"] = "thirteen"  # a key that is wrong, so that not all are right
-    made.openaudiobench(folder, "llama_questions", rows, sounds)
+    long = {"Questions": "on and on", "Answer": "one", "audio_filename": "long.wav"}
+    made.openaudiobench(folder, "llama_questions", [*rows, long], sounds | {"long.wav": made.tone(seconds=10.0)})
     names = {"Questions": "Prompt", "Answer": "参考答案"}
     judged = [{names.get(name, name): value for name, value in row.items()} for row in (rows[0], rows[-1])]
     made.openaudiobench(folder, "reasoning_qa", judged, sounds)
@@ -99,14 +101,14 @@ def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trai
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((trained / "evaluation" / "openaudiobench.json").read_text())
     rows = pq.read_table(trained / "evaluation" / "openaudiobench.parquet").to_pylist()
-    answers = [row for row in rows if row["task"] == "llama_questions"]
+    *answers, long = [row for row in rows if row["task"] == "llama_questions"]
     judged = [row for row in rows if row["task"] == "reasoning_qa"]
 
     expected = likeliest(trained / "checkpoints" / "000003", suite, world)
     assert [row["text"] for row in answers] == expected
     assert expected != likeliest(world / "base", suite, world)  # it is the checkpoint that was asked
-    assert {row["finish"] for row in rows} == {"stop"}
-    assert all(row["seconds"] > 0.5 for row in rows)
+    assert {row["finish"] for row in (*answers, *judged)} == {"stop"}
+    assert all(row["seconds"] > 0.5 for row in (*answers, *judged))
 
     # A word of the reference in the text, and in what the recogniser heard.
     for channel, words in (("text", "text"), ("speech", "heard")):
@@ -114,7 +116,8 @@ def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trai
         assert [row[f"{channel}_score"] for row in answers] == right
         column = found["tasks"]["llama_questions"][channel]
         assert column["score"] == pytest.approx(100 * np.mean(right))
-        assert column["missing"] == {}
+        assert column["missing"] == {"question too long for the model": 1}
+        assert (long["text"], long[f"{channel}_score"]) == (None, None)
         # The judge wants the form of a reply as well, 5 for right and 1 for wrong.
         marks = [5.0 if task.said_answer(row[words]) == row["references"] else 1.0 for row in judged]
         assert [row[f"{channel}_score"] for row in judged] == marks
@@ -124,5 +127,5 @@ def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trai
     assert found["iteration"] == 3
     assert found["sampling"] == {"temperature": 0.0, "max_tokens": 96}
     assert set(found["raters"]) == {"answer", "heard", "codec"}
-    assert "7 of 7 replies scored" in done.stdout
+    assert "8 of 8 items scored" in done.stdout
     assert "llama_questions" in done.stdout
