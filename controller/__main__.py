@@ -10,6 +10,7 @@ from speech.errors import InputError
 MODULES = {
     "compare": ("controller.compare.command", "the paper's arms side by side"),
     "doctor": ("controller.doctor.command", "what would go wrong, before anything is started"),
+    "evaluate": ("controller.suites.command", "a suite of spoken questions, per task, with IQ and EQ"),
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
     "import": ("controller.importing", "a released checkpoint's language model, to train it"),
     "export": ("controller.exporting", "what a run trained, as a checkpoint"),

@@ -113,7 +113,10 @@ def engine_settings(config: Config, chosen: Family) -> EngineSettings:
     )
 
 
-def rollout_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None) -> RolloutPool:
+def rollout_pool(
+    config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None, *, fixed: bool = False
+) -> RolloutPool:
+    """fixed: the workers keep the checkpoint's weights, and there is no learner."""
     r = config.rollout
     pool = PoolSettings(
         workers=r.workers,
@@ -125,6 +128,7 @@ def rollout_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew]
         probe_limit=r.probe_limit,
         beat_seconds=r.beat_seconds,
         metrics_host=config.metrics.host,
+        fixed=fixed,
     )
     return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
 

@@ -62,8 +62,8 @@ def _work(config: Config, directory: Path, resumption: Resumption | None) -> Pat
     if resumption is not None:
         _introduce_resumption(console, resumption)
     del inputs
-    _join_cluster(config)
-    _quieten()
+    join_cluster(config)
+    quieten()
     try:
         from controller.following import Following
 
@@ -112,7 +112,8 @@ def _introduce_resumption(console: Console, resumption: Resumption) -> None:
         console.print(f"  [dim]{'changed':<26}[/]{key}: {old!r} → {new!r}", soft_wrap=True)
 
 
-def _join_cluster(config: Config) -> None:
+def join_cluster(config: Config) -> None:
+    """The cluster that the configuration or the environment names, else one that is started here."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -121,7 +122,7 @@ def _join_cluster(config: Config) -> None:
     local.start(*of_our_own(config, os.cpu_count() or 1))
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Ray prints a page of advice for every process that dies. What died, of what, and what follows is said by us."""
     import ray._private.worker
 

@@ -114,6 +114,11 @@ class RewardServer(Member):
         rated = iter(cards(self._raters, spoken, end - time.monotonic()))
         return [[next(rated) for _ in group.replies] for group in groups]
 
+    def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
+        """A card for each reply, which is there already, from the raters of these names alone."""
+        chosen = [rater for rater in self._raters if rater.name in raters]
+        return cards(chosen, spoken, JUDGES_SHARE * self._seconds)
+
     def cache_entries(self) -> pa.Table:
         """What remote raters answered, of the schema `reward.cache.ANSWERS`."""
         return merged(rater.cache.table() for rater in self._raters if hasattr(rater, "cache"))
@@ -222,6 +227,14 @@ class RewardPool(Pool):
             [f"prompt {group.prompt.id}" for group in groups],
             lambda server, items: server.score.remote([groups[i] for i in items]),
             f"scoring {len(groups)} groups",
+        )
+
+    def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
+        """A card for each reply, which is there already, from the raters of these names alone, in the order given."""
+        return self._crew.work(
+            [f"reply to {one.prompt.id}" for one in spoken],
+            lambda server, items: server.rate.remote([spoken[i] for i in items], raters),
+            f"rating {len(spoken)} replies",
         )
 
     def decode(self, replies: list[np.ndarray]) -> list:

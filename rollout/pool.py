@@ -48,10 +48,13 @@ class PoolSettings:
     """How long a worker may give no sign of life."""
     metrics_host: str
     """Where metrics are served: see `rollout.counting`."""
+    fixed: bool = False
+    """Workers keep the weights of their checkpoint: they are given none, and draw from the start."""
 
 
 class RolloutPool(Pool):
-    """Rollout workers by name. `begin` and `start`, then `update` before the first `order`.
+    """Rollout workers by name. `begin` and `start`, then `update` before the first `order`, unless the weights
+    are fixed.
 
     A worker that dies is replaced, and what it was drawing is drawn by another: the seeds go with the prompts, so the
     replies are the same whoever draws them under the same weights.
@@ -91,7 +94,7 @@ class RolloutPool(Pool):
                 renew_seconds=settings.sync_seconds,
                 work_seconds=settings.sample_seconds,
                 beat_seconds=settings.beat_seconds,
-                renewed=True,
+                renewed=not settings.fixed,
                 needs=settings.needs,
             ),
             make=make,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,8 +45,8 @@ class Waveform:
         soundfile.write(path, np.clip(self.samples, -1.0, 1.0), self.rate, subtype="PCM_16")
 
     @classmethod
-    def read(cls, path: Path) -> "Waveform":
-        """Reads any format libsndfile knows; several channels are averaged."""
+    def read(cls, path: Path | BinaryIO) -> "Waveform":
+        """Reads any format libsndfile knows, from a file or what stands in one; several channels are averaged."""
         import soundfile
 
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)

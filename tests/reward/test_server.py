@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from playground.codec import PlaygroundCodec
-from reward.rater import Missing
+from reward.rater import Missing, SpokenReply
 from reward.server import Part, RewardServer, ServerSettings, load
 from speech.channels import Channel
 from speech.errors import InputError
@@ -160,6 +160,16 @@ def test_every_score_can_be_traced_to_versions(world):
     server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
     codec = PlaygroundCodec.load(world / "codec")
     assert server.versions() == {"answer": "playground-answer-1", "broken": "1", "codec": codec.version}
+
+
+def test_a_reply_that_is_there_is_rated_as_it_is_by_those_who_are_named(world, group):
+    """Other words and another sound than its tokens have."""
+    server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
+    text = f"oh {group.prompt.facts['answer']} it is"
+    spoken = SpokenReply(prompt=group.prompt, reply=group.replies[0], text=text, waveform=None)
+    [right, wrong] = server.rate([spoken, replace(spoken, text="oh it is")], ["answer"])
+    assert (right.scores, wrong.scores) == ({"answer": 5.0}, {"answer": 1.0})
+    assert right.seconds == 0.0
 
 
 def test_a_reply_without_speech_is_missing_to_the_ear(world, group):
