@@ -50,19 +50,19 @@ class Package:
     def importing(self, *folders: str) -> Iterator[None]:
         """Within, modules are looked for in these folders of the package first; those of another package that have the
         same names give way. Raises InputError for one that is not installed."""
-        for name in [known for known in sys.modules if known.partition(".")[0] in self._modules]:
-            if not self._holds(sys.modules[name]):
-                del sys.modules[name]
+        for top in self._modules:
+            known = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
+            if not all(self._holds(sys.modules[name]) for name in known):
+                for name in known:
+                    del sys.modules[name]
         before = list(sys.path)
         sys.path[:0] = [str(self.root / folder) for folder in folders]
         importlib.invalidate_caches()
         try:
             yield
         except ImportError as error:
-            lacking = getattr(error, "name", None)
-            said = (
-                f"needs the module {lacking!r}, which is not installed" if lacking else f"cannot be imported: {error}"
-            )
+            missing = isinstance(error, ModuleNotFoundError)
+            said = f"needs the module {error.name!r}, which is not there" if missing else f"is not imported: {error}"
             raise InputError(
                 f"reward.codec.arguments.path: the code of {self.title} in {self.root} {said}; install what its "
                 "authors' requirements name"
