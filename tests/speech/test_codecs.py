@@ -203,6 +203,15 @@ def test_devices(name, folder, monkeypatch):
     assert loaded(name, folder, device="auto").decode(CODES).rate == FACTS[name][0]
 
 
+def test_dropout_is_off(tmp_path):
+    """flow_inference.py leaves its networks in training mode."""
+    folder, without = (MADE["glm4_voice"](tmp_path / name) for name in ("released", "without"))
+    code = without / "cosyvoice/flow/flow.py"
+    code.write_text(code.read_text().replace("Dropout(0.5)", "Dropout(0.0)"))
+    sounds = [loaded("glm4_voice", each).decode(CODES).samples for each in (folder, without)]
+    assert np.array_equal(*sounds)
+
+
 def test_the_voice_is_that_of_the_prompt(tmp_path):
     folder = MADE["cosyvoice2"](tmp_path / "released")
     own = tmp_path / "own.wav"
