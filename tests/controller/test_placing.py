@@ -42,7 +42,6 @@ def test_decoders_are_counted_where_there_are_any(configured):
         ("reward.gpus=1.5", "reward.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
         ("reward.decoders.gpus=1.5", "reward.decoders.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
         ("reward.decoders.members=-1", "reward.decoders.members: -1 is too small; at least 0"),
-        ("reward.decoders=2", "reward"),
         ("learner.strategy=TIGHT", "learner.strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK"),
         ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory, objects"),
     ],

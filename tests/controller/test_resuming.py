@@ -56,7 +56,7 @@ def test_pools_have_the_sizes_that_were_asked_for_last(run):
     found = resume(run, ["reward.decoders.members=2", "reward.servers=2"])
     assert found.changes == {"reward.decoders.members": (0, 2), "reward.servers": (2, 2)}
     assert sizes_before(run) == {}
-    records = Records.open(run, through=4)
+    records = Records.open(run, through=0)
     records.add_event("scale", iteration=2, value={"reward": 3, "decoder": 5})
     assert sizes_before(run) == {"reward": 3, "decoder": 5}
     records.add_event("resumed", iteration=4, changes={key: list(change) for key, change in found.changes.items()})
