@@ -8,10 +8,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from controller.doctor.memory import HOLDS, MIB
 from controller.records import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
+from tests.chaos.members import megabytes
 from tests.commands import Job
 
 pytestmark = pytest.mark.e2e
@@ -31,6 +33,8 @@ def test_a_run_with_decoders_bears_the_death_of_one(root, few, world, tmp_path):
         job.until(lambda output: "1/2" in output, "the first iteration")
         mates = decoders(job)
         assert len(mates) == 2
+        # What the doctor reckons with for each, without the weights of a codec.
+        assert max(megabytes(mate) for mate in mates) < HOLDS["reward"] / MIB
         mates[0].kill()
         assert job.process.wait(timeout=200) == 0, job.output
     run = tmp_path / "decoded"
