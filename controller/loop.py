@@ -284,9 +284,9 @@ class Loop:
 
     def stop(self) -> None:
         """Ends all members, whatever state they are in."""
-        for members in (*self._pools.values(), self.learner):
+        for stop in (*(pool.stop for pool in self._pools.values()), self.learner.stop):
             with suppress(RuntimeError):
-                members.stop()
+                stop()
         with suppress(RuntimeError):
             self._learners.give_up()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray._private.internal_api import free
 
 from cluster.crew import take_turn
 from cluster.member import identify
@@ -152,10 +151,23 @@ def decoded(notes: Path) -> dict[int, int]:
     return {int(path.name): path.stat().st_size for path in notes.iterdir()} if notes.exists() else {}
 
 
+class Owner:
+    """Has what is lost with it: what a task of its own gave it, and has not been fetched by anybody."""
+
+    def make(self) -> list[ray.ObjectRef]:
+        sound = ray.remote(_silence).options(num_cpus=0).remote()
+        ray.wait([sound], timeout=30)
+        return [sound]
+
+
+def _silence() -> Waveform:
+    return Waveform(np.zeros(100, dtype=np.float32), 16000)
+
+
 def lost() -> ray.ObjectRef:
-    """A sound that is nowhere any more."""
-    sound = ray.put(Waveform(np.zeros(1_000_000, dtype=np.float32), 16000))
-    free([sound])
+    owner = ray.remote(Owner).options(num_cpus=0).remote()
+    [sound] = ray.get(owner.make.remote(), timeout=60)
+    ray.kill(owner)
     return sound
 
 
@@ -256,7 +268,7 @@ def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
     assert cards(made, ordered(made, groups)) == [card for row in whole for card in row]
     assert events == []
     monkeypatch.setattr(made.decoders, "sounds", lambda: [(number, gone) for number, _ in own()])
-    with pytest.raises(Overdue, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: ObjectFreedError"):
+    with pytest.raises(Overdue, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: OwnerDiedError"):
         cards(made, ordered(made, groups[:1]))
 
 
@@ -267,7 +279,7 @@ def test_what_is_lost_is_told_from_what_is_there(cluster):
     assert found[0].samples.tolist() == there.samples.tolist()
     assert found[1] is None
     assert isinstance(found[2], Unheard)
-    assert "ObjectFreedError" in found[2].reason
+    assert "OwnerDiedError" in found[2].reason
 
 
 def test_a_codec_that_does_not_decode_ends_the_run_with_its_words(pool, groups):
