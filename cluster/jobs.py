@@ -39,11 +39,12 @@ class Job:
         *,
         read: Callable[[Any, tuple[int, ...]], Results] | None = None,
         room: int | None = None,
+        share: float = float("inf"),
     ) -> None:
         """ask: has an actor do some items, given by their numbers. doing: in words. read: from an answer, and the items
         that it was asked for, to results by item; none: the answer is a list with a result for each. room: of a member
-        that works in turns; none: members work in shares."""
-        self.ask, self.doing, self.room = ask, doing, room
+        that works in turns; none: members work in shares. share: the most items of one."""
+        self.ask, self.doing, self.room, self._share = ask, doing, room, share
         self.read = read or _one_each
         self.leases = Leases()
         self.names: dict[int, str] = {}
@@ -65,7 +66,7 @@ class Job:
         """Room of members that can be asked for something new. asked: questions of this job that each has. ready:
         members that may be given work. busy: questions about any work that each has."""
         if self.room is None:
-            return {name: float("inf") for name in ready if not busy.get(name)}
+            return {name: self._share for name in ready if not busy.get(name)}
         return {name: self.room - self.leases.held(name) for name in ready if asked.get(name, 0) < self.depth}
 
     def goes_on(self, asked: Mapping[str, int], members: Iterable[str]) -> list[str]:

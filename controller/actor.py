@@ -284,7 +284,7 @@ class Controller(Member):
         """Does what is asked. Returns the event that says so. Raises ValueError for what cannot be done."""
         content, loop = request.content, self._members
         if isinstance(content, dict) and content.get("kind") == "scale":
-            sizes = targets(content, {"rollout": self._config.rollout.prompts, "reward": self._config.rollout.prompts})
+            sizes = targets(content, dict.fromkeys(loop.sizes, self._config.rollout.prompts))
             loop.scale(sizes)
             return {"kind": "scale", "value": sizes}
         return {"kind": "mix", "value": loop.mix.obey(content)}

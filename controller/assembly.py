@@ -17,7 +17,9 @@ from controller.statistics import Scoring
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.step import Objective, PairLoss, Route
-from reward.server import Part, RewardPool, ServerSettings
+from reward.decoding import DecoderSettings
+from reward.parts import Part
+from reward.server import RewardPool, ServerSettings
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
 from speech.families import Family, family
@@ -137,7 +139,8 @@ def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] 
     def part(named: Named) -> Part:
         return Part(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
 
-    r = config.reward
+    r, d = config.reward, config.reward.decoders
+    decoders = DecoderSettings(decoders=d.members, needs=needs(d), start_seconds=d.start_seconds)
     settings = ServerSettings(
         servers=r.servers,
         needs=needs(r),
@@ -147,6 +150,7 @@ def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] 
         start_seconds=r.start_seconds,
         score_seconds=r.score_seconds,
         beat_seconds=r.beat_seconds,
+        decoders=decoders if d.members else None,
     )
     return RewardPool(settings, chosen, tell, company)
 

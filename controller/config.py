@@ -118,6 +118,19 @@ class NamedRater(Named):
 
 
 @dataclass
+class Decoders:
+    """Actors that decode for the reward servers, which then hold no codec."""
+
+    members: int = 0
+    """At the start; `duet scale` changes it while the job runs. 0: each server decodes by itself."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    """As `rollout.resources`, of each decoder."""
+    start_seconds: float = 300.0
+
+
+@dataclass
 class Reward:
     servers: int = 2
     cpus: float = 0.5
@@ -125,7 +138,8 @@ class Reward:
     resources: dict[str, float] = field(default_factory=dict)
     """As `rollout.resources`, of each server."""
     codec: Named = field(default_factory=Named)
-    """Its `arguments.path` is where its files are."""
+    """Its `arguments.path` is where its files are; further arguments are its class's own."""
+    decoders: Decoders = field(default_factory=Decoders)
     raters: list[NamedRater] = field(default_factory=list)
     total: dict[str, float] = field(default_factory=dict)
     """Weight of each rater in the total score, which λ is measured from."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from controller.config import Config, Named, NamedRater
 from learner.freezing import frozen_names
 from learner.lora import LoraSettings, adapted
-from reward.server import load
+from reward.parts import codec_of, load
 from speech.checkpoint import check_checkpoint
 from speech.codec import Codec
 from speech.errors import InputError
@@ -112,7 +112,7 @@ def _width(directory: Path) -> object:
 
 def check_reward(config: Config, vocabulary: Vocabulary) -> None:
     """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
-    load_codec(config, vocabulary)
+    known_codec(config, vocabulary)
     for rater in config.reward.raters:
         check_rater(rater)
     if config.reward.signal:
@@ -139,18 +139,48 @@ def check_rater(rater: NamedRater) -> None:
 def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
     """The codec, which has a code for each speech token and no other."""
     named = config.reward.codec
-    path = named.arguments["path"]
+    _codec_class(named)
+    codec = _tried(named, lambda: codec_of(named.use, named.arguments))
+    return _of_vocabulary(codec, config, vocabulary)
+
+
+def known_codec(config: Config, vocabulary: Vocabulary) -> Any:
+    """What has the codec's numbers: its class, where that can `check` its files without loading them, as decoders that
+    need a GPU must. Else the codec. Raises InputError as `load_codec` does."""
+    named = config.reward.codec
+    found = _codec_class(named)
+    if not hasattr(found, "check"):
+        return load_codec(config, vocabulary)
+    further = {name: value for name, value in named.arguments.items() if name != "path"}
+    _tried(named, lambda: found.check(Path(named.arguments["path"]), **further))
+    return _of_vocabulary(found, config, vocabulary)
+
+
+def _codec_class(named: Named) -> Any:
+    """Raises InputError where it is not there, or does not take the arguments."""
     found: Any = _loaded("reward.codec", named.use)
-    others = set(named.arguments) - {"path"}
-    if others:
-        raise InputError(f"reward.codec.arguments: {min(others)!r} is not possible; allowed: path")
+    if hasattr(found, "load"):
+        parameters = list(inspect.signature(found.load).parameters.values())
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            allowed = ["path", *(parameter.name for parameter in parameters[1:])]
+            if others := sorted(set(named.arguments) - set(allowed)):
+                raise InputError(
+                    f"reward.codec.arguments: {others[0]!r} is not possible; allowed: {', '.join(allowed)}"
+                )
+    return found
+
+
+def _tried(named: Named, call: Callable[[], Any]) -> Any:
     try:
-        codec = found.load(Path(path))
-        codes = codec.codebook
+        return call()
     except InputError:
         raise
     except Exception as error:  # a codec of the user's own may raise anything
-        raise InputError(f"reward.codec: {named.use} does not load {path}: {error!r}") from error
+        raise InputError(f"reward.codec: {named.use} does not load {named.arguments['path']}: {error!r}") from error
+
+
+def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
+    codes = _tried(config.reward.codec, lambda: codec.codebook)
     if codes != vocabulary.codebook:
         raise InputError(
             f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "

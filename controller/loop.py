@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.crew import Crew
+from cluster.pool import Pool
 from cluster.watchdog import Waiting
 from controller import assembly
 from controller.batch import anchor_rows, describe
@@ -83,6 +84,9 @@ class Loop:
         self.rollout = assembly.rollout_pool(config, inputs.family, tell, company)
         self.reward = assembly.reward_pool(config, inputs.family, tell, company)
         self.flow = Flow(self.rollout, self.reward, company)
+        self._pools: dict[str, Pool] = {"rollout": self.rollout, "reward": self.reward}
+        if self.reward.decoders is not None:
+            self._pools["decoder"] = self.reward.decoders
         self._ahead: dict[int, Ahead] = {}
         """Iterations whose replies are ordered and not trained on, by number."""
         self._ordered = 0
@@ -216,12 +220,13 @@ class Loop:
     @property
     def sizes(self) -> dict[str, int]:
         """How many members the pools are to have."""
-        return {"rollout": self.rollout.target, "reward": self.reward.target}
+        return {name: pool.target for name, pool in self._pools.items()}
 
     def scale(self, sizes: Mapping[str, int]) -> None:
-        """Gives pools other sizes, which they come to while they work."""
-        for name, members in sizes.items():
-            {"rollout": self.rollout, "reward": self.reward}[name].resize(members)
+        """Gives pools other sizes, which they come to while they work. Decoders that a run had before it was resumed
+        without any are nobody's."""
+        for name in self._pools.keys() & sizes.keys():
+            self._pools[name].resize(sizes[name])
 
     def state(self) -> dict[str, object]:
         """What the controller itself must remember to go on from here."""
@@ -244,13 +249,13 @@ class Loop:
         return Standing(
             phase=self.phase,
             seconds=time.monotonic() - self.since,
-            pools={"rollout": self.rollout.census(), "reward": self.reward.census(), "learner": learner},
+            pools={name: pool.census() for name, pool in self._pools.items()} | {"learner": learner},
             versions={"learner": self.learner.version, "rollout": self.rollout.oldest_version},
         )
 
     def awaited(self) -> list[Waiting]:
         """Everybody, with what each was asked to do."""
-        return [*self.rollout.awaited(), *self.reward.awaited(), *self.learner.awaited()]
+        return [w for pool in self._pools.values() for w in pool.awaited()] + self.learner.awaited()
 
     def restart_learner(self, checkpoint: Checkpoint | None) -> None:
         """A new learner group where the checkpoint left off; everybody else goes on living."""
@@ -258,8 +263,8 @@ class Loop:
         with suppress(RuntimeError):  # some of it is dead
             self.learner.stop()
         # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
-        self.rollout.withdraw()
-        self.reward.withdraw()
+        for pool in self._pools.values():
+            pool.withdraw()
         self.learner = assembly.learner_group(self.config, self.inputs.family, self._run, self._learners)
         self.learner_restarts += 1
         self.learner.start()
@@ -279,15 +284,15 @@ class Loop:
 
     def stop(self) -> None:
         """Ends all members, whatever state they are in."""
-        for members in (self.rollout, self.reward, self.learner):
+        for stop in (*(pool.stop for pool in self._pools.values()), self.learner.stop):
             with suppress(RuntimeError):
-                members.stop()
+                stop()
         with suppress(RuntimeError):
             self._learners.give_up()
 
     def _busy(self) -> dict[str, float]:
         """Seconds that the members of each pool have worked, all together."""
-        return {"rollout": self.rollout.busy_seconds, "reward": self.reward.busy_seconds}
+        return {name: pool.busy_seconds for name, pool in self._pools.items()}
 
     def _idle(self, before: Mapping[str, float]) -> dict[str, float]:
         """Share of the iteration in which members of each role had nothing to do. before: `_busy` at its start."""

@@ -2,8 +2,9 @@
 
 import math
 import re
+from operator import attrgetter
 
-from controller.config import Config, Learner, Reward, Rollout
+from controller.config import Config, Decoders, Learner, Reward, Rollout
 from speech.errors import InputError
 
 RESERVED = ("CPU", "GPU", "memory", "object_store_memory")
@@ -13,17 +14,19 @@ ROOM_TO_GROW = 8.0
 """CPUs, and members of each pool by their own resources, that a cluster of our own counts besides: Ray only counts."""
 
 
-def needs(member: Rollout | Reward | Learner) -> dict[str, float]:
+def needs(member: Rollout | Reward | Decoders | Learner) -> dict[str, float]:
     """Resources of one worker, server or rank; what is 0 has no entry."""
     amounts = {"CPU": member.cpus, "GPU": member.gpus, **member.resources}
     return {what: amount for what, amount in amounts.items() if amount}
 
 
 def roles(config: Config) -> dict[str, tuple[int, dict[str, float]]]:
-    """Members at the start and needs of each, by section of the configuration."""
+    """Members at the start and needs of each, by section of the configuration; decoders where there are any."""
+    decoders = config.reward.decoders
     return {
         "rollout": (config.rollout.workers, needs(config.rollout)),
         "reward": (config.reward.servers, needs(config.reward)),
+        **({"reward.decoders": (decoders.members, needs(decoders))} if decoders.members else {}),
         "learner": (config.learner.ranks, needs(config.learner)),
     }
 
@@ -31,7 +34,7 @@ def roles(config: Config) -> dict[str, tuple[int, dict[str, float]]]:
 def check_needs(config: Config) -> None:
     """Raises InputError for needs that no placement group can have."""
     for role, (_, needed) in roles(config).items():
-        for name, amount in getattr(config, role).resources.items():
+        for name, amount in attrgetter(role)(config).resources.items():
             if not NAME.fullmatch(name) or name in RESERVED:
                 raise InputError(
                     f"{role}.resources: {name!r} is not possible; a resource that nodes are started with, by its name, "

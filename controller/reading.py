@@ -26,7 +26,7 @@ from speech.secrets import reason_to_refuse
 
 TABLES = (
     "data.held_out", "reward.total", "reward.scores", "reward.codec.arguments",
-    "rollout.resources", "reward.resources", "learner.resources",
+    "rollout.resources", "reward.resources", "reward.decoders.resources", "learner.resources",
 )  # fmt: skip
 """Keys whose value is a table of the user's own names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -163,7 +163,7 @@ def check(config: Config) -> None:
     for key in PATHS:
         if valued(c, key) or key != "preference.pairs.file":
             _check_path(key, valued(c, key))
-    for member in ("rollout", "reward", "learner"):
+    for member in ("rollout", "reward", "reward.decoders", "learner"):
         gpus = valued(c, f"{member}.gpus")
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"{member}.gpus: {gpus} is not possible; a share of one GPU, or whole GPUs")

@@ -26,8 +26,8 @@ from speech.errors import InputError
 GRACE_SECONDS = 20.0
 """How long a request that has been claimed may take to be answered."""
 POLL_SECONDS = 0.2
-POOLS = ("rollout", "reward")
-"""Pools that grow and shrink while a job runs."""
+POOLS = ("rollout", "reward", "decoder")
+"""Pools that grow and shrink while a job runs; the last where there is one (`reward.decoders`)."""
 LARGEST_BYTES = 65536
 """Of a request; a larger file is none."""
 

@@ -7,6 +7,7 @@ long it takes, or what is kept of it, may change.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ SAFE = (
     "rollout.workers", "rollout.most_workers", "rollout.wait_share",
     "rollout.cpus", "rollout.gpus", "rollout.resources",
     "rollout.start_seconds", "rollout.sample_seconds", "rollout.sync_seconds", "rollout.beat_seconds",
-    "reward.servers", "reward.cpus", "reward.gpus", "reward.resources",
+    "reward.servers", "reward.cpus", "reward.gpus", "reward.resources", "reward.decoders",
     "reward.start_seconds", "reward.score_seconds", "reward.beat_seconds",
     "reward.missing_limit", "reward.missing_window",
     "learner.cpus", "learner.gpus", "learner.resources", "learner.strategy",
@@ -32,6 +33,8 @@ SAFE = (
     "evaluation.recordings", "evaluation.listen_every", "metrics.host", "metrics.port", "cluster.address",
 )  # fmt: skip
 """Keys that may change: they decide no number that the run computes."""
+SIZES = {"rollout.workers": "rollout", "reward.servers": "reward", "reward.decoders.members": "decoder"}
+"""Pools by the key that says how many members they have at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,8 @@ def resume(run: Path, overrides: list[str], config_file: Path | None = None) -> 
         )
     if done > wanted.run.iterations:
         raise InputError(f"run.iterations: {wanted.run.iterations}, but {directory.name} has done {done} already")
-    for key, size in (("rollout.workers", wanted.rollout.workers), ("reward.servers", wanted.reward.servers)):
+    for key in SIZES:
+        size = attrgetter(key)(wanted)
         if any(override.partition("=")[0] == key for override in overrides):
             changes.setdefault(key, (size, size))  # asked for, whatever the pool was scaled to since
     return Resumption(directory=directory, config=wanted, changes=changes, checkpoint=checkpoint)
@@ -106,13 +110,12 @@ def check_data(state: Mapping[str, Any], found: Mapping[str, str]) -> None:
 def sizes_before(directory: Path) -> dict[str, int]:
     """Sizes of the pools as they were last asked for, while the run worked or when it was resumed; those of the
     configuration have no entry."""
-    keys = {"rollout.workers": "rollout", "reward.servers": "reward"}
     sizes: dict[str, int] = {}
     for event in read_events(directory):
         if event["kind"] == "scale":
             sizes |= event["value"]
         elif event["kind"] == "resumed":
-            sizes |= {keys[key]: new for key, (_, new) in event["changes"].items() if key in keys}
+            sizes |= {SIZES[key]: new for key, (_, new) in event["changes"].items() if key in SIZES}
     return sizes
 
 

@@ -93,8 +93,9 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
         *arithmetic(config),
         (
             "members",
-            f"{config.rollout.workers} rollout, {config.reward.servers} reward, {config.learner.ranks} learner "
-            f"(ZeRO {config.learner.zero_stage})",
+            f"{config.rollout.workers} rollout, {config.reward.servers} reward, "
+            + (f"{config.reward.decoders.members} decoder, " if config.reward.decoders.members else "")
+            + f"{config.learner.ranks} learner (ZeRO {config.learner.zero_stage})",
         ),
         ("directory", str(directory)),
     ]

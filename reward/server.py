@@ -1,10 +1,10 @@
 """A reward server: the Ray actor that decodes replies and asks the raters. And its pool."""
 
-import importlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pyarrow as pa
 import ray
 
 from cluster.asking import CrewSettings, Renewal
-from cluster.crew import Crew
-from cluster.jobs import Job
+from cluster.crew import Crew, take_turn
+from cluster.jobs import LENT_TIMES, Job
 from cluster.member import Member
 from cluster.places import Place
 from cluster.pool import Pool
+from cluster.waiting import Overdue
 from reward.cache import merged, read_answers, write_answers
+from reward.decoding import DecoderPool, DecoderSettings, Unheard, fetched, sound_of
+from reward.parts import Part, codec_of, load
 from reward.rater import Rater, Scorecard, SpokenReply
 from reward.rating import added, cards
 from reward.remote import RemoteRater
@@ -32,32 +35,6 @@ JUDGES_SHARE = 0.8
 """Share of the deadline for a batch after which judges that have not answered are no longer waited for."""
 MOST_ANSWERS = 200_000
 """Judges' answers that a checkpoint keeps, some 20 MB; the ones of no use for the longest time go first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Something named in the configuration."""
-
-    use: str
-    """"module:Class"."""
-    arguments: dict[str, Any]
-    name: str = ""
-    """What a rater's score is called."""
-
-    def build(self) -> Any:
-        """Calls the class. Raises InputError when the name leads nowhere."""
-        return load(self.use)(**self.arguments)
-
-
-def load(name: str) -> Any:
-    """The object that "module:attribute" names."""
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise InputError(f"{name!r} is not of the form module:Class")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's own raises when it is imported
-        raise InputError(f"{name!r} cannot be loaded: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +52,8 @@ class ServerSettings:
     """Deadline for scoring a batch."""
     beat_seconds: float
     """How long a server may give no sign of life."""
+    decoders: DecoderSettings | None = None
+    """Actors that decode for the servers; None: each server decodes by itself."""
 
 
 class RewardServer(Member):
@@ -85,7 +64,7 @@ class RewardServer(Member):
         super().__init__()
         self._seconds = settings.score_seconds
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._codec = load(settings.codec.use).load(Path(settings.codec.arguments["path"]))
+        self._codec = None if settings.decoders else codec_of(settings.codec.use, settings.codec.arguments)
         self._raters: list[Rater] = [part.build() for part in settings.raters]
         for part, rater in zip(settings.raters, self._raters, strict=True):
             if part.name and part.name != rater.name:
@@ -95,24 +74,26 @@ class RewardServer(Member):
             self.load_cache(answers)
 
     def versions(self) -> dict[str, str]:
-        """Versions of the raters and the codec, for the records."""
-        return {rater.name: rater.version for rater in self._raters} | {"codec": self._codec.version}
+        """Versions of the raters, and of the codec if it has one, for the records."""
+        versions = {rater.name: rater.version for rater in self._raters}
+        return versions if self._codec is None else versions | {"codec": self._codec.version}
 
-    def score(self, groups: list[Group]) -> list[list[Scorecard]]:
-        """A card for each reply of each group."""
+    def score(
+        self, groups: list[Group], sounds: list[ray.ObjectRef | None] | None = None
+    ) -> list[list[Scorecard | Unheard]]:
+        """A card for each reply of each group. sounds: of all replies, one group's after another's, where decoders make
+        them."""
         end = time.monotonic() + JUDGES_SHARE * self._seconds
+        replies = [(group.prompt, reply) for group in groups for reply in group.replies]
+        heard = self.decode([reply.token_ids for _, reply in replies]) if sounds is None else fetched(sounds)
         spoken = [
-            SpokenReply(
-                prompt=group.prompt,
-                reply=reply,
-                text=self._vocabulary.text(reply.token_ids),
-                waveform=self._decode(reply.token_ids),
-            )
-            for group in groups
-            for reply in group.replies
+            SpokenReply(prompt=prompt, reply=reply, text=self._vocabulary.text(reply.token_ids), waveform=waveform)
+            for (prompt, reply), waveform in zip(replies, heard, strict=True)
+            if not isinstance(waveform, Unheard)
         ]
         rated = iter(cards(self._raters, spoken, end - time.monotonic()))
-        return [[next(rated) for _ in group.replies] for group in groups]
+        found = iter([sound if isinstance(sound, Unheard) else next(rated) for sound in heard])
+        return [[next(found) for _ in group.replies] for group in groups]
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
         """A card for each reply, which is there already, from the raters of these names alone."""
@@ -138,25 +119,25 @@ class RewardServer(Member):
 
     def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
         """The waveform of the speech tokens among ids [T] of each reply, or None when there are none."""
-        return [self._decode(ids) for ids in replies]
+        assert self._codec is not None, "decoders decode"
+        return [sound_of(ids, self._vocabulary, self._codec) for ids in replies]
 
-    def measure(self, function: str, replies: list[np.ndarray]) -> list[float | None]:
-        """A function of a waveform, named "module:function", of each reply; None for one without speech."""
+    def measure(self, function: str, sounds: list[Waveform]) -> list[float]:
+        """A function of a waveform, named "module:function", of each."""
         measured = load(function)
-        return [None if waveform is None else float(measured(waveform)) for waveform in self.decode(replies)]
-
-    def _decode(self, token_ids: np.ndarray) -> Waveform | None:
-        codes = self._vocabulary.codes(token_ids)
-        return self._codec.decode(codes) if len(codes) else None
+        return [float(measured(sound)) for sound in sounds]
 
 
 class RewardPool(Pool):
-    """Reward servers by name. One that dies is replaced, and what it was rating is rated by another."""
+    """Reward servers by name, and the decoders that work for them, if any. One that dies is replaced, and what it was
+    rating is rated by another."""
 
     def __init__(
         self, settings: ServerSettings, family: Family, tell: Callable[..., None], company: list[Crew] | None = None
     ) -> None:
         """tell: takes events, a kind and fields. company: see `Crew`."""
+        self._company = [] if company is None else company
+        self.decoders = self._decoders(settings, family, tell, self._company)
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
         def make(name: str, place: Place) -> Any:
@@ -184,50 +165,129 @@ class RewardPool(Pool):
             make=make,
             warm=lambda server: server.versions.remote(),
             tell=tell,
-            company=company,
+            company=self._company,
         )
         self._ordered: dict[int, Group] = {}
         """What is not rated yet, by number: a prompt with one of its replies each."""
-        self._job = Job(
-            lambda server, items: server.score.remote([self._ordered[item] for item in items]), "scoring replies"
-        )
+        self._numbers = count()
+        self._decoding: dict[int, int] = {}
+        """Numbers of those that decoders have, by the decoders' own."""
+        self._rating: dict[int, tuple[int, ray.ObjectRef | None]] = {}
+        """Numbers of those that can be rated, each with its sound where decoders make it, by the job's own."""
+        self._lost: Counter[int] = Counter()
+        """How often the sound of each was lost."""
+        self._cards: dict[int, Scorecard] = {}
+        """That nobody has asked for yet."""
+        self._job = Job(self._have_rated, "scoring replies")
         self._crew.open(self._job)
+
+    @staticmethod
+    def _decoders(
+        settings: ServerSettings, family: Family, tell: Callable[..., None], company: list[Crew]
+    ) -> DecoderPool | None:
+        if settings.decoders is None:
+            return None
+        return DecoderPool(
+            settings.decoders,
+            checkpoint=settings.checkpoint,
+            codec=settings.codec,
+            family=family,
+            work_seconds=settings.score_seconds,
+            beat_seconds=settings.beat_seconds,
+            tell=tell,
+            company=company,
+        )
 
     def begin(self, *, strict: bool = True) -> None:
         """Has every server start. strict: whether one that fails ends the start."""
+        if self.decoders is not None:
+            self.decoders.begin(strict=strict)
         self._crew.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> dict[str, str]:
         """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
         start."""
-        return next(iter(self._crew.start(strict=strict).values()))
+        codec = {} if self.decoders is None else {"codec": self.decoders.start(strict=strict)}
+        return next(iter(self._crew.start(strict=strict).values())) | codec
 
     def order(self, prompt: Prompt, reply: Reply) -> int:
         """A reply to be rated by whoever is free. Returns its number."""
-        number = self._job.add(f"reply {reply.index} to prompt {prompt.id}")
+        number = next(self._numbers)
         self._ordered[number] = Group(prompt=prompt, replies=[reply])
+        self._pass_on(number)
         return number
 
     def cards(self) -> list[tuple[int, Scorecard]]:
         """Those that came since the last call, each with the number of its order."""
-        found = self._job.leases.collect()
-        for number in found:
-            del self._ordered[number]
-        return [(number, card) for number, [card] in found.items()]
+        self._hand_on()
+        found, self._cards = list(self._cards.items()), {}
+        return found
 
     def abandon(self) -> None:
         """Gives up everything that was ordered and is not there."""
+        if self.decoders is not None:
+            self.decoders.abandon()
         self._job.call_off()
         self._job.leases.collect()
-        self._ordered.clear()
+        for kept in (self._ordered, self._decoding, self._rating, self._lost, self._cards):
+            kept.clear()
+
+    def stop(self) -> None:
+        if self.decoders is not None:
+            self.decoders.stop()
+        super().stop()
+
+    def _hand_on(self) -> None:
+        """What decoders and servers have done since the last call."""
+        if self.decoders is not None:
+            for item, sound in self.decoders.sounds():
+                self._to_be_rated(self._decoding.pop(item), sound)
+        for item, [card] in self._job.leases.collect().items():
+            number, _ = self._rating.pop(item)
+            if not isinstance(card, Unheard):
+                self._cards[number] = card
+                del self._ordered[number]
+                self._lost.pop(number, None)
+                continue
+            self._lost[number] += 1
+            if self._lost[number] >= LENT_TIMES:
+                raise Overdue(f"the sound of {self._name(number)} was lost {LENT_TIMES} times: {card.reason}")
+            self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        """To the decoders where there are any, else to be rated at once."""
+        if self.decoders is None:
+            self._to_be_rated(number, None)
+            return
+        [reply] = self._ordered[number].replies
+        self._decoding[self.decoders.order(self._name(number), reply.token_ids)] = number
+
+    def _to_be_rated(self, number: int, sound: ray.ObjectRef | None) -> None:
+        self._rating[self._job.add(self._name(number))] = number, sound
+
+    def _have_rated(self, server: Any, items: list[int]) -> ray.ObjectRef:
+        groups = [self._ordered[self._rating[item][0]] for item in items]
+        if self.decoders is None:
+            return server.score.remote(groups)
+        return server.score.remote(groups, [self._rating[item][1] for item in items])
+
+    def _name(self, number: int) -> str:
+        group = self._ordered[number]
+        return f"reply {group.replies[0].index} to prompt {group.prompt.id}"
 
     def score(self, groups: list[Group]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""
-        return self._crew.work(
-            [f"prompt {group.prompt.id}" for group in groups],
-            lambda server, items: server.score.remote([groups[i] for i in items]),
-            f"scoring {len(groups)} groups",
-        )
+        if self.decoders is None:
+            return self._crew.work(
+                [f"prompt {group.prompt.id}" for group in groups],
+                lambda server, items: server.score.remote([groups[i] for i in items]),
+                f"scoring {len(groups)} groups",
+            )
+        numbers = [[self.order(group.prompt, reply) for reply in group.replies] for group in groups]
+        while any(number in self._ordered for row in numbers for number in row):
+            take_turn(self._company)
+            self._hand_on()
+        return [[self._cards.pop(number) for number in row] for row in numbers]
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
         """A card for each reply, which is there already, from the raters of these names alone, in the order given."""
@@ -237,20 +297,22 @@ class RewardPool(Pool):
             f"rating {len(spoken)} replies",
         )
 
-    def decode(self, replies: list[np.ndarray]) -> list:
+    def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
         """Waveforms of a few replies."""
+        if self.decoders is not None:
+            return self.decoders.waveforms(replies)
         return self._crew.work(
             _numbered(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
         )
 
     def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
-        """A function of a waveform, named "module:function", of each reply that has speech."""
-        found = self._crew.work(
-            _numbered(replies),
-            lambda server, items: server.measure.remote(function, [replies[i] for i in items]),
+        """A function of a waveform, named "module:function", of each of a few replies that has speech."""
+        sounds = [sound for sound in self.decode(replies) if sound is not None]
+        return self._crew.work(
+            _numbered(sounds),
+            lambda server, items: server.measure.remote(function, [sounds[i] for i in items]),
             "measuring",
         )
-        return [value for value in found if value is not None]
 
     def share_cache(self) -> pa.Table:
         """Every server, and those that are still to come, get what the judges answered any of them. Returns it.
@@ -298,5 +360,5 @@ class RewardPool(Pool):
         return found
 
 
-def _numbered(replies: list[np.ndarray]) -> list[str]:
+def _numbered(replies: Sequence[Any]) -> list[str]:
     return [f"reply {number}" for number in range(1, len(replies) + 1)]

@@ -22,7 +22,12 @@ class Codec(Protocol):
 
     @classmethod
     def load(cls, path: Path) -> "Codec":
-        """Reads the codec's own files. Raises InputError when they are missing or malformed."""
+        """Reads the codec's own files. Raises InputError when they are missing or malformed.
+
+        May take further arguments, by name: those of `reward.codec.arguments`. A class that is heavy to load, or needs
+        a GPU, can have a class method `check` with the same arguments, which looks at files alone, and then has rate
+        and codebook as attributes of its own.
+        """
         ...
 
     def encode(self, waveform: Waveform) -> np.ndarray:

@@ -21,7 +21,14 @@ LOADERS = {
 """Calls that load a checkpoint, and what each must say itself."""
 ALLOWED = {
     # What a configuration names by `use: module:Class` is run, by design (docs/security.md).
-    ("reward/server.py", "importlib.import_module"),
+    ("reward/parts.py", "importlib.import_module"),
+    # Released codecs: the code of their authors, in the folder that the configuration names (docs/own-model.md).
+    ("speech/codecs/package.py", "importlib.import_module"),
+    # A method of that code, which takes the files of its own layout.
+    (
+        "speech/codecs/kimi_audio.py",
+        "module.PrefixStreamingFlowMatchingDetokenizer.from_pretrained without trust_remote_code, use_safetensors",
+    ),
     # The command line's own modules, from a constant.
     ("controller/__main__.py", "importlib.import_module"),
 }

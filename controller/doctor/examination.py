@@ -15,7 +15,7 @@ from controller.doctor.case import Case, NotKnown
 from controller.doctor.data import Scan
 from controller.doctor.findings import Finding, State, Voice, worst
 from controller.doctor.recordings import Recordings
-from controller.fitting import adapters, check_weights, load_codec
+from controller.fitting import adapters, check_weights, known_codec, load_codec
 from controller.inputs import read_inputs, structure
 from controller.reading import read
 from speech.errors import InputError
@@ -209,7 +209,7 @@ def _prompt_files(config: Config) -> dict[str, str]:
 def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
     """The codec's sample rate; None where it cannot be had, which its own check says."""
     try:
-        return load_codec(config, vocabulary).rate
+        return known_codec(config, vocabulary).rate
     except InputError:
         return None
 

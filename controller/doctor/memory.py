@@ -121,8 +121,15 @@ def needs(config: Config, model: Shape, *, reference: bool) -> list[Need]:
         Need(role="controller", members=1, memory={"process": HOLDS["controller"]}),
         rollout(config, model),
         Need(role="reward", members=config.reward.servers, memory={"process, without raters": HOLDS["reward"]}),
+        *_decoders(config),
         learner(config, model, reference=reference),
     ]
+
+
+def _decoders(config: Config) -> list[Need]:
+    """Of a codec's weights nothing is known here; the rest is what a reward server holds, at most."""
+    d, parts = config.reward.decoders, {"process, without the codec": HOLDS["reward"]}
+    return [Need(role="decoder", members=d.members, memory=parts)] if d.members else []
 
 
 def cache_of_sequence(config: Config, model: Shape) -> float:

@@ -173,4 +173,5 @@ def check_engine(config: Config, engine: str) -> Iterator[Finding]:
 
 
 def _members(c: Config) -> str:
-    return f"{c.rollout.workers} rollout, {c.reward.servers} reward and {c.learner.ranks} learner"
+    decoders = f", {c.reward.decoders.members} decoder" if c.reward.decoders.members else ""
+    return f"{c.rollout.workers} rollout, {c.reward.servers} reward{decoders} and {c.learner.ranks} learner"

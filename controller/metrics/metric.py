@@ -46,7 +46,7 @@ class Label:
     """All that it can have; None for those that come with the configuration or with raters of somebody's own."""
 
 
-PLACES = ("rollout", "reward", "learner")
+PLACES = ("rollout", "reward", "decoder", "learner")
 OTHER = "other"
 FAULTS = (
     "lost", "learner lost", "work failed", "no room", "step skipped", "checkpoint failed", "judges forgotten",

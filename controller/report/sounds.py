@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from controller.config import Config
-from reward.server import load
+from reward.parts import codec_of
 from speech.codec import Codec
 from speech.errors import InputError
 from speech.files import there
@@ -41,7 +41,7 @@ class Sounds:
             return cls(None, None, "the checkpoint's tokenizer is not there")
         named = config.reward.codec
         try:
-            codec = load(named.use).load(Path(named.arguments["path"]))
+            codec = codec_of(named.use, named.arguments)
         except InputError as error:
             return cls(None, None, str(error))
         except Exception as error:  # a codec of the user's own may raise anything

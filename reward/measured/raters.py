@@ -20,9 +20,9 @@ from reward.judges.rubrics import digest
 from reward.measured.likeness import CepstralStatistics, Embedder, cosine
 from reward.measured.quality import PARTS, dnsmos
 from reward.measured.scale import Anchors, Target
+from reward.parts import load
 from reward.rater import Missing, Score, SpokenReply
 from reward.rating import HEARD
-from reward.server import load
 from speech.acoustics import measures, pitch_semitones, word_changes
 from speech.errors import InputError
 from speech.paths import within

@@ -22,6 +22,13 @@ def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configur
     assert roles(config)["learner"] == (2, {"GPU": 0.5})
 
 
+def test_decoders_are_counted_where_there_are_any(configured):
+    assert list(roles(configured())) == ["rollout", "reward", "learner"]
+    config = configured("reward.decoders.members=3", "reward.decoders.gpus=0.5", "reward.decoders.resources={near: 1}")
+    assert roles(config)["reward.decoders"] == (3, {"CPU": 1.0, "GPU": 0.5, "near": 1.0})
+    assert of_our_own(config, 2)[1]["near"] >= 3
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
@@ -33,6 +40,8 @@ def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configur
         ("reward.resources={a: much}", "reward.resources.a: .*'much'"),
         ("reward.cpus=0", "reward.cpus: 0, and neither reward.gpus nor reward.resources"),
         ("reward.gpus=1.5", "reward.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
+        ("reward.decoders.gpus=1.5", "reward.decoders.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
+        ("reward.decoders.members=-1", "reward.decoders.members: -1 is too small; at least 0"),
         ("learner.strategy=TIGHT", "learner.strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK"),
         ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory, objects"),
     ],

@@ -11,7 +11,7 @@ from controller.checkpoints import Checkpoints
 from controller.ledger import Ledger
 from controller.reading import read
 from controller.records import Records
-from controller.resuming import check_data, overrides_after, resume, seconds_before
+from controller.resuming import check_data, overrides_after, resume, seconds_before, sizes_before
 from speech.errors import InputError
 
 STATE = {
@@ -50,6 +50,17 @@ def test_what_decides_no_number_may_change(run):
         "learner.resources.learner": (None, 1.0), "learner.strategy": ("PACK", "SPREAD"),
         "run.exchange": ("memory", "directory"),
     }  # fmt: skip
+
+
+def test_pools_have_the_sizes_that_were_asked_for_last(run):
+    found = resume(run, ["reward.decoders.members=2", "reward.servers=2"])
+    assert found.changes == {"reward.decoders.members": (0, 2), "reward.servers": (2, 2)}
+    assert sizes_before(run) == {}
+    records = Records.open(run, through=0)
+    records.add_event("scale", iteration=2, value={"reward": 3, "decoder": 5})
+    assert sizes_before(run) == {"reward": 3, "decoder": 5}
+    records.add_event("resumed", iteration=4, changes={key: list(change) for key, change in found.changes.items()})
+    assert sizes_before(run) == {"reward": 2, "decoder": 2}
 
 
 @pytest.mark.parametrize(

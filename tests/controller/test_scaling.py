@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.requests import scale_value
 from controller.scaling import Follow, targets
+from speech.errors import InputError
 
 LARGEST = {"rollout": 16, "reward": 16}
 
@@ -13,12 +15,19 @@ def test_sizes_are_read_from_a_request():
     assert targets({"kind": "scale", "value": {"rollout": 3, "reward": 1}}, LARGEST) == {"rollout": 3, "reward": 1}
 
 
+def test_sizes_are_asked_for_by_the_name_of_the_pool():
+    assert scale_value(["rollout=3", "decoder=4"]) == {"rollout": 3, "decoder": 4}
+    with pytest.raises(InputError, match="'decoders=4' is no size of a pool; allowed: rollout=NUMBER"):
+        scale_value(["decoders=4"])
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         (None, "names no pool"),
         ({}, "names no pool"),
         ({"learner": 3}, "no pool 'learner'; pools that grow and shrink: rollout, reward"),
+        ({"decoder": 2}, "no pool 'decoder'; pools that grow and shrink: rollout, reward"),
         ({"rollout": 0}, "rollout=0 is not possible; allowed: 1 to 16"),
         ({"rollout": 17}, "allowed: 1 to 16"),
         ({"rollout": True}, "rollout=True"),
