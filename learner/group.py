@@ -3,8 +3,9 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ DEATH_SECONDS = 5.0
 
 
 STEPPING = "taking a step"
+DELIVERING = "broadcasting weights"
 
 
 class LearnerLost(RuntimeError):
@@ -99,6 +101,14 @@ class Step:
     deadline: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A broadcast that has begun."""
+
+    answers: dict[str, ray.ObjectRef]
+    deadline: float
+
+
 class LearnerGroup:
     """Learner ranks by name. Version 0 is the checkpoint; every step makes the next.
 
@@ -119,6 +129,10 @@ class LearnerGroup:
         self._folder: Path | None = None
         """Where the weights lie, which a rank that dies cannot remove."""
         self._step: Step | None = None
+        self._delivery: Delivery | None = None
+        self._calls = 0
+        self._announced: int | None = None
+        """Version that was published last, while the ranks have it."""
         environment = {"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}}
         self._ranks: dict[str, Any] = {
             f"learner-{index}": ray.remote(LearnerRank)
@@ -173,11 +187,7 @@ class LearnerGroup:
 
     def settled(self) -> bool:
         """Whether `finish` has not to wait: all ranks have answered, one has failed, or it is too late."""
-        if self._step is None or time.monotonic() >= self._step.deadline:
-            return True
-        answers = list(self._step.answers.values())
-        answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
-        return not others or any(map(_failed, answered))
+        return self._step is None or _settled(self._step)
 
     def finish(self) -> Learned:
         """Waits for the end of the step. Raises NotFinite when it had to be skipped, and too many before it."""
@@ -210,8 +220,32 @@ class LearnerGroup:
         answers = {name: rank.publish.remote(self._version, probe) for name, rank in self._ranks.items()}
         reports = self._answers(answers, self._settings.step_seconds, "publishing weights")
         parcel, logps = next(report for report in reports.values() if report is not None)
+        self._announced = self._version
         self._folder = parcel.path.parent if parcel.path is not None else None
         return Published(parcel=parcel, probe_logps=logps)
+
+    def free(self) -> bool:
+        """Whether what was published last can be delivered: the ranks have it still, and do nothing else. Raises what
+        befell the delivery before."""
+        if self._life != Life.READY or self._step is not None or self._announced != self._version:
+            return False
+        if self._delivery is not None and _settled(self._delivery):
+            delivery, self._delivery = self._delivery, None
+            self._answers(delivery.answers, max(0.0, delivery.deadline - time.monotonic()), DELIVERING)
+        return self._delivery is None
+
+    def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
+        """Has all ranks send what was published last, by broadcast, to these. Does not wait: whatever is asked of the
+        group comes after it. seconds: longest wait of one for another. Returns the parcel that brings them there."""
+        if parcel.call is None:
+            raise ValueError("weights that are not broadcast lie where they can be fetched")
+        self._calls += 1
+        call = replace(parcel.call, number=self._calls, seats=tuple(seats), seconds=seconds)
+        answers = {name: rank.deliver.remote(call) for name, rank in self._ranks.items()}
+        now = time.monotonic()
+        self._delivery = Delivery(answers=answers, deadline=now + self._settings.step_seconds)
+        self._doing = (DELIVERING, now)
+        return replace(parcel, call=call)
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint into an existing folder (`learner.checkpoint`). The manifest comes last: without it,
@@ -241,6 +275,7 @@ class LearnerGroup:
         manifest = check_checkpoint(
             directory, ranks=self._settings.ranks, zero_stage=settings.zero_stage, dtype=settings.dtype
         )
+        self._announced = None
         answers = {name: rank.load.remote(directory, manifest.parameters) for name, rank in self._ranks.items()}
         self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._skips = version, manifest.skips
@@ -301,6 +336,15 @@ def _learned(reports: dict[str, StepReport]) -> Learned:
         skipped=first.skipped,
         not_finite=(f"loss of {', '.join(wrong)}" if wrong else "gradient") if first.skipped else None,
     )
+
+
+def _settled(under_way: Step | Delivery) -> bool:
+    """Whether all ranks have answered, one has failed, or it is too late."""
+    if time.monotonic() >= under_way.deadline:
+        return True
+    answers = list(under_way.answers.values())
+    answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
+    return not others or any(map(_failed, answered))
 
 
 def _failed(answer: ray.ObjectRef) -> bool:
