@@ -109,7 +109,6 @@ def engine_settings(config: Config, chosen: Family) -> EngineSettings:
         gpu_memory_share=r.gpu_memory_share,
         tensor_parallel=r.tensor_parallel,
         trust_remote_code=config.model.trust_remote_code,
-        broadcast=config.run.exchange == "broadcast",
     )
 
 

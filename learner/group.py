@@ -17,9 +17,9 @@ from cluster.census import Census
 from cluster.fleet import Life
 from cluster.parcel import Parcel
 from cluster.places import Place, lacking
-from cluster.postmortem import describe
 from cluster.waiting import MemberFailed, Overdue, gather
 from cluster.watchdog import Waiting
+from learner.answers import UnderWay, dead, done
 from learner.batches import Batch, write_batch
 from learner.checkpoint import Manifest, check_checkpoint
 from learner.rank import LearnerRank, RankSettings, StepReport
@@ -92,21 +92,11 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(UnderWay):
     """A step that has begun."""
 
     items: list[Item]
     mix: float
-    answers: dict[str, ray.ObjectRef]
-    deadline: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delivery:
-    """A broadcast that has begun."""
-
-    answers: dict[str, ray.ObjectRef]
-    deadline: float
 
 
 class LearnerGroup:
@@ -129,7 +119,7 @@ class LearnerGroup:
         self._folder: Path | None = None
         """Where the weights lie, which a rank that dies cannot remove."""
         self._step: Step | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: UnderWay | None = None
         self._calls = 0
         self._announced: int | None = None
         """Version that was published last, while the ranks have it."""
@@ -187,14 +177,14 @@ class LearnerGroup:
 
     def settled(self) -> bool:
         """Whether `finish` has not to wait: all ranks have answered, one has failed, or it is too late."""
-        return self._step is None or _settled(self._step)
+        return self._step is None or self._step.settled()
 
     def finish(self) -> Learned:
         """Waits for the end of the step. Raises NotFinite when it had to be skipped, and too many before it."""
         if self._step is None:
             raise RuntimeError("no step has begun")
         step, self._step = self._step, None
-        reports = self._answers(step.answers, max(0.0, step.deadline - time.monotonic()), STEPPING)
+        reports = self._answers(step.answers, step.seconds, STEPPING)
         learned = _learned(reports)
         self._version += 1
         self._skips = self._skips + 1 if learned.skipped else 0
@@ -229,9 +219,9 @@ class LearnerGroup:
         befell the delivery before."""
         if self._life != Life.READY or self._step is not None or self._announced != self._version:
             return False
-        if self._delivery is not None and _settled(self._delivery):
+        if self._delivery is not None and self._delivery.settled():
             delivery, self._delivery = self._delivery, None
-            self._answers(delivery.answers, max(0.0, delivery.deadline - time.monotonic()), DELIVERING)
+            self._answers(delivery.answers, delivery.seconds, DELIVERING)
         return self._delivery is None
 
     def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
@@ -242,9 +232,7 @@ class LearnerGroup:
         self._calls += 1
         call = replace(parcel.call, number=self._calls, seats=tuple(seats), seconds=seconds)
         answers = {name: rank.deliver.remote(call) for name, rank in self._ranks.items()}
-        now = time.monotonic()
-        self._delivery = Delivery(answers=answers, deadline=now + self._settings.step_seconds)
-        self._doing = (DELIVERING, now)
+        self._delivery = UnderWay(answers=answers, deadline=time.monotonic() + self._settings.step_seconds)
         return replace(parcel, call=call)
 
     def save(self, directory: Path) -> None:
@@ -288,6 +276,9 @@ class LearnerGroup:
     def awaited(self) -> list[Waiting]:
         """All ranks, with what they were asked to do; may be asked from another thread."""
         doing, since = self._doing
+        delivery = self._delivery
+        if not doing and delivery is not None and not delivery.settled():
+            doing, since = DELIVERING, delivery.deadline - self._settings.step_seconds
         return [Waiting(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
 
     def stop(self) -> None:
@@ -312,13 +303,13 @@ class LearnerGroup:
             cause = task.cause if isinstance(task, RayTaskError) else None
             # What others raise when a peer goes away is a RuntimeError of the collective operation.
             blameless = isinstance(error, Overdue) or (cause is not None and not isinstance(cause, RuntimeError))
-            dead = _dead(answers, 0.0 if blameless else DEATH_SECONDS)
-            if cause is not None and not dead:
+            died = dead(answers, 0.0 if blameless else DEATH_SECONDS)
+            if cause is not None and not died:
                 raise cause from error
             self._life = Life.DEAD
-            late = [name for name, answer in answers.items() if not _done(answer)]
-            reason = f"{', '.join(dead)} died while {doing}: {next(iter(dead.values()))}" if dead else str(error)
-            raise LearnerLost(list(dead) or late, reason) from error
+            late = [name for name, answer in answers.items() if not done(answer)]
+            reason = f"{', '.join(died)} died while {doing}: {next(iter(died.values()))}" if died else str(error)
+            raise LearnerLost(list(died) or late, reason) from error
         finally:
             self._doing = ("", 0.0)
 
@@ -336,44 +327,3 @@ def _learned(reports: dict[str, StepReport]) -> Learned:
         skipped=first.skipped,
         not_finite=(f"loss of {', '.join(wrong)}" if wrong else "gradient") if first.skipped else None,
     )
-
-
-def _settled(under_way: Step | Delivery) -> bool:
-    """Whether all ranks have answered, one has failed, or it is too late."""
-    if time.monotonic() >= under_way.deadline:
-        return True
-    answers = list(under_way.answers.values())
-    answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
-    return not others or any(map(_failed, answered))
-
-
-def _failed(answer: ray.ObjectRef) -> bool:
-    """Of one that is there."""
-    try:
-        ray.get(answer)
-    except RayError:
-        return True
-    return False
-
-
-def _done(answer: ray.ObjectRef) -> bool:
-    return bool(ray.wait([answer], timeout=0)[0])
-
-
-def _dead(answers: dict[str, ray.ObjectRef], seconds: float) -> dict[str, str]:
-    """Ranks that died, with the reason. The search ends with the first that is found, or when all have answered."""
-    deadline = time.monotonic() + seconds
-    while True:
-        dead = {}
-        for name, answer in answers.items():
-            if _done(answer):
-                try:
-                    ray.get(answer)
-                except RayTaskError:
-                    continue
-                except RayError as error:
-                    dead[name] = str(describe(error))
-        pending = [answer for answer in answers.values() if not _done(answer)]
-        if dead or not pending or time.monotonic() >= deadline:
-            return dead
-        ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))

@@ -12,7 +12,7 @@ class Broadcasts:
     """The updates of an engine. One that is interrupted stays open, and goes on when the same is broadcast again."""
 
     def __init__(self, llm: Any) -> None:
-        """llm: vLLM's engine, with the receiver `rollout.receive.BROADCAST`."""
+        """llm: vLLM's engine, with `rollout.receive.Receiver`."""
         self._llm = llm
         self._open = False
         """Whether an update is."""

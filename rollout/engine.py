@@ -50,8 +50,6 @@ class EngineSettings:
     tensor_parallel: int
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
-    broadcast: bool = False
-    """Whether weights are broadcast by the learner; else they come in files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +128,7 @@ class Engine:
             logprobs_mode="processed_logprobs",
             logits_processors=[StructureProcessor] if settings.constrained else None,
             additional_config=structure if settings.constrained else {},
-            weight_transfer_config={"backend": receive.BROADCAST if settings.broadcast else receive.FILES},
+            weight_transfer_config={"backend": receive.BACKEND},
             worker_extension_cls="rollout.receive.WorkerExtension",
         )
         self.life = EngineLife(self._llm)

@@ -82,7 +82,7 @@ class RolloutPool(Pool):
         company: list[Crew] | None = None,
     ) -> None:
         """tell: takes events, a kind and fields. company: see `Crew`."""
-        self._settings, self._engine = settings, engine
+        self._settings, self._ranks = settings, engine.tensor_parallel
         self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
         self._reports: dict[tuple[str, int], SyncReport] = {}
         """The newest by name and incarnation of a worker."""
@@ -192,7 +192,7 @@ class RolloutPool(Pool):
             broadcaster=broadcaster,
             parcel=parcel,
             call=call,
-            ranks=self._engine.tensor_parallel,
+            ranks=self._ranks,
             seconds=self._settings.sync_seconds / WAITS,
         )
         return self._crew.renew(Renewal(check=check, doing=doing, rounds=rounds), strict=strict)

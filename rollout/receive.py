@@ -4,15 +4,15 @@
 of tensors, each of which is loaded when it is there whole. vLLM repacks weights for its kernels, so that parameters
 cannot simply be overwritten: the layer-wise reload undoes and redoes that.
 
-Importing this module registers the backends under their names; `rollout.engine` names it as the worker extension so
-that engine processes import it too.
+Importing this module registers the backend under the name `BACKEND`; `rollout.engine` names it as the worker
+extension so that engine processes import it too.
 """
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,8 +29,7 @@ from cluster.collective import Broken, Seat
 from cluster.member import show_stacks
 from cluster.parcel import Call
 
-FILES = "duet_files"
-BROADCAST = "duet_broadcast"
+BACKEND = "duet"
 
 
 @dataclass
@@ -39,65 +38,36 @@ class NoInit(WeightTransferInitInfo):
 
 
 @dataclass
-class FilesUpdate(WeightTransferUpdateInfo):
-    """Where the weights lie."""
+class Update(WeightTransferUpdateInfo):
+    """A file, or a broadcast. Plain data: an engine may be another process."""
 
-    path: str
+    whole: bool = True
+    """Whether what comes in this update has every parameter together."""
+    path: str = ""
     """A safetensors file with parameters under their checkpoint names, tied ones included."""
-    whole: bool = True
-    """Whether the files of this update have every parameter together."""
-
-
-class FilesReceiver(WeightTransferEngine[NoInit, FilesUpdate]):
-    """Loads each announced file in checkpoint format."""
-
-    init_info_cls = NoInit
-    update_info_cls = FilesUpdate
-
-    def init_transfer_engine(self, init_info: NoInit) -> None:
-        pass
-
-    _whole = True
-
-    def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
-
-    def receive_weights(self, update_info: FilesUpdate) -> None:
-        self._whole = update_info.whole
-        with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
-            self.model.load_weights((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
-
-    def finish_weight_update(self) -> None:
-        _finish(self, self._whole)
-
-    def shutdown(self) -> None:
-        pass
-
-
-@dataclass
-class BroadcastUpdate(WeightTransferUpdateInfo):
-    """What comes, and where to go for it. Plain data: an engine may be another process."""
-
-    groups: list[list[list[Any]]]
-    """Name, type and shape of each tensor of each group."""
-    call: dict[str, Any]
+    groups: list[list[list[Any]]] = field(default_factory=list)
+    """Name, type and shape of each tensor of each group that is broadcast, under the same names."""
+    call: dict[str, Any] = field(default_factory=dict)
     """Fields of `cluster.parcel.Call`."""
-    worker: str
-    whole: bool = True
-    """As of files."""
+    worker: str = ""
+    """Whose engine takes part."""
 
 
-class BroadcastReceiver(WeightTransferEngine[NoInit, BroadcastUpdate]):
-    """Loads each group of tensors when it is there whole. An update that breaks off between groups stays open, with
-    what was loaded, and goes on with the next `update_weights`, whose groups must be the same."""
+class Receiver(WeightTransferEngine[NoInit, Update]):
+    """Loads each announced file in checkpoint format, or each group of a broadcast when it is there whole.
+
+    A broadcast that breaks off between groups leaves the update open, with what was loaded; it goes on with the next
+    `update_weights`, whose groups must be the same.
+    """
 
     init_info_cls = NoInit
-    update_info_cls = BroadcastUpdate
+    update_info_cls = Update
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._seat = Seat(self.device)
         self._whole = True
+        self._loading = False
         self.taken = 0
         """Groups that are loaded, of the update that is open."""
         self.lacking = ""
@@ -107,40 +77,47 @@ class BroadcastReceiver(WeightTransferEngine[NoInit, BroadcastUpdate]):
         pass
 
     def start_weight_update(self) -> None:
-        self.taken = 0
+        self.taken, self._loading = 0, False
 
-    def receive_weights(self, update_info: BroadcastUpdate) -> None:
-        """Takes what comes; whether that was all is in `lacking`, as an error would end the update for vLLM."""
+    def receive_weights(self, update_info: Update) -> None:
         self._whole, self.lacking = update_info.whole, ""
-        call = Call(**update_info.call)
-        seat = f"{update_info.worker}/{self.parallel_config.rank}"
+        if not update_info.path:
+            self._listen(update_info)
+            return
+        with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
+            self._load((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
+
+    def _listen(self, update: Update) -> None:
+        """Takes what is broadcast. That it broke off is no error here, which would end the update for vLLM."""
         try:
-            group, roll = self._seat.join(call, seat, self.taken)
-            for number, forms in enumerate(update_info.groups[roll.start :], roll.start):
+            group, roll = self._seat.join(
+                Call(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.taken
+            )
+            for number, forms in enumerate(update.groups[roll.start :], roll.start):
                 tensors = {
                     name: torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
                     for name, kind, shape in forms
                 }
                 group.broadcast(list(tensors.values()))
                 if number == self.taken:  # else it was for others
-                    if number == 0:
-                        initialize_layerwise_reload(self.model)
-                    self.model.load_weights(tensors.items())
+                    self._load(tensors.items())
                     self.taken += 1
                 del tensors  # or they would stay while room for the next is made
         except Broken as error:
-            self.lacking = f"{self.taken} of {len(update_info.groups)} groups came: {error}"
+            self.lacking = f"{self.taken} of {len(update.groups)} groups came: {error}"
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        if not self._loading:
+            initialize_layerwise_reload(self.model)
+            self._loading = True
+        self.model.load_weights(weights)
 
     def finish_weight_update(self) -> None:
-        _finish(self, self._whole)
+        with nullcontext() if self._whole else _without_warnings(layerwise.logger):
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         self._seat.leave()
-
-
-def _finish(receiver: WeightTransferEngine, whole: bool) -> None:
-    with nullcontext() if whole else _without_warnings(layerwise.logger):
-        finalize_layerwise_reload(receiver.model, receiver.model_config)
 
 
 @contextmanager
@@ -164,8 +141,7 @@ class WorkerExtension:
         return self.weight_transfer_engine.taken, self.weight_transfer_engine.lacking
 
 
-for name, receiver in ((FILES, FilesReceiver), (BROADCAST, BroadcastReceiver)):
-    if name not in WeightTransferEngineFactory._registry:  # there is no public way to ask
-        WeightTransferEngineFactory.register_engine(name, receiver)
+if BACKEND not in WeightTransferEngineFactory._registry:  # there is no public way to ask
+    WeightTransferEngineFactory.register_engine(BACKEND, Receiver)
 if multiprocessing.parent_process() is not None:  # an engine process: what it does must be seen like its member
     show_stacks()

@@ -2,8 +2,9 @@
 
     python -m tests.learner.broadcasting SEAT
 
-Reads parcels from its input, one pickled after the other as hexadecimal lines, and takes each; prints what it has after
-that: how many groups, the sum of all numbers, the name of its process group, and why something is lacking.
+Says that it is up. Reads parcels from its input, one pickled after the other as hexadecimal lines, and takes each;
+prints what it has after that: how many groups, the sum of all numbers, the name of its process group, and why something
+is lacking.
 """
 
 import json
@@ -16,6 +17,7 @@ from cluster.collective import Broken, Seat
 
 
 def main(name: str) -> None:
+    print("up", flush=True)
     seat, has, key = Seat(torch.device("cpu")), {}, None
     for line in sys.stdin:
         parcel = pickle.loads(bytes.fromhex(line))

@@ -17,7 +17,7 @@ from cluster.parcel import Parcel
 from learner.broadcast import BroadcastSender
 from learner.layout import Entry
 
-SECONDS = 5.0
+SECONDS = 3.0
 """Longest wait of one for another."""
 GROUPS = [
     {"a": torch.arange(3 << 16, dtype=torch.float32), "scalar": torch.tensor(3.0), "none": torch.empty(0, 4)},
@@ -49,6 +49,7 @@ class Receiver:
 @pytest.fixture
 def receivers(root):
     made = [Receiver(root, seat) for seat in "abc"]
+    assert [receiver.process.stdout.readline() for receiver in made] == ["up\n"] * 3
     yield made
     for receiver in made:
         receiver.process.kill()
@@ -83,7 +84,7 @@ class Calls:
 def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(receivers, sender):
     call = Calls(sender)
     a, b, c = receivers
-    # The first time they are waited for, as they start. A group is kept for as long as nobody changes.
+    # A group is kept for as long as nobody changes.
     for version in (1, 2):
         assert call(version, receivers, iter(GROUPS)) is None
         found = [receiver.answer() for receiver in receivers]
@@ -113,15 +114,12 @@ def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(r
 def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_go_on(receivers, sender):
     call = Calls(sender)
     a, b, _ = receivers
-    assert call(1, [a, b], iter(GROUPS)) is None  # all are up
-    assert [receiver.answer()["lacking"] for receiver in (a, b)] == ["", ""]
     begun = time.monotonic()
     assert call(2, [a, b], iter(GROUPS), late="x") is None
     assert SECONDS <= time.monotonic() - begun < SECONDS + 2
     assert [receiver.answer()["total"] for receiver in (a, b)] == [TOTAL] * 2
 
     os.kill(b.process.pid, signal.SIGSTOP)
-    begun = time.monotonic()
     assert call(3, [a, b], iter(GROUPS)) is None  # without it
     assert a.answer()["total"] == TOTAL
     os.kill(b.process.pid, signal.SIGCONT)
@@ -137,9 +135,9 @@ def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_
         yield GROUPS[3]
 
     begun = time.monotonic()
-    call(4, [a, b], weights())
-    a.answer()
+    assert f"a broadcast took more than {SECONDS:g} s" in call(4, [a, b], weights())
+    assert a.answer()["lacking"]
     assert time.monotonic() - begun < 3 * SECONDS
-    assert call(5, [a], iter(GROUPS)) is None
+    assert call(4, [a], iter(GROUPS)) is None
     assert a.answer()["total"] == TOTAL
-    assert call(6, [], iter(GROUPS), late="x") == f"nobody came within {SECONDS:g} s: x"
+    assert call(5, [], iter(GROUPS), late="x") == f"nobody came within {SECONDS:g} s: x"
