@@ -21,12 +21,14 @@ from bench.rows import Row, row
 from bench.setting import joined, playground
 from cluster.parcel import Parcel
 from controller import assembly
+from learner.broadcast import BroadcastSender
 from learner.send import ObjectSender, Sender, SharedMemorySender
 from learner.source import Source
 from rollout.engine import process_environment
 from speech.families import family
 
 GOAL = "≤ 4"
+WAIT_SECONDS = 60.0
 WARM = 1
 ROUNDS = 3
 """Of each side in a repetition."""
@@ -54,22 +56,26 @@ class Receiver:
     def take(self, parcel: Parcel) -> int:
         from rollout.fetch import fetch
 
-        self._engine.load_weights(fetch(parcel, "bench"), parcel.version, whole=parcel.whole)
+        if parcel.call is not None:
+            self._engine.take_broadcast(parcel, "bench")
+        else:
+            self._engine.load_weights(fetch(parcel, "bench"), parcel.version, whole=parcel.whole)
         return self._engine.weight_version
 
 
 def measure(repeats: int) -> list[Row]:
-    """A sync through memory, and through Ray's object store, over the copy."""
+    """A sync through memory, through Ray's object store, and by broadcast, over the copy."""
     config = playground()
     chosen = family(config.model.family)
     usual = assembly.engine_settings(config, chosen)
     torch.set_num_threads(usual.threads)
-    found: dict[str, list[float]] = {"memory": [], "objects": []}
+    found: dict[str, list[float]] = {"memory": [], "objects": [], "broadcast": []}
     with (
         tempfile.TemporaryDirectory() as checkpoint,
         joined(config),
         closing(SharedMemorySender("bench")) as memory,
         closing(ObjectSender()) as objects,
+        closing(BroadcastSender("127.0.0.1", torch.device("cpu"))) as broadcast,
     ):
         model = _model(Path(checkpoint))
         settings = replace(
@@ -77,7 +83,7 @@ def measure(repeats: int) -> list[Row]:
         )
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": process_environment(settings)}}
         receiver = ray.remote(Receiver).options(**options).remote(settings, chosen, usual.checkpoint)
-        senders: dict[str, Sender] = {"memory": memory, "objects": objects}
+        senders: dict[str, Sender | BroadcastSender] = {"memory": memory, "objects": objects, "broadcast": broadcast}
         versions = itertools.count(1)
         for turn in range(WARM + repeats):
             for kind, sender in senders.items():
@@ -91,6 +97,7 @@ def measure(repeats: int) -> list[Row]:
     return [
         row("weight sync / plain copy of the same bytes, through memory", found["memory"], GOAL),
         row("weight sync / plain copy of the same bytes, through Ray's object store", found["objects"], ""),
+        row("weight sync / plain copy of the same bytes, by broadcast", found["broadcast"], ""),
     ]
 
 
@@ -104,12 +111,19 @@ def _model(checkpoint: Path) -> torch.nn.Module:
     return model
 
 
-def _sync(model: torch.nn.Module, sender: Sender, receiver: Any, version: int) -> float:
+def _sync(model: torch.nn.Module, sender: Sender | BroadcastSender, receiver: Any, version: int) -> float:
     """Seconds."""
     begun = time.perf_counter()
     source = Source(model, sharded=False)
-    parcel = sender.send(source.groups, source, version, whole=source.whole)
-    taken = ray.get(receiver.take.remote(parcel))
+    if isinstance(sender, BroadcastSender):
+        announced = sender.announce(source.groups, version, whole=source.whole)
+        call = replace(announced.call, number=version, seats=("bench/0",), seconds=WAIT_SECONDS)
+        answer = receiver.take.remote(replace(announced, call=call))
+        if reason := sender.deliver(source.groups, source, call):
+            raise RuntimeError(reason)
+        taken = ray.get(answer)
+    else:
+        taken = ray.get(receiver.take.remote(sender.send(source.groups, source, version, whole=source.whole)))
     seconds = time.perf_counter() - begun
     if taken != version:
         raise RuntimeError(f"the engine holds version {taken}, and was given {version}")

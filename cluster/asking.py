@@ -1,8 +1,8 @@
 """What a pool's members are asked, and how long each question may take. Plain data of `cluster.crew`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -28,14 +28,27 @@ class CrewSettings:
     """Ray's resources of each member."""
 
 
+class Rounds(Protocol):
+    """Gives something new to several members at once, while they take it."""
+
+    def free(self) -> bool:
+        """Whether a round can begin: the giver does nothing else."""
+
+    def begin(self, names: Sequence[str]) -> Callable[[Any], ray.ObjectRef]:
+        """Has it begin, with these members. Returns what has one of them take part."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Renewal:
     """What every member must be given before it gets work."""
 
-    call: Callable[[Any], ray.ObjectRef]
     check: Callable[[str, Any], None]
     """Raises when a member's answer will not do."""
     doing: str
+    call: Callable[[Any], ray.ObjectRef] | None = None
+    """Gives it to one member, at any time."""
+    rounds: Rounds | None = None
+    """Set instead where it can be had only while it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

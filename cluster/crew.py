@@ -23,13 +23,15 @@ from cluster.member import Identity, identify
 from cluster.places import Place, lacking
 from cluster.postmortem import describe
 from cluster.pulse import Pulse, forget
-from cluster.waiting import MemberBroken, MemberFailed
+from cluster.waiting import Interrupted, MemberBroken, MemberFailed
 from cluster.watchdog import Waiting
 
 TURN_SECONDS = 0.5
 """Longest wait of one turn: how late a deadline is noticed."""
 FETCH_SECONDS = 120.0
 """For an answer that is there to come over: the node that has it may die meanwhile."""
+INTERRUPTED_TIMES = 3
+"""In a row, after which a member is taken to be at fault."""
 
 
 def take_turn(crews: Sequence["Crew"], others: Iterable[ray.ObjectRef] = ()) -> None:
@@ -73,6 +75,8 @@ class Crew:
         self._newcomers: set[str] = set()
         """Started while the others were at work."""
         self._renewal: Renewal | None = None
+        self._interrupted: Counter[str] = Counter()
+        """How often in a row each was not given the whole of it."""
         self._answers: dict[str, Any] = {}
         """Of the newest start or renewal, by member."""
         self._begun: float | None = None
@@ -208,6 +212,7 @@ class Crew:
             return  # somebody in its company is waited for
         for name in self.fleet.due(now):
             self._start(name, now)
+        self._begin_round()
         self._let_go(now)
         self._lend(now)
 
@@ -252,9 +257,22 @@ class Crew:
 
     def _ask_to_renew(self, name: str) -> None:
         renewal = self._renewal
-        if renewal is not None:
+        if renewal is not None and renewal.call is not None:
             answer = renewal.call(self._actors[name])
             self._ask(name, answer, renewal.doing, self._settings.renew_seconds, renewal=renewal)
+
+    def _begin_round(self) -> None:
+        """Asks all who lack what is new to take it together, where it is given so and can be given now."""
+        renewal = self._renewal
+        if renewal is None or renewal.rounds is None:
+            return
+        asked = {pending.name for pending in self._pending.values() if pending.renewal is renewal}
+        lacking = [name for name in self.fleet.of(Life.STALE) if name not in asked]
+        if lacking and renewal.rounds.free():
+            call = renewal.rounds.begin(lacking)
+            for name in lacking:
+                answer = call(self._actors[name])
+                self._ask(name, answer, renewal.doing, self._settings.renew_seconds, renewal=renewal)
 
     def _ask(self, name: str, answer: ray.ObjectRef, doing: str, seconds: float, **more: Any) -> None:
         incarnation = self.fleet.members[name].incarnation
@@ -272,6 +290,8 @@ class Crew:
             broken = isinstance(error.cause, MemberBroken)
             if asked.renewal is not None and asked.renewal is not self._renewal and not broken:
                 return  # of weights that are there no more; it has been asked to take newer ones
+            if isinstance(error.cause, Interrupted) and self._bears_interruption(asked, error.cause):
+                return  # of the next round it will be one
             if asked.job is not None and not broken:
                 self._failed(asked.job, asked, error)
             else:
@@ -287,6 +307,11 @@ class Crew:
             self._started(asked.name, value)
         elif asked.renewal is self._renewal:  # else something newer has been asked of it meanwhile
             self._renewed(asked, asked.renewal, value)
+
+    def _bears_interruption(self, asked: Pending, reason: Interrupted) -> bool:
+        self._interrupted[asked.name] += 1
+        self._tell("interrupted", member=asked.name, doing=asked.doing, reason=str(reason))
+        return self._interrupted[asked.name] < INTERRUPTED_TIMES
 
     def _started(self, name: str, value: Any) -> None:
         now = time.monotonic()
@@ -313,6 +338,7 @@ class Crew:
 
     def _ready(self, name: str, now: float) -> None:
         self.fleet.renewed(name, now)
+        self._interrupted.pop(name, None)
         member = self.fleet.members[name]
         if name in self._newcomers:
             self._newcomers.discard(name)
@@ -384,4 +410,5 @@ class Crew:
         self._places.pop(name).give_up()
         forget(actor)
         self._pending = {a: p for a, p in self._pending.items() if p.name != name}
+        self._interrupted.pop(name, None)
         self._newcomers.discard(name)

@@ -10,9 +10,35 @@ ADAPTER_START, ADAPTER_END = "base_model.model.", ".lora_{}.weight"
 """Around the name of a layer in PEFT's names of the two matrices of its adapter, A and B."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """Of a tensor that will come."""
+
+    name: str
+    dtype: str
+    """As torch has it: "bfloat16"."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Who is to come, where and how soon, to be given weights all at once (`cluster.collective`)."""
+
+    number: int
+    """Tells calls of one sender apart; each has a larger one than those before."""
+    host: str
+    """Where the sender serves its store."""
+    port: int
+    seats: tuple[str, ...]
+    """Those that are expected."""
+    seconds: float
+    """Longest wait of one for another."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """The weights themselves stay where the sender put them: in a file, or in pieces in Ray's object store."""
+    """The weights themselves stay where the sender put them: in a file, in pieces in Ray's object store, or in its own
+    memory, from where they go to all that come when it calls."""
 
     version: int
     size: int
@@ -28,6 +54,13 @@ class Parcel:
     pieces: tuple[Any, ...] = ()
     """References to the parts of a safetensors file each, uint8 arrays, in order. Ray keeps a piece for as long as
     somebody holds a reference to it."""
+    groups: tuple[tuple[Form, ...], ...] = ()
+    """What is broadcast, tensors in the order in which they come; a group is whole at the receiver before it is loaded.
+    """
+    key: str = ""
+    """Of what is broadcast: with the same one come the same tensors, of the same values."""
+    call: Call | None = None
+    """Set where it is broadcast."""
 
 
 def unit(name: str) -> str:

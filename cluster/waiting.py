@@ -28,6 +28,11 @@ class MemberBroken(RuntimeError):
     """Raised by a member that cannot go on: its process lives, but it must be replaced as if it had died."""
 
 
+class Interrupted(RuntimeError):
+    """Raised by a member that was not given the whole of what is new, by no fault of its own: it can go on where it was
+    as soon as it is given the same again."""
+
+
 def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> dict[str, Any]:
     """The answers of all members by name, or the reason why one is missing.
 

@@ -121,7 +121,7 @@ NUMBERS: dict[str, Bound] = {
 """By key; of a key that holds several numbers, the bound of each."""
 
 CHOICES: dict[str, tuple] = {
-    "run.exchange": ("memory", "directory", "objects"),
+    "run.exchange": ("memory", "directory", "objects", "broadcast"),
     "model.dtype": ("float32", "bfloat16"),
     "rollout.structure": ("auto", "on", "off"),
     "rollout.top_p": (1.0,),

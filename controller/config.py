@@ -25,7 +25,8 @@ class Run:
     """Without progress for so long, the stacks of all members are written under stalls/; 0 switches this off."""
     exchange: str = "memory"
     """How weights reach the rollout workers: memory (of the learner's node, where all of them must be), directory (the
-    run's own, which must be on storage that all nodes see) or objects (Ray's object store, between any nodes)."""
+    run's own, which must be on storage that all nodes see), objects (Ray's object store, between any nodes) or
+    broadcast (to all workers at once, between any nodes: NCCL where members have whole GPUs, gloo where none has)."""
 
 
 @dataclass

@@ -207,7 +207,8 @@ class Loop:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
         published = self.learner.publish(self._probe)
         probe = Probe(sequences=self._probe, logps=published.probe_logps)
-        return self.rollout.update(published.parcel, mix, probe, strict=strict), published.parcel.size
+        reports = self.rollout.update(published.parcel, mix, probe, strict=strict, broadcaster=self.learner)
+        return reports, published.parcel.size
 
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Judged]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""

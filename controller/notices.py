@@ -9,6 +9,7 @@ WORDS = {
     "left": "{member} has left",
     "no room": "{member} waits for a place: {reason}",
     "work failed": "{member} failed while {doing}: {error}; it is tried once more",
+    "interrupted": "{member} was interrupted while {doing}: {reason}; it goes on when that is sent again",
     "mix": "λ from outside, from iteration {iteration} on: {value}",
     "resized": "{pool}: {before} → {after} members",
     "learner lost": "{reason}; the learner starts again from {where}",

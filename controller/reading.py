@@ -168,6 +168,7 @@ def check(config: Config) -> None:
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"{member}.gpus: {gpus} is not possible; a share of one GPU, or whole GPUs")
     check_needs(c)
+    _check_exchange(c)
     _check_evaluation_sets(c.data.held_out)
     _check_addresses(c)
     if c.reward.combine == "harmonic" and c.mix.lowest_score <= 0:
@@ -227,6 +228,24 @@ def _check_path(key: str, value: str) -> None:
         raise InputError(f"{key}: {value!r} cannot be the name of a file") from error
     if not value or "\0" in value or len(os.fsencode(value)) > 4000 or any(len(part) > 255 for part in parts):
         raise InputError(f"{key}: {value!r} cannot be the name of a file or folder; it is empty, too long or not text")
+
+
+def _check_exchange(c: Config) -> None:
+    """A broadcast is between GPUs, each in it once, or between processors."""
+    learner, rollout = c.learner.gpus, c.rollout.gpus
+    if c.run.exchange != "broadcast":
+        return
+    if (learner > 0) != (rollout > 0):
+        raise InputError(
+            f"run.exchange: broadcast goes from GPUs to GPUs or from CPUs to CPUs, and learner.gpus is {learner:g} "
+            f"where rollout.gpus is {rollout:g}; use run.exchange=memory, objects or directory"
+        )
+    for key, share in (("learner.gpus", learner), ("rollout.gpus", rollout)):
+        if 0 < share < 1:
+            raise InputError(
+                f"run.exchange: broadcast takes a GPU once, and with {key} = {share:g} several members share one; use "
+                "run.exchange=memory, objects or directory"
+            )
 
 
 def _check_evaluation_sets(held_out: dict[str, str]) -> None:

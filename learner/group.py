@@ -3,8 +3,9 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from cluster.census import Census
 from cluster.fleet import Life
 from cluster.parcel import Parcel
 from cluster.places import Place, lacking
-from cluster.postmortem import describe
 from cluster.waiting import MemberFailed, Overdue, gather
 from cluster.watchdog import Waiting
+from learner.answers import UnderWay, dead, done
 from learner.batches import Batch, write_batch
 from learner.checkpoint import Manifest, check_checkpoint
 from learner.rank import LearnerRank, RankSettings, StepReport
@@ -34,6 +35,7 @@ DEATH_SECONDS = 5.0
 
 
 STEPPING = "taking a step"
+DELIVERING = "broadcasting weights"
 
 
 class LearnerLost(RuntimeError):
@@ -90,13 +92,11 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(UnderWay):
     """A step that has begun."""
 
     items: list[Item]
     mix: float
-    answers: dict[str, ray.ObjectRef]
-    deadline: float
 
 
 class LearnerGroup:
@@ -119,6 +119,10 @@ class LearnerGroup:
         self._folder: Path | None = None
         """Where the weights lie, which a rank that dies cannot remove."""
         self._step: Step | None = None
+        self._delivery: UnderWay | None = None
+        self._calls = 0
+        self._announced: int | None = None
+        """Version that was published last, while the ranks have it."""
         environment = {"env_vars": {"OMP_NUM_THREADS": str(rank.threads)}}
         self._ranks: dict[str, Any] = {
             f"learner-{index}": ray.remote(LearnerRank)
@@ -173,18 +177,14 @@ class LearnerGroup:
 
     def settled(self) -> bool:
         """Whether `finish` has not to wait: all ranks have answered, one has failed, or it is too late."""
-        if self._step is None or time.monotonic() >= self._step.deadline:
-            return True
-        answers = list(self._step.answers.values())
-        answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
-        return not others or any(map(_failed, answered))
+        return self._step is None or self._step.settled()
 
     def finish(self) -> Learned:
         """Waits for the end of the step. Raises NotFinite when it had to be skipped, and too many before it."""
         if self._step is None:
             raise RuntimeError("no step has begun")
         step, self._step = self._step, None
-        reports = self._answers(step.answers, max(0.0, step.deadline - time.monotonic()), STEPPING)
+        reports = self._answers(step.answers, step.seconds, STEPPING)
         learned = _learned(reports)
         self._version += 1
         self._skips = self._skips + 1 if learned.skipped else 0
@@ -210,8 +210,30 @@ class LearnerGroup:
         answers = {name: rank.publish.remote(self._version, probe) for name, rank in self._ranks.items()}
         reports = self._answers(answers, self._settings.step_seconds, "publishing weights")
         parcel, logps = next(report for report in reports.values() if report is not None)
+        self._announced = self._version
         self._folder = parcel.path.parent if parcel.path is not None else None
         return Published(parcel=parcel, probe_logps=logps)
+
+    def free(self) -> bool:
+        """Whether what was published last can be delivered: the ranks have it still, and do nothing else. Raises what
+        befell the delivery before."""
+        if self._life != Life.READY or self._step is not None or self._announced != self._version:
+            return False
+        if self._delivery is not None and self._delivery.settled():
+            delivery, self._delivery = self._delivery, None
+            self._answers(delivery.answers, delivery.seconds, DELIVERING)
+        return self._delivery is None
+
+    def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
+        """Has all ranks send what was published last, by broadcast, to these. Does not wait: whatever is asked of the
+        group comes after it. seconds: longest wait of one for another. Returns the parcel that brings them there."""
+        if parcel.call is None:
+            raise ValueError("weights that are not broadcast lie where they can be fetched")
+        self._calls += 1
+        call = replace(parcel.call, number=self._calls, seats=tuple(seats), seconds=seconds)
+        answers = {name: rank.deliver.remote(call) for name, rank in self._ranks.items()}
+        self._delivery = UnderWay(answers=answers, deadline=time.monotonic() + self._settings.step_seconds)
+        return replace(parcel, call=call)
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint into an existing folder (`learner.checkpoint`). The manifest comes last: without it,
@@ -241,6 +263,7 @@ class LearnerGroup:
         manifest = check_checkpoint(
             directory, ranks=self._settings.ranks, zero_stage=settings.zero_stage, dtype=settings.dtype
         )
+        self._announced = None
         answers = {name: rank.load.remote(directory, manifest.parameters) for name, rank in self._ranks.items()}
         self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._skips = version, manifest.skips
@@ -253,6 +276,9 @@ class LearnerGroup:
     def awaited(self) -> list[Waiting]:
         """All ranks, with what they were asked to do; may be asked from another thread."""
         doing, since = self._doing
+        delivery = self._delivery
+        if not doing and delivery is not None and not delivery.settled():
+            doing, since = DELIVERING, delivery.deadline - self._settings.step_seconds
         return [Waiting(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
 
     def stop(self) -> None:
@@ -277,13 +303,13 @@ class LearnerGroup:
             cause = task.cause if isinstance(task, RayTaskError) else None
             # What others raise when a peer goes away is a RuntimeError of the collective operation.
             blameless = isinstance(error, Overdue) or (cause is not None and not isinstance(cause, RuntimeError))
-            dead = _dead(answers, 0.0 if blameless else DEATH_SECONDS)
-            if cause is not None and not dead:
+            died = dead(answers, 0.0 if blameless else DEATH_SECONDS)
+            if cause is not None and not died:
                 raise cause from error
             self._life = Life.DEAD
-            late = [name for name, answer in answers.items() if not _done(answer)]
-            reason = f"{', '.join(dead)} died while {doing}: {next(iter(dead.values()))}" if dead else str(error)
-            raise LearnerLost(list(dead) or late, reason) from error
+            late = [name for name, answer in answers.items() if not done(answer)]
+            reason = f"{', '.join(died)} died while {doing}: {next(iter(died.values()))}" if died else str(error)
+            raise LearnerLost(list(died) or late, reason) from error
         finally:
             self._doing = ("", 0.0)
 
@@ -301,35 +327,3 @@ def _learned(reports: dict[str, StepReport]) -> Learned:
         skipped=first.skipped,
         not_finite=(f"loss of {', '.join(wrong)}" if wrong else "gradient") if first.skipped else None,
     )
-
-
-def _failed(answer: ray.ObjectRef) -> bool:
-    """Of one that is there."""
-    try:
-        ray.get(answer)
-    except RayError:
-        return True
-    return False
-
-
-def _done(answer: ray.ObjectRef) -> bool:
-    return bool(ray.wait([answer], timeout=0)[0])
-
-
-def _dead(answers: dict[str, ray.ObjectRef], seconds: float) -> dict[str, str]:
-    """Ranks that died, with the reason. The search ends with the first that is found, or when all have answered."""
-    deadline = time.monotonic() + seconds
-    while True:
-        dead = {}
-        for name, answer in answers.items():
-            if _done(answer):
-                try:
-                    ray.get(answer)
-                except RayTaskError:
-                    continue
-                except RayError as error:
-                    dead[name] = str(describe(error))
-        pending = [answer for answer in answers.values() if not _done(answer)]
-        if dead or not pending or time.monotonic() >= deadline:
-            return dead
-        ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cluster.member import Member
-from cluster.parcel import Parcel
+from cluster.parcel import Call, Parcel
 from learner import meeting, schedule
 from learner.attention import use_packing
+from learner.broadcast import BroadcastSender
 from learner.checkpoint import as_os_error
 from learner.compiling import compile_operator
 from learner.freezing import freeze
@@ -103,6 +104,7 @@ class LearnerRank(Member):
         # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
         torch.manual_seed(0)
         self._sender: Sender | None = None
+        self._broadcaster: BroadcastSender | None = None
         self._door: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
@@ -267,9 +269,12 @@ class LearnerRank(Member):
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
-        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each."""
+        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each. What is
+        to be broadcast is announced, and `deliver` sends it."""
         logps = self._probe(probe)
         source, scale = self._source()
+        if self._settings.exchange == "broadcast":
+            return (replace(self._announce(source, version), scale=scale), logps) if self._rank == 0 else None
         weights = iter(source)
         try:
             if self._rank != 0:
@@ -288,6 +293,26 @@ class LearnerRank(Member):
         if self._adapters is None:
             return Source(model, sharded=sharded), None
         return Source(model, sharded=sharded, named=self._adapters.named()), self._adapters.settings.scale
+
+    def _announce(self, source: Source, version: int) -> Parcel:
+        import ray
+
+        if self._broadcaster is None:
+            host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+            self._broadcaster = BroadcastSender(host, self._device)
+        return self._broadcaster.announce(source.groups, version, whole=source.whole)
+
+    def deliver(self, call: Call) -> str | None:
+        """Broadcasts the weights as they were announced. Returns why that broke off."""
+        source, _ = self._source()
+        weights = iter(source)
+        try:
+            if self._broadcaster is not None:
+                return self._broadcaster.deliver(source.groups, weights, call)
+            return None
+        finally:
+            for _ in weights:  # as in `publish`
+                pass
 
     @torch.no_grad()
     def _probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
@@ -344,5 +369,6 @@ class LearnerRank(Member):
         return directory / "optimizer" / f"rank-{self._rank}.safetensors"
 
     def close(self) -> None:
-        if self._sender is not None:
-            self._sender.close()
+        for sender in (self._sender, self._broadcaster):
+            if sender is not None:
+                sender.close()

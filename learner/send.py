@@ -16,8 +16,9 @@ from torch import Tensor
 from cluster.parcel import Parcel, memory_directory, write_all
 from learner.layout import Entry, as_bytes, layout
 
-Exchange = Literal["memory", "directory", "objects"]
-"""Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store."""
+Exchange = Literal["memory", "directory", "objects", "broadcast"]
+"""Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store; or to all workers at once,
+which is `learner.broadcast`'s."""
 Groups = Sequence[Sequence[Entry]]
 """What will come, as `learner.source.Source` has it."""
 
@@ -154,6 +155,8 @@ def new_sender(exchange: Exchange, run: str, folder: Path | None) -> Sender:
         return ObjectSender()
     if exchange == "memory":
         return SharedMemorySender(run)
+    if exchange == "broadcast":
+        raise ValueError("nothing of a broadcast lies anywhere: learner.broadcast.BroadcastSender sends it")
     if folder is None:
         raise ValueError("exchange 'directory' needs a folder")
     return DirectorySender(folder)

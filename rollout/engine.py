@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.parcel import Parcel
+from cluster.waiting import Interrupted
+from rollout.broadcast import Broadcasts
 from rollout.life import EngineLife
 from speech.families import Family
 from speech.features import read_features
@@ -132,6 +135,8 @@ class Engine:
         )
         self._dtype = self._llm.model_config.dtype
         self.life = EngineLife(self._llm)
+        self._broadcasts = Broadcasts(self._llm)
+        self._stands_still = False
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._llm.update_weight_version("0")
 
@@ -268,18 +273,32 @@ class Engine:
                 raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error
         self._version = version
 
+    def take_broadcast(self, parcel: Parcel, worker: str) -> None:
+        """Takes the weights that the learner broadcasts, while it does. What is under way goes on as after
+        `load_weights`. worker: whose engine it is. Raises Interrupted when not all came: called with the same parcel it
+        goes on where it was, and until then nothing may be drawn. Raises HalfTaken for what cannot go on."""
+        with self._still():
+            try:
+                self._broadcasts.take(parcel, worker)
+            except Interrupted:
+                raise
+            except Exception as error:  # as in `load_weights`
+                raise HalfTaken(f"weights {parcel.version} were not taken to the end: {error!r}") from error
+        self._version = parcel.version
+
     @contextmanager
     def _still(self) -> Iterator[None]:
         """An engine process of its own draws by itself; weights change while it does not."""
         core = self._llm.llm_engine.engine_core
-        if self._in_process or not self._drawing:
-            yield
-            return
-        core.call_utility("pause_scheduler", "keep", False)
+        if not self._in_process and self._drawing and not self._stands_still:
+            core.call_utility("pause_scheduler", "keep", False)
+            self._stands_still = True
         try:
             yield
         finally:
-            core.call_utility("resume_scheduler")
+            if self._stands_still and not self._broadcasts.half:
+                core.call_utility("resume_scheduler")
+                self._stands_still = False
 
     def probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
         """Log-probability of each token but the first, given those before it, under the full distribution.

@@ -1,8 +1,8 @@
 """The pool of rollout workers: hands out prompts, passes on weights, and refuses a worker that does not hold them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -23,6 +23,21 @@ TURN_SECONDS = 0.2
 ANSWERS = 100.0
 """A second, of all workers together: with many of them each draws for longer, or the controller would do nothing but
 listen."""
+
+
+WAITS = 4
+"""Waits for somebody else, one after the other, that fit into the deadline of a sync by broadcast: for the roll, at
+most twice as long as the others, for the group, for a broadcast."""
+
+
+class Broadcaster(Protocol):
+    """Gives weights to those that come when it calls."""
+
+    def free(self) -> bool:
+        """Whether it can now: it does nothing else."""
+
+    def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
+        """Has it call these, of which none waits longer than so for another. Returns what brings them there."""
 
 
 class StaleWeights(RuntimeError):
@@ -70,7 +85,7 @@ class RolloutPool(Pool):
         company: list[Crew] | None = None,
     ) -> None:
         """tell: takes events, a kind and fields. company: see `Crew`."""
-        self._settings = settings
+        self._settings, self._ranks = settings, engine.tensor_parallel
         self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
         self._reports: dict[tuple[str, int], SyncReport] = {}
         """The newest by name and incarnation of a worker."""
@@ -153,20 +168,37 @@ class RolloutPool(Pool):
             if number in self._orders:
                 yield number, Failed(reason)
 
-    def update(self, parcel: Parcel, mix: float | None, probe: Probe, *, strict: bool = False) -> dict[str, SyncReport]:
+    def update(
+        self,
+        parcel: Parcel,
+        mix: float | None,
+        probe: Probe,
+        *,
+        strict: bool = False,
+        broadcaster: Broadcaster | None = None,
+    ) -> dict[str, SyncReport]:
         """Gives every worker these weights and λ. Raises StaleWeights when a probe does not agree.
-        strict: whether a worker that cannot take them is an error, and not replaced."""
+        strict: whether a worker that cannot take them is an error, and not replaced. broadcaster: who broadcasts them,
+        also to workers that come later, where that is how they travel."""
 
         def check(name: str, report: SyncReport) -> None:
             check_probe(name, report, parcel.version, self._settings.probe_limit)
             self._reports[name, self._crew.fleet.members[name].incarnation] = report
 
-        renewal = Renewal(
-            call=lambda worker: worker.update.remote(parcel, mix, probe),
-            check=check,
-            doing=f"taking weights {parcel.version}",
+        def call(parcel: Parcel) -> Callable[[Any], ray.ObjectRef]:
+            return lambda worker: worker.update.remote(parcel, mix, probe)
+
+        doing = f"taking weights {parcel.version}"
+        if broadcaster is None or parcel.call is None:
+            return self._crew.renew(Renewal(check=check, doing=doing, call=call(parcel)), strict=strict)
+        rounds = Broadcast(
+            broadcaster=broadcaster,
+            parcel=parcel,
+            call=call,
+            ranks=self._ranks,
+            seconds=self._settings.sync_seconds / WAITS,
         )
-        return self._crew.renew(renewal, strict=strict)
+        return self._crew.renew(Renewal(check=check, doing=doing, rounds=rounds), strict=strict)
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -183,6 +215,27 @@ class RolloutPool(Pool):
         up = [member for member in list(self._crew.fleet.members.values()) if member.life in UP]
         found = {member.name: self._reports.get((member.name, member.incarnation)) for member in up}
         return {name: report for name, report in found.items() if report is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broadcast:
+    """Rounds (`cluster.asking.Rounds`) in which weights go to those workers that lack them."""
+
+    broadcaster: Broadcaster
+    parcel: Parcel
+    call: Callable[[Parcel], Callable[[Any], ray.ObjectRef]]
+    """Has a worker take a parcel."""
+    ranks: int
+    """Processes of each engine that have a part of the model; each has a seat."""
+    seconds: float
+    """Longest wait of one for another."""
+
+    def free(self) -> bool:
+        return self.broadcaster.free()
+
+    def begin(self, names: Sequence[str]) -> Callable[[Any], ray.ObjectRef]:
+        seats = [f"{name}/{rank}" for name in names for rank in range(self.ranks)]
+        return self.call(self.broadcaster.deliver(self.parcel, seats, self.seconds))
 
 
 def check_probe(name: str, report: SyncReport, version: int, limit: float) -> None:

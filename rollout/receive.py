@@ -1,9 +1,11 @@
-"""Receives weights through shared memory, within vLLM's own weight-transfer life cycle.
+"""Receives weights within vLLM's own weight-transfer life cycle: from files, or broadcast by the learner.
 
-The learner writes one safetensors file on a memory file system (`learner/send.py`); each worker maps it and loads it.
-vLLM repacks weights for its kernels, so that parameters cannot simply be overwritten: the layer-wise reload undoes and
-redoes that. Of adapters it is given the weights that they make (`rollout/merging.py`): sampling costs what it costs
-without, and every worker computes with the same weights as a checkpoint has.
+`learner/send.py` writes safetensors files, which each worker maps and loads; `learner/broadcast.py` broadcasts groups
+of tensors, each of which is loaded when it is there whole. vLLM repacks weights for its kernels, so that parameters
+cannot simply be overwritten: the layer-wise reload undoes and redoes that.
+
+Of adapters an engine is given the weights that they make (`rollout/merging.py`): sampling costs what it costs without,
+and every worker computes with the same weights as a checkpoint has.
 
 Importing this module registers the backend under the name `BACKEND`; `rollout.engine` names it as the worker
 extension so that engine processes import it too.
@@ -11,14 +13,14 @@ extension so that engine processes import it too.
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -27,65 +29,114 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload, layerwise
 
+from cluster.collective import Broken, Seat
 from cluster.member import show_stacks
+from cluster.parcel import Call
 from rollout.merging import merged
 
-BACKEND = "shared_memory"
+BACKEND = "duet"
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
+class NoInit(WeightTransferInitInfo):
     """Nothing to agree on beforehand."""
 
 
 @dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """Where the weights lie."""
+class Update(WeightTransferUpdateInfo):
+    """A file, or a broadcast. Plain data: an engine may be another process."""
 
-    path: str
-    """A safetensors file with parameters under their checkpoint names, tied ones included."""
     whole: bool = True
-    """Whether the files of this update have every parameter together."""
+    """Whether what comes in this update has every parameter together."""
     scale: float | None = None
-    """Of adapters, where those are in it (`cluster.parcel.Parcel`)."""
+    """Of adapters, where those come (`cluster.parcel.Parcel`)."""
+    path: str = ""
+    """A safetensors file with parameters under their checkpoint names, tied ones included."""
+    groups: list[list[list[Any]]] = field(default_factory=list)
+    """Name, type and shape of each tensor of each group that is broadcast, under the same names."""
+    call: dict[str, Any] = field(default_factory=dict)
+    """Fields of `cluster.parcel.Call`."""
+    worker: str = ""
+    """Whose engine takes part."""
 
 
-class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Loads each announced file in checkpoint format, or all adapters together at the end."""
+class Receiver(WeightTransferEngine[NoInit, Update]):
+    """Loads each announced file in checkpoint format, or each group of a broadcast when it is there whole.
 
-    init_info_cls = SharedMemoryInit
-    update_info_cls = SharedMemoryUpdate
+    A broadcast that breaks off between groups leaves the update open, with what was loaded; it goes on with the next
+    `update_weights`, whose groups must be the same.
+    """
 
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+    init_info_cls = NoInit
+    update_info_cls = Update
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._seat = Seat(self.device)
+        self._whole = True
+        self._loading = False
+        self._scale: float | None = None
+        self._adapters: dict[str, torch.Tensor] = {}
+        """All that came: a unit of an engine may be spread over files and groups, which are gone when they are read."""
+        self.taken = 0
+        """Groups that are loaded, of the update that is open."""
+        self.lacking = ""
+        """Why not all of them are; empty: all are."""
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
         pass
 
-    _whole = True
-    _scale: float | None = None
-
     def start_weight_update(self) -> None:
-        self._adapters: dict[str, Tensor] = {}
-        initialize_layerwise_reload(self.model)
+        self.taken, self._loading, self._adapters = 0, False, {}
 
-    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        model: Any = self.model
-        self._whole, self._scale = update_info.whole, update_info.scale
+    def receive_weights(self, update_info: Update) -> None:
+        self._whole, self._scale, self.lacking = update_info.whole, update_info.scale, ""
+        if not update_info.path:
+            self._listen(update_info)
+            return
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
-            found = ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
-            if self._scale is None:
-                model.load_weights(found)
-            else:  # a unit may be spread over files, which are gone when this returns
-                self._adapters |= {name: tensor.clone() for name, tensor in found}
+            self._take((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
+
+    def _listen(self, update: Update) -> None:
+        """Takes what is broadcast. That it broke off is no error here, which would end the update for vLLM."""
+        try:
+            group, roll = self._seat.join(
+                Call(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.taken
+            )
+            for number, forms in enumerate(update.groups[roll.start :], roll.start):
+                tensors = {
+                    name: torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
+                    for name, kind, shape in forms
+                }
+                group.broadcast(list(tensors.values()))
+                if number == self.taken:  # else it was for others
+                    self._take(tensors.items())
+                    self.taken += 1
+                del tensors  # or they would stay while room for the next is made
+        except Broken as error:
+            self.lacking = f"{self.taken} of {len(update.groups)} groups came: {error}"
+
+    def _take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        if self._scale is None:
+            self._load(weights)
+        else:
+            self._adapters |= {name: tensor.clone() for name, tensor in weights}
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        if not self._loading:
+            initialize_layerwise_reload(self.model)
+            self._loading = True
+        self.model.load_weights(weights)
 
     def finish_weight_update(self) -> None:
         if self._scale is not None:
-            model: Any = self.model
-            model.load_weights(merged(Path(self.model_config.model), self._adapters, self._scale))
+            self._load(merged(Path(self.model_config.model), self._adapters, self._scale))
             self._adapters = {}
         with nullcontext() if self._whole else _without_warnings(layerwise.logger):
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        pass
+        self._seat.leave()
 
 
 @contextmanager
@@ -100,10 +151,16 @@ def _without_warnings(logger: logging.Logger) -> Iterator[None]:
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker only so that its process imports this module."""
+    """Mixed into vLLM's worker, whose process imports this module for it."""
+
+    weight_transfer_engine: Any
+
+    def broadcast_progress(self) -> tuple[int, str]:
+        """How many groups of the update that is open are loaded, and why not all; empty: all are."""
+        return self.weight_transfer_engine.taken, self.weight_transfer_engine.lacking
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:  # there is no public way to ask
-    WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryReceiver)
+    WeightTransferEngineFactory.register_engine(BACKEND, Receiver)
 if multiprocessing.parent_process() is not None:  # an engine process: what it does must be seen like its member
     show_stacks()

@@ -92,10 +92,15 @@ class RolloutWorker(Member):
             self._engine.abandon()
 
     def update(self, parcel: Parcel, mix: float | None, probe: Probe) -> SyncReport:
-        """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe."""
+        """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe. Raises
+        Interrupted when a broadcast of them broke off."""
         start = time.perf_counter()
         with self._living():
-            self._engine.load_weights(fetch(parcel, self._name), parcel.version, whole=parcel.whole, scale=parcel.scale)
+            if parcel.call is not None:
+                self._engine.take_broadcast(parcel, self._name)
+            else:
+                files = fetch(parcel, self._name)
+                self._engine.load_weights(files, parcel.version, whole=parcel.whole, scale=parcel.scale)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
         gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]

@@ -49,8 +49,8 @@ class Label:
 PLACES = ("rollout", "reward", "decoder", "learner")
 OTHER = "other"
 FAULTS = (
-    "lost", "learner lost", "work failed", "no room", "step skipped", "checkpoint failed", "judges forgotten",
-    "stalled", "refused", "failed",
+    "lost", "learner lost", "work failed", "interrupted", "no room", "step skipped", "checkpoint failed",
+    "judges forgotten", "stalled", "refused", "failed",
 )  # fmt: skip
 """Kinds of events that say that something is not as it should be (docs/reliability.md)."""
 LABELS = {

@@ -14,7 +14,7 @@ from cluster.crew import Crew
 from cluster.fleet import GivenUp, Life
 from cluster.member import Member
 from cluster.places import Place
-from cluster.waiting import MemberBroken, MemberFailed, Overdue
+from cluster.waiting import Interrupted, MemberBroken, MemberFailed, Overdue
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,6 +33,14 @@ class Worker(Member):
         self.version = version
         # A worker that somebody has spoilt takes the weights, and computes something else.
         return -1 if (self.notes / f"spoilt-{self.name}").exists() else version
+
+    def renew_unless(self, version: int, interruptions: int) -> int:
+        """Is interrupted so often, all processes of this place together."""
+        met = len(list(self.notes.glob(f"interrupted-{self.name}-*")))
+        if met < interruptions:
+            (self.notes / f"interrupted-{self.name}-{met}").touch()
+            raise Interrupted(f"{met} of 9 parts came")
+        return self.renew(version)
 
     def do(self, items: list, version: int) -> list:
         assert self.version == version, "work was given to a member without what the others hold"
@@ -216,6 +224,68 @@ def test_what_a_member_cannot_take_at_the_first_start_ends_it(crew):
     with pytest.raises(MemberFailed, match=r"worker-0 failed while taking weights: ValueError.*no good"):
         one.renew(renewal, strict=True)
     assert "lost" not in kinds(one)
+
+
+class Giver:
+    """Gives a version in rounds; keeps whom it gave it to."""
+
+    def __init__(self, version: int, interruptions: int = 0) -> None:
+        """interruptions: how many of each member there are to have been."""
+        self.version, self.interruptions = version, interruptions
+        self.rounds: list[list[str]] = []
+        self.busy = False
+
+    def free(self) -> bool:
+        return not self.busy
+
+    def begin(self, names):
+        assert not self.busy
+        self.rounds.append(list(names))
+        return lambda worker: worker.renew_unless.remote(self.version, self.interruptions)
+
+
+def given(one: Crew, giver: Giver, **more) -> Crew:
+    one.renew(Renewal(rounds=giver, check=check, doing="taking weights"), **more)
+    return one
+
+
+def test_what_is_given_in_rounds_goes_to_all_together_and_later_to_who_comes_when_the_giver_is_free(crew):
+    one = crew(3)
+    one.start()
+    giver = Giver(1)
+    given(one, giver, strict=True)
+    assert giver.rounds == [["worker-0", "worker-1", "worker-2"]]
+    giver.busy = True
+    assert work(one, ["die 1", 2, 3, 4]) == ["die 1", 4, 9, 16]
+    [dead] = [fields["member"] for kind, fields in one.told if kind == "lost"]
+    deadline = time.monotonic() + 60
+    while one.fleet.members[dead].life != Life.STALE:
+        assert time.monotonic() < deadline, one.told
+        work(one, [1])
+    work(one, [1])
+    assert dead not in one.names, "there is nobody to give it"
+    giver.busy = False
+    until_joined(one)
+    assert giver.rounds[1:] == [[dead]]
+    given(one, later := Giver(2))
+    assert later.rounds == [["worker-0", "worker-1", "worker-2"]]
+    assert work(one, [1, 2, 3, 4], version=2) == [1, 4, 9, 16]
+
+
+def test_a_member_that_is_interrupted_goes_on_in_the_next_round_and_not_for_ever(crew):
+    one = crew(1)
+    pids = one.start()
+    given(one, twice := Giver(1, 2), strict=True)
+    assert twice.rounds == [["worker-0"]] * 3
+    assert kinds(one) == ["interrupted"] * 2
+    assert one.told[0][1] == {"member": "worker-0", "doing": "taking weights", "reason": "0 of 9 parts came"}
+    assert work(one, [2]) == [4]
+    given(one, thrice := Giver(2, 5))  # of which two are past
+    assert thrice.rounds == [["worker-0"]] * 4
+    [(_, lost)] = [event for event in one.told if event[0] == "lost"]
+    assert lost["reason"] == "failed while taking weights: Interrupted('4 of 9 parts came')"
+    assert work(one, [2], version=2) == [4]
+    assert one._identities["worker-0"].pid != pids["worker-0"]
 
 
 def test_a_pool_grows_and_shrinks_while_it_works(crew):

@@ -43,12 +43,31 @@ def test_decoders_are_counted_where_there_are_any(configured):
         ("reward.decoders.gpus=1.5", "reward.decoders.gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
         ("reward.decoders.members=-1", "reward.decoders.members: -1 is too small; at least 0"),
         ("learner.strategy=TIGHT", "learner.strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK"),
-        ("run.exchange=pigeon", "run.exchange: 'pigeon' is not possible; allowed: memory, directory, objects"),
+        (
+            "run.exchange=pigeon",
+            "run.exchange: 'pigeon' is not possible; allowed: memory, directory, objects, broadcast",
+        ),
     ],
 )
 def test_needs_that_no_place_can_have_are_refused_by_name(configured, override, complaint):
     with pytest.raises(InputError, match=complaint):
         configured(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["learner.gpus=1"], "from GPUs to GPUs or from CPUs to CPUs, and learner.gpus is 1 where rollout.gpus is 0"),
+        (["rollout.gpus=2"], "and learner.gpus is 0 where rollout.gpus is 2; use run.exchange=memory, objects"),
+        (["learner.gpus=0.5", "rollout.gpus=0.5"], "broadcast takes a GPU once, and with learner.gpus = 0.5 several"),
+        (["learner.gpus=1", "rollout.gpus=0.5"], "with rollout.gpus = 0.5 several members share one"),
+    ],
+)
+def test_a_broadcast_between_members_that_cannot_is_refused(configured, overrides, complaint):
+    with pytest.raises(InputError, match=f"run.exchange: .*{complaint}"):
+        configured("run.exchange=broadcast", *overrides)
+    configured("run.exchange=objects", *overrides)
+    configured("run.exchange=broadcast", "learner.gpus=1", "rollout.gpus=2")
 
 
 def test_a_cluster_of_our_own_has_room_for_everybody_and_for_more(configured):

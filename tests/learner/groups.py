@@ -8,6 +8,7 @@ from cluster.places import Place
 from learner.group import GroupSettings, LearnerGroup
 from learner.rank import RankSettings
 from learner.rows import Row
+from learner.send import Exchange
 from speech.families import PLAYGROUND
 from speech.records import read_demonstrations
 from speech.vocabulary import Vocabulary
@@ -37,7 +38,13 @@ def mixed_rows(world: Path) -> list[Row]:
 
 
 def learner_group(
-    world: Path, ranks: int, stage: int, run: str = "test", place: Place | None = None, **changes
+    world: Path,
+    ranks: int,
+    stage: int,
+    run: str = "test",
+    place: Place | None = None,
+    exchange: Exchange = "memory",
+    **changes,
 ) -> LearnerGroup:
     """Not started. place: where; none: a new one. changes: of the group's settings."""
     settings = RankSettings(
@@ -59,6 +66,7 @@ def learner_group(
         temperature=1.0,
         frozen=(),
         gpu=False,
+        exchange=exchange,
     )
     fields = {
         "ranks": ranks,

@@ -4,18 +4,24 @@ import os
 import signal
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayTaskError
+from safetensors.torch import load_file
 
 from cluster.member import identify, stacks
 from cluster.parcel import Parcel
-from cluster.waiting import MemberBroken
+from cluster.waiting import Interrupted, MemberBroken
+from learner.broadcast import BroadcastSender
+from learner.layout import Entry
 from rollout.engine import Order, SamplingSettings
 from rollout.worker import Probe, RolloutWorker
 from speech.families import PLAYGROUND
@@ -88,6 +94,43 @@ def test_weights_that_come_while_replies_are_drawn_lose_none(worker, prompts, wo
     assert sorted((r.prompt_id, r.index) for r in replies) == sorted((p.id, i) for p in prompts for i in range(8))
     assert any((r.weight_version, r.newest_version) == (0, 3) for _, r in rest.replies)
     assert max(r.newest_version for _, r in rest.replies) == 3
+
+
+def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(worker, prompts, world):
+    file = load_file(world / "base/model.safetensors")
+    names = sorted(file)
+    tensors = [{name: file[name] for name in names[place::3]} for place in range(3)]
+    entries = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in tensors]
+    sender = BroadcastSender("127.0.0.1", torch.device("cpu"))
+    announced = sender.announce(entries, 4, whole=True)
+    ids = prompts[0].token_ids
+    before = worker.__ray_call__.remote(lambda worker: worker._engine.probe([ids]))
+    probe = Probe(sequences=[ids], logps=ray.get(before, timeout=60))
+
+    def update(number: int, groups: Iterator) -> tuple[ray.ObjectRef, str | None]:
+        call = replace(announced.call, number=number, seats=("w/0",), seconds=10.0)
+        return worker.update.remote(replace(announced, call=call), None, probe), sender.deliver(entries, groups, call)
+
+    def broken() -> Iterator[dict[str, torch.Tensor]]:
+        yield tensors[0]
+        sender.close()  # the process group, not the store
+        yield tensors[1]
+
+    first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
+    answer, reason = update(1, broken())
+    assert reason == "group 1 is broken"
+    with pytest.raises(RayTaskError, match="1 of 3 groups came: group 1") as caught:
+        ray.get(answer, timeout=60)
+    assert isinstance(caught.value.cause, Interrupted)
+    answer, reason = update(2, iter(tensors))
+    report = ray.get(answer, timeout=60)
+    assert (report.version, reason) == (4, None)
+    assert report.probe_gap < 1e-4  # before and after, the engine had the same weights
+    rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
+    replies = [reply for _, reply in (*first.replies, *rest.replies)]
+    assert sorted((r.prompt_id, r.index) for r in replies) == sorted((p.id, i) for p in prompts for i in range(8))
+    assert any((r.weight_version, r.newest_version) == (3, 4) for _, r in rest.replies)
+    sender.close()
 
 
 def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):

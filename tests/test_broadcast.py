@@ -1,0 +1,181 @@
+"""A learner group broadcasts to real engines in Ray's workers: to those that are there and those that come later."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.crew import take_turn
+from learner.group import LearnerGroup
+from rollout.engine import SamplingSettings
+from rollout.pool import PoolSettings, RolloutPool
+from rollout.worker import Probe, SyncReport
+from speech.families import PLAYGROUND
+from speech.records import read_prompts
+from speech.vocabulary import Vocabulary
+from tests.learner.groups import learner_group, mixed_rows
+from tests.rollout.examples import engine_settings
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+SYNC_SECONDS = 40.0
+GROUP_BYTES = 1 << 20
+"""Of the learner's here, so that a small model takes several."""
+FIRST, SECOND = "rollout-0", "rollout-1"
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return mixed_rows(world)
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, dict]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def pool(world, told):
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    settings = PoolSettings(
+        workers=2,
+        needs={"CPU": 0.5},
+        start_seconds=200.0,
+        sample_seconds=100.0,
+        groups_at_once=8,
+        sync_seconds=SYNC_SECONDS,
+        probe_limit=1e-4,
+        beat_seconds=60.0,
+        metrics_host="127.0.0.1",
+    )
+    made = RolloutPool(
+        settings, engine_settings(world), PLAYGROUND, 0,
+        lambda kind, **fields: told.append((kind, fields)),
+    )  # fmt: skip
+    vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
+    made.begin(
+        read_prompts(world / "data/train.parquet", vocabulary)[:1], 2, SamplingSettings(temperature=1.0, max_tokens=8)
+    )
+    made.start()
+    yield made
+    made.stop()
+    ray.shutdown()
+
+
+def started(world, stage: int) -> LearnerGroup:
+    group = learner_group(world, 2, stage, exchange="broadcast")
+    group.start()
+    ray.get([rank.__ray_call__.remote(_small_groups(GROUP_BYTES)) for rank in group._ranks.values()], timeout=60)
+    return group
+
+
+def _small_groups(size: int) -> Callable[[object], None]:
+    def change(rank) -> None:
+        from learner.source import Source
+
+        stage = rank._settings.zero_stage
+        rank._source = lambda: Source(rank._engine.module.model, sharded=stage == 3, group_bytes=size)
+
+    return change
+
+
+def _die_after(groups: int) -> Callable[[object], None]:
+    """Has a worker die when so many groups are there, and it waits for the next."""
+
+    def change(_worker) -> None:
+        from cluster.collective import Group
+
+        usual, seen = Group.broadcast, []
+
+        def broadcast(group, tensors) -> None:
+            if len(seen) == groups:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(1)
+            usual(group, tensors)
+
+        Group.broadcast = broadcast
+
+    return change
+
+
+def sync(pool: RolloutPool, group: LearnerGroup, rows: list, **more) -> tuple[dict[str, SyncReport], int]:
+    """What workers say, and the bytes that each was sent."""
+    sequences = [np.concatenate([row.prompt_ids, row.reply_ids]) for row in rows[:3]]
+    published = group.publish(sequences)
+    probe = Probe(sequences=sequences, logps=published.probe_logps)
+    return pool.update(published.parcel, 0.5, probe, broadcaster=group, **more), published.parcel.size
+
+
+def pids(pool: RolloutPool) -> dict[str, int]:
+    calls = {name: actor.__ray_call__.remote(lambda _: os.getpid()) for name, actor in pool._crew._actors.items()}
+    return {name: ray.get(call, timeout=60) for name, call in calls.items()}
+
+
+def until(what: Callable[[], bool], pool: RolloutPool, told: list) -> None:
+    deadline = time.monotonic() + 150
+    while not what():
+        assert time.monotonic() < deadline, told
+        take_turn([pool._crew])
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_worker_computes_what_the_learner_does(pool, world, rows, stage):
+    group = started(world, stage)
+    before = pids(pool)
+    gaps = []
+    for version in (1, 2):
+        group.step(rows, 0.4)
+        reports, size = sync(pool, group, rows, strict=True)
+        assert {name: report.version for name, report in reports.items()} == {FIRST: version, SECOND: version}
+        gaps += [report.probe_gap for report in reports.values()]
+    group.stop()
+    assert max(gaps) < 1e-4
+    assert size == 4 * sum(np.prod(shape) for shape in shapes(world))
+    assert pids(pool) == before
+
+
+def shapes(world) -> list[tuple[int, ...]]:
+    from safetensors import safe_open
+
+    with safe_open(world / "base/model.safetensors", framework="np") as weights:
+        return [tuple(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+
+
+def test_one_that_dies_in_the_middle_is_replaced_and_the_others_go_on(pool, world, rows, told):
+    group = started(world, 3)
+    group.step(rows, 0.4)
+    sync(pool, group, rows, strict=True)
+    before = pids(pool)
+    group.step(rows, 0.4)
+    told.clear()
+    dying = pool._crew._actors[SECOND]
+    ray.get(dying.__ray_call__.remote(_die_after(2)), timeout=60)
+    reports, _ = sync(pool, group, rows)
+    assert [fields["member"] for kind, fields in told if kind == "lost"] == [SECOND]
+    [interrupted] = [fields for kind, fields in told if kind == "interrupted"]
+    assert interrupted["member"] == FIRST
+    assert "2 of " in interrupted["reason"]
+    assert reports[FIRST].version == 2
+    assert reports[FIRST].probe_gap < 1e-4
+
+    # Who comes in its place is given them between syncs: they are sent once more, for it alone.
+    until(lambda: "joined" in [kind for kind, _ in told], pool, told)
+    newest = pool._reports[SECOND, pool._crew.fleet.members[SECOND].incarnation]
+    assert newest.version == 2
+    assert newest.probe_gap < 1e-4
+    # They cannot be had while the learner steps, nor when it has: then there are newer ones.
+    assert group.free()
+    group.begin(rows, 0.4)
+    assert not group.free()
+    group.finish()
+    assert not group.free()
+    reports, _ = sync(pool, group, rows, strict=True)
+    group.stop()
+    assert {name: report.version for name, report in reports.items()} == {FIRST: 3, SECOND: 3}
+    assert max(report.probe_gap for report in reports.values()) < 1e-4
+    after = pids(pool)
+    assert after[FIRST] == before[FIRST]
+    assert after[SECOND] != before[SECOND]
