@@ -209,3 +209,21 @@ def allowed_sets(ids: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> np.
         if state < 0:
             raise ValueError(f"token {position} (id {int(ids[position])}) is not what the structure allows")
     return np.array(sets, dtype=np.int8)
+
+
+def follow(values: np.ndarray, offsets: np.ndarray, pattern: Interleave, kinds: np.ndarray) -> np.ndarray:
+    """bool [rows]: which replies follow the pattern to their end, as `check` says, all of them a token at a time.
+
+    values: ids of all replies; reply r is values[offsets[r]:offsets[r + 1]].
+    """
+    states = table(pattern)
+    after = np.array([*states.after, [-1] * len(states.after[0])])  # -1, the last row, stays what it is
+    lengths = np.diff(offsets)
+    state = np.zeros(len(lengths), dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")  # those that go on are the first ones
+    going = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")
+    for position, count in enumerate(going):
+        now = order[:count]
+        state[now] = after[state[now], kinds[values[offsets[now] + position]]]
+    over = np.array([*(allowed == 0 for allowed in states.allowed), False])
+    return over[state]
