@@ -18,6 +18,7 @@ from controller.statistics import Judged
 from speech.errors import InputError
 from speech.paths import safe_name
 from speech.records import Prompt
+from speech.shards import name_hashes
 
 HEADLINE = "held_out"
 """The evaluation set that the summary reports first and recordings are taken from."""
@@ -107,7 +108,7 @@ class HeldOut:
 
 def _shown(inputs: Inputs, few: int) -> list[Prompt]:
     """The first few prompts of training that have a demonstration."""
-    shown = np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id"))
+    shown = np.isin(name_hashes(inputs.prompts, "id"), name_hashes(inputs.demonstrations, "prompt_id"))
     return [inputs.prompts[int(row)] for row in np.flatnonzero(shown)[:few]]
 
 

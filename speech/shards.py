@@ -184,6 +184,14 @@ def _groups(file: pq.ParquetFile, path: Path, place: int) -> list[tuple[int, int
     return found
 
 
+def name_hashes(records: Sequence[Any], name: str) -> np.ndarray:
+    """uint64 [rows]: hashes of the names in a field, for records on disk without a look at each."""
+    if isinstance(records, Shards):
+        return records.hashes(name)
+    names = pa.array([getattr(record, name) for record in records], pa.string())
+    return columns.hashes(columns.string_bytes(names))
+
+
 class ById(Mapping[str, Record]):
     """Records by the name in a column. 12 bytes a row are in memory."""
 
