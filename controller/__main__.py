@@ -12,6 +12,7 @@ MODULES = {
     "doctor": ("controller.doctor.command", "what would go wrong, before anything is started"),
     "diagnose": ("controller.diagnosis.command", "gradient geometry, Δlogp, scores and λ of a run"),
     "plan": ("controller.plan.command", "how many members of each role a job needs"),
+    "prepare": ("controller.preparing.command", "your own dialogues as data for a run"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
     "report": ("controller.report.command", "the page to see and hear a run"),
 }

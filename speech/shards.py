@@ -121,6 +121,10 @@ class Shards(Sequence[Record]):
         file = int(np.searchsorted(self._first_of_file, number, side="right")) - 1
         return f"{self.files[file]} row {number - int(self._first_of_file[file]) + 1}"
 
+    def file_rows(self) -> list[tuple[Path, int]]:
+        """The files in order, each with its rows."""
+        return list(zip(self.files, np.diff(self._first_of_file).tolist(), strict=True))
+
     def stream(self, *names: str, source: int | None = None) -> Iterator[pa.Table]:
         """These columns of all rows in order, or of one data set's, some thousand rows at a time."""
         schema = pa.schema([self.kind.schema.field(name) for name in names])
