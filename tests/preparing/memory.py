@@ -38,7 +38,7 @@ all rows, as a list, for comparison."""
 
 
 def write(folder: Path, rows: int, vocabulary: Vocabulary) -> None:
-    """folder/prompts/*.parquet with random ids in row groups of 256, and the same number of lines in folder/talks.jsonl."""
+    """folder/prompts/*.parquet with random ids in row groups of 256, and as many lines in folder/talks.jsonl."""
     generator = np.random.default_rng(0)
     (folder / "prompts").mkdir(parents=True)
     for begin in range(0, rows, PART):
@@ -100,8 +100,12 @@ def _vocabulary() -> Vocabulary:
 
 
 def _peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    """MiB. On Linux not by getrusage, whose peak is also that of the process which started this one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
 
 
 def main() -> None:
