@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from playground.codec import PlaygroundCodec
+from playground.data import Layout
 from speech.families import PLAYGROUND
 from speech.records import Demonstration, read_demonstrations
 from speech.vocabulary import Vocabulary
+from speech.waveform import Waveform
 
 PROMPT_FACTS = {"answer": "seven", "manner": "high-fast"}
 
@@ -36,6 +40,14 @@ class Talks:
             "question_text": "two plus five",
             "facts": PROMPT_FACTS,
         } | changes
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.vocabulary.tokenizer)
+
+    def codes(self, name: str) -> np.ndarray:
+        """What the codec makes of a recording."""
+        return self.codec.encode(Waveform.read(self.folder / name))
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> Path:
         path = self.folder / name
