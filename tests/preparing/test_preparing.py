@@ -97,7 +97,7 @@ def test_a_dialogue_of_several_turns(talks, prepare, tmp_path):
     ]  # fmt: skip
     audios = ["audio/question0.wav", "audio/answer0.wav", "audio/question1.wav"]
     row = talks.row(1, messages=messages, audios=audios)
-    assert prepare(talks.write("talks.jsonl", [row]))[0] == 0
+    assert prepare(talks.write("talks.jsonl", [row]), "--set", "model.max_length=400")[0] == 0
     [prompt] = opened(talks, tmp_path / "to/talks")[0]
     start = talks.layout.id("<|im_start|>")
     reply = talks.layout.reply(talks.shown[0].text, talks.codes("audio/answer0.wav"))
@@ -208,7 +208,7 @@ def test_a_name_twice_ends_it(talks, prepare, tmp_path):
     source = talks.write("talks.jsonl", [talks.row(n, id="one") for n in range(2)])
     code, said, _ = prepare(source)
     assert code == 2
-    assert "row 2: field 'id' is 'one', as in row 1" in said
+    assert "part-000000.parquet row 2: field 'id' is 'one', as in " in said
     assert read_manifest(tmp_path / "to/talks") is None
     talks.write("talks.jsonl", [talks.row(n) for n in range(2)])
     assert prepare(source)[0] == 0
