@@ -21,7 +21,7 @@ from speech.files import parsed, text, there
 from speech.vocabulary import Vocabulary
 
 NAME = "manifest.json"
-FORMAT = 1
+KIND, FORMAT = "duet prepared data", 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         aside = folder / f"{NAME}.part"
-        aside.write_text(json.dumps({"format": FORMAT} | asdict(self), indent=1), encoding="utf-8")
+        aside.write_text(json.dumps({"kind": KIND, "format": FORMAT} | asdict(self), indent=1), encoding="utf-8")
         aside.replace(folder / NAME)
 
 
@@ -78,11 +78,16 @@ def mark_of(vocabulary: Vocabulary) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a folder; None when there is none. Raises InputError for one that cannot be read."""
+    """The manifest in a folder; None when there is none of ours. Raises InputError for one that cannot be read."""
     path = folder / NAME
     if not there(path):
         return None
-    found = parsed(text(path), str(path))
+    try:
+        found = parsed(text(path), str(path))
+    except InputError:  # files of this name are common
+        return None
+    if not isinstance(found, dict) or found.pop("kind", None) != KIND:
+        return None
     try:
         if found.pop("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
@@ -100,9 +105,9 @@ def prepared(folder: Path, vocabulary: Vocabulary) -> tuple[Manifest, Folder] | 
 
     Raises InputError when the files are not those that it names, or are of another tokenizer.
     """
-    manifest = read_manifest(folder.parent)
+    manifest = None if there(folder) else read_manifest(folder.parent)
     found = manifest.folders.get(folder.name) if manifest else None
-    if manifest is None or found is None or there(folder):
+    if manifest is None or found is None:
         return None
     if manifest.tokenizer != mark_of(vocabulary):
         raise InputError(f"{folder} was prepared for another tokenizer than the checkpoint's; prepare it again")

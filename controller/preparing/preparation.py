@@ -103,8 +103,11 @@ class Preparation:
     def _clear(self) -> None:
         """Takes away what an earlier preparation left. Raises InputError for files that are none of ours."""
         folder, ours = self.recipe.folder, [*SCHEMAS, "refused"]
-        mine = (folder / NAME).exists() or (folder / UNFINISHED).exists()
-        if not mine and (strange := [name for name in ours if (folder / name).exists()]):
+        try:
+            mine = (folder / UNFINISHED).exists() or read_manifest(folder) is not None
+        except InputError:  # of an earlier format
+            mine = True
+        if not mine and (strange := [name for name in (*ours, NAME, REFUSED) if (folder / name).exists()]):
             raise InputError(f"--to: {folder / strange[0]} is there, and `duet prepare` did not make it")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNFINISHED).write_text("`duet prepare` is at work here, or was interrupted: call it again\n")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 from controller.__main__ import main
 from controller.preparing import command, preparation
 from controller.preparing.encoding import encode
-from controller.preparing.running import Recipe
+from controller.preparing.running import Recipe, _within
 from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.interleave import check, kind_table
@@ -292,6 +293,45 @@ def test_a_folder_of_somebody_else_is_left_alone(talks, prepare, tmp_path):
     assert code == 2
     assert "`duet prepare` did not make it" in said
     assert (tmp_path / "to/talks/prompts/mine.txt").exists()
+
+
+def test_a_manifest_of_somebody_else_says_nothing(talks, prepare, tmp_path, world):
+    (tmp_path / "to/talks").mkdir(parents=True)
+    (tmp_path / "to/talks/manifest.json").write_text('{"files": []}')
+    code, said, _ = prepare(talks.write("talks.jsonl", [talks.row(0)]))
+    assert (code, "manifest.json is there, and `duet prepare` did not make it" in said) == (2, True)
+    (tmp_path / "to/talks/prompts").mkdir()
+    shutil.copy(world / "data/held_out.parquet", tmp_path / "to/talks/prompts")
+    assert open_prompts([tmp_path / "to/talks/prompts"], talks.vocabulary).families == {None}
+
+
+def test_a_manifest_that_is_broken_is_refused_and_made_anew(talks, prepare, tmp_path):
+    source = talks.write("talks.jsonl", [talks.row(0)])
+    assert prepare(source)[0] == 0
+    path = tmp_path / "to/talks/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+    with pytest.raises(InputError, match=r"manifest\.json is not a manifest of prepared data: it is not of format 1"):
+        opened(talks, tmp_path / "to/talks")
+    assert prepare(source)[2] == 1
+    assert len(opened(talks, tmp_path / "to/talks")[0]) == 1
+
+
+def test_nothing_waits_for_a_part_for_ever():
+    def slow():
+        yield {"number": 0}
+        time.sleep(5)
+
+    rows = _within(0.2, slow)
+    assert next(rows) == {"number": 0}
+    with pytest.raises(TimeoutError, match=r"no part was finished within 0\.2 s"):
+        next(rows)
+
+    def broken():
+        yield from ()
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        list(_within(5, broken))
 
 
 def test_a_codec_that_fails_is_a_reason(talks, prepare, tmp_path, monkeypatch):
