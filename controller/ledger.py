@@ -16,7 +16,8 @@ class Ledger:
         """count: rows of the data. stream: keeps several ledgers of one run apart."""
         self._count, self._streams = count, [stream] if isinstance(stream, int) else list(stream)
         self._seed = seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._epoch = -1
+        self._order: np.ndarray = np.empty(0, dtype=np.int64)
         self.position = 0
         """Rows dealt so far, over all epochs."""
 

@@ -22,19 +22,20 @@ import pyarrow.parquet as pq
 from controller.ledger import PROMPTS, Ledger
 from speech.dialogues import scan_dialogues
 from speech.families import PLAYGROUND
+from speech.manifest import NAME, Folder, Manifest, Part, mark_of
 from speech.records import PROMPTS as SCHEMA
 from speech.records import read_prompts, scan_prompts
 from speech.stored import open_prompts
 from speech.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
-PART = 65_536
-"""Rows of a file."""
+PART = 4096
+"""Rows of a file, as `duet prepare` has them."""
 TOKENS = (60, 120)
 """Of a prompt, at least and at most."""
-WAYS = ("walk", "scan", "dialogues", "hold")
-"""open and pick rows in random order; scan all rows as `duet doctor` does; scan dialogues as `duet prepare` does; hold
-all rows, as a list, for comparison."""
+WAYS = ("walk", "prepared", "scan", "dialogues", "hold")
+"""Open and pick rows in random order; the same with a manifest; scan all rows as `duet doctor` does; scan dialogues as
+`duet prepare` does; hold all rows, as a list, for comparison."""
 
 
 def write(folder: Path, rows: int, vocabulary: Vocabulary) -> None:
@@ -67,7 +68,9 @@ def measure(way: str, folder: Path, picks: int) -> dict[str, float]:
         pass  # whatever the libraries set up when they are first used
     before, begun, seen = _peak(), time.perf_counter(), 0
     opened = 0.0
-    if way == "walk":
+    if way in ("walk", "prepared"):
+        if way == "walk":
+            (folder / NAME).unlink(missing_ok=True)
         shards = open_prompts([folder / "prompts"], vocabulary)
         opened = time.perf_counter() - begun
         order = Ledger(len(shards), 0, PROMPTS)
@@ -85,6 +88,24 @@ def measure(way: str, folder: Path, picks: int) -> dict[str, float]:
             seen += 1
     seconds = time.perf_counter() - begun
     return {"rows": seen, "mib": _peak() - before, "seconds": seconds, "opened": opened}
+
+
+def describe(folder: Path) -> None:
+    """Writes the manifest that `duet prepare` would write."""
+    vocabulary = _vocabulary()
+    found = open_prompts([folder / "prompts"], vocabulary)
+    parts = [Part(name=file.name, rows=rows, bytes=file.stat().st_size) for file, rows in found.file_rows()]
+    prompts = Folder(rows=len(found), mark=found.marks[0], longest=found.longest, parts=parts)
+    Manifest(
+        inputs="",
+        recordings="",
+        family="playground",
+        codec="",
+        tokenizer=mark_of(vocabulary),
+        rows=len(found),
+        refused={},
+        folders={"prompts": prompts},
+    ).write(folder)
 
 
 def measured(way: str, folder: Path, picks: int, seconds: float = 3000) -> dict[str, float]:
@@ -123,6 +144,8 @@ def main() -> None:
         size = sum(file.stat().st_size for file in folder.rglob("*.parquet")) / 2**20
         print(f"{options.rows:,} rows, {size:,.0f} MiB of Parquet")
         for way in WAYS:
+            if way == "prepared":
+                describe(folder)
             found = measured(way, folder, min(options.rows, 20_000))
             print(
                 f"{way:<10} {found['rows']:>10,.0f} rows {found['mib']:>8,.0f} MiB {found['seconds']:>7.1f} s"

@@ -15,10 +15,12 @@ def rows(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("way", ["walk", "scan", "dialogues"])
+@pytest.mark.parametrize("way", ["walk", "prepared", "scan", "dialogues"])
 def test_rows_stay_on_disk(rows, way):
+    if way == "prepared":
+        memory.describe(rows)
     found = memory.measured(way, rows, 5000)
-    assert found["rows"] == (5000 if way == "walk" else ROWS)
+    assert found["rows"] == (5000 if way in ("walk", "prepared") else ROWS)
     assert found["mib"] < BOUND
 
 
