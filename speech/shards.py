@@ -26,7 +26,7 @@ KEPT = 64 << 20
 """Bytes of decoded row groups that are kept; the last one is, whatever its size."""
 LARGEST_GROUP = 256 << 20
 """Decoded bytes of a row group: one is in memory to pick a row from it."""
-OPEN = 8
+OPEN = 64
 """Files that stay open."""
 Record = TypeVar("Record")
 
@@ -93,6 +93,8 @@ class Shards(Sequence[Record]):
         self.families: set[str | None] = set()
         """For which the data sets were prepared, replies that follow their structure; None: rows as they came."""
         self._kept: OrderedDict[int, tuple[Mapping[str, Any], int]] = OrderedDict()
+        self._size = 0
+        """Bytes of what is kept."""
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._lock = Lock()
 
@@ -150,8 +152,9 @@ class Shards(Sequence[Record]):
             column = columns.whole(table[name])
             found[name] = columns.id_lists(column) if name in self.kind.ids else column
         self._kept[group] = (found, table.nbytes)
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT:
-            self._kept.popitem(last=False)
+        self._size += table.nbytes
+        while len(self._kept) > 1 and self._size > KEPT:
+            self._size -= self._kept.popitem(last=False)[1][1]
         return found
 
     def _read(self, group: int) -> pa.Table:

@@ -146,7 +146,7 @@ def main() -> None:
         for way in WAYS:
             if way == "prepared":
                 describe(folder)
-            found = measured(way, folder, min(options.rows, 20_000))
+            found = measured(way, folder, min(options.rows, 5_000))
             print(
                 f"{way:<10} {found['rows']:>10,.0f} rows {found['mib']:>8,.0f} MiB {found['seconds']:>7.1f} s"
                 + (f", of which {found['opened']:.1f} s to open" if found["opened"] else "")
