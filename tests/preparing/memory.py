@@ -33,13 +33,13 @@ PART = 4096
 """Rows of a file, as `duet prepare` has them."""
 TOKENS = (60, 120)
 """Of a prompt, at least and at most."""
-WAYS = ("walk", "prepared", "scan", "dialogues", "hold")
+WAYS = ("walk", "prepared", "scan", "dialogues", "hold", "hold dialogues")
 """Open and pick rows in random order; the same with a manifest; scan all rows as `duet doctor` does; scan dialogues as
-`duet prepare` does; hold all rows, as a list, for comparison."""
+`duet prepare` does; hold all rows of the one or the other, as a list, for comparison."""
 
 
-def write(folder: Path, rows: int, vocabulary: Vocabulary) -> None:
-    """folder/prompts/*.parquet with random ids in row groups of 256, and as many lines in folder/talks.jsonl."""
+def write(folder: Path, rows: int, vocabulary: Vocabulary, lines: int | None = None) -> None:
+    """folder/prompts/*.parquet with random ids in row groups of 256, and lines in folder/talks.jsonl; None: as many."""
     generator = np.random.default_rng(0)
     (folder / "prompts").mkdir(parents=True)
     for begin in range(0, rows, PART):
@@ -57,7 +57,7 @@ def write(folder: Path, rows: int, vocabulary: Vocabulary) -> None:
     one = {"messages": [{"role": "user", "content": "<|audio|>"}], "audios": ["a.wav"], "sft_target_text": "seven"}
     line = json.dumps(one | {"question_text": "two plus five"}) + "\n"
     with (folder / "talks.jsonl").open("w") as file:
-        for _ in range(rows):
+        for _ in range(rows if lines is None else lines):
             file.write(line)
 
 
@@ -79,6 +79,8 @@ def measure(way: str, folder: Path, picks: int) -> dict[str, float]:
             seen += 1
     elif way == "hold":
         seen = len(read_prompts(folder / "prompts", vocabulary))
+    elif way == "hold dialogues":
+        seen = len(list(scan_dialogues(folder / "talks.jsonl")))
     else:
         found = (
             scan_prompts(folder / "prompts", vocabulary) if way == "scan" else scan_dialogues(folder / "talks.jsonl")
@@ -148,7 +150,7 @@ def main() -> None:
                 describe(folder)
             found = measured(way, folder, min(options.rows, 5_000))
             print(
-                f"{way:<10} {found['rows']:>10,.0f} rows {found['mib']:>8,.0f} MiB {found['seconds']:>7.1f} s"
+                f"{way:<15} {found['rows']:>10,.0f} rows {found['mib']:>8,.0f} MiB {found['seconds']:>7.1f} s"
                 + (f", of which {found['opened']:.1f} s to open" if found["opened"] else "")
             )
 

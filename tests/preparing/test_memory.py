@@ -5,24 +5,31 @@ import pytest
 from tests.preparing import memory
 
 ROWS, BOUND = 200_000, 200
-"""MiB. 64 of them are the row groups that are kept (`speech.shards.KEPT`), the rest what Arrow and NumPy work with."""
+"""Prompts, and MiB. 64 of them are the row groups that are kept (`speech.shards.KEPT`), the rest what Arrow and NumPy
+work with."""
+LINES, NARROW = 40_000, 20
+"""Dialogues, of which one is in memory at a time."""
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
-    memory.write(folder, ROWS, memory._vocabulary())
+    memory.write(folder, ROWS, memory._vocabulary(), LINES)
     return folder
 
 
-@pytest.mark.parametrize("way", ["walk", "prepared", "scan", "dialogues"])
-def test_rows_stay_on_disk(rows, way):
+@pytest.mark.parametrize(
+    ("way", "seen", "bound"),
+    [("walk", 5000, BOUND), ("prepared", 5000, BOUND), ("scan", ROWS, BOUND), ("dialogues", LINES, NARROW)],
+)
+def test_rows_stay_on_disk(rows, way, seen, bound):
     if way == "prepared":
         memory.describe(rows)
     found = memory.measured(way, rows, 5000)
-    assert found["rows"] == (5000 if way in ("walk", "prepared") else ROWS)
-    assert found["mib"] < BOUND
+    assert found["rows"] == seen
+    assert found["mib"] < bound
 
 
-def test_the_bound_is_one_that_rows_in_memory_break(rows):
-    assert memory.measured("hold", rows, 0)["mib"] > BOUND
+@pytest.mark.parametrize(("way", "bound"), [("hold", BOUND), ("hold dialogues", NARROW)])
+def test_the_bounds_are_those_that_rows_in_memory_break(rows, way, bound):
+    assert memory.measured(way, rows, 0)["mib"] > bound
