@@ -16,6 +16,7 @@ MODULES = {
     "export": ("controller.exporting", "what a run trained, as a checkpoint"),
     "judge": ("controller.judging.command", "judges against human ratings"),
     "plan": ("controller.plan.command", "how many members of each role a job needs"),
+    "prepare": ("controller.preparing.command", "your own dialogues as data for a run"),
     "pairs": ("controller.pairs", "preference pairs from scored replies"),
     "report": ("controller.report.command", "the page to see and hear a run"),
 }

@@ -23,6 +23,7 @@ from reward.server import RewardPool, ServerSettings
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
 from speech.families import Family, family
+from speech.shards import ById
 
 Tell = Callable[..., None]
 """Takes events: a kind and fields."""
@@ -65,13 +66,13 @@ def preference(config: Config, inputs: Inputs) -> Preference:
             constant=p.constant or config.rollout.max_tokens,
             structure=held_to,
         )
-    by_prompt = {d.prompt_id: d for d in inputs.demonstrations} if p.pairs.chosen == "demonstration" else None
+    shown = ById(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
     return PairedReplies(
         score=p.pairs.score,
         ties=p.pairs.ties or list(config.reward.total),
         margin=p.pairs.margin,
         structure=held_to,
-        demonstrations=by_prompt,
+        demonstrations=shown,
         vocabulary=inputs.vocabulary,
         recorded=bool(inputs.pairs),
     )

@@ -141,3 +141,5 @@ CHOICES: dict[str, tuple] = {
 
 PATHS = ("run.directory", "model.checkpoint", "data.prompts", "data.demonstrations", "preference.pairs.file")
 """Keys that hold the name of a file or folder; `preference.pairs.file` may be empty."""
+SOURCES = ("data.prompts", "data.demonstrations")
+"""Those among them that may hold several names, with weights."""

@@ -49,12 +49,13 @@ class Model:
 
 @dataclass
 class Data:
-    prompts: str = MISSING
-    """Parquet of prompts to train on."""
-    demonstrations: str = MISSING
-    """Parquet of demonstrations for the anchor."""
+    prompts: Any = MISSING
+    """Prompts to train on: a Parquet file, a folder of them as `duet prepare` makes it, or several with the share that
+    each has of every iteration: [{path: a.parquet, weight: 2}, {path: b, weight: 1}]."""
+    demonstrations: Any = MISSING
+    """Demonstrations for the anchor; the same."""
     held_out: dict[str, str] = field(default_factory=dict)
-    """Evaluation sets by name, Parquet of prompts; `held_out` is the headline."""
+    """Evaluation sets by name, a file or folder of prompts each; `held_out` is the headline."""
 
 
 @dataclass

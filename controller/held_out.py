@@ -18,6 +18,7 @@ from controller.statistics import Judged
 from speech.errors import InputError
 from speech.paths import safe_name
 from speech.records import Prompt
+from speech.shards import name_hashes
 
 HEADLINE = "held_out"
 """The evaluation set that the summary reports first and recordings are taken from."""
@@ -30,9 +31,8 @@ class HeldOut:
         self, config: Config, inputs: Inputs, records: Records, loop: Loop, provenance: Callable[[], Provenance]
     ) -> None:
         self._config, self._sets, self._records, self._loop = config, inputs.held_out, records, loop
-        shown = {demonstration.prompt_id for demonstration in inputs.demonstrations}
         few = config.evaluation.recordings
-        self._listened = {len(self._sets): [prompt for prompt in inputs.prompts if prompt.id in shown][:few]}
+        self._listened = {len(self._sets): _shown(inputs, few) if config.evaluation.listen_every else []}
         """Prompts that are listened to, by the place of their set."""
         self._between = {place: ps[:few] for place, (name, ps) in enumerate(self._sets.items()) if name == HEADLINE}
         """The held-out ones, which an evaluation answers before and after."""
@@ -104,6 +104,12 @@ class HeldOut:
         chosen = [answer.reply.token_ids for answer in judged[: self._config.evaluation.signal_samples]]
         values = self._loop.reward.measure(self._config.reward.signal, chosen)
         self.signal[when] = float(np.mean(values)) if values else None
+
+
+def _shown(inputs: Inputs, few: int) -> list[Prompt]:
+    """The first few prompts of training that have a demonstration."""
+    shown = np.isin(name_hashes(inputs.prompts, "id"), name_hashes(inputs.demonstrations, "prompt_id"))
+    return [inputs.prompts[int(row)] for row in np.flatnonzero(shown)[:few]]
 
 
 def recordings(directory: Path) -> list[Path]:

@@ -9,25 +9,31 @@ import numpy as np
 from controller.checkpoints import Checkpoint, Checkpoints
 from controller.config import Config
 from controller.fitting import check_reward, check_weights
+from controller.ledger import DEMONSTRATIONS, PROMPTS, Dealer, dealer
 from controller.preference import Structure
+from controller.sources import named, paths, sources
 from learner.checkpoint import check_checkpoint
+from speech.columns import id_lists
 from speech.errors import InputError
 from speech.families import Family, family
-from speech.interleave import check, kind_table
-from speech.records import Demonstration, Pair, Prompt, read_demonstrations, read_pairs, read_prompts
+from speech.interleave import check, follow, kind_table
+from speech.records import Demonstration, Pair, Prompt, read_pairs, read_prompts
+from speech.shards import Shards
+from speech.stored import mark_of_rows, open_demonstrations, open_pairs, open_prompts
 from speech.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run reads from disk, checked."""
+    """What a run reads from disk, checked. Prompts and demonstrations stay there."""
 
     family: Family
     vocabulary: Vocabulary
-    prompts: list[Prompt]
-    demonstrations: list[Demonstration]
+    prompts: Shards[Prompt]
+    demonstrations: Shards[Demonstration]
     held_out: dict[str, list[Prompt]]
-    pairs: list[Pair]
+    """Asked all at once, and so in memory."""
+    pairs: Shards[Pair] | list[Pair]
     """From `preference.pairs.file`; empty when replies are sampled."""
 
 
@@ -38,27 +44,47 @@ def read_inputs(config: Config) -> Inputs:
     inputs = Inputs(
         family=chosen,
         vocabulary=vocabulary,
-        prompts=read_prompts(Path(config.data.prompts), vocabulary),
-        demonstrations=read_demonstrations(Path(config.data.demonstrations), vocabulary),
+        prompts=open_prompts(paths(config.data.prompts), vocabulary),
+        demonstrations=open_demonstrations(paths(config.data.demonstrations), vocabulary),
         held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
-        pairs=read_pairs(Path(config.preference.pairs.file), vocabulary) if config.preference.pairs.file else [],
+        pairs=_pairs(config, vocabulary),
     )
     check_weights(config, vocabulary)
     check_reward(config, vocabulary)
     _check_replies(config, inputs)
-    longest = max(len(p.token_ids) for p in [*inputs.prompts, *(p for ps in inputs.held_out.values() for p in ps)])
+    asked = [len(prompt.token_ids) for prompts in inputs.held_out.values() for prompt in prompts]
+    longest = max([inputs.prompts.longest, *asked])
     if longest > longest_prompt(config):
         raise InputError(
             f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
             f"rollout.max_tokens = {config.rollout.max_tokens}"
         )
-    source = config.preference.pairs.file or config.data.prompts
+    source = config.preference.pairs.file or named(config.data.prompts)
     if len(inputs.pairs or inputs.prompts) < config.rollout.prompts:
         raise InputError(
             f"rollout.prompts: {config.rollout.prompts} an iteration, but {source} has only "
             f"{len(inputs.pairs or inputs.prompts)}"
         )
     return inputs
+
+
+def _pairs(config: Config, vocabulary: Vocabulary) -> Shards[Pair] | list[Pair]:
+    if not config.preference.pairs.file:
+        return []
+    path = Path(config.preference.pairs.file)
+    return read_pairs(path, vocabulary) if path.suffix == ".jsonl" else open_pairs([path], vocabulary)
+
+
+def dealers(config: Config, inputs: Inputs) -> tuple[Dealer, Dealer]:
+    """Of prompts, or pairs from a file, and of demonstrations: a run's order of its data, from the beginning."""
+    seed, pairs = config.run.seed, inputs.pairs
+    weights = {key: [one.weight for one in sources(getattr(config.data, key))] for key in ("prompts", "demonstrations")}
+    return (
+        dealer([len(pairs)], [1.0], seed, PROMPTS)
+        if pairs
+        else dealer(inputs.prompts.counts, weights["prompts"], seed, PROMPTS),
+        dealer(inputs.demonstrations.counts, weights["demonstrations"], seed, DEMONSTRATIONS),
+    )
 
 
 def longest_prompt(config: Config) -> int:
@@ -69,20 +95,40 @@ def longest_prompt(config: Config) -> int:
 def _check_replies(config: Config, inputs: Inputs) -> None:
     """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
     wanted = config.preference.objective == "dpo" and config.preference.pairs.chosen == "demonstration"
-    if wanted and {d.prompt_id for d in inputs.demonstrations}.isdisjoint(prompt.id for prompt in inputs.prompts):
+    if wanted and not np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id")).any():
         raise InputError(
-            f"preference.pairs.chosen: demonstration, but no prompt of {config.data.prompts} has one in "
-            f"{config.data.demonstrations} (column prompt_id)"
+            f"preference.pairs.chosen: demonstration, but no prompt of {named(config.data.prompts)} has one in "
+            f"{named(config.data.demonstrations)} (column prompt_id)"
         )
     held_to = structure(config, inputs.family, inputs.vocabulary)
-    places = [(config.data.demonstrations, "reply_ids", d.prompt_ids, d.reply_ids) for d in inputs.demonstrations]
-    for pair in inputs.pairs:
-        for field, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
-            places.append((config.preference.pairs.file, field, pair.prompt_ids, ids))
-    seen: dict[str, int] = {}
-    for file, field, prompt_ids, ids in places:
-        row = seen[file + field] = seen.get(file + field, 0) + 1
-        check_reply(config, held_to, f"{file} row {row}", field, prompt_ids, ids)
+    _check_all(config, held_to, inputs.demonstrations, ["reply_ids"])
+    if isinstance(inputs.pairs, Shards):
+        _check_all(config, held_to, inputs.pairs, ["chosen_ids", "rejected_ids"])
+        return
+    for row, pair in enumerate(inputs.pairs, start=1):
+        for name, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
+            place = f"{config.preference.pairs.file} row {row}"
+            check_reply(config, held_to, place, name, pair.prompt_ids, ids)
+
+
+def _check_all(config: Config, held_to: Structure | None, rows: Shards, names: list[str]) -> None:
+    """`check_reply` of these columns of all rows; of those that were prepared for this family and fit, none."""
+    if rows.longest <= config.model.max_length and (held_to is None or rows.families == {config.model.family}):
+        return
+    begin = 0
+    for table in rows.stream("prompt_ids", *names):
+        prompts = id_lists(table["prompt_ids"])
+        good = np.ones(table.num_rows, dtype=bool)
+        for name in names:
+            ids = id_lists(table[name])
+            good &= prompts.lengths + ids.lengths <= config.model.max_length
+            if held_to is not None:
+                good &= follow(ids.values, ids.offsets, *held_to)
+        for row in np.flatnonzero(~good).tolist():
+            for name in names:
+                ids = id_lists(table[name]).row(row)
+                check_reply(config, held_to, rows.place(begin + row), name, prompts.row(row), ids)
+        begin += table.num_rows
 
 
 def check_reply(
@@ -104,19 +150,24 @@ def check_reply(
 
 def fingerprints(inputs: Inputs) -> dict[str, str]:
     """A mark of each set of rows that a run deals out in order: another mark, other rows or another order."""
-    sets: dict[str, list[list[np.ndarray]]] = {
-        "data.prompts": [[p.token_ids] for p in inputs.prompts],
-        "data.demonstrations": [[d.prompt_ids, d.reply_ids] for d in inputs.demonstrations],
-        "preference.pairs.file": [[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in inputs.pairs],
-        **{f"data.held_out.{name}": [[p.token_ids] for p in prompts] for name, prompts in inputs.held_out.items()},
+    pairs = inputs.pairs
+    return {
+        "data.prompts": _mark(inputs.prompts),
+        "data.demonstrations": _mark(inputs.demonstrations),
+        "preference.pairs.file": _mark(pairs)
+        if isinstance(pairs, Shards)
+        else mark_of_rows([p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs),
+        **{
+            f"data.held_out.{n}": mark_of_rows([p.token_ids] for p in prompts) for n, prompts in inputs.held_out.items()
+        },
     }
-    marks = {}
-    for name, rows in sets.items():
-        digest = hashlib.sha256()
-        for row in rows:
-            digest.update(b"".join(len(ids).to_bytes(4) + np.asarray(ids, dtype="<i4").tobytes() for ids in row))
-        marks[name] = digest.hexdigest()[:16]
-    return marks
+
+
+def _mark(rows: Shards) -> str:
+    """Of one source its own, which is that of its rows."""
+    if len(rows.marks) == 1:
+        return rows.marks[0]
+    return hashlib.sha256(" ".join(rows.marks).encode()).hexdigest()[:16]
 
 
 def constrained(config: Config, chosen: Family) -> bool:

@@ -16,9 +16,9 @@ from controller.batch import anchor_rows, describe
 from controller.checkpoints import Checkpoint
 from controller.config import Config
 from controller.flow import Batch, Flow
-from controller.inputs import Inputs, fingerprints
+from controller.inputs import Inputs, dealers, fingerprints
 from controller.iteration import Iteration
-from controller.ledger import DEMONSTRATIONS, EVALUATION, PROMPTS, Ledger, draw_seeds
+from controller.ledger import EVALUATION, PROMPTS, draw_seeds
 from controller.metrics.state import Standing
 from controller.recorded import recorded_group
 from controller.replies import ScoredReply
@@ -94,8 +94,7 @@ class Loop:
         self.mix = assembly.mix_ratio(config, None)
         self.preference = assembly.preference(config, inputs)
         self.routes = assembly.routes(config)
-        self.prompts = Ledger(len(inputs.pairs or inputs.prompts), config.run.seed, PROMPTS)
-        self.demonstrations = Ledger(len(inputs.demonstrations), config.run.seed, DEMONSTRATIONS)
+        self.prompts, self.demonstrations = dealers(config, inputs)
         self.rater_versions: dict[str, str] = {}
         self.phase, self.since = "", time.monotonic()
         """What an iteration is doing, empty outside of one, and since when."""

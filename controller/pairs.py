@@ -27,13 +27,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from controller.pairing import Refusal, pick
-from controller.reading import load
+from controller.reading import check_path, load
 from controller.records import run_directory
 from controller.sampled import chosen_iterations, read_run
 from controller.scored import SCORES, Scored, read_scored
+from controller.sources import check_sources, named, paths
 from speech.errors import InputError
 from speech.families import Family, family
-from speech.records import PAIRS, Pair, Prompt, read_prompts
+from speech.records import PAIRS, Pair, Prompt
+from speech.shards import ById
+from speech.stored import open_prompts
 from speech.vocabulary import Vocabulary
 
 
@@ -179,15 +182,17 @@ def read_material(path: Path) -> Material:
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     for key, value in (("model.checkpoint", checkpoint), ("model.family", name), ("data.prompts", data)):
-        if not isinstance(value, str):
+        if not isinstance(value, str) and not (key == "data.prompts" and OmegaConf.is_list(value)):
             raise InputError(f"{path}: {key} is missing; it says how the replies' tokens are to be read")
+    data = OmegaConf.to_container(data) if OmegaConf.is_list(data) else data
+    check_sources("data.prompts", data, check_path)
     chosen = family(name)
     vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), chosen.tokens)
     return Material(
         family=chosen,
         vocabulary=vocabulary,
-        prompts={prompt.id: prompt for prompt in read_prompts(Path(data), vocabulary)},
-        source=data,
+        prompts=ById(open_prompts(paths(data), vocabulary), "id"),
+        source=named(data),
         raters=[str(rater) for rater in weights] if OmegaConf.is_dict(weights) else [],
     )
 

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from controller.anchors import refuse_endless
-from controller.bounds import CHOICES, MANY, NUMBERS, PATHS, Bound
+from controller.bounds import CHOICES, MANY, NUMBERS, PATHS, SOURCES, Bound
 from controller.config import Config
 from controller.placing import check_needs
 from controller.routing import resolve
+from controller.sources import check_sources
 from speech.errors import InputError
 from speech.files import repeated, text, there
 from speech.secrets import reason_to_refuse
@@ -161,8 +162,10 @@ def check(config: Config) -> None:
     for key, bound in NUMBERS.items():
         _check_number(key, valued(c, key), bound)
     for key in PATHS:
-        if valued(c, key) or key != "preference.pairs.file":
-            _check_path(key, valued(c, key))
+        if key in SOURCES:
+            check_sources(key, valued(c, key), check_path)
+        elif valued(c, key) or key != "preference.pairs.file":
+            check_path(key, valued(c, key))
     for member in ("rollout", "reward", "reward.decoders", "learner"):
         gpus = valued(c, f"{member}.gpus")
         if gpus > 1 and gpus != int(gpus):
@@ -200,7 +203,7 @@ def check(config: Config) -> None:
     if not isinstance(path, str):
         found = "missing" if path is None else f"{path!r} is no name"
         raise InputError(f"reward.codec.arguments.path: {found}; it says where the codec's files are")
-    _check_path("reward.codec.arguments.path", path)
+    check_path("reward.codec.arguments.path", path)
     if not c.reward.raters:
         raise InputError("reward.raters: no rater; at least one is needed")
     _check_names([rater.name for rater in c.reward.raters])
@@ -220,7 +223,7 @@ def _check_number(key: str, value: Any, bound: Bound) -> None:
             raise InputError(f"{key}: {complaint}")
 
 
-def _check_path(key: str, value: str) -> None:
+def check_path(key: str, value: str) -> None:
     """A name that some file could have, so that asking for it cannot fail in other ways than that it is not there."""
     try:
         parts = os.fsencode(value).split(b"/")
@@ -252,7 +255,7 @@ def _check_evaluation_sets(held_out: dict[str, str]) -> None:
     for name, path in held_out.items():
         if not NAME.fullmatch(name):
             raise InputError(f"data.held_out: {name!r} may hold letters, digits, '.', '_' and '-'; it names a file")
-        _check_path(f"data.held_out.{name}", path)
+        check_path(f"data.held_out.{name}", path)
 
 
 def _check_addresses(c: Config) -> None:

@@ -288,3 +288,21 @@ def allowed_sets_of(replies: Sequence[np.ndarray], pattern: Pattern, kinds: np.n
     for row, index in enumerate(order):
         sets[index] = found[row, : lengths[row]].copy()
     return sets
+
+
+def follow(values: np.ndarray, offsets: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.ndarray:
+    """bool [rows]: which replies follow the pattern to their end, as `check` says, all of them a token at a time.
+
+    values: ids of all replies; reply r is values[offsets[r]:offsets[r + 1]].
+    """
+    states = table(pattern)
+    after = np.array([*states.after, [-1] * len(states.after[0])])  # -1, the last row, stays what it is
+    lengths = np.diff(offsets)
+    state = np.zeros(len(lengths), dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")  # those that go on are the first ones
+    going = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")
+    for position, count in enumerate(going):
+        now = order[:count]
+        state[now] = after[state[now], kinds[values[offsets[now] + position]]]
+    over = np.array([*(allowed == 0 for allowed in states.allowed), False])
+    return over[state]

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from speech.channels import select
+from speech.columns import hashes, repeats, string_bytes
 from speech.errors import InputError
-from speech.tables import lines, named_values, refuse_missing, rows
+from speech.tables import batches, lines, named_values, opened, parts, refuse_missing, rows, within_file
 from speech.vocabulary import Vocabulary
 
 PROMPTS = pa.schema(
@@ -156,7 +157,7 @@ class Pair:
 
 
 def read_prompts(path: Path, vocabulary: Vocabulary) -> list[Prompt]:
-    """Reads a Parquet file of prompts.
+    """Reads a Parquet file of prompts, or a folder of them.
 
     Raises InputError naming file and row for missing fields, foreign ids, and prompts of one name: what is recorded,
     dealt out and compared by the prompt's id must mean one prompt.
@@ -171,13 +172,13 @@ def read_demonstrations(path: Path, vocabulary: Vocabulary) -> list[Demonstratio
 
 def scan_prompts(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Prompt | InputError]]:
     """(place, prompt) of each row, or why it is none. Raises InputError for a file that has no such rows at all."""
-    seen = dict[str, str]()
+    seen, suspects = dict[str, str](), _suspects(path)
 
     def prompt(place: str, row: dict) -> Prompt:
         name = row["id"]
         if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_ID:
             raise InputError(f"{place}: field 'id' is {name!r}; expected 1 to {LONGEST_ID} printable bytes")
-        if seen.setdefault(name, place) != place:
+        if (suspects is None or (suspects and _hash(name) in suspects)) and seen.setdefault(name, place) != place:
             first = seen[name].removeprefix(f"{path} ")
             raise InputError(f"{place}: field 'id' is {name!r}, as in {first}; ids must differ")
         ids = _ids(row, "token_ids", place, vocabulary)
@@ -185,6 +186,24 @@ def scan_prompts(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Prom
         return Prompt(id=name, token_ids=ids, text=row["text"], facts=_facts(row, place), features=features)
 
     return _each(rows(path, PROMPTS.append(FEATURES), HEARD), prompt, HEARD)
+
+
+def _suspects(path: Path) -> set[int] | None:
+    """Hashes of the ids that are there more than once, for which alone it must be kept where they were seen: a file may
+    have more rows than there is memory for. None: not known, as the file cannot be read, which its rows will say."""
+    found = []
+    schema = pa.schema([PROMPTS.field("id")])
+    try:
+        for part in parts(path):
+            with opened(part, schema) as file:
+                found += [hashes(string_bytes(table["id"])) for table in batches(file, part, within_file(file, schema))]
+    except InputError:
+        return None
+    return set(repeats(np.concatenate(found)).tolist()) if found else None
+
+
+def _hash(name: str) -> int:
+    return int(hashes(string_bytes(pa.array([name], pa.string())))[0])
 
 
 def scan_demonstrations(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Demonstration | InputError]]:

@@ -1,34 +1,55 @@
-"""Rows of a data file that a user supplies, Parquet or JSONL, of the types that a schema says.
+"""Rows of data that a user supplies, Parquet or JSONL, of the types that a schema says; never a whole file in memory.
 
-Every refusal is an InputError naming the file and the row or line.
+A folder of Parquet files is read as one file, in the order of their names. Every refusal is an InputError naming the
+file and the row or line.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speech.errors import InputError
-from speech.files import parsed, repeated, text, there
+from speech.files import parsed, repeated, there
 
 AT_ONCE = 4096
 """Rows that are in memory as Python's own objects: many times what they take in Arrow's form."""
+UNFINISHED = "unfinished"
+"""A file beside folders of Parquet that are being written (`speech.manifest`)."""
+LONGEST_LINE = 1 << 26
+"""Bytes of a line of JSON: 64 MiB are no row, but a file without line ends."""
 
 
-def rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
-    """(place, row) of a Parquet file with the columns of the schema, each cast to its type; others are passed over.
+def parts(path: Path) -> list[Path]:
+    """The Parquet files that a path means: itself, or those in a folder by their names. Raises InputError."""
+    if there(path):
+        return [path]
+    try:
+        found = sorted(file for file in path.glob("*.parquet") if there(file)) if path.is_dir() else []
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise InputError(f"data file {path} does not exist: {error}") from error
+    if not found:
+        raise InputError(
+            f"data file {path} does not exist{': it is a folder, and no Parquet file is in it' if folder else ''}"
+        )
+    if there(path.parent / UNFINISHED):
+        raise InputError(f"{path} is not whole: `duet prepare` was interrupted before it was; call it again")
+    return found
 
-    optional: columns that may be absent: None, as values that are null. Whether a value may be null is for
-    `refuse_missing` to say, row by row.
-    """
+
+def opened(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> pq.ParquetFile:
+    """A Parquet file with the columns of the schema, those of `optional` apart, and with rows. Raises InputError."""
     if not there(path):
         raise InputError(f"data file {path} does not exist")
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from error
-    with file:
+    try:
         names = file.schema_arrow.names
         if (twice := repeated(names)) is not None:
             raise InputError(f"{path} has two columns {twice!r}; their names must differ")
@@ -37,49 +58,126 @@ def rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterato
                 raise InputError(f"{path} has no column {name!r}; expected {', '.join(schema.names)}")
         if file.metadata.num_rows == 0:
             raise InputError(f"{path} has no rows")
-        absent = dict.fromkeys(name for name in schema.names if name not in names)
-        for number, row in enumerate(_plain(file, path, [f for f in schema if f.name in names]), start=1):
-            yield f"{path} row {number}", absent | row
+    except InputError:
+        file.close()
+        raise
+    return file
 
 
-def _plain(file: pq.ParquetFile, path: Path, present: list[pa.Field]) -> Iterator[dict]:
-    """The rows of these columns, of their types, a batch of them at a time."""
-    wanted = [field.name for field in present]
-    batches = file.iter_batches(AT_ONCE, columns=wanted)
+def rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
+    """(place, row) of Parquet with the columns of the schema, each cast to its type; others are passed over.
+
+    optional: columns that may be absent: None, as values that are null. Whether a value may be null is for
+    `refuse_missing` to say, row by row.
+    """
+    for part in parts(path):
+        with opened(part, schema, optional) as file:
+            present = within_file(file, schema)
+            absent = dict.fromkeys(name for name in schema.names if name not in present.names)
+            number = 0
+            for table in batches(file, part, present):
+                for row in plain(table, part):
+                    number += 1
+                    yield f"{part} row {number}", absent | row
+
+
+def within_file(file: pq.ParquetFile, schema: pa.Schema) -> pa.Schema:
+    """Those fields of the schema that the file has, each of which may be null."""
+    names = set(file.schema_arrow.names)
+    return pa.schema([field.with_nullable(True) for field in schema if field.name in names])
+
+
+def batches(
+    file: pq.ParquetFile, path: Path, schema: pa.Schema, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The columns of the schema, of its types, a batch of rows at a time. groups: row groups; None: all.
+
+    Raises InputError naming the file when it is damaged or a column cannot have its type.
+    """
+    found = file.iter_batches(AT_ONCE, columns=schema.names, row_groups=groups)
     while True:
         try:
-            batch = next(batches, None)
+            batch = next(found, None)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{path} is not a Parquet file: {error}") from error
         if batch is None:
             return
-        try:
-            table = pa.Table.from_batches([batch]).select(wanted)
-            table = table.cast(pa.schema([field.with_nullable(True) for field in present]))
-            table.validate(full=True)  # text that is not UTF-8, lengths that a damaged page gives
-            found = table.to_pylist()
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: columns do not have the expected types: {error}") from error
-        yield from found
+        yield typed(pa.Table.from_batches([batch]), path, schema)
+
+
+def typed(table: pa.Table, path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema, cast to its types and sound. Raises InputError naming the file."""
+    try:
+        table = table.select(schema.names).cast(schema)
+        table.validate(full=True)  # text that is not UTF-8, lengths that a damaged page gives
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: columns do not have the expected types: {error}") from error
+    return table
+
+
+def plain(table: pa.Table, path: Path) -> list[dict]:
+    """The rows as Python's own objects. Raises InputError naming the file."""
+    try:
+        return table.to_pylist()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: columns do not have the expected types: {error}") from error
 
 
 def lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """The rows of a JSONL file, each value of the type that the schema gives its field."""
-    if not there(path):
-        raise InputError(f"data file {path} does not exist")
-    content = text(path).split("\n")
-    if not any(line.strip() for line in content):
-        raise InputError(f"{path} has no rows")
-    for number, line in enumerate(content, start=1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        found = parsed(line, place)
-        if not isinstance(found, dict):
-            raise InputError(f"{place} is not a JSON object with the fields {', '.join(schema.names)}")
+    check_text(path)
+    for place, found in objects(path, schema.names):
         row = {field.name: _typed(found.get(field.name), field, place) for field in schema}
         refuse_missing(row, optional, place)
         yield place, row
+
+
+def check_text(path: Path) -> None:
+    """Raises InputError for a file that is missing, or not text in UTF-8 up to its end."""
+    if not there(path):
+        raise InputError(f"data file {path} does not exist")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def objects(path: Path, expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line that is not empty. expected: names of fields, for the message when it is none."""
+    empty = True
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        empty = False
+        yield f"{path} line {number}", one_object(line, f"{path} line {number}", expected)
+    if empty:
+        raise InputError(f"{path} has no rows")
+
+
+def one_object(line: str, place: str, expected: Sequence[str]) -> dict[str, Any]:
+    """A line of JSON as an object. Raises InputError."""
+    found = parsed(line, place)
+    if not isinstance(found, dict):
+        raise InputError(f"{place} is not a JSON object with the fields {', '.join(expected)}")
+    return found
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, one at a time. Raises InputError when it is missing or not UTF-8."""
+    if not there(path):
+        raise InputError(f"data file {path} does not exist")
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise InputError(f"{path} is not JSON lines: one has more than {LONGEST_LINE:,} bytes")
+                yield line.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def refuse_missing(row: dict, optional: Sequence[str], place: str) -> None:

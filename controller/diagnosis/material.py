@@ -1,6 +1,6 @@
 """What a diagnosis reads: the records of a run, its groups of scores, and its replies as passages to score again."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +9,18 @@ from typing import Self
 import numpy as np
 
 from controller.config import Config
-from controller.ledger import DEMONSTRATIONS, Ledger
+from controller.ledger import DEMONSTRATIONS, dealer
 from controller.preference import DEMONSTRATION
 from controller.reading import read
 from controller.records import read_replies, run_directory
+from controller.sources import named, paths, sources
 from learner.geometry import Passage
 from speech.errors import InputError
 from speech.families import Family, family
 from speech.interleave import allowed_sets, kind_table
-from speech.records import Prompt, read_demonstrations, read_prompts
+from speech.records import Prompt
+from speech.shards import ById
+from speech.stored import open_demonstrations, open_prompts
 from speech.vocabulary import Vocabulary
 
 SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
@@ -96,9 +99,9 @@ class RunFiles:
         return kind_table(self.vocabulary)
 
     @cached_property
-    def prompts(self) -> dict[str, Prompt]:
+    def prompts(self) -> Mapping[str, Prompt]:
         """The training prompts, by id."""
-        return {p.id: p for p in read_prompts(Path(self.config.data.prompts), self.vocabulary)}
+        return ById(open_prompts(paths(self.config.data.prompts), self.vocabulary), "id")
 
     @property
     def constrained(self) -> bool:
@@ -143,20 +146,22 @@ class RunFiles:
 
     def demonstrations(self, limit: int) -> list[Item]:
         """The first demonstrations that the run trained on, in its own order; each at most once."""
-        found = read_demonstrations(Path(self.config.data.demonstrations), self.vocabulary)
-        order = Ledger(len(found), self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
+        data = self.config.data.demonstrations
+        found = open_demonstrations(paths(data), self.vocabulary)
+        weights = [source.weight for source in sources(data)]
+        order = dealer(found.counts, weights, self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
         return [
             Item(
                 passage=Passage(
-                    prompt_ids=found[index].prompt_ids,
-                    reply_ids=found[index].reply_ids,
-                    features=found[index].features,
+                    prompt_ids=one.prompt_ids,
+                    reply_ids=one.reply_ids,
+                    features=one.features,
                     slot=self.vocabulary.slot,
                 ),
-                channels=self.vocabulary.channels(found[index].reply_ids),
+                channels=self.vocabulary.channels(one.reply_ids),
                 group=place,
             )
-            for place, index in enumerate(order)
+            for place, one in enumerate(found[index] for index in dict.fromkeys(order))
         ]
 
     def _rows(self, iteration: int, columns: Sequence[str] | None = None) -> list[dict]:
@@ -170,7 +175,8 @@ class RunFiles:
     def _item(self, row: dict, iteration: int, group: int) -> Item:
         if row["prompt_id"] not in self.prompts:
             raise InputError(
-                f"{self.config.data.prompts} has no prompt {row['prompt_id']!r}, which iteration {iteration} replied to"
+                f"{named(self.config.data.prompts)} has no prompt {row['prompt_id']!r}, which iteration {iteration} "
+                "replied to"
             )
         prompt, ids = self.prompts[row["prompt_id"]], np.asarray(row["token_ids"], dtype=np.int32)
         allowed = None

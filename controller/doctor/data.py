@@ -1,9 +1,11 @@
 """Data files, row by row: all that `duet train` would refuse at the first such row, and what it would not notice.
 
-Rows are passed through once, and no more of one is kept than a digest, so that a file may be larger than memory.
+Rows are passed through once, and no more of one is kept than its lengths, and of the first million a digest, so that a
+file may be larger than memory.
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +23,8 @@ from speech.vocabulary import Vocabulary
 DATA = Voice("data")
 SOME = 0.01
 """Share of the rows that may be the same as others, as happens where rows are drawn."""
+COMPARED = 1_000_000
+"""Rows that others are compared with, the first ones: a digest and a place take about 200 bytes."""
 PAGE = "see docs/own-data.md for what each column must hold"
 KEEP_ONE = "leave them out, unless they are meant to count twice"
 
@@ -32,7 +36,7 @@ class Scan:
     rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     marks: dict[bytes, str] = field(default_factory=dict)
-    """Digests of what the rows say, each with the first row that says it."""
+    """Digests of what the first `COMPARED` rows say, each with the first row that says it."""
     prompts: list[Prompt] = field(default_factory=list)
     """Those that were to be kept, and the first."""
     demonstrations: list[Demonstration] = field(default_factory=list)
@@ -43,6 +47,8 @@ class Scan:
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
             digest.update(len(part).to_bytes(8) + part.tobytes())
+        if len(self.marks) >= COMPARED:
+            return self.marks.get(digest.digest())
         first = self.marks.setdefault(digest.digest(), place)
         return None if first == place else first
 
@@ -51,7 +57,7 @@ def scan_prompts(
     config: Config, vocabulary: Vocabulary, key: str, found: Iterable[tuple[str, Prompt | InputError]], keep: set[str]
 ) -> Scan:
     """Looks at each prompt. key: where the configuration names the file. keep: ids of prompts that are wanted."""
-    scan, room, lengths = Scan(), longest_prompt(config), []
+    scan, room, lengths = Scan(), longest_prompt(config), array("q")
     faults = bad, long, foreign, twice, empty = (
         Faults(DATA.error, "rows cannot be used", PAGE),
         Faults(
@@ -94,7 +100,7 @@ def scan_demonstrations(
     found: Iterable[tuple[str, Demonstration | InputError]],
 ) -> Scan:
     """Looks at each demonstration. held_to: the structure that sampling is held to."""
-    key, scan, lengths, codes = "data.demonstrations", Scan(), [], []
+    key, scan, lengths, codes = "data.demonstrations", Scan(), array("q"), array("q")
     faults = bad, wrong, foreign, long, silent, twice = (
         Faults(DATA.error, "rows cannot be used", PAGE),
         Faults(DATA.error, "replies cannot be learnt from", PAGE),
@@ -195,7 +201,7 @@ def _row(place: str) -> str:
     return place[place.rindex("row ") :] if "row " in place else place
 
 
-def _spread(lengths: list[int]) -> str:
+def _spread(lengths: array) -> str:
     """Shortest, longest and middle, in words."""
-    ordered = sorted(lengths)
+    ordered = np.sort(lengths)
     return f"{ordered[0]} to {ordered[-1]} tokens, half of them up to {ordered[len(ordered) // 2]}"

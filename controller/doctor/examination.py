@@ -1,5 +1,6 @@
 """All checks, in the order in which one builds on another. Whatever goes wrong in a check is a finding of it."""
 
+import itertools
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from controller.doctor.recordings import Recordings
 from controller.fitting import adapters, check_weights, known_codec, load_codec
 from controller.inputs import read_inputs, structure
 from controller.reading import read
+from controller.sources import named, paths
 from speech.errors import InputError
 from speech.families import family
 from speech.files import parsed, text, there
@@ -170,18 +172,18 @@ def _data(case: Case) -> Iterator[Finding]:
     held_to = structure(config, case.need("family"), vocabulary)
     shown = _scanned(
         lambda: data.scan_demonstrations(
-            config, vocabulary, held_to, scan_demonstrations(Path(config.data.demonstrations), vocabulary)
+            config, vocabulary, held_to, _each(scan_demonstrations, paths(config.data.demonstrations), vocabulary)
         )
     )
     yield from shown.findings
     case.demonstrations = shown.demonstrations
     keep = {demonstration.prompt_id for demonstration in shown.demonstrations}
     scans = {}
-    for key, file in _prompt_files(config).items():
-        recordings = Recordings(Path(file).parent)
+    for key, files in _prompt_files(config).items():
+        recordings = Recordings(files[0].parent)
         scans[key] = _scanned(
-            lambda key=key, file=file, recordings=recordings: data.scan_prompts(
-                config, vocabulary, key, recordings.watch(scan_prompts(Path(file), vocabulary)), keep
+            lambda key=key, files=files, recordings=recordings: data.scan_prompts(
+                config, vocabulary, key, recordings.watch(_each(scan_prompts, files, vocabulary)), keep
             )
         )
         yield from scans[key].findings
@@ -201,9 +203,14 @@ def _scanned(scan: Callable[[], Scan]) -> Scan:
         return Scan(findings=[data.DATA.error(str(error), data.PAGE)])
 
 
-def _prompt_files(config: Config) -> dict[str, str]:
-    held_out = {f"data.held_out.{name}": file for name, file in config.data.held_out.items()}
-    return {"data.prompts": config.data.prompts} | held_out
+def _prompt_files(config: Config) -> dict[str, list[Path]]:
+    held_out = {f"data.held_out.{name}": [Path(file)] for name, file in config.data.held_out.items()}
+    return {"data.prompts": paths(config.data.prompts)} | held_out
+
+
+def _each(scan: Callable, files: list[Path], vocabulary: Vocabulary) -> Iterator:
+    """The rows of all, one behind another."""
+    return itertools.chain.from_iterable(scan(file, vocabulary) for file in files)
 
 
 def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
@@ -219,8 +226,8 @@ def _raters(case: Case) -> Iterator[Finding]:
     one = raters.example(case.need("prompts"), case.need("demonstrations")[0], vocabulary, codec)
     if not one.own:
         yield raters.RATER.warning(
-            f"no prompt of {config.data.prompts} has the id of the first demonstration; below, it is rated as a reply "
-            "to another",
+            f"no prompt of {named(config.data.prompts)} has the id of the first demonstration; below, it is rated as a "
+            "reply to another",
             "name the prompt of each demonstration in its column prompt_id",
         )
     yield from raters.check_raters(config, one)

@@ -1,6 +1,7 @@
 """What a report reads: the records of a run as they are now, and the data that the run was made of."""
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,12 @@ from controller import records
 from controller.claim import Claim
 from controller.config import Config
 from controller.reading import read
+from controller.sources import paths
 from speech.errors import InputError
 from speech.families import family
-from speech.records import Demonstration, Prompt, read_demonstrations, read_prompts
+from speech.records import Demonstration, Prompt
+from speech.shards import ById
+from speech.stored import open_demonstrations, open_prompts
 from speech.vocabulary import Vocabulary
 
 
@@ -23,9 +27,9 @@ class World:
     """What a run was made of, as far as it is still where the configuration says."""
 
     vocabulary: Vocabulary | None = None
-    prompts: dict[str, Prompt] = field(default_factory=dict)
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
     """Of training and of every evaluation set, by id."""
-    demonstrations: dict[str, Demonstration] = field(default_factory=dict)
+    demonstrations: Mapping[str, Demonstration] = field(default_factory=dict)
     """By the prompt's id; the first of several."""
     lacks: list[str] = field(default_factory=list)
     """What is not there any more, a sentence each."""
@@ -97,19 +101,20 @@ class Source:
             )
         except InputError as error:
             return World(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
-        prompts: dict[str, Prompt] = {}
-        for path in (data.prompts, *data.held_out.values()):
+        prompts: list[Any] = []
+        for path in (*paths(data.prompts), *map(Path, data.held_out.values())):
             try:
-                prompts |= {prompt.id: prompt for prompt in read_prompts(Path(path), vocabulary)}
+                prompts.append(ById(open_prompts([path], vocabulary), "id"))
             except InputError as error:
                 lacks.append(f"Questions are missing: {error}.")
-        demonstrations: dict[str, Demonstration] = {}
+        demonstrations: Mapping[str, Demonstration] = {}
         try:
-            for one in read_demonstrations(Path(data.demonstrations), vocabulary):
-                demonstrations.setdefault(one.prompt_id, one)
+            demonstrations = ById(open_demonstrations(paths(data.demonstrations), vocabulary), "prompt_id")
         except InputError as error:
             lacks.append(f"Demonstrations are missing: {error}.")
-        return World(vocabulary=vocabulary, prompts=prompts, demonstrations=demonstrations, lacks=lacks)
+        return World(
+            vocabulary=vocabulary, prompts=ChainMap(*prompts[::-1]), demonstrations=demonstrations, lacks=lacks
+        )
 
 
 def _absent(reader: Callable[..., Any], *arguments: object) -> Any:

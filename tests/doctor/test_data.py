@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from controller.doctor import data
 from controller.doctor.data import check_overlap, scan_demonstrations, scan_pairs, scan_prompts
 from controller.doctor.findings import State
 from controller.doctor.recordings import Recordings
@@ -108,6 +109,17 @@ def test_prompts_that_are_wanted_are_kept(root, vocabulary):
     rows = [prompt("first", (1, 40)), prompt("b", (1, 41)), prompt("wanted", (1, 42))]
     scan = scan_prompts(configured(root), vocabulary, KEY, numbered(rows), {"wanted"})
     assert [kept.id for kept in scan.prompts] == ["first", "wanted"]
+
+
+def test_of_many_rows_the_first_are_those_that_others_are_compared_with(root, vocabulary, monkeypatch):
+    monkeypatch.setattr(data, "COMPARED", 2)
+    ids = [(1, 40), (1, 41), (1, 42), (1, 42), (1, 41)]
+    scan = prompts(root, vocabulary, [prompt(str(number), given) for number, given in enumerate(ids)])
+    assert len(scan.marks) == 2
+    assert (
+        "1 of 5 prompts have the very tokens of another: mine.parquet row 5 as row 2"
+        in only(scan.findings, State.WARNING).text
+    )
 
 
 def test_held_out_prompts_that_are_trained_on(root, vocabulary):

@@ -1,0 +1,98 @@
+"""All sources of a call of `duet prepare`, and the configuration that comes of them."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from controller.config import Config
+from controller.fitting import load_codec
+from controller.inputs import longest_prompt
+from controller.preparing.command import CONFIG, Given, joiner
+from controller.preparing.preparation import REFUSED, Preparation
+from controller.preparing.running import Pool, Recipe
+from controller.reading import read
+from speech.families import family
+from speech.manifest import Manifest
+from speech.vocabulary import Vocabulary
+
+
+def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
+    """Prepares each source, and writes the configuration. Raises InputError, TimeoutError."""
+    config = _configured(options, given)
+    chosen = family(config.model.family)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
+    codec = load_codec(config, vocabulary)
+    workers = options.workers or max(1, os.cpu_count() or 1)
+    join = joiner(config.cluster.address, workers, options.worker_cpus)
+    done: list[tuple[Given, Manifest]] = []
+    try:
+        for one in given:
+            recipe = Recipe(
+                family=chosen,
+                checkpoint=str(Path(config.model.checkpoint).absolute()),
+                codec=config.reward.codec.use,
+                codec_path=str(Path(config.reward.codec.arguments["path"]).absolute()),
+                longest_prompt=longest_prompt(config),
+                longest=config.model.max_length,
+                root=options.audio_root.absolute() if options.audio_root and not one.converted else None,
+                folder=(options.to / one.name).absolute(),
+            )
+            preparation = Preparation(
+                source=one.path.absolute(),
+                recipe=recipe,
+                vocabulary=vocabulary,
+                codec_version=codec.version,
+                pool=Pool(
+                    workers=workers,
+                    cpus=options.worker_cpus,
+                    gpus=options.worker_gpus,
+                    seconds=options.part_seconds,
+                ),
+                rows=options.rows,
+                most_refused=options.most_refused,
+                trust=options.trust_recordings,
+            )
+            done.append((one, preparation.run(join, print)))
+    finally:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+    for one, manifest in done:
+        print(f"{one.name:<24}{_described(manifest)}")
+        if manifest.refused:
+            print(f"{'':<24}why: {options.to / one.name / REFUSED}")
+    path = options.to / CONFIG
+    path.write_text(_config(options, done), encoding="utf-8")
+    print(f"duet train --config {path}")
+
+
+def _configured(options: argparse.Namespace, given: Sequence[Given]) -> Config:
+    """The configuration as it will be: one of data that are only being made need not name any."""
+    folder = options.to / given[0].name
+    data = [f"data.{name}={folder / name}" for name in ("prompts", "demonstrations")]
+    return read(options.config, [*options.overrides, *data])
+
+
+def _described(manifest: Manifest) -> str:
+    kept = ", ".join(f"{folder.rows:,} {name}" for name, folder in manifest.folders.items())
+    why = ", ".join(f"{reason} {count:,}" for reason, count in manifest.refused.items())
+    return f"{manifest.rows:,} rows: {kept}" + (f"; refused: {why}" if why else "")
+
+
+def _config(options: argparse.Namespace, done: Sequence[tuple[Given, Manifest]]) -> str:
+    """YAML that extends the one that was given."""
+    data: dict[str, Any] = {}
+    for name in ("prompts", "demonstrations"):
+        found = [
+            {"path": str((options.to / one.name / name).absolute()), "weight": one.weight}
+            for one, manifest in done
+            if name in manifest.folders
+        ]
+        if found:
+            data[name] = found[0]["path"] if len(found) == 1 else found
+    return OmegaConf.to_yaml(OmegaConf.create({"extends": str(options.config.absolute()), "data": data}))
