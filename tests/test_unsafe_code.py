@@ -22,6 +22,8 @@ LOADERS = {
 ALLOWED = {
     # What a configuration names by `use: module:Class` is run, by design (docs/security.md).
     ("reward/server.py", "importlib.import_module"),
+    # And so is a family of the user's own, `model.family: module:NAME`.
+    ("speech/families/__init__.py", "importlib.import_module"),
     # The command line's own modules, from a constant.
     ("controller/__main__.py", "importlib.import_module"),
 }

@@ -5,12 +5,14 @@ Names of tokens, order of a dialogue and what ends which stream are those of the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from speech.dialogue import Turn
 from speech.errors import InputError
 from speech.families.family import Family
+from speech.original import Config, Original, renamed
 from speech.parallel import Parallel
 from speech.vocabulary import TokenNames, Vocabulary
 
@@ -108,6 +110,21 @@ class _Streams:
         return np.asarray(self._steps, dtype=np.int32).reshape(-1)
 
 
+DELAY = 6
+DIVISION = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How the released tokenizer divides a text (vLLM's tokenizers/kimi_audio.py)."""
+
+
+def _config(released: Config) -> dict[str, Any]:
+    """The released one as it is, without the code that comes with it: this model reads its names."""
+    if (delay := released["kimia_mimo_audiodelaytokens"]) != DELAY:
+        raise ValueError(f"kimia_mimo_audiodelaytokens is {delay}, not {DELAY}")
+    kept = {key: value for key, value in released.items() if key != "auto_map"}
+    return kept | {"model_type": "kimi_audio", "architectures": ["MoonshotKimiaForCausalLM"]}
+
+
 KIMI_AUDIO = KimiAudio(
     name="kimi-audio",
     tokens=TokenNames(
@@ -125,11 +142,18 @@ KIMI_AUDIO = KimiAudio(
             SPEAK,
         ),
     ),
-    interleave=Parallel(delay=6),
+    interleave=Parallel(delay=DELAY),
     # The released code puts blanks over whatever the model gave before speech begins and after the text has ended.
     follows_pattern=False,
     streams=2,
     architecture="speech.models.kimi_audio:MoonshotKimiaForCausalLM",
+    # Its configuration class is Qwen2's, and may have left it that name.
+    original=Original(
+        model_types=("kimi_audio", "qwen2"),
+        config=_config,
+        parts=renamed({r"(?!.*\.inv_freq$)(model\..*|lm_head\.weight|mimo_output\.weight)": r"\1"}),
+        division=DIVISION,
+    ),
     parts={
         "adaptor": ("model.vq_adaptor.*",),
         "speech": ("model.mimo_layers.*", "model.mimo_norm.*", "mimo_output.*"),

@@ -3,11 +3,10 @@
 torch and transformers are imported by whoever loads a model, not by `speech`.
 """
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.families import Family
+from speech.families import Family, named
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +18,13 @@ def pretrained(path: Path | str, family: Family, *, dtype: "torch.dtype", trust_
     One that the family names is taken whatever the checkpoint's config.json calls itself, and without code that comes
     with it. Raises OSError, ValueError or SafetensorError for what cannot be loaded.
     """
+    trusted = trust_remote_code and not family.architecture
+    kind = architecture(family)
+    return kind.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=trusted)
+
+
+def architecture(family: Family) -> Any:
+    """The class that loads a family's models. One of ours is known to transformers from then on."""
     from transformers import AutoModelForCausalLM
 
-    kind: Any = AutoModelForCausalLM
-    if family.architecture:
-        module, _, name = family.architecture.partition(":")
-        kind, trust_remote_code = getattr(importlib.import_module(module), name), False
-    return kind.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+    return named(family.architecture) if family.architecture else AutoModelForCausalLM

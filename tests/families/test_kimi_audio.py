@@ -1,6 +1,7 @@
 """Kimi-Audio, two streams side by side: vocabulary and dialogues, the engine against the learner, and whole runs."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from learner.attention import use_packing
+from learner.released import put_back, take_in
 from learner.rows import Row, collate
 from learner.scorer import Scorer
 from learner.source import named_weights
@@ -21,11 +23,12 @@ from learner.step import Objective, Route, micro_batch_loss
 from rollout.engine import EngineSettings, HalfTaken, Order, SamplingSettings
 from rollout.parallel_engine import ParallelEngine
 from speech.channels import Channel
+from speech.checkpoint import check_checkpoint
 from speech.dialogue import Turn
 from speech.errors import InputError
 from speech.families import family
 from speech.interleave import Kind, allowed_sets, check, kind_table
-from speech.models import pretrained
+from speech.models import architecture, pretrained
 from speech.records import DEMONSTRATIONS, PROMPTS, Finish, Prompt
 from speech.vocabulary import Vocabulary
 from tests.commands import duet
@@ -381,6 +384,35 @@ def test_a_checkpoint_is_written_as_it_was_read(checkpoint, scorer, tmp_path):
     other = pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
     load_model(other, tmp_path)
     assert torch.equal(other.lm_head.weight, scorer.model.lm_head.weight)
+
+
+def test_the_released_layout_is_taken_in_and_put_back(checkpoint, tmp_path):
+    """All of it is trained but what lies beside the model, and nothing has another name."""
+    released, trunk, back = tmp_path / "released", tmp_path / "trunk", tmp_path / "back"
+    shutil.copytree(checkpoint, released)
+    described = json.loads((released / "config.json").read_text())
+    described |= {"model_type": "qwen2", "auto_map": {"AutoModelForCausalLM": "modeling_moonshot_kimia.Model"}}
+    (released / "config.json").write_text(json.dumps(described))
+    weights = load_file(released / "model.safetensors")
+    beside = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "speaker.weight": torch.ones(2)}
+    save_file(weights | beside, released / "model.safetensors", metadata={"format": "pt"})
+    architecture(FAMILY)
+    assert take_in(released, FAMILY.original, FAMILY.name, trunk) == 2
+    assert load_file(trunk / "model.safetensors").keys() == weights.keys()
+    assert check_checkpoint(trunk, trust_remote_code=False)
+    assert Vocabulary.from_checkpoint(trunk, FAMILY.tokens).end_reply == STOP
+    model = pretrained(trunk, FAMILY, dtype=torch.float32, trust_remote_code=False)
+    with torch.no_grad():
+        model.mimo_output.weight.mul_(2.0)
+    save_model(model, trunk, tmp_path / "trained")
+    put_back(tmp_path / "trained", released, FAMILY.original, back)
+    written = load_file(back / "model.safetensors")
+    assert written.keys() == (weights | beside).keys()
+    assert {n for n in written if not torch.equal(written[n], (weights | beside)[n])} == {"mimo_output.weight"}
+    assert json.loads((back / "config.json").read_text()) == described
+    (released / "config.json").write_text(json.dumps(described | {"kimia_mimo_audiodelaytokens": 5}))
+    with pytest.raises(InputError, match="kimia_mimo_audiodelaytokens is 5, not 6"):
+        take_in(released, FAMILY.original, FAMILY.name, tmp_path / "other")
 
 
 @pytest.fixture(scope="module")
