@@ -202,7 +202,7 @@ class ParallelEngine:
         embeddings here (`heard` of speech.models.kimi_audio)."""
         from transformers import DynamicCache
 
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         self._outputs(torch.from_numpy(ids.astype(np.int64))[None].to(self._device), past_key_values=cache)
         for layer, held in enumerate(cache.layers):
             self._slots.put(row, layer, held.keys[0], held.values[0])

@@ -90,8 +90,9 @@ class MoonshotKimiaModel(Qwen2PreTrainedModel):
         self.layers = nn.ModuleList(Qwen2DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mimo_layers = nn.ModuleList(Qwen2DecoderLayer(config, 0) for _ in range(config.kimia_mimo_layers))
-        for index, layer in enumerate(self.mimo_layers):  # in a cache, behind the others
-            layer.self_attn.layer_idx = config.num_hidden_layers + index
+        for index, layer in enumerate(self.mimo_layers):
+            attention: Any = layer.self_attn
+            attention.layer_idx = config.num_hidden_layers + index  # in a cache, behind the others
         self.mimo_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if config.use_whisper_feature:
             self.vq_adaptor = VQAdaptor(config)
@@ -150,7 +151,7 @@ class MoonshotKimiaModel(Qwen2PreTrainedModel):
                 speech = hidden
         for layer in self.mimo_layers:
             speech = layer(speech, **shared)
-        outputs = torch.stack([self.norm(hidden), self.mimo_norm(speech)], dim=2).flatten(1, 2)
+        outputs: Any = torch.stack([self.norm(hidden), self.mimo_norm(speech)], dim=2).flatten(1, 2)
         return BaseModelOutputWithPast(
             last_hidden_state=outputs, past_key_values=past_key_values if use_cache else None
         )
@@ -179,10 +180,9 @@ class MoonshotKimiaForCausalLM(Qwen2PreTrainedModel, GenerationMixin):
         turn."""
         found = self.model(input_ids=input_ids, **kwargs)
         by_stream = found.last_hidden_state.unflatten(1, (-1, STREAMS)).unbind(2)
-        logits = [layer(hidden) for layer, hidden in zip(self.output_layers, by_stream, strict=True)]
-        return CausalLMOutputWithPast(
-            logits=torch.stack(logits, dim=2).flatten(1, 2), past_key_values=found.past_key_values
-        )
+        parts = [layer(hidden) for layer, hidden in zip(self.output_layers, by_stream, strict=True)]
+        logits: Any = torch.stack(parts, dim=2).flatten(1, 2)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
 
 
 AutoConfig.register(KimiAudioConfig.model_type, KimiAudioConfig, exist_ok=True)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from controller.report.takes import strip
 from learner.attention import use_packing
 from learner.released import put_back, take_in
 from learner.rows import Row, collate
@@ -215,6 +216,18 @@ def test_demonstrations_are_valid_and_say_what_they_were_made_of(vocabulary):
     assert vocabulary.text(reply) == "w12w0w151642"
     assert vocabulary.codes(reply).tolist() == codes.tolist()
     assert Tones(**CODEC).decode(vocabulary.codes(reply)).seconds == pytest.approx(4 / 12.5)
+
+
+def test_a_page_shows_what_was_said_and_heard(vocabulary):
+    reply = FAMILY.reply("w1 w2 w3 w4 w5 w6 w7", np.arange(3), vocabulary)
+    runs = strip(reply, vocabulary.channels(reply), vocabulary)
+    assert runs == [
+        ["text", 7, "w1w2w3w4w5w6w7"],
+        ["speech", 1, ""],
+        ["end", 1, ""],
+        ["speech", 2, ""],
+        ["boundary", 1, ""],
+    ]
 
 
 def test_a_thousand_replies_keep_to_the_structure(groups):
