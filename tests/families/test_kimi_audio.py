@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from cluster.parcel import Parcel
+from cluster.waiting import MemberBroken
+from controller.inputs import read_inputs
+from controller.reading import read
 from controller.report.takes import strip
 from learner.attention import use_packing
 from learner.released import put_back, take_in
@@ -23,6 +27,7 @@ from learner.state import load_model, save_model
 from learner.step import Objective, Route, micro_batch_loss
 from rollout.engine import EngineSettings, HalfTaken, Order, SamplingSettings
 from rollout.parallel_engine import ParallelEngine
+from rollout.worker import Probe, RolloutWorker
 from speech.channels import Channel
 from speech.checkpoint import check_checkpoint
 from speech.dialogue import Turn
@@ -221,13 +226,10 @@ def test_demonstrations_are_valid_and_say_what_they_were_made_of(vocabulary):
 def test_a_page_shows_what_was_said_and_heard(vocabulary):
     reply = FAMILY.reply("w1 w2 w3 w4 w5 w6 w7", np.arange(3), vocabulary)
     runs = strip(reply, vocabulary.channels(reply), vocabulary)
-    assert runs == [
-        ["text", 7, "w1w2w3w4w5w6w7"],
-        ["speech", 1, ""],
-        ["end", 1, ""],
-        ["speech", 2, ""],
-        ["boundary", 1, ""],
-    ]
+    assert [(kind, count) for kind, count, _ in runs] == [
+        ("text", 7), ("speech", 1), ("end", 1), ("speech", 2), ("boundary", 1),
+    ]  # fmt: skip
+    assert runs[0][2] == "w1w2w3w4w5w6w7"
 
 
 def test_a_thousand_replies_keep_to_the_structure(groups):
@@ -429,8 +431,8 @@ def test_the_released_layout_is_taken_in_and_put_back(checkpoint, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(root, checkpoint, vocabulary, prompts, tmp_path_factory) -> Path:
-    """Two iterations of the real stack, then another that goes on from their checkpoint."""
+def job(checkpoint, vocabulary, prompts, tmp_path_factory) -> Path:
+    """A folder with data and a configuration."""
     directory = tmp_path_factory.mktemp("run")
     asked = [{"id": p.id, "token_ids": p.token_ids, "text": f"question {p.id}", "facts": []} for p in prompts[:12]]
     shown = [
@@ -467,12 +469,65 @@ anchor: {{rows: 4}}
 learner: {{ranks: 2, cpus: 0.25, learning_rate: 1.0e-3, zero_stage: 2}}
 evaluation: {{recordings: 1, listen_every: 0, signal_samples: 0}}
 """)
-    done = duet(root, "train", "--config", str(directory / "run.yaml"))
+    return directory
+
+
+def test_half_a_step_is_refused_before_anything_starts(job, tmp_path):
+    rows = {name: pq.read_table(job / f"{name}.parquet").to_pylist() for name in ("prompts", "demonstrations")}
+    rows["prompts"][4]["token_ids"].pop()
+    rows["demonstrations"][2]["prompt_ids"].pop()
+    for name, schema in (("prompts", PROMPTS), ("demonstrations", DEMONSTRATIONS)):
+        pq.write_table(pa.Table.from_pylist(rows[name], schema), tmp_path / f"{name}.parquet")
+    half = r"has \d+ tokens, where family kimi-audio has 2 for each step"
+    refusals = {
+        f"data.prompts={tmp_path}/prompts.parquet": f"prompts.parquet row 5: field 'token_ids' {half}",
+        f"data.demonstrations={tmp_path}/demonstrations.parquet": f"row 3: field 'prompt_ids' {half}",
+        "rollout.tensor_parallel=2": "rollout.tensor_parallel: 2, but the engine of family kimi-audio",
+    }
+    for override, complaint in refusals.items():
+        with pytest.raises(InputError, match=complaint):
+            read_inputs(read(job / "run.yaml", [override]))
+
+
+def test_a_worker_takes_the_engine_of_the_family(checkpoint, vocabulary, prompts, scorer, tmp_path):
+    """Without Ray: what it draws, and that it proves to hold the weights that it was given."""
+    worker = RolloutWorker("rollout-0", settings(checkpoint), FAMILY, 0, "127.0.0.1", "127.0.0.1")
+    assert worker.warm_up(prompts[:1], 2, SAMPLING) == "rollout-0"
+    too_long = replace(prompts[1], token_ids=np.full(128, BLANK, dtype=np.int32))
+    orders = [
+        Order(number=number, prompt=prompt, group_size=2, sampling=SAMPLING, seed=0)
+        for number, prompt in enumerate([prompts[0], too_long])
+    ]
+    drawn = worker.turn(orders, 60.0)
+    assert [number for number, _ in drawn.replies] == [0, 0]
+    assert [number for number, _ in drawn.refused] == [1]
+    with torch.no_grad():
+        scorer.model.mimo_output.weight.mul_(1.1)
+    weights = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
+    save_file(weights, tmp_path / "w.safetensors")
+    ids = np.concatenate([prompts[0].token_ids, FAMILY.reply("w1", np.arange(3), vocabulary)])
+    inputs, sources = torch.from_numpy(ids.astype(np.int64)), torch.arange(len(ids) - 2)
+    with torch.no_grad():
+        logps, _ = scorer(inputs[None], sources, inputs[2:], torch.zeros_like(sources), torch.ones(len(sources)))
+    parcel = Parcel(version=1, size=1, whole=True, path=tmp_path / "w.safetensors")
+    report = worker.update(parcel, 0.5, Probe(sequences=[ids], logps=[logps.numpy()]))
+    assert report.version == 1
+    assert report.probe_gap < 1e-4
+    assert worker.state() == {"name": "rollout-0", "weight_version": 1, "mix": 0.5, "metrics": None}
+    save_file({"strange": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(MemberBroken, match="weights 2 were not taken to the end"):
+        worker.update(replace(parcel, version=2), 0.5, Probe(sequences=[], logps=[]))
+
+
+@pytest.fixture(scope="module")
+def run(root, job) -> Path:
+    """Two iterations of the real stack, then another that goes on from their checkpoint."""
+    done = duet(root, "train", "--config", str(job / "run.yaml"))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    again = duet(root, "train", "--resume", str(directory / "kimi"), "run.iterations=3")
+    again = duet(root, "train", "--resume", str(job / "kimi"), "run.iterations=3")
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
     assert "after iteration 2" in again.stdout
-    return directory / "kimi"
+    return job / "kimi"
 
 
 def test_the_run_trains_both_streams(run, checkpoint):
