@@ -145,6 +145,7 @@ KIMI_AUDIO = KimiAudio(
     interleave=Parallel(delay=DELAY),
     # The released code puts blanks over whatever the model gave before speech begins and after the text has ended.
     follows_pattern=False,
+    codec="speech.codecs.kimi_audio:KimiAudioCodec",
     streams=2,
     architecture="speech.models.kimi_audio:MoonshotKimiaForCausalLM",
     # Its configuration class is Qwen2's, and may have left it that name.
