@@ -19,11 +19,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from learner.released import take_in
+    from speech.models import architecture
 
     chosen = family(options.family)
     if chosen.original is None:
         raise InputError(f"family {chosen.name} has no released layout of its own: use its checkpoints as they are")
     check_new(options.to)
+    architecture(chosen)
     others = take_in(options.released, chosen.original, chosen.name, options.to)
     print(f"{options.to} holds the language model of {options.released}; {others} tensors of other parts stay there")
     print(f"use it: model.checkpoint={options.to} model.family={chosen.name}")

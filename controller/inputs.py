@@ -51,6 +51,7 @@ def read_inputs(config: Config) -> Inputs:
     )
     check_weights(config, vocabulary)
     check_reward(config, vocabulary)
+    _check_streams(config, inputs)
     _check_replies(config, inputs)
     asked = [len(prompt.token_ids) for prompts in inputs.held_out.values() for prompt in prompts]
     longest = max([inputs.prompts.longest, *asked])
@@ -90,6 +91,26 @@ def dealers(config: Config, inputs: Inputs) -> tuple[Dealer, Dealer]:
 def longest_prompt(config: Config) -> int:
     """Tokens of a prompt that leaves room for the longest reply."""
     return config.model.max_length - config.rollout.max_tokens
+
+
+def _check_streams(config: Config, inputs: Inputs) -> None:
+    """Of a family with several streams: prompts have whole steps, and one device holds the engine's model."""
+    streams = inputs.family.streams
+    if streams > 1 and config.rollout.tensor_parallel > 1:
+        raise InputError(
+            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {inputs.family.name} "
+            "keeps its model on one device; set it to 1"
+        )
+    sets = {config.data.prompts: inputs.prompts}
+    sets |= {config.data.held_out[name]: prompts for name, prompts in inputs.held_out.items()}
+    for file, prompts in sets.items():
+        for row, prompt in enumerate(prompts, 1):
+            if len(prompt.token_ids) % streams:
+                raise InputError(f"{file} row {row}: field 'token_ids' {_half(inputs.family, len(prompt.token_ids))}")
+
+
+def _half(chosen: Family, tokens: int) -> str:
+    return f"has {tokens} tokens, where family {chosen.name} has {chosen.streams} for each step"
 
 
 def _check_replies(config: Config, inputs: Inputs) -> None:
@@ -134,7 +155,7 @@ def _check_all(config: Config, held_to: Structure | None, rows: Shards, names: l
 def check_reply(
     config: Config, held_to: Structure | None, place: str, field: str, prompt_ids: np.ndarray, ids: np.ndarray
 ) -> None:
-    """Raises InputError for a reply that is too long to learn from, or does not follow the structure.
+    """Raises InputError for a reply that is too long to learn from, has half a step, or does not follow the structure.
 
     held_to: what sampling is held to. place: file and row. field: where in it the reply stands.
     """
@@ -143,6 +164,10 @@ def check_reply(
             f"{place}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than model.max_length = "
             f"{config.model.max_length}"
         )
+    chosen = family(config.model.family)
+    for name, part in (("prompt_ids", prompt_ids), (field, ids)):
+        if len(part) % chosen.streams:
+            raise InputError(f"{place}: field {name!r} {_half(chosen, len(part))}")
     defect = check(ids, *held_to) if held_to else None
     if defect is not None:
         raise InputError(f"{place}: {field} does not follow the structure of family {config.model.family}: {defect}")

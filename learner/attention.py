@@ -85,10 +85,15 @@ def use_packing(model: nn.Module) -> None:
     layout = Layout.of(["a", "a", "b"], [(3, 2), (3, 1), (2, 2)])
     packing, sizes = Packing.of(layout, device), [5, 1, 4]
     vocabulary = int(settings.get_text_config().vocab_size)
+    streams = getattr(model, "streams", 1)
+    sizes = [size * streams for size in sizes]
+
+    def ids(tokens: Tensor) -> Tensor:
+        return (tokens[None] % vocabulary).to(device).repeat_interleave(streams, dim=1)
 
     def outputs(parts: list[Tensor]) -> Tensor:
-        ids = (torch.cat(parts)[None] % vocabulary).to(device)
-        return body(input_ids=ids, position_ids=packing.positions, packing=packing, use_cache=False)[0][0].float()
+        where = {"position_ids": packing.positions, "packing": packing}
+        return body(input_ids=ids(torch.cat(parts)), use_cache=False, **where)[0][0].float()
 
     laid = [rows[0], rows[1][3:], rows[2]]
     other = torch.tensor([1, 2, 3, 8, 8])
@@ -100,7 +105,7 @@ def use_packing(model: nn.Module) -> None:
     ):
         raise InputError(f"{refusal}whose tokens see those of other rows{remedy}")
     for row, found in zip(rows, together, strict=True):
-        alone = body(input_ids=(row[None] % vocabulary).to(device), use_cache=False)[0][0].float()
+        alone = body(input_ids=ids(row), use_cache=False)[0][0].float()
         alone = alone[len(alone) - len(found) :]
         if not (found - alone).abs().max() <= limit * alone.abs().max():
             raise InputError(f"{refusal}which come out otherwise than each by itself{remedy}")

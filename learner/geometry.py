@@ -177,14 +177,14 @@ def _micro_batches(passages: Sequence[Passage], outputs: int) -> list[list[int]]
 
 def _score(scorer: Scorer, passages: Sequence[Passage], chosen: np.ndarray) -> Tensor:
     """Log-probabilities [N] of the chosen ones among all reply tokens of the passages, in order; chosen: bool."""
-    length = max(len(passage) for passage in passages)
+    length, streams = max(len(passage) for passage in passages), scorer.streams
     # What lies behind a row's end is never seen: attention is causal, and its outputs are no sources.
     input_ids = np.zeros((len(passages), length), dtype=np.int64)
     sources, targets, allowed, temperatures = [], [], [], []
     for row, passage in enumerate(passages):
         prompt, reply = len(passage.prompt_ids), len(passage.reply_ids)
         input_ids[row, : prompt + reply] = np.concatenate([passage.prompt_ids, passage.reply_ids])
-        sources.append(row * length + prompt - 1 + np.arange(reply))
+        sources.append(row * length + prompt - streams + np.arange(reply))
         targets.append(passage.reply_ids.astype(np.int64))
         allowed.append(np.zeros(reply, np.int64) if passage.allowed is None else passage.allowed.astype(np.int64))
         temperatures.append(np.full(reply, passage.temperature, dtype=np.float32))

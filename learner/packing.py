@@ -41,6 +41,16 @@ class Layout:
         where = np.array(starts, dtype=np.int64)
         return cls(prompts=where[:, 0], replies=where[:, 1], sizes=np.array(sizes, dtype=np.int64), own=np.array(own))
 
+    def steps(self, streams: int) -> "Layout":
+        """The same in steps of a model that takes so many tokens in each."""
+        if streams == 1:
+            return self
+        parts = (self.prompts, self.replies, self.sizes)
+        if any((part % streams).any() for part in parts):
+            raise ValueError(f"rows of {streams} streams have {streams} tokens for each step")
+        prompts, replies, sizes = (part // streams for part in parts)
+        return Layout(prompts=prompts, replies=replies, sizes=sizes, own=self.own)
+
     def tokens(self, rows: int) -> int:
         """Of the first so many rows."""
         return int(self.replies[rows - 1] + self.sizes[rows - 1, 1]) if rows else 0
@@ -48,7 +58,8 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packing:
-    """The same for a model: what it is told beside the ids."""
+    """The same for a model: what it is told beside the ids. Of one that takes several tokens in a step, N and L are
+    steps."""
 
     positions: Tensor
     """int64 [1, N], from 0 in each row."""

@@ -34,6 +34,7 @@ from learner.tree import read_tree, write_tree
 from speech.errors import InputError
 from speech.families import Family
 from speech.interleave import kind_table
+from speech.models import pretrained
 from speech.vocabulary import Vocabulary
 
 
@@ -97,7 +98,7 @@ class LearnerRank(Member):
     def __init__(self, rank: int, world: int, settings: RankSettings, family: Family, objective: Objective) -> None:
         super().__init__()
         self._rank, self._world = rank, world
-        self._settings, self._objective = settings, objective
+        self._settings, self._family, self._objective = settings, family, objective
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._kinds = torch.from_numpy(kind_table(self._vocabulary))
         # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
@@ -126,7 +127,6 @@ class LearnerRank(Member):
             torch.set_num_threads(self._settings.threads)
             compile_operator()
         import deepspeed
-        from transformers import AutoModelForCausalLM
 
         backend = "nccl" if cuda else "gloo"
         if not torch.distributed.is_initialized():  # a process meets its group once
@@ -134,10 +134,10 @@ class LearnerRank(Member):
             torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
         dtype = getattr(torch, self._settings.dtype)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = pretrained(
             self._settings.checkpoint,
+            self._family,
             dtype=dtype,
-            use_safetensors=True,
             trust_remote_code=self._settings.trust_remote_code,
         )
         freeze(model, self._settings.frozen)
@@ -194,6 +194,7 @@ class LearnerRank(Member):
                 device=self._device,
                 scored=self._scored,
                 slot=self._vocabulary.slot,
+                streams=self._family.streams,
             )
             start = self._start(batch)  # first: at ZeRO stage 3 nothing may run between a forward and its backward pass
             logp, entropy = self._engine(**batch.scoring(), parts=self._parts(len(batch.targets)))
@@ -269,8 +270,8 @@ class LearnerRank(Member):
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
-        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each. What is
-        to be broadcast is announced, and `deliver` sends it."""
+        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each, of all
+        tokens but those of the first step. What is to be broadcast is announced, and `deliver` sends it."""
         logps = self._probe(probe)
         source, scale = self._source()
         if self._settings.exchange == "broadcast":
@@ -319,10 +320,11 @@ class LearnerRank(Member):
         logps = []
         for ids in sequences:
             inputs = torch.from_numpy(ids.astype(np.int64)).to(self._device)
-            sources = torch.arange(len(ids) - 1, device=self._device)
+            streams = self._family.streams
+            sources = torch.arange(len(ids) - streams, device=self._device)
             everything, plain = torch.zeros_like(sources), torch.ones(len(sources), device=self._device)
             # At ZeRO stage 3 the layers gather themselves, one after the other, as in a step.
-            scored, _ = self._engine.module(inputs[None], sources, inputs[1:], everything, plain)
+            scored, _ = self._engine.module(inputs[None], sources, inputs[streams:], everything, plain)
             logps.append(scored.float().cpu().numpy())
         self._engine.empty_partition_cache()  # or layers that were fetched ahead, for a step, would stay whole
         return logps

@@ -107,6 +107,8 @@ class MicroBatch:
     compared: tuple[int, int, int]
     """How many rows, how many of their tokens, and how many of the scored ones are no anchor's: the first so many.
     Only they are compared with the start model."""
+    streams: int
+    """Tokens of a step of the model."""
     channels: Tensor
     """int8 [R, T]; -1 beyond a row's end."""
     behaviour: Tensor
@@ -136,7 +138,7 @@ class MicroBatch:
         rows, tokens, scored = self.compared
         asked = {name: getattr(self, name)[:scored] for name in ("sources", "targets", "allowed", "temperatures")}
         asked["input_ids"] = self.input_ids[:rows] if self.packing is None else self.input_ids[:, :tokens]
-        asked["packing"] = None if self.packing is None else self.packing.first(rows, tokens)
+        asked["packing"] = None if self.packing is None else self.packing.first(rows, tokens // self.streams)
         asked["heard"] = None if self.heard is None else self.heard.before(asked["input_ids"].numel())
         return asked
 
@@ -155,12 +157,14 @@ def collate(
     scored: Callable[[Item, Row], np.ndarray] | None = None,
     pad: int | None = None,
     slot: int | None = None,
+    streams: int = 1,
 ) -> MicroBatch:
     """Lays rows out.
 
     pad: with which token rows are padded to the longest; None: they are packed. temperature: the sampler's; the
     anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens of a row carry a loss,
-    bool [T]; None: all. slot: the token that stands for a frame of features.
+    bool [T]; None: all. slot: the token that stands for a frame of features. streams: tokens that the model takes in a
+    step; the output of a step predicts all those of the next, each at the place of its own stream.
     """
     items = sorted(items, key=lambda item: any(row.anchor_weight for row in item.rows))
     rows = [row for item in items for row in item.rows]
@@ -193,7 +197,8 @@ def collate(
             behaviour[index, :reply] = row.behaviour
         if row.weights:
             advantages[index], weights[index] = row.advantages, row.weights
-        sources.append(np.where(places, replies[index] + places, prompts[index] + prompt) - 1)
+        behind = np.where(places < streams, prompts[index] + prompt, replies[index])
+        sources.append(behind + places - streams)
         targets.append(row.reply_ids[places])
         cells.append(index * longest + places)
         temperatures.append(np.full(len(places), 1.0 if row.anchor_weight else temperature, dtype=np.float32))
@@ -209,7 +214,7 @@ def collate(
 
     return MicroBatch(
         input_ids=tensor(input_ids),
-        packing=Packing.of(layout, device) if pad is None else None,
+        packing=Packing.of(layout.steps(streams), device) if pad is None else None,
         heard=Heard.of(
             (
                 (row.prompt_ids, row.features, int(prompts[index]))
@@ -226,6 +231,7 @@ def collate(
         cells=tensor(np.concatenate(cells)),
         scored=tensor(is_scored.reshape(channels.shape)),
         compared=(others, layout.tokens(others), sum(int(mask.sum()) for mask in needed[:others])),
+        streams=streams,
         channels=tensor(channels),
         behaviour=tensor(behaviour),
         sampled=tensor([row.behaviour is not None for row in rows]),

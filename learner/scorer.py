@@ -1,5 +1,6 @@
 """The policy as the learner needs it: log-probabilities under the distribution that the sampler used."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.hearing import Heard
 from learner.packing import Packing
+from learner.streams import by_stream
 
 LOGITS = 2**25
 """Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
@@ -21,6 +23,8 @@ class Scorer(nn.Module):
         """kinds: int8 [V], the `speech.interleave.Kind` of every id."""
         super().__init__()
         self.model = model
+        self.streams: int = getattr(model, "streams", 1)
+        """Tokens of a step of the model; each has an output layer of its own."""
         sets = torch.arange(2 * int(kinds.max()), dtype=torch.int64)
         forbidden = (kinds.to(torch.int64)[None, :] & sets[:, None]) == 0
         forbidden[0] = False  # the empty set stands for "everything was allowed"
@@ -59,16 +63,25 @@ class Scorer(nn.Module):
         hidden = body(**given, use_cache=False, **where).last_hidden_state
         asked = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
         count = self.parts(len(targets)) if parts is None else parts
+        model: Any = self.model
+        if self.streams == 1:
+            return self._outputs(model.lm_head, count, asked)
+        return by_stream(
+            [partial(self._outputs, layer, count) for layer in model.output_layers], sources % self.streams, asked
+        )
+
+    def _outputs(self, layer: nn.Module, count: int, asked: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if count == 1:
-            return self._output(*asked)
+            return self._output(layer, *asked)
         split = zip(*(torch.tensor_split(part, count) for part in asked), strict=True)
-        found = [checkpoint(self._output, *part, use_reentrant=False) for part in split]
+        found = [checkpoint(self._output, layer, *part, use_reentrant=False) for part in split]
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropies)
 
-    def _output(self, hidden: Tensor, targets: Tensor, allowed: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
-        lm_head: Any = self.model.lm_head
-        logits = lm_head(hidden).float().div_(temperatures[:, None])
+    def _output(
+        self, layer: nn.Module, hidden: Tensor, targets: Tensor, allowed: Tensor, temperatures: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = layer(hidden).float().div_(temperatures[:, None])
         logits = logits.masked_fill_(self.forbidden[allowed], float("-inf"))
         logps = torch.log_softmax(logits, dim=-1)
         del logits

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -72,6 +72,33 @@ class Order:
     sampling: SamplingSettings
     seed: int
     """Fixes the draws: that of a reply is this plus its index."""
+
+
+class Draws(Protocol):
+    """What draws replies."""
+
+    def submit(self, orders: Sequence[Order]) -> None: ...
+
+    def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]: ...
+
+
+def sample_groups(
+    engine: Draws, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
+) -> list[Group]:
+    """A group for each prompt, drawn to the end; nothing else may be under way. seeds: one a prompt."""
+    engine.submit(
+        [
+            Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
+            for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+    )
+    replies: list[list[Reply]] = [[] for _ in prompts]
+    for number, reply in engine.turn(float("inf"), worker):
+        replies[number].append(reply)
+    return [
+        Group(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
+        for prompt, drawn in zip(prompts, replies, strict=True)
+    ]
 
 
 class HalfTaken(RuntimeError):
@@ -208,19 +235,13 @@ class Engine:
         self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
     ) -> list[Group]:
         """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
-        self.submit(
-            [
-                Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
-                for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-            ]
-        )
-        replies: list[list[Reply]] = [[] for _ in prompts]
-        for number, reply in self.turn(float("inf"), worker):
-            replies[number].append(reply)
-        return [
-            Group(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
-            for prompt, drawn in zip(prompts, replies, strict=True)
-        ]
+        return sample_groups(self, prompts, group_size, sampling, seeds, worker)
+
+    def ended(self, error: Exception) -> str | None:
+        """How the engine ended, where that is what made a call fail."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        return self.life.end or (str(error) if isinstance(error, EngineDeadError) else None)
 
     def _step(self) -> None:
         """One step of everything that is under way."""

@@ -15,6 +15,7 @@ from cluster.waiting import MemberBroken
 from rollout.counting import door, serve
 from rollout.engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
 from rollout.fetch import fetch
+from rollout.parallel_engine import ParallelEngine
 from speech.families import Family
 from speech.records import Prompt, Reply
 from speech.vocabulary import Vocabulary
@@ -27,7 +28,7 @@ class Probe:
     sequences: list[np.ndarray]
     """int32 [L] each."""
     logps: list[np.ndarray]
-    """float32 [L − 1] each: the learner's, under the full distribution."""
+    """float32 [L − 1] each: the learner's, under the full distribution, of all tokens but those of the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,15 @@ class RolloutWorker(Member):
         super().__init__()
         vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._name = name
-        self._engine = Engine(settings, family, vocabulary, seed)
+        self._engine: Engine | ParallelEngine
+        where = None
+        if family.streams > 1:
+            self._engine = ParallelEngine(settings, family, vocabulary)
+        else:
+            self._engine = Engine(settings, family, vocabulary, seed)
+            where = door(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's
         self._mix: float | None = None
-        self._metrics = serve(door(metrics_host, ray.util.get_node_ip_address(), home))
+        self._metrics = serve(where)
 
     def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
         """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
@@ -119,14 +126,12 @@ class RolloutWorker(Member):
     @contextmanager
     def _living(self) -> Iterator[None]:
         """Raises MemberBroken for whatever fails because the engine is dead, or leaves it with half of its weights."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         try:
             yield
         except Exception as error:  # an engine that is gone lets calls fail in many ways
-            end = self._engine.life.end
+            end = self._engine.ended(error)
             if isinstance(error, HalfTaken) and end is None:
                 raise MemberBroken(f"{self._name}: {error}") from error
-            if end is None and not isinstance(error, EngineDeadError):
+            if end is None:
                 raise
-            raise MemberBroken(f"{self._name} has lost its engine: {end or error}") from error
+            raise MemberBroken(f"{self._name} has lost its engine: {end}") from error

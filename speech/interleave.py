@@ -34,7 +34,9 @@ class Kind(IntFlag):
     END = 8
     STOP = 16
     FILLER = 32
-    """Says nothing, and keeps a channel's place (`TokenNames.fillers`)."""
+    """Says nothing, and keeps a channel's place (`TokenNames.fillers`, `TokenNames.blank`)."""
+    END_TEXT = 64
+    """Ends the text where streams run side by side (`speech.parallel`)."""
 
 
 class Follower(Protocol):
@@ -206,6 +208,10 @@ def kind_table(vocabulary: Vocabulary) -> np.ndarray:
         table[vocabulary.end_speech] = int(Kind.END)
     table[list(vocabulary.fillers)] = int(Kind.FILLER)
     table[vocabulary.end_reply] = int(Kind.STOP)
+    if vocabulary.end_text is not None:
+        table[vocabulary.end_text] = int(Kind.END_TEXT)
+    if vocabulary.blank is not None:
+        table[vocabulary.blank] = int(Kind.FILLER)
     return table
 
 

@@ -33,6 +33,14 @@ class TokenNames:
     """Number of speech codes; None counts the names that the tokenizer has."""
     beyond: Literal["foreign", "filler"] = "foreign"
     """What numbered names beyond the codebook are: they belong in no reply, or are fillers."""
+    speech_offset: str | None = None
+    """Key of config.json with the id of the first speech code, for tokenizers that have no names for them (`speech`
+    None); then `codebook` is given."""
+    end_text: str | None = None
+    """Ends the text of a reply whose streams run side by side; None for families with one stream."""
+    blank: str | None = None
+    """Stands in a stream that has nothing to say while the other goes on. The structure allows nothing else there, so
+    it is no choice of the model's and belongs to no channel."""
     fillers: tuple[str, ...] = ()
     """Tokens of a reply that say nothing and keep a channel's place, such as silence while the other one goes on."""
     slot: str | None = None
@@ -61,6 +69,8 @@ class Vocabulary:
     fillers: tuple[int, ...] = ()
     slot: int | None = None
     """Stands in prompts for encoder features; no reply may contain it."""
+    end_text: int | None = None
+    blank: int | None = None
 
     def channel_table(self) -> np.ndarray:
         """int8 [size]: the channel of every id as a reply token; -1 for ids that no reply may contain."""
@@ -73,6 +83,10 @@ class Vocabulary:
             if boundary is not None:
                 table[boundary] = Channel.BOUNDARY
         table[self.end_reply] = Channel.END
+        if self.end_text is not None:  # each stream has an end of its own, and that of speech is the reply's
+            table[self.end_text], table[self.end_reply] = Channel.END, Channel.BOUNDARY
+        if self.blank is not None:
+            table[self.blank] = -1
         return table
 
     def channels(self, ids: np.ndarray) -> np.ndarray:
@@ -115,7 +129,8 @@ class Vocabulary:
             return None if name is None else identify(name, role)
 
         text_size = tokenizer.get_vocab_size(with_added_tokens=True)
-        size = _output_rows(path, at_least=text_size)
+        settings = _settings(path)
+        size = _output_rows(path, settings, at_least=text_size)
         # Speech tokens that the codec has no code for are neither speech nor text (method §7, rule 5).
         first, codebook, beyond = size, 0, list[int]()
         if names.speech is not None:
@@ -129,15 +144,20 @@ class Vocabulary:
                     f"{tokenizer_file}: speech tokens must be contiguous; {names.speech.format(0)!r} is {first} and "
                     f"{names.speech.format(codebook - 1)!r} is {last}, {codebook} codes"
                 )
+        elif names.speech_offset is not None:
+            codebook = names.codebook or 0
+            first = _offset(path, settings, names.speech_offset, at_least=text_size, at_most=size - codebook)
         end_reply, pad = identify(names.end_reply, "end-of-reply"), identify(names.pad, "padding")
         begin_speech = optional(names.begin_speech, "begin-of-speech")
         end_speech = optional(names.end_speech, "end-of-speech")
+        end_text, blank = optional(names.end_text, "end-of-text"), optional(names.blank, "blank")
         slot = optional(names.slot, "encoder slot")
         fillers = [identify(name, "filler") for name in names.fillers]
         if names.beyond == "filler":
             fillers, beyond = fillers + beyond, []
         special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        of_replies = {end_reply, pad, begin_speech, end_speech, *fillers, *range(first, first + codebook)}
+        of_replies = {end_reply, pad, begin_speech, end_speech, end_text, blank, *fillers}
+        of_replies |= {*range(first, first + codebook)}
         reserved = {identify(name, "reserved") for name in names.never_text} | special - of_replies
         return cls(
             size=size,
@@ -152,6 +172,8 @@ class Vocabulary:
             tokenizer=tokenizer,
             fillers=tuple(fillers),
             slot=slot,
+            end_text=end_text,
+            blank=blank,
         )
 
 
@@ -162,16 +184,32 @@ def _count_codes(tokenizer: Tokenizer, pattern: str) -> int:
     return count
 
 
-def _output_rows(path: Path, *, at_least: int) -> int:
+def _settings(path: Path) -> dict:
+    """Of config.json."""
     config_file = path / "config.json"
     if not there(config_file):
         raise InputError(f"{path} is not a checkpoint: {config_file} does not exist")
     settings = parsed(text(config_file), str(config_file))
     if not isinstance(settings, dict) or "vocab_size" not in settings:
         raise InputError(f"{config_file} is not a model configuration with a vocab_size")
-    size = settings["vocab_size"]
+    return settings
+
+
+def _output_rows(path: Path, settings: dict, *, at_least: int) -> int:
+    config_file, size = path / "config.json", settings["vocab_size"]
     if type(size) is not int or size > MOST_TOKENS:
         raise InputError(f"{config_file}: vocab_size is {size!r}, not a whole number up to {MOST_TOKENS}")
     if size < at_least:
         raise InputError(f"{config_file}: vocab_size is {size}, but the tokenizer beside it has {at_least} tokens")
     return size
+
+
+def _offset(path: Path, settings: dict, key: str, *, at_least: int, at_most: int) -> int:
+    """Where speech codes begin, behind the tokenizer's own ids and within the output layer."""
+    first = settings.get(key)
+    if type(first) is not int or not at_least <= first <= at_most:
+        raise InputError(
+            f"{path / 'config.json'}: {key} is {first!r}, where the first speech code has an id from {at_least} to "
+            f"{at_most}: behind the tokenizer's own, with room for all codes"
+        )
+    return first

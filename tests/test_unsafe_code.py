@@ -29,6 +29,8 @@ ALLOWED = {
         "speech/codecs/kimi_audio.py",
         "module.PrefixStreamingFlowMatchingDetokenizer.from_pretrained without trust_remote_code, use_safetensors",
     ),
+    # And so is a family of the user's own, `model.family: module:NAME`.
+    ("speech/families/__init__.py", "importlib.import_module"),
     # The command line's own modules, from a constant.
     ("controller/__main__.py", "importlib.import_module"),
 }

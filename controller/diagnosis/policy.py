@@ -15,6 +15,8 @@ from learner.geometry import log_probabilities
 from learner.scorer import Scorer
 from speech.checkpoint import check_checkpoint
 from speech.errors import InputError
+from speech.families import Family
+from speech.models import pretrained
 
 START = "the start"
 
@@ -104,7 +106,7 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
     model = run.config.model
     for choice, items in zip(choices, samples, strict=True):
         try:
-            scorer = load(choice.path, model.dtype, run.kinds, trust_remote_code=model.trust_remote_code)
+            scorer = load(choice.path, run.family, model.dtype, run.kinds, trust_remote_code=model.trust_remote_code)
         except InputError as error:
             found.lacks.append(f"No model at {choice.name}: {error}.")
             continue
@@ -135,22 +137,16 @@ def _gradients(
     return measured
 
 
-def load(path: Path, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> Scorer:
+def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> Scorer:
     """A checkpoint as the learner scores with it, on a GPU where there is one."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint: it has no config.json")
     check_checkpoint(path, trust_remote_code=trust_remote_code)
-    from transformers import AutoModelForCausalLM  # slow to import
-    from transformers.utils import logging
+    from transformers.utils import logging  # slow to import
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
+        model = pretrained(path, chosen, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be loaded as a model: {' '.join(str(error).split())}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

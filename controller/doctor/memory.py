@@ -105,7 +105,10 @@ def shape(
         trained=adapters or sum(count for name, count in counts.items() if name not in still),
         vocabulary=_whole(settings, "vocab_size"),
         width=width,
-        layers=_whole(settings, "num_hidden_layers"),
+        # A model may have layers beside those that its configuration counts, as a branch for speech.
+        layers=max(
+            _whole(settings, "num_hidden_layers"), sum(name.endswith(".input_layernorm.weight") for name in tensors)
+        ),
         key_values=head * (_whole(settings, "num_key_value_heads") if "num_key_value_heads" in settings else heads),
         inner=_whole(settings, "intermediate_size"),
         tied=not any(name.endswith("lm_head.weight") for name in counts),

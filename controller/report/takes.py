@@ -83,7 +83,10 @@ def differs(said: str, heard: str) -> bool:
 
 
 def strip(ids: np.ndarray, channels: np.ndarray, vocabulary: Vocabulary | None) -> list[list]:
-    """The tokens in order, as runs of one channel: [channel, tokens, the words if they are text]."""
+    """The tokens in order, as runs of one channel: [channel, tokens, the words if they are text]. Blanks, which only
+    keep a stream's place, are left out."""
+    if vocabulary is not None and vocabulary.blank is not None:
+        ids, channels = ids[ids != vocabulary.blank], channels[ids != vocabulary.blank]
     edges = np.flatnonzero(np.diff(channels)) + 1
     runs = []
     for part, own in zip(np.split(ids, edges), np.split(channels, edges), strict=True):

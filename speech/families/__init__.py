@@ -6,12 +6,13 @@ A family of your own need not be here: `model.family: "mine.family:MINE"` takes 
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from speech.errors import InputError
 from speech.families.family import Family, Template
 from speech.families.playground import PLAYGROUND
 
-__all__ = ["PLAYGROUND", "Family", "Template", "families", "family"]
+__all__ = ["PLAYGROUND", "Family", "Template", "families", "family", "named"]
 
 
 @cache
@@ -25,15 +26,20 @@ def family(name: str) -> Family:
     """The family of that name, or the one that `module:NAME` leads to. Raises InputError naming the known ones."""
     if name in families():
         return families()[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise InputError(
             f"model.family: unknown family {name!r}; known: {', '.join(sorted(families()))}, or module:NAME of your own"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = named(name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"model.family: {name!r} leads to nothing: {error}") from error
     if not isinstance(found, Family):
         raise InputError(f"model.family: {name!r} is a {type(found).__name__}, not a Family")
     return found
+
+
+def named(path: str) -> Any:
+    """What module:NAME leads to. Raises ImportError or AttributeError."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -50,6 +50,11 @@ class Family:
     """Parts of the model by name, as patterns of parameters: `model.frozen` may name them."""
     codec: str = ""
     """module:Class of the decoder that belongs to it; empty: none of ours."""
+    streams: int = 1
+    """Tokens that the model takes and gives in each step: 2 where text and speech run side by side
+    (`speech.parallel`). Prompts and replies then have those of a step one behind the other."""
+    architecture: str = ""
+    """module:Class of the model (`speech.models`) where transformers has none that fits; empty: transformers' own."""
 
     def parameters(self, names: Sequence[str]) -> list[str]:
         """Patterns of parameters; names of `parts` among them stand for what they are made of."""

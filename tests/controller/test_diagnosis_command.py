@@ -54,7 +54,7 @@ def directory(config, tmp_path_factory):
     demonstrations = pq.read_table(config.data.demonstrations).slice(0, 16).to_pylist()
     write_replies(files, demonstrations, None)
     items = files.replies([1, 2], 16)
-    scorer = load(Path(config.model.checkpoint), "float32", files.kinds)
+    scorer = load(Path(config.model.checkpoint), files.family, "float32", files.kinds)
     write_replies(files, demonstrations, log_probabilities(scorer, [i.passage for i in items]))
     with torch.no_grad():
         text = torch.from_numpy(files.kinds == int(Kind.TEXT))

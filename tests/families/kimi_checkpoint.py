@@ -1,0 +1,76 @@
+"""A checkpoint of Kimi-Audio's real architecture and vocabulary, with small layers and random weights.
+
+Ids are the released ones: 151,643 of text, 421 special tokens, 16,384 codes from 152,064 on. Its replies end, which is
+all that is not random: the outputs have a part that is always the same, and the ends of both streams lean on it.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+
+from speech.models.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
+
+WORDS, SPECIAL, CODES = 151_643, 421, 16_384
+USED = [
+    "[BOS]", "[EOS]", "<|im_msg_end|>", "<|im_user_msg_start|>", "<|im_assistant_msg_start|>",
+    *(f"<|reserved_token_{i}|>" for i in range(4)), "[EOT]", *(f"<|reserved_token_{i}|>" for i in range(4, 12)),
+    "<|im_media_begin|>", "<|reserved_token_12|>", "<|im_media_end|>", "<|reserved_token_13|>", "<|reserved_token_14|>",
+    "<|im_kimia_text_blank|>", "<|im_kimia_text_eos|>", "<|reserved_token_15|>", "<|reserved_token_16|>",
+    "<|im_kimia_user_msg_start|>", "<|im_kimia_assistant_msg_start|>", "<|reserved_token_17|>", "<|reserved_token_18|>",
+    "<|reserved_token_19|>", "<|im_kimia_speech_ct_id|>", "<|im_kimia_speech_ctd_id|>",
+]  # fmt: skip
+"""Special tokens in the order of their ids, as in the released tokenizer; those behind have no use."""
+WORD = "w{}"
+"""Spelling of text tokens."""
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.WordLevel({WORD.format(i): i for i in range(WORDS)}, unk_token=WORD.format(0)))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
+    made.add_special_tokens([*USED, *(f"<|reserved_token_{i}|>" for i in range(20, 20 + SPECIAL - len(USED)))])
+    return made
+
+
+@torch.no_grad()
+def write(directory: Path, *, seed: int = 0, **changes: object) -> Path:
+    """changes: of the configuration. Returns the directory."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": WORDS + SPECIAL + CODES,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "kimia_mimo_layers": 2,
+        "kimia_mimo_transformer_from_layer_index": 2,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1_000_000.0,
+        "initializer_range": 0.2,
+        "pad_token_id": WORDS + SPECIAL - 1,
+    }
+    model = MoonshotKimiaForCausalLM(KimiAudioConfig(**(settings | changes))).eval()
+    made = tokenizer()
+    for layer in (model.model.layers[-1], model.model.mimo_layers[-1]):
+        nn.init.normal_(layer.self_attn.v_proj.bias, std=2.0)
+    said, codes = torch.randint(0, WORDS, (64, 16)), torch.randint(WORDS + SPECIAL, WORDS + SPECIAL + CODES, (64, 16))
+    blank = torch.full_like(said, made.token_to_id("<|im_kimia_text_blank|>"))
+    ends = (
+        ("<|im_kimia_text_eos|>", model.lm_head, 0, (said, blank), slice(0, WORDS + SPECIAL)),
+        ("<|im_media_end|>", model.mimo_output, 1, (blank, codes), slice(WORDS + SPECIAL, None)),
+    )
+    for name, layer, stream, step, others in ends:
+        outputs = model.model(torch.stack(step, dim=-1).flatten(1)).last_hidden_state.unflatten(1, (-1, 2))
+        _lean(layer, made.token_to_id(name), outputs[:, :, stream].flatten(0, 1), layer.weight[others])
+    model.save_pretrained(directory)
+    made.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _lean(layer: nn.Linear, token: int, outputs: Tensor, others: Tensor) -> None:
+    """Makes a token likely enough, after outputs such as [n, width], to come within ten steps or so."""
+    common = outputs.mean(0)
+    level = (outputs @ others.T).logsumexp(-1).mean() - 4.0
+    layer.weight[token] = level * common / (common @ common)
