@@ -94,19 +94,31 @@ def longest_prompt(config: Config) -> int:
 
 
 def _check_streams(config: Config, inputs: Inputs) -> None:
-    """Of a family with several streams: prompts have whole steps, and one device holds the engine's model."""
-    streams = inputs.family.streams
-    if streams > 1 and config.rollout.tensor_parallel > 1:
+    """Of a family with several streams: prompts have whole steps, and its engine can be given what is asked of it."""
+    streams, name = inputs.family.streams, inputs.family.name
+    if streams == 1:
+        return
+    if config.rollout.tensor_parallel > 1:
         raise InputError(
-            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {inputs.family.name} "
-            "keeps its model on one device; set it to 1"
+            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {name} keeps its model "
+            "on one device; set it to 1"
         )
-    sets = {config.data.prompts: inputs.prompts}
-    sets |= {config.data.held_out[name]: prompts for name, prompts in inputs.held_out.items()}
-    for file, prompts in sets.items():
+    if config.run.exchange == "broadcast":
+        raise InputError(
+            f"run.exchange: broadcast reaches no engine of family {name}; use memory, directory or objects"
+        )
+    begin = 0
+    for table in inputs.prompts.stream("token_ids"):
+        lengths = id_lists(table["token_ids"]).lengths
+        for row in np.flatnonzero(lengths % streams).tolist():
+            place = inputs.prompts.place(begin + row)
+            raise InputError(f"{place}: field 'token_ids' {_half(inputs.family, int(lengths[row]))}")
+        begin += table.num_rows
+    for held_out, prompts in inputs.held_out.items():
         for row, prompt in enumerate(prompts, 1):
             if len(prompt.token_ids) % streams:
-                raise InputError(f"{file} row {row}: field 'token_ids' {_half(inputs.family, len(prompt.token_ids))}")
+                place = f"{config.data.held_out[held_out]} row {row}"
+                raise InputError(f"{place}: field 'token_ids' {_half(inputs.family, len(prompt.token_ids))}")
 
 
 def _half(chosen: Family, tokens: int) -> str:
@@ -134,14 +146,16 @@ def _check_replies(config: Config, inputs: Inputs) -> None:
 
 def _check_all(config: Config, held_to: Structure | None, rows: Shards, names: list[str]) -> None:
     """`check_reply` of these columns of all rows; of those that were prepared for this family and fit, none."""
-    if rows.longest <= config.model.max_length and (held_to is None or rows.families == {config.model.family}):
+    loose = held_to is None and family(config.model.family).streams == 1
+    if rows.longest <= config.model.max_length and (loose or rows.families == {config.model.family}):
         return
-    begin = 0
+    begin, streams = 0, family(config.model.family).streams
     for table in rows.stream("prompt_ids", *names):
         prompts = id_lists(table["prompt_ids"])
-        good = np.ones(table.num_rows, dtype=bool)
+        good = prompts.lengths % streams == 0
         for name in names:
             ids = id_lists(table[name])
+            good &= ids.lengths % streams == 0
             good &= prompts.lengths + ids.lengths <= config.model.max_length
             if held_to is not None:
                 good &= follow(ids.values, ids.offsets, *held_to)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rollout.choosing import Chooser
 from rollout.engine import EngineSettings, HalfTaken, Order, SamplingSettings, sample_groups
+from rollout.merging import merged
 from rollout.slots import Slots
 from speech.errors import InputError
 from speech.families import Family
@@ -73,6 +74,7 @@ class ParallelEngine:
         self._max_length = settings.max_length
         dtype = getattr(torch, settings.dtype)
         model = pretrained(settings.checkpoint, family, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+        self._checkpoint = Path(settings.checkpoint)
         self._model = model.to(self._device).eval().requires_grad_(False)
         self._chooser = Chooser(
             family.interleave, self._kinds, family.streams, constrained=settings.constrained, device=self._device
@@ -241,19 +243,27 @@ class ParallelEngine:
         )
 
     @torch.no_grad()
-    def load_weights(self, files: Iterable[Path], version: int, *, whole: bool = True) -> None:
+    def load_weights(
+        self, files: Iterable[Path], version: int, *, whole: bool = True, scale: float | None = None
+    ) -> None:
         """As `rollout.engine.Engine.load_weights`: takes the weights in safetensors files as this version."""
         files = iter(files)
         first = next(files)
         try:
             own = dict(self._model.named_parameters(remove_duplicate=False))
-            missing = set(own)
+            missing, adapters = set(own), dict[str, Tensor]()
             for path in itertools.chain([first], files):
                 with safe_open(path, framework="pt", device=str(self._device)) as weights:
                     for name in weights.keys():  # noqa: SIM118
+                        if scale is not None:
+                            adapters[name] = weights.get_tensor(name)
+                            continue
                         own[name].copy_(weights.get_tensor(name))
                         missing.discard(name)
-            if whole and missing:
+            if scale is not None:
+                for name, weight in merged(self._checkpoint, adapters, scale):
+                    own[name].copy_(weight)
+            elif whole and missing:
                 raise KeyError(f"nothing came for {', '.join(sorted(missing)[:3])}")
         except Exception as error:  # of a file, of the file system, of a name: whatever it is, half is in
             raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error

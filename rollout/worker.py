@@ -103,7 +103,7 @@ class RolloutWorker(Member):
         Interrupted when a broadcast of them broke off."""
         start = time.perf_counter()
         with self._living():
-            if parcel.call is not None:
+            if parcel.call is not None and isinstance(self._engine, Engine):
                 self._engine.take_broadcast(parcel, self._name)
             else:
                 files = fetch(parcel, self._name)

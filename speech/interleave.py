@@ -56,7 +56,7 @@ class Follower(Protocol):
         ...
 
 
-class Pattern(Protocol):
+class Pattern(Hashable, Protocol):
     """A family's structure. Patterns are values: hashable, and equal where they mean the same."""
 
     def follower(self) -> Follower:
