@@ -100,13 +100,11 @@ def _check_streams(config: Config, inputs: Inputs) -> None:
         return
     if config.rollout.tensor_parallel > 1:
         raise InputError(
-            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {name} keeps its model "
-            "on one device; set it to 1"
+            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {name} keeps its "
+            "model on one device; set it to 1"
         )
     if config.run.exchange == "broadcast":
-        raise InputError(
-            f"run.exchange: broadcast reaches no engine of family {name}; use memory, directory or objects"
-        )
+        raise InputError(f"run.exchange: broadcast reaches no engine of family {name}; use memory or objects")
     begin = 0
     for table in inputs.prompts.stream("token_ids"):
         lengths = id_lists(table["token_ids"]).lengths

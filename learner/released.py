@@ -19,7 +19,7 @@ from torch import Tensor
 
 from speech.errors import InputError
 from speech.files import parsed, text
-from speech.original import Config, Original
+from speech.original import Original
 from speech.tokenizers import TOKENIZER, tokenizer_of
 
 ORIGIN = "duet.json"
@@ -158,7 +158,7 @@ def _check_whole(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None
     """Raises InputError unless the tensors are those that transformers' model has."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Config | Any = AutoConfig.from_pretrained(directory)
+    config: Any = AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
