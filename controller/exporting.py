@@ -33,8 +33,11 @@ def run(options: argparse.Namespace) -> None:
         _export_released(Path(config.model.checkpoint), family(config.model.family), checkpoint.directory, options.to)
     else:
         options.to.mkdir(parents=True)
+        adapter = checkpoint.directory / "adapter"  # as PEFT has it, beside the model that it makes
         for file in sorted(checkpoint.directory.iterdir()):
-            if file.is_file() and file.name not in (MANIFEST, STATE) and not file.name.startswith("."):
+            if file == adapter:
+                shutil.copytree(file, options.to / file.name)
+            elif file.is_file() and file.name not in (MANIFEST, STATE) and not file.name.startswith("."):
                 shutil.copy(file, options.to / file.name)
     print(f"{options.to} holds the model of iteration {checkpoint.iteration}")
 

@@ -58,8 +58,9 @@ class Scorer(nn.Module):
         where = {} if packing is None else {"packing": packing, "position_ids": packing.positions}
         body: Any = self.model.model
         given = {"input_ids": input_ids}
-        if heard is not None:
-            given = {"inputs_embeds": heard.put_into(body.get_input_embeddings()(input_ids))}
+        if self.streams == 1:  # in this order whatever was heard: at ZeRO stage 3 all ranks gather layers alike
+            embedded = body.get_input_embeddings()(input_ids)
+            given = {"inputs_embeds": embedded if heard is None else heard.put_into(embedded)}
         hidden = body(**given, use_cache=False, **where).last_hidden_state
         asked = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
         count = self.parts(len(targets)) if parts is None else parts

@@ -1,0 +1,75 @@
+"""The configurations of `configs/models` can be read, and their models fit by the doctor's reckoning, at real sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from controller.config import Config
+from controller.doctor import memory
+from controller.doctor.findings import State
+from controller.doctor.memory import GIB, Shape
+from controller.doctor.room import check_memory
+from controller.fitting import adapters, check_rater
+from controller.reading import read
+from speech.families import family
+from tests.doctor.cases import gpus, machine
+
+FILES = sorted(path.name for path in (Path(__file__).parents[2] / "configs/models").glob("*[148]gpu.yaml"))
+SIZES = [name for name in FILES if name[0].isdigit()]
+QWEN7B = dict(
+    model_type="qwen2", hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+    num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False,
+)  # fmt: skip
+REAL = {
+    "vita-audio-boost": QWEN7B | {"vocab_size": 168072},
+    "vita-audio-plus": QWEN7B | {"vocab_size": 168072},
+    "glm-4-voice": dict(
+        model_type="glm", hidden_size=4096, intermediate_size=13696, num_hidden_layers=40, num_attention_heads=32,
+        num_key_value_heads=2, head_dim=128, vocab_size=168960, tie_word_embeddings=False,
+    ),
+    "step-audio-2": QWEN7B | {"vocab_size": 158720},
+    "kimi-audio": QWEN7B | {"model_type": "kimi_audio", "vocab_size": 168448},
+    "qwen2.5-omni": QWEN7B,
+}  # fmt: skip
+"""Dimensions of the released models, from their config.json (for ChatGLM's, by transformers' names)."""
+
+
+def shape(config: Config) -> Shape:
+    """Of the released model, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import speech.models.kimi_audio  # noqa: F401  registers its classes
+
+    settings = REAL[config.model.family]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    tensors = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    frozen = family(config.model.family).parameters(config.model.frozen)
+    return memory.shape(settings, tensors, frozen, config.learner.lora.rank, adapters(config, tensors))
+
+
+def test_every_model_has_each_size(root):
+    families = {path.stem for path in (root / "configs/models").glob("*.yaml")} - {Path(f).stem for f in FILES}
+    assert {f"{name}-{size}gpu.yaml" for name in families - {"paper"} for size in (1, 4, 8)} == set(FILES) - set(SIZES)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in SIZES])
+def test_it_fits(root, name, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)  # which has what the files leave to be filled in
+    config = read(root / "configs/models" / name, [])
+    count = int(name.removesuffix("gpu.yaml").rpartition("-")[2])
+    roles = (config.rollout.workers, config.rollout.gpus), (config.learner.ranks, config.learner.gpus)
+    decoding = config.reward.decoders.members * config.reward.decoders.gpus
+    assert sum(members * share for members, share in roles) + decoding <= count
+    assert config.rollout.gpus + config.reward.decoders.gpus <= 1 or not config.reward.decoders.members
+    for rater in config.reward.raters:
+        check_rater(rater)
+    model = shape(config)
+    needs = memory.needs(config, model, reference=True)
+    place = machine(memory=200.0 * GIB * count, memory_free=190.0 * GIB * count, gpus=gpus(count, 80))
+    findings = list(check_memory(config, model, needs, place))
+    assert not [found.text for found in findings if found.state is State.ERROR]
+    assert any(found.text.startswith("learner") and "weights" in found.text for found in findings)
+    assert bool(model.adapters) == (count == 1), "one GPU has no room for the optimiser of a whole model"
