@@ -31,6 +31,8 @@ ALLOWED = {
     ),
     # And so is a family of the user's own, `model.family: module:NAME`.
     ("speech/families/__init__.py", "importlib.import_module"),
+    # Settings that `duet import` has just written itself.
+    ("learner/released.py", "AutoConfig.from_pretrained without trust_remote_code, use_safetensors"),
     # The command line's own modules, from a constant.
     ("controller/__main__.py", "importlib.import_module"),
 }

@@ -72,4 +72,4 @@ def test_it_fits(root, name, tmp_path, monkeypatch):
     findings = list(check_memory(config, model, needs, place))
     assert not [found.text for found in findings if found.state is State.ERROR]
     assert any(found.text.startswith("learner") and "weights" in found.text for found in findings)
-    assert bool(model.adapters) == (count == 1), "one GPU has no room for the optimiser of a whole model"
+    assert model.adapters or count > 1, "one GPU has no room for the optimiser of a whole model"
