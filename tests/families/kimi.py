@@ -1,16 +1,28 @@
-"""A checkpoint of Kimi-Audio's real architecture and vocabulary, with small layers and random weights.
+"""A checkpoint of Kimi-Audio's real architecture and vocabulary, with small layers and random weights; and what tests
+of it share.
 
 Ids are the released ones: 151,643 of text, 421 special tokens, 16,384 codes from 152,064 on. Its replies end, which is
 all that is not random: the outputs have a part that is always the same, and the ends of both streams lean on it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
+from learner.attention import use_packing
+from learner.scorer import Scorer
+from rollout.engine import EngineSettings, SamplingSettings
+from speech.dialogue import Turn
+from speech.families import family
+from speech.interleave import kind_table
+from speech.models import pretrained
 from speech.models.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
+from speech.records import Prompt
+from speech.vocabulary import Vocabulary
 
 WORDS, SPECIAL, CODES = 151_643, 421, 16_384
 USED = [
@@ -24,6 +36,12 @@ USED = [
 """Special tokens in the order of their ids, as in the released tokenizer; those behind have no use."""
 WORD = "w{}"
 """Spelling of text tokens."""
+FAMILY = family("kimi-audio")
+SAMPLING = SamplingSettings(temperature=0.8, max_tokens=64)
+BEGIN, END, STOP = 151661, 151667, 151663
+BLANK, USER, ASSISTANT, SPEAK, OVER = 151666, 151670, 151671, 151676, 151645
+FIRST = WORDS + SPECIAL
+DELAY = 6
 
 
 def tokenizer() -> Tokenizer:
@@ -74,3 +92,53 @@ def _lean(layer: nn.Linear, token: int, outputs: Tensor, others: Tensor) -> None
     common = outputs.mean(0)
     level = (outputs @ others.T).logsumexp(-1).mean() - 4.0
     layer.weight[token] = level * common / (common @ common)
+
+
+def settings(checkpoint: Path, **changes) -> EngineSettings:
+    usual = EngineSettings(
+        checkpoint=str(checkpoint),
+        dtype="float32",
+        max_length=128,
+        max_sequences=128,
+        constrained=True,
+        in_process=True,
+        threads=1,
+        kv_cache_gib=1,
+        gpu_memory_share=0.9,
+        tensor_parallel=1,
+    )
+    return replace(usual, **changes)
+
+
+def prompts_of(vocabulary: Vocabulary) -> list[Prompt]:
+    """250, of several lengths."""
+    turns = [Turn(role="user", text="w9 w8" if i % 2 else None, codes=np.arange(i, i + 3 + i % 7)) for i in range(250)]
+    return [
+        Prompt(id=str(i), text="", facts={}, token_ids=FAMILY.prompt([turn], vocabulary))
+        for i, turn in enumerate(turns)
+    ]
+
+
+def scorer_of(checkpoint: Path, vocabulary: Vocabulary) -> Scorer:
+    """As the learner scores."""
+    model = pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
+    use_packing(model)
+    return Scorer(model, torch.from_numpy(kind_table(vocabulary)))
+
+
+def valid(ids: np.ndarray) -> bool:
+    """What a reply is, written down once more."""
+    if len(ids) % 2:
+        return False
+    text, speech = ids.reshape(-1, 2).T.tolist()
+    if END not in text or len(speech) < DELAY + 2:
+        return False
+    said, rest = text[: text.index(END)], text[text.index(END) + 1 :]
+    return (
+        bool(said)
+        and max(said) < WORDS
+        and set(rest) <= {BLANK}
+        and set(speech[:DELAY]) <= {BLANK}
+        and speech[-1] == STOP
+        and all(FIRST <= token < FIRST + 16384 for token in speech[DELAY:-1])
+    )
