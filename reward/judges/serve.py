@@ -93,7 +93,6 @@ class JudgeServer(Member):
 
     def __init__(self, settings: JudgeEngineSettings, linger: float = LINGER_SECONDS) -> None:
         super().__init__()
-        self._users = Users(linger)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._refusal: InputError | None = None
         try:
@@ -102,6 +101,7 @@ class JudgeServer(Member):
             self._refusal = error
         else:
             self._desk = Desk(self._engine.answer, self._thread, settings.max_sequences)
+        self._users = Users(linger)  # from now on: loading may take longer than anybody lingers
         threading.Thread(target=self._watch, name="users", daemon=True).start()
 
     async def hello(self, user: str) -> str:

@@ -37,7 +37,8 @@ def read(words: object, usage: object = None) -> tuple[object, str]:
     if not isinstance(words, str) or not words.strip():
         raise wrong("the answer is empty")
     try:
-        found = json.loads(words, object_pairs_hook=_distinct)
+        # Not strict about line breaks within the reason, which a model that is held to a grammar may write as they are.
+        found = json.loads(words, object_pairs_hook=_distinct, strict=False)
     except (ValueError, RecursionError):
         raise wrong(f"the answer, {len(words)} characters, is not JSON, or names a field twice") from None
     if not isinstance(found, dict) or set(found) != set(FIELDS):

@@ -59,6 +59,7 @@ def test_a_schema_has_the_two_fields_and_nothing_else():
 def test_an_answer_is_read_as_it_stands():
     assert read('{"score": 4, "reason": "clear"}') == (4, "clear")
     assert read('{"score": 4, "reason": "\\ud800"}') == (4, "\ud800")  # half a character, which `strict` takes out
+    assert read('{"score": 4, "reason": "two\nlines"}') == (4, "two\nlines")
     assert read(' {"reason": "", "score": "4"}\n') == ("4", "")  # whether that is a score is for `strict` to say
 
 

@@ -71,10 +71,10 @@ def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
 
     user = ray.remote(Nobody).options(num_cpus=0).remote()
     judge = ray.remote(JudgeServer).options(num_cpus=0, lifetime="detached", max_concurrency=9)
-    judge = judge.remote(LocalSettings.of(arguments).engine, linger=1.0)
+    judge = judge.remote(LocalSettings.of(arguments).engine, linger=3.0)  # much less than loading takes
     name = user._actor_id.hex()
     assert ray.get(judge.hello.remote(name), timeout=200)
-    time.sleep(4)
+    time.sleep(6)
     assert not identify(judge).death
     ray.kill(user)
     assert ended(judge, 20)

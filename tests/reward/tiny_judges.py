@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -64,6 +65,10 @@ def write_listener(path: Path) -> Path:
         audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
     )
     Qwen2AudioForConditionalGeneration(config).float().save_pretrained(path)
+    # The published checkpoint calls them so; transformers 5.19 puts one more "model" into what it writes.
+    weights = load_file(path / "model.safetensors")
+    published = {name.replace("language_model.model.model.", "language_model.model."): w for name, w in weights.items()}
+    save_file(published, path / "model.safetensors", metadata={"format": "pt"})
     features = WhisperFeatureExtractor(feature_size=128)
     Qwen2AudioProcessor(feature_extractor=features, tokenizer=words, chat_template=TEMPLATE).save_pretrained(path)
     return path
