@@ -233,7 +233,7 @@ data:
   prompts: {directory}/prompts.parquet
   demonstrations: {directory}/demonstrations.parquet
   held_out: {{held_out: {directory}/held_out.parquet}}
-rollout: {{prompts: 4, group_size: 4, max_tokens: 64, cpus: 0.5}}
+rollout: {{prompts: 4, group_size: 4, max_tokens: 64, temperature: 0.8, cpus: 0.5}}
 reward:
   servers: 1
   codec: {{use: 'tests.families.codec:Tones', arguments: {{path: {directory}}}}}
