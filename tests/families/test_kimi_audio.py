@@ -45,7 +45,7 @@ from tests.families.kimi import (
     valid,
 )
 
-pytestmark = [pytest.mark.families, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.families, pytest.mark.timeout(400)]
 CODEC = {"rate": 24000, "codebook": 16384, "tokens_per_second": 12.5}
 
 
