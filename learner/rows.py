@@ -250,8 +250,13 @@ def _layout(rows: Sequence[Row]) -> Layout:
 
 def tokens_of(items: Sequence[Item]) -> int:
     """How many the learner computes when it takes them together: a prompt that several share counts once."""
-    rows = [row for item in items for row in item.rows]
-    return _layout(rows).tokens(len(rows))
+    prompts: dict[Hashable, int] = {}
+    replies = 0
+    for item in items:
+        for row in item.rows:
+            prompts[row.prompt] = len(row.prompt_ids)
+            replies += len(row.reply_ids)
+    return sum(prompts.values()) + replies
 
 
 def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
@@ -262,10 +267,11 @@ def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
     """
     lists: list[list[Item]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
-    for bundle in sorted(_bundles(items, 4 * parts), key=tokens_of, reverse=True):
+    sized = [(tokens_of(bundle), bundle) for bundle in _bundles(items, 4 * parts)]
+    for size, bundle in sorted(sized, key=lambda one: one[0], reverse=True):
         tokens, part = loads[0]
         lists[part] += bundle
-        heapq.heapreplace(loads, (tokens + tokens_of(bundle), part))
+        heapq.heapreplace(loads, (tokens + size, part))
     return lists
 
 
@@ -300,7 +306,7 @@ def micro_batches(shares: Sequence[Sequence[Item]], tokens: int, *, packing: boo
         rows = [row for item in part for row in item.rows]
         cells = len(rows) * max(map(len, rows))
         if packing:
-            return len(part) == 1 or (tokens_of(part) <= tokens and cells <= LAID_OUT * tokens)
+            return len(part) == 1 or (cells <= LAID_OUT * tokens and tokens_of(part) <= tokens)
         return len(part) == 1 or cells <= tokens
 
     def least(share: Sequence[Item]) -> int:
