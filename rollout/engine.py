@@ -125,7 +125,7 @@ class Engine:
         self._kinds = kind_table(vocabulary)
         self._channels = vocabulary.channel_table()
         self._version = 0
-        self._in_process = settings.in_process
+        self._in_process, self._dtype = settings.in_process, settings.dtype
         self._drawing: dict[str, tuple[Order, int]] = {}
         """Replies under way by vLLM's name for the request: their order, and their index in its group."""
         self._finished: list[tuple[Order, int, Any]] = []
@@ -160,7 +160,6 @@ class Engine:
             enable_prompt_embeds=family.hears == "features",
             worker_extension_cls="rollout.receive.WorkerExtension",
         )
-        self._dtype = self._llm.model_config.dtype
         self.life = EngineLife(self._llm)
         self._broadcasts = Broadcasts(self._llm)
         self._stands_still = False
@@ -200,18 +199,18 @@ class Engine:
     def _input(self, token_ids: np.ndarray, features: str | None) -> Any:
         """A prompt as vLLM takes it: ids and, in the slots among them, an encoder's frames."""
         from vllm.inputs import tokens_input
-        from vllm.inputs.engine import embeds_input
 
         # What the old weights computed of a prompt must not be taken for what the new ones would.
         salt = str(self._version)
         if features is None:
             return tokens_input(token_ids.tolist(), cache_salt=salt)
         import torch
+        from vllm.inputs import embeds_input
 
         slots = torch.from_numpy(token_ids == self._vocabulary.slot)
         frames = torch.from_numpy(read_features(features, int(slots.sum())))
-        embedded = torch.zeros(len(token_ids), frames.shape[1], dtype=self._dtype)
-        embedded[slots] = frames.to(self._dtype)
+        embedded = torch.zeros(len(token_ids), frames.shape[1], dtype=getattr(torch, self._dtype))
+        embedded[slots] = frames.to(embedded.dtype)
         return embeds_input(
             embedded, cache_salt=salt, prompt_token_ids=token_ids.tolist(), is_token_ids=(~slots).tolist()
         )

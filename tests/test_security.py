@@ -67,9 +67,9 @@ def test_code_of_a_checkpoint_is_not_run(root, trap):
     with pytest.raises(InputError, match=r"spring\.Config.*model\.trust_remote_code=true"):
         read_inputs(config)
     with pytest.raises(InputError, match=r"spring\.Config.*model\.trust_remote_code=true"):
-        load(trap.checkpoint, "float32", kinds)
+        load(trap.checkpoint, PLAYGROUND, "float32", kinds)
     assert not trap.sprung.exists()
-    assert load(trap.checkpoint, "float32", kinds, trust_remote_code=True)
+    assert load(trap.checkpoint, PLAYGROUND, "float32", kinds, trust_remote_code=True)
     assert trap.sprung.exists()  # the trap does work
 
 

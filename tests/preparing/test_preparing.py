@@ -153,7 +153,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(talks, prepare, tmp_path
     assert [(one["place"], one["reason"]) for one in refused] == [
         (f"{source} line {number}", reason) for number, reason in enumerate(reasons, start=2)
     ]
-    assert "no token 'unheard'" in refused[2]["message"]
+    assert "does not know 'unheard'" in refused[2]["message"]
     manifest = read_manifest(tmp_path / "to/talks")
     assert (manifest.rows, manifest.refused) == (8, dict.fromkeys(reasons, 1))
 

@@ -54,7 +54,7 @@ def test_what_workers_say_is_of_those_that_are_up_and_not_of_the_dead_before_the
 
 def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path):
     worker = RolloutWorker.__new__(RolloutWorker)
-    engine = SimpleNamespace(life=SimpleNamespace(end=None), load_weights=lambda files, *_, **__: list(files))
+    engine = SimpleNamespace(ended=lambda error: None, load_weights=lambda files, *_, **__: list(files))
     worker._name, worker._engine = "rollout-3", engine
     there = tmp_path / "000007.safetensors"
     with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
@@ -67,6 +67,6 @@ def test_a_worker_with_half_of_its_weights_is_given_up():
 
     worker = RolloutWorker.__new__(RolloutWorker)
     worker._name = "rollout-3"
-    worker._engine = SimpleNamespace(life=SimpleNamespace(end=None), load_weights=load_weights)
+    worker._engine = SimpleNamespace(ended=lambda error: None, load_weights=load_weights)
     with pytest.raises(MemberBroken, match="rollout-3: weights 7 were not taken to the end"):
         worker.update(Parcel(version=7, size=1, whole=True), None, Probe(sequences=[], logps=[]))
