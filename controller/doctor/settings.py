@@ -25,7 +25,7 @@ def check_settings(config: Config) -> Iterator[Finding]:
             CONFIGURATION.error(
                 f"rollout.probe_limit: {c.rollout.probe_limit:g} is less than bfloat16 can keep between learner and "
                 "workers; the first sync would end the run",
-                "set rollout.probe_limit=5e-2, or model.dtype=float32",
+                "set rollout.probe_limit=2e-1, or model.dtype=float32",
             )
         )
     if c.model.dtype == "bfloat16" and c.learner.zero_stage == 0:

@@ -29,7 +29,7 @@ def test_the_shipped_configurations_go_together(path):
 @pytest.mark.parametrize(
     ("overrides", "state", "said", "remedy"),
     [
-        (["model.dtype=bfloat16"], State.ERROR, "rollout.probe_limit: 0.001", "rollout.probe_limit=5e-2"),
+        (["model.dtype=bfloat16"], State.ERROR, "rollout.probe_limit: 0.001", "rollout.probe_limit=2e-1"),
         ([*BFLOAT16, "learner.zero_stage=0"], State.WARNING, "learner.zero_stage: 0", "learner.zero_stage=1"),
         (["mix.threshold=7"], State.WARNING, "mix.threshold: 7", "mix.threshold between"),
         (["run.checkpoint_every=0"], State.WARNING, "run.checkpoint_every: 0", "set run.checkpoint_every"),
