@@ -10,6 +10,7 @@ from controller.doctor import memory
 from controller.doctor.findings import State
 from controller.doctor.memory import GIB, Shape
 from controller.doctor.room import check_memory
+from controller.doctor.settings import check_settings
 from controller.fitting import adapters, check_rater
 from controller.reading import read
 from speech.families import family
@@ -67,6 +68,7 @@ def test_it_fits(root, name, tmp_path, monkeypatch):
     for rater in config.reward.raters:
         check_rater(rater)
     model = shape(config)
+    assert not [one.text for one in check_settings(config) if one.state is State.ERROR]
     needs = memory.needs(config, model, reference=True)
     place = machine(memory=200.0 * GIB * count, memory_free=190.0 * GIB * count, gpus=gpus(count, 80))
     findings = list(check_memory(config, model, needs, place))
