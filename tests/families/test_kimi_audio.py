@@ -313,7 +313,7 @@ def test_every_reply_is_on_record_with_both_channels(run, vocabulary):
             if row["finish"] == "stop":
                 assert valid(ids)
                 spoken = int((channels == Channel.SPEECH).sum())
-                assert row["score_sound"] == pytest.approx(min(5.0, 1 + spoken / 12.5), abs=1e-5)
+                assert dict(row["scores"])["sound"] == pytest.approx(min(5.0, 1 + spoken / 12.5), abs=1e-5)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["iterations"] == 3
     assert summary["held_out"]["after"]["prompts"] == 4
