@@ -54,6 +54,11 @@ class Data:
     each has of every iteration: [{path: a.parquet, weight: 2}, {path: b, weight: 1}]."""
     demonstrations: Any = MISSING
     """Demonstrations for the anchor; the same."""
+    encoder: str = ""
+    """module:Class of the speech encoder (`speech/encoder.py`) that `duet prepare` makes features with, for a family
+    that hears them; empty: none."""
+    encoder_path: str = ""
+    """Where its files are."""
     held_out: dict[str, str] = field(default_factory=dict)
     """Evaluation sets by name, a file or folder of prompts each; `held_out` is the headline."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from os.path import normpath
 from pathlib import Path
 from typing import TypeVar
 
@@ -277,7 +278,7 @@ def _features(path: Path, row: dict, ids: np.ndarray, place: str, vocabulary: Vo
     if bool(slots) != (row["features"] is not None):
         found = "no features" if slots else f"features {row['features']!r}"
         raise InputError(f"{place}: {found}, but its prompt has {slots} slots for frames of an encoder")
-    return str(path.parent / row["features"]) if slots else None
+    return normpath(path.parent / row["features"]) if slots else None
 
 
 def _pair(path: Path, place: str, row: dict, vocabulary: Vocabulary) -> Pair:

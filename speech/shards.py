@@ -10,6 +10,7 @@ A row is looked up in its row group, which is decoded as a whole and kept for a 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     def path(self, name: str) -> str | None:
         """A file that is named relative to the row's own."""
         found = self.value(name)
-        return None if found is None else str(self.folder / found)
+        return None if found is None else normpath(self.folder / found)
 
     def value(self, name: str) -> Any:
         """As a Python object; None where there is no such column."""

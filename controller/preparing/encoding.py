@@ -16,16 +16,23 @@ from controller.preparing.spelling import prompt, reply
 from speech.codec import Codec
 from speech.dialogue import Turn
 from speech.dialogues import Dialogue, Said, scan_slice
+from speech.encoder import SpeechEncoder
 from speech.errors import InputError
 from speech.families import Family
+from speech.features import write_features
 from speech.interleave import Pattern, check
 from speech.records import DEMONSTRATIONS, PAIRS, PROMPTS
+from speech.records import FEATURES as HEARD
 from speech.slices import Slice
 from speech.vocabulary import Vocabulary
 from speech.waveform import Waveform
 
-SCHEMAS = {"prompts": PROMPTS, "demonstrations": DEMONSTRATIONS, "pairs": PAIRS}
+SCHEMAS = {
+    "prompts": PROMPTS.append(HEARD), "demonstrations": DEMONSTRATIONS.append(HEARD), "pairs": PAIRS.append(HEARD)
+}  # fmt: skip
 """Folders of prepared data, and what is in them."""
+FEATURES = "features"
+"""The folder of what a speech encoder heard, a file for each dialogue."""
 GROUP = 256
 """Rows of a row group: as many are decoded to pick one (`speech.shards`)."""
 
@@ -50,26 +57,35 @@ class Encoder:
     longest_prompt: int
     longest: int
     """Of prompt and reply together."""
+    hearing: SpeechEncoder | None = None
+    """None: the family hears codes."""
+    features: Path = Path(FEATURES)
+    """Where it writes what it hears."""
 
     def rows(self, place: str, dialogue: Dialogue) -> dict[str, dict[str, Any]]:
         """The row of each folder that a dialogue makes. Raises Refused."""
         known: dict[Path, np.ndarray] = {}
-        turns = [self._turn(place, message.role, message.said, known) for message in dialogue.messages]
+        heard: list[np.ndarray] = []
+        turns = [self._turn(place, message.role, message.said, known, heard) for message in dialogue.messages]
         try:
             asked = prompt(self.family, turns, self.vocabulary)
         except InputError as error:
             raise Refused("prompt not spelt", f"{place}: {error}") from error
         if len(asked) > self.longest_prompt:
             raise Refused("prompt too long", f"{place}: the prompt has {len(asked)} tokens, room is for fewer")
+        features = self._keep(dialogue, heard) if heard else None
         found: dict[str, dict[str, Any]] = {
-            "prompts": {"id": dialogue.id, "token_ids": asked, "text": dialogue.question, "facts": dialogue.facts}
-        }
+            "prompts": {
+                "id": dialogue.id, "token_ids": asked, "text": dialogue.question, "facts": dialogue.facts,
+                "features": features,
+            }
+        }  # fmt: skip
         if dialogue.target is None:
             return found
         target = self._reply(place, dialogue.target, asked, known)
         found["demonstrations"] = {
             "prompt_id": dialogue.id, "prompt_ids": asked, "reply_ids": target, "text": dialogue.target.text or "",
-            "manner": "",
+            "manner": "", "features": features,
         }  # fmt: skip
         if dialogue.rejected is not None:
             rejected = self._reply(place, dialogue.rejected, asked, known)
@@ -78,16 +94,27 @@ class Encoder:
             found["pairs"] = {
                 "prompt_id": dialogue.id, "prompt_ids": asked, "chosen_ids": target, "rejected_ids": rejected,
                 "chosen_score": dialogue.chosen_score, "rejected_score": dialogue.rejected_score, "scores_chosen": {},
-                "scores_rejected": {}, "origin": place,
+                "scores_rejected": {}, "origin": place, "features": features,
             }  # fmt: skip
         return found
 
-    def _turn(self, place: str, role: str, said: Said, known: dict[Path, np.ndarray]) -> Turn:
+    def _keep(self, dialogue: Dialogue, heard: list[np.ndarray]) -> str:
+        """Writes the frames of all turns, one after another. Returns the file's name as rows have it."""
+        name = hashlib.sha256(dialogue.id.encode()).hexdigest()[:32] + ".npy"
+        write_features(self.features / name, np.concatenate(heard))
+        return f"../{FEATURES}/{name}"
+
+    def _turn(self, place: str, role: str, said: Said, known: dict[Path, np.ndarray], heard: list[np.ndarray]) -> Turn:
+        """heard: takes the frames of a turn that the speech encoder hears."""
+        if self.hearing is not None and role != "assistant" and said.recordings:
+            frames = [self._frames(place, path) for path in said.recordings]
+            heard += frames
+            return Turn(role=role, text=said.text, features=sum(map(len, frames)))
         codes = [self._codes(place, path, known) for path in said.recordings]
         return Turn(role=role, text=said.text, codes=np.concatenate(codes) if codes else None)
 
     def _reply(self, place: str, said: Said, asked: np.ndarray, known: dict[Path, np.ndarray]) -> np.ndarray:
-        turn = self._turn(place, "assistant", said, known)
+        turn = self._turn(place, "assistant", said, known, [])
         try:
             ids = reply(self.family, turn.text, turn.codes, self.vocabulary)
         except InputError as error:
@@ -98,14 +125,28 @@ class Encoder:
             raise Refused("reply too long", f"{place}: prompt and reply have {len(asked) + len(ids)} tokens together")
         return ids
 
+    def _sound(self, place: str, path: Path) -> Waveform:
+        if not path.is_file():
+            raise Refused("recording missing", f"{place}: {path} does not exist")
+        try:
+            return Waveform.read(path)
+        except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
+            raise Refused("recording unreadable", f"{place}: {path}: {error}") from error
+
+    def _frames(self, place: str, path: Path) -> np.ndarray:
+        assert self.hearing is not None
+        sound = self._sound(place, path)
+        try:
+            frames = np.asarray(self.hearing.encode(sound))
+        except Exception as error:  # an encoder of the user's own may raise anything
+            raise Refused("recording not heard", f"{place}: {path}: {error!r}") from error
+        if frames.ndim != 2 or not len(frames) or frames.dtype.kind != "f":
+            raise Refused("recording not heard", f"{place}: {path}: the encoder gives no frames, float [F, W]")
+        return frames
+
     def _codes(self, place: str, path: Path, known: dict[Path, np.ndarray]) -> np.ndarray:
         if path not in known:
-            if not path.is_file():
-                raise Refused("recording missing", f"{place}: {path} does not exist")
-            try:
-                sound = Waveform.read(path)
-            except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
-                raise Refused("recording unreadable", f"{place}: {path}: {error}") from error
+            sound = self._sound(place, path)
             try:
                 codes = np.asarray(self.codec.encode(sound))
             except Exception as error:  # a codec of the user's own may raise anything

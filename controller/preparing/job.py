@@ -15,7 +15,9 @@ from controller.preparing.command import CONFIG, Given, joiner
 from controller.preparing.preparation import REFUSED, Preparation
 from controller.preparing.running import Pool, Recipe
 from controller.reading import read
-from speech.families import family
+from reward.parts import load
+from speech.errors import InputError
+from speech.families import Family, family
 from speech.manifest import Manifest
 from speech.vocabulary import Vocabulary
 
@@ -35,7 +37,10 @@ def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
                 family=chosen,
                 checkpoint=str(Path(config.model.checkpoint).absolute()),
                 codec=config.reward.codec.use,
-                codec_path=str(Path(config.reward.codec.arguments["path"]).absolute()),
+                codec_arguments=config.reward.codec.arguments
+                | {"path": str(Path(config.reward.codec.arguments["path"]).absolute())},
+                hearing=config.data.encoder,
+                hearing_path=str(Path(config.data.encoder_path).absolute()),
                 longest_prompt=longest_prompt(config),
                 longest=config.model.max_length,
                 root=options.audio_root.absolute() if options.audio_root and not one.converted else None,
@@ -46,6 +51,7 @@ def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
                 recipe=recipe,
                 vocabulary=vocabulary,
                 codec_version=codec.version,
+                encoder_version=_encoder_version(config, chosen),
                 pool=Pool(
                     workers=workers,
                     cpus=options.worker_cpus,
@@ -69,6 +75,15 @@ def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
     path = options.to / CONFIG
     path.write_text(_config(options, done), encoding="utf-8")
     print(f"duet train --config {path}")
+
+
+def _encoder_version(config: Config, chosen: Family) -> str:
+    """Of the speech encoder; empty where there is none. Raises InputError for a family that needs one."""
+    if chosen.hears == "features" and not config.data.encoder:
+        raise InputError(f"data.encoder: family {chosen.name} hears features; name the encoder that makes them")
+    if chosen.hears != "features" and config.data.encoder:
+        raise InputError(f"data.encoder: {config.data.encoder}, but family {chosen.name} hears codes")
+    return str(load(config.data.encoder).load(Path(config.data.encoder_path)).version) if config.data.encoder else ""
 
 
 def _configured(options: argparse.Namespace, given: Sequence[Given]) -> Config:

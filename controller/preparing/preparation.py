@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from controller.preparing.encoding import SCHEMAS, Outcome, recordings_of
+from controller.preparing.encoding import FEATURES, SCHEMAS, Outcome, recordings_of
 from controller.preparing.running import Pool, Recipe, encode_all
 from controller.preparing.spelling import VERSION
 from speech.errors import InputError
@@ -43,6 +43,8 @@ class Preparation:
     """Share of the rows that may be refused."""
     trust: bool
     """Whether recordings are taken to be what they were, without a look at each."""
+    encoder_version: str = ""
+    """Of the speech encoder; empty: none."""
 
     def run(self, join: Callable[[], None], say: Callable[[str], None]) -> Manifest:
         """Does what has not been done. join: joins Ray, where it is needed. Raises InputError, TimeoutError."""
@@ -75,6 +77,7 @@ class Preparation:
             "family": [r.family.name, VERSION],
             "tokenizer": mark_of(self.vocabulary),
             "codec": [r.codec, self.codec_version],
+            "encoder": [r.hearing, self.encoder_version],
             "longest": [r.longest_prompt, r.longest],
             "rows": self.rows,
         }
@@ -102,7 +105,7 @@ class Preparation:
 
     def _clear(self) -> None:
         """Takes away what an earlier preparation left. Raises InputError for files that are none of ours."""
-        folder, ours = self.recipe.folder, [*SCHEMAS, "refused"]
+        folder, ours = self.recipe.folder, [*SCHEMAS, FEATURES, "refused"]
         try:
             mine = (folder / UNFINISHED).exists() or read_manifest(folder) is not None
         except InputError:  # of an earlier format

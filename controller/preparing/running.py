@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from controller.preparing.encoding import Encoder, Outcome, encode
-from reward.server import load
+from controller.preparing.encoding import FEATURES, Encoder, Outcome, encode
+from reward.parts import codec_of, load
 from speech.errors import InputError
 from speech.families import Family
 from speech.interleave import kind_table
@@ -27,20 +27,25 @@ class Recipe:
     checkpoint: str
     codec: str
     """module:Class."""
-    codec_path: str
+    codec_arguments: dict[str, Any]
     longest_prompt: int
     longest: int
     root: Path | None
     """The folder that names of recordings start from; None: that of the source file."""
     folder: Path
+    hearing: str = ""
+    """module:Class of the speech encoder; empty: none."""
+    hearing_path: str = ""
 
     def encoder(self) -> Encoder:
-        """Loads tokenizer and codec. Raises InputError."""
+        """Loads tokenizer, codec and speech encoder. Raises InputError."""
         vocabulary = Vocabulary.from_checkpoint(Path(self.checkpoint), self.family.tokens)
         return Encoder(
             family=self.family,
             vocabulary=vocabulary,
-            codec=load(self.codec).load(Path(self.codec_path)),
+            codec=codec_of(self.codec, self.codec_arguments),
+            hearing=load(self.hearing).load(Path(self.hearing_path)) if self.hearing else None,
+            features=self.folder / FEATURES,
             structure=(self.family.interleave, kind_table(vocabulary)),
             longest_prompt=self.longest_prompt,
             longest=self.longest,
