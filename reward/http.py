@@ -21,9 +21,9 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -81,6 +81,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings(RemoteSettings):
+    needed: ClassVar[tuple[str, ...]] = ("name", "version", "url")
     url: str
     """http:// or https://. Without name and password: a key comes from the environment."""
     api_key_env: str = ""
@@ -107,18 +108,6 @@ class HttpSettings(RemoteSettings):
         # Not echoed: whoever writes the key itself here must not find it in a log.
         if self.api_key_env and not VARIABLE.fullmatch(self.api_key_env):
             raise InputError("api_key_env: expected the name of an environment variable, such as JUDGE_KEY")
-
-    @classmethod
-    def of(cls, arguments: dict[str, Any]) -> "HttpSettings":
-        """Raises InputError for an unknown argument, one that is missing, and an impossible value."""
-        known = [f.name for f in fields(cls)]
-        for name in arguments:
-            if name not in known:
-                raise InputError(f"unknown argument {name!r}; allowed: {', '.join(known)}")
-        for name in ("name", "version", "url"):
-            if name not in arguments:
-                raise InputError(f"argument {name!r} is missing")
-        return cls(**arguments)
 
     @property
     def local(self) -> bool:

@@ -14,9 +14,9 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from reward.breaker import Breaker, State, Wait
 from reward.cache import Answer, AnswerCache, key
@@ -67,6 +67,20 @@ class RemoteSettings:
     """Answers that are remembered."""
     seed: int = 0
     """Of the lengths of pauses."""
+    needed: ClassVar[tuple[str, ...]] = ("name", "version")
+    """What a configuration has to say."""
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> Self:
+        """Raises InputError for an unknown argument, one that is missing, and an impossible value."""
+        known = [f.name for f in fields(cls)]
+        for name in arguments:
+            if name not in known:
+                raise InputError(f"unknown argument {name!r}; allowed: {', '.join(known)}")
+        for name in cls.needed:
+            if name not in arguments:
+                raise InputError(f"argument {name!r} is missing")
+        return cls(**arguments)
 
     def __post_init__(self) -> None:
         for name in ("name", "version"):

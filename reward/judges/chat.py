@@ -15,9 +15,9 @@ cache are those of every remote rater (`reward.remote`): the client's own retrie
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -41,6 +41,7 @@ OURS = ("messages", "model", "response_format", "max_completion_tokens", "stream
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings(QuestionSettings, HttpSettings):
+    needed: ClassVar[tuple[str, ...]] = ("name", "url", "model")
     url: str
     """Of the interface, up to /v1. Without name and password: a key comes from the environment."""
     model: str
@@ -83,18 +84,6 @@ class ChatSettings(QuestionSettings, HttpSettings):
             json.dumps(dict(self.extra), allow_nan=False)
         except (TypeError, ValueError):
             raise InputError("extra: holds what JSON cannot") from None
-
-    @classmethod
-    def of(cls, arguments: dict[str, Any]) -> "ChatSettings":
-        """Raises InputError for an unknown argument, one that is missing, and an impossible value."""
-        known = [f.name for f in fields(cls)]
-        for name in arguments:
-            if name not in known:
-                raise InputError(f"unknown argument {name!r}; allowed: {', '.join(known)}")
-        for name in ("name", "url", "model"):
-            if name not in arguments:
-                raise InputError(f"argument {name!r} is missing")
-        return cls(**arguments)
 
     def pinned(self) -> "ChatSettings":
         """The same with the whole version: another one for whatever may change an answer, the address included."""

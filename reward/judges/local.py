@@ -13,7 +13,7 @@ checkpoint's weights, and every answer says which engine gave it: a judge that w
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from reward.failure import Failure
 from reward.judges.engine import MODES, Answering, JudgeEngineSettings, Question
@@ -33,6 +33,7 @@ AMOUNTS = {"kv_cache_gib": math.inf, "gpu_memory_share": 1.0, "cpus": math.inf, 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings(QuestionSettings):
+    needed: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "listens")
     checkpoint: str
     """A folder with a chat model: weights as safetensors, tokenizer, chat template."""
     listens: bool
@@ -101,18 +102,6 @@ class LocalSettings(QuestionSettings):
                 f"lowest, highest: {self.lowest:g} to {self.highest:g} are not digits, which score: expected needs; "
                 "use score: answer"
             )
-
-    @classmethod
-    def of(cls, arguments: dict[str, Any]) -> "LocalSettings":
-        """Raises InputError for an unknown argument, one that is missing, and an impossible value."""
-        known = [f.name for f in fields(cls)]
-        for name in arguments:
-            if name not in known:
-                raise InputError(f"unknown argument {name!r}; allowed: {', '.join(known)}")
-        for name in ("name", "checkpoint", "listens"):
-            if name not in arguments:
-                raise InputError(f"argument {name!r} is missing")
-        return cls(**arguments)
 
     @property
     def engine(self) -> JudgeEngineSettings:
