@@ -71,12 +71,7 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
 
     config = playground("preference.kl_text=0", "preference.kl_speech=0", "learner.warmup=0")
     given = apart(drawn, config)
-    family = read_inputs(config).family
-    rank = LearnerRank(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rank.connect("127.0.0.1", port)
+    rank = started(config)
 
     model = AutoModelForCausalLM.from_pretrained(config.model.checkpoint, dtype=torch.float32)
     use_packing(model)
@@ -106,6 +101,17 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
     computed = sum(batch.input_ids.numel() for batch in batches)
     different = sum(tokens_of(part) for part in parts)
     return ratios, [1.0 - different / computed], [computed / sum(map(len, given))]
+
+
+def started(config: Any) -> LearnerRank:
+    """A rank by itself, in this process."""
+    family = read_inputs(config).family
+    rank = LearnerRank(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank.connect("127.0.0.1", port)
+    return rank
 
 
 def seconds(function: Callable[[], None]) -> float:
