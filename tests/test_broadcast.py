@@ -77,7 +77,8 @@ def _small_groups(size: int) -> Callable[[object], None]:
         from learner.source import Source
 
         stage = rank._settings.zero_stage
-        rank._source = lambda: Source(rank._engine.module.model, sharded=stage == 3, group_bytes=size)
+        model, sharded = rank._engine.module.model, stage == 3
+        rank._source = lambda: (Source(model, sharded=sharded, group_bytes=size), None)
 
     return change
 

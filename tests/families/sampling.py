@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,11 @@ def ask(root: Path, asked: Asked) -> Found:
 
 
 def answer(asked: Asked) -> Found:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # Before vLLM is there, which puts layers of its own in the place of some of transformers'.
+    plain = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float32)
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineSettings(
@@ -75,7 +81,7 @@ def answer(asked: Asked) -> Found:
     free = [reply for _, reply in draw(FREE, constrained=False)]
     kinds = kind_table(vocabulary)
     return Found(
-        gap=_gap(asked, chosen.interleave, kinds, held[::64], vocabulary),
+        gap=_gap(plain, chosen.interleave, kinds, held[::64], vocabulary),
         held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
         free=[reply.defect for reply in free],
         free_checked=[check(reply.token_ids, chosen.interleave, kinds) for reply in free],
@@ -90,12 +96,10 @@ def _so_far(reply: Reply, pattern, kinds: np.ndarray) -> str | None:
     return None if defect == "the reply has no end" else defect
 
 
-def _gap(asked: Asked, pattern, kinds: np.ndarray, replies: list[tuple[Prompt, Reply]], vocabulary) -> float:
+def _gap(model: Any, pattern, kinds: np.ndarray, replies: list[tuple[Prompt, Reply]], vocabulary) -> float:
     """Against transformers' own forward, with the structure's mask, one reply at a time."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float32)
     states, largest = table(pattern), 0.0
     for prompt, reply in replies:
         ids = torch.from_numpy(np.concatenate([prompt.token_ids, reply.token_ids]).astype(np.int64))

@@ -87,7 +87,7 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
         f"model.checkpoint={trunk}", f"model.family={name}", "model.max_length=512",
         f"data.prompts={data / 'prompts.parquet'}", f"data.demonstrations={data / 'demonstrations.parquet'}",
         "data.held_out={}", f"reward.codec={{use: '{codec}', arguments: {{path: {data}}}}}", f"reward.raters=[{made}]",
-        f"reward.total={{{', '.join(f'{r}: 1.0' for r in raters)}}}", "reward.scores={}", "reward.signal=''",
+        "reward.total={words: 1.0}", "reward.scores={}", "reward.signal=''",
         "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=96", "anchor.rows=4", "evaluation.listen_every=0",
         "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=32", "learner.learning_rate=1e-3",
         "mix.mode=fixed", "mix.fixed=0.5",
