@@ -6,9 +6,10 @@ It is asked with an `Asked` on its standard input and answers with a `Found` on 
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,11 +59,6 @@ def ask(root: Path, asked: Asked) -> Found:
 
 
 def answer(asked: Asked) -> Found:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    # Before vLLM is there, which puts layers of its own in the place of some of transformers'.
-    plain = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float32)
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineSettings(
@@ -80,8 +76,11 @@ def answer(asked: Asked) -> Found:
     held = draw(REPLIES, constrained=True)
     free = [reply for _, reply in draw(FREE, constrained=False)]
     kinds = kind_table(vocabulary)
+    # In a process without vLLM, which changes some of transformers' classes where both are.
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+        gap = apart.submit(_gap, asked, held[::64]).result(timeout=100)
     return Found(
-        gap=_gap(plain, chosen.interleave, kinds, held[::64], vocabulary),
+        gap=gap,
         held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
         free=[reply.defect for reply in free],
         free_checked=[check(reply.token_ids, chosen.interleave, kinds) for reply in free],
@@ -96,10 +95,15 @@ def _so_far(reply: Reply, pattern, kinds: np.ndarray) -> str | None:
     return None if defect == "the reply has no end" else defect
 
 
-def _gap(model: Any, pattern, kinds: np.ndarray, replies: list[tuple[Prompt, Reply]], vocabulary) -> float:
+def _gap(asked: Asked, replies: list[tuple[Prompt, Reply]]) -> float:
     """Against transformers' own forward, with the structure's mask, one reply at a time."""
     import torch
+    from transformers import AutoModelForCausalLM
 
+    chosen = family(asked.family)
+    vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
+    pattern, kinds = chosen.interleave, kind_table(vocabulary)
+    model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float32)
     states, largest = table(pattern), 0.0
     for prompt, reply in replies:
         ids = torch.from_numpy(np.concatenate([prompt.token_ids, reply.token_ids]).astype(np.int64))
