@@ -174,9 +174,9 @@ class ChatRater(RemoteRater):
             return {}
         read, wrote, cost = (told.get(name) for name in ("prompt_tokens", "completion_tokens", "cost"))
         s = self.settings
-        priced = s.input_price is not None and s.output_price is not None
-        if cost is None and type(read) is int and type(wrote) is int and priced:
-            cost = (read * s.input_price + wrote * s.output_price) / PER  # type: ignore[operator]
+        counted = type(read) is int and type(wrote) is int
+        if cost is None and counted and s.input_price is not None and s.output_price is not None:
+            cost = (read * s.input_price + wrote * s.output_price) / PER
         usage = {"input_tokens": read, "output_tokens": wrote, "cost": cost}
         return {name: number for name, number in usage.items() if number is not None}
 

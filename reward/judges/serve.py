@@ -83,7 +83,7 @@ def _lives(user: str) -> bool:
         return not driver.gone()
     try:
         found = identify(user)
-    except Exception:  # nobody can say now
+    except Exception:  # nobody can say now: a judge that is ended too late costs less than one that is missed
         return True
     return found is not None and not found.death
 
