@@ -173,10 +173,9 @@ class ChatRater(RemoteRater):
         if not isinstance(told, Mapping):
             return {}
         read, wrote, cost = (told.get(name) for name in ("prompt_tokens", "completion_tokens", "cost"))
-        s = self.settings
-        counted = type(read) is int and type(wrote) is int
-        if cost is None and counted and s.input_price is not None and s.output_price is not None:
-            cost = (read * s.input_price + wrote * s.output_price) / PER
+        into, out = self.settings.input_price, self.settings.output_price
+        if cost is None and type(read) is int and type(wrote) is int and into is not None and out is not None:
+            cost = (read * into + wrote * out) / PER
         usage = {"input_tokens": read, "output_tokens": wrote, "cost": cost}
         return {name: number for name, number in usage.items() if number is not None}
 
