@@ -139,7 +139,8 @@ CHOICES: dict[str, tuple] = {
     "learner.strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
 }
 
-PATHS = ("run.directory", "model.checkpoint", "data.prompts", "data.demonstrations", "preference.pairs.file")
-"""Keys that hold the name of a file or folder; `preference.pairs.file` may be empty."""
+OPTIONAL_PATHS = ("data.encoder_path", "preference.pairs.file")
+PATHS = ("run.directory", "model.checkpoint", "data.prompts", "data.demonstrations", *OPTIONAL_PATHS)
+"""Keys that hold the name of a file or folder; the optional ones may be empty."""
 SOURCES = ("data.prompts", "data.demonstrations")
 """Those among them that may hold several names, with weights."""

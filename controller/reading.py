@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from controller.anchors import refuse_endless
-from controller.bounds import CHOICES, MANY, NUMBERS, PATHS, SOURCES, Bound
+from controller.bounds import CHOICES, MANY, NUMBERS, OPTIONAL_PATHS, PATHS, SOURCES, Bound
 from controller.config import Config
 from controller.placing import check_needs
 from controller.routing import resolve
@@ -164,7 +164,7 @@ def check(config: Config) -> None:
     for key in PATHS:
         if key in SOURCES:
             check_sources(key, valued(c, key), check_path)
-        elif valued(c, key) or key != "preference.pairs.file":
+        elif valued(c, key) or key not in OPTIONAL_PATHS:
             check_path(key, valued(c, key))
     for member in ("rollout", "reward", "reward.decoders", "learner"):
         gpus = valued(c, f"{member}.gpus")

@@ -83,7 +83,15 @@ def _encoder_version(config: Config, chosen: Family) -> str:
         raise InputError(f"data.encoder: family {chosen.name} hears features; name the encoder that makes them")
     if chosen.hears != "features" and config.data.encoder:
         raise InputError(f"data.encoder: {config.data.encoder}, but family {chosen.name} hears codes")
-    return str(load(config.data.encoder).load(Path(config.data.encoder_path)).version) if config.data.encoder else ""
+    if not config.data.encoder:
+        return ""
+    try:
+        return str(load(config.data.encoder).load(Path(config.data.encoder_path)).version)
+    except Exception as error:  # an encoder of the user's own may raise anything
+        raise InputError(
+            f"data.encoder: {config.data.encoder} is no encoder that loads {config.data.encoder_path!r}: "
+            f"{error or type(error).__name__}"
+        ) from error
 
 
 def _configured(options: argparse.Namespace, given: Sequence[Given]) -> Config:

@@ -15,8 +15,8 @@ from tests.malformed.door import Setup, refused
 pytestmark = pytest.mark.timeout(60)
 
 FREE = {
-    "run.name", "model.family", "reward.codec.use", "reward.signal", "preference.pairs.score", "metrics.host",
-    "cluster.address",
+    "run.name", "model.family", "data.encoder", "reward.codec.use", "reward.signal", "preference.pairs.score",
+    "metrics.host", "cluster.address",
 }  # fmt: skip
 """Words with checks of their own."""
 

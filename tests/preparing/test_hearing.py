@@ -110,3 +110,14 @@ def test_the_configuration_names_an_encoder_where_one_is_needed(root):
     assert _encoder_version(config, family("vita-audio-plus")) == "loudness-1"
     with pytest.raises(InputError, match="family playground hears codes"):
         _encoder_version(config, family("playground"))
+
+
+@pytest.mark.parametrize("name", ["Loudness", "nowhere:Loudness", "tests.preparing.test_hearing:Quiet", "json:dumps"])
+def test_what_is_no_encoder_is_refused_by_its_key(root, name):
+    from controller.preparing.job import _encoder_version
+    from speech.errors import InputError
+
+    config = read(root / "configs/playground.yaml", [])
+    config.data.encoder = name
+    with pytest.raises(InputError, match=rf"^data\.encoder: {name}.* is no encoder"):
+        _encoder_version(config, family("vita-audio-plus"))
