@@ -122,7 +122,7 @@ def in_place() -> Iterator[None]:
     with ExitStack() as stack:
         for place, kind in (
             ("rollout.pool.RolloutWorker", Worker),
-            ("reward.server.RewardServer", Server),
+            ("reward.pool.RewardServer", Server),
             ("learner.group.LearnerRank", Rank),
         ):
             stack.enter_context(patch(place, kind))

@@ -19,7 +19,8 @@ from learner.rank import RankSettings
 from learner.step import Objective, PairLoss, Route
 from reward.decoding import DecoderSettings
 from reward.parts import Part
-from reward.server import RewardPool, ServerSettings
+from reward.pool import RewardPool
+from reward.server import ServerSettings
 from rollout.engine import EngineSettings, SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
 from speech.families import Family, family

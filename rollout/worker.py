@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -15,10 +16,12 @@ from cluster.waiting import MemberBroken
 from rollout.counting import door, serve
 from rollout.engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
 from rollout.fetch import fetch
-from rollout.parallel_engine import ParallelEngine
 from speech.families import Family
 from speech.records import Prompt, Reply
 from speech.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from rollout.parallel_engine import ParallelEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,9 @@ class RolloutWorker(Member):
         self._engine: Engine | ParallelEngine
         where = None
         if family.streams > 1:
-            self._engine = ParallelEngine(settings, family, vocabulary)
+            from rollout import parallel_engine  # and with it torch
+
+            self._engine = parallel_engine.ParallelEngine(settings, family, vocabulary)
         else:
             self._engine = Engine(settings, family, vocabulary, seed)
             where = door(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's

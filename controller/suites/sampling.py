@@ -15,8 +15,8 @@ from controller.fitting import check_rater, check_weights, load_codec
 from controller.inputs import longest_prompt
 from controller.suites.assessing import Answered, asked
 from controller.suites.items import Item
+from reward.pool import RewardPool
 from reward.rater import Missing, Scorecard, SpokenReply
-from reward.server import RewardPool
 from rollout.engine import SamplingSettings
 from rollout.pool import RolloutPool
 from speech.dialogue import Turn

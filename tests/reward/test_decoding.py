@@ -14,8 +14,9 @@ from cluster.member import identify
 from cluster.waiting import MemberFailed, Overdue
 from playground.codec import PlaygroundCodec
 from reward.decoding import DecoderSettings, SpeechDecoder, Unheard, fetched
+from reward.pool import RewardPool
 from reward.rater import Scorecard
-from reward.server import Part, RewardPool, RewardServer, ServerSettings
+from reward.server import Part, RewardServer, ServerSettings
 from speech.families import PLAYGROUND
 from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import ray
 
+from reward.pool import RewardPool
 from reward.rater import Missing
-from reward.server import Part, RewardPool, ServerSettings
+from reward.server import Part, ServerSettings
 from speech.families import PLAYGROUND
 from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
