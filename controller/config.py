@@ -1,4 +1,5 @@
-"""The configuration: dataclasses with the meaning of each field under it. `controller.reading` reads and checks it.
+"""The configuration: dataclasses with the meaning of each field under it. `controller.reading` reads it, and
+`controller.checking` refuses what no run could use.
 
 Importable without torch.
 """

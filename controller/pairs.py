@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from controller.checking import check_path
 from controller.pairing import Refusal, pick
-from controller.reading import check_path, load
+from controller.reading import load
 from controller.records import run_directory
 from controller.sampled import chosen_iterations, read_run
 from controller.scored import SCORES, Scored, read_scored

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.__main__ import main
+from controller.checking import NAME, check
 from controller.held_out import HeldOut
-from controller.reading import NAME, check, read
+from controller.reading import read
 from controller.records import Records, read_replies
 from controller.replies import Provenance, ScoredReply
 from controller.routing import Route

@@ -8,8 +8,9 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from controller.bounds import CHOICES, NUMBERS, PATHS
+from controller.checking import check, valued
 from controller.config import Config
-from controller.reading import check, read, valued
+from controller.reading import read
 from tests.malformed.door import Setup, refused
 
 pytestmark = pytest.mark.timeout(60)

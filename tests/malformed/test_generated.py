@@ -12,7 +12,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from controller.bounds import CHOICES, NUMBERS
-from controller.reading import load, read, valued
+from controller.checking import valued
+from controller.reading import load, read
 from speech.families import PLAYGROUND
 from speech.records import read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
