@@ -23,8 +23,9 @@ from controller import assembly
 from controller.inputs import read_inputs
 from learner import rows as learner_rows
 from learner.attention import use_packing
-from learner.rank import LearnerRank
-from learner.rows import MicroBatch, collate, micro_batches, split, tokens_of
+from learner.collate import MicroBatch, collate
+from learner.engine import LearnerEngine
+from learner.rows import micro_batches, split, tokens_of
 from learner.scorer import Scorer
 from learner.step import micro_batch_loss
 from speech.interleave import Kind, allowed_sets, kind_table
@@ -103,10 +104,10 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
     return ratios, [1.0 - different / computed], [computed / sum(map(len, given))]
 
 
-def started(config: Any) -> LearnerRank:
+def started(config: Any) -> LearnerEngine:
     """A rank by itself, in this process."""
     family = read_inputs(config).family
-    rank = LearnerRank(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
+    rank = LearnerEngine(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -152,8 +152,7 @@ class Rank(Member):
         return 1
 
     def step(self, items: list, micro_batches: int, mix: float) -> Any:
-        from learner.rank import StepReport
-        from learner.tally import Tally
+        from learner.tally import StepReport, Tally
 
         time.sleep(script().learn)
         tally = Tally()

@@ -15,8 +15,7 @@ from controller.replies import Provenance
 from controller.routing import Route as ScoreRoute
 from controller.statistics import Scoring
 from learner.group import GroupSettings, LearnerGroup
-from learner.rank import RankSettings
-from learner.step import Objective, PairLoss, Route
+from learner.settings import Objective, PairLoss, RankSettings, Route
 from reward.decoding import DecoderSettings
 from reward.parts import Part
 from reward.pool import RewardPool

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from controller.config import Config, Named, NamedRater
-from learner.freezing import frozen_names
-from learner.lora import LoraSettings, adapted
+from learner.patterns import adapted, frozen_names
+from learner.settings import LoraSettings
 from reward.parts import codec_of, load
 from speech.checkpoint import check_checkpoint
 from speech.codec import Codec

@@ -1,30 +1,11 @@
 """Frozen parts of a model: named by patterns, each of which must match something (method §7, rule 7)."""
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
 from torch import nn
 
+from learner.patterns import frozen_names
 from speech.errors import InputError
-
-
-def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The parameters among `names` that the patterns name, shell-style: "model.layers.0.*".
-
-    Raises InputError for a pattern that matches nothing, and when nothing would be left to train.
-    """
-    names = list(names)
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            raise InputError(
-                f"model.frozen: {pattern!r} matches no parameter; the model has {', '.join(_examples(names))}"
-            )
-        found |= matched
-    if names and len(found) == len(names):
-        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
-    return found
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
@@ -37,9 +18,3 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
         # Tied parameters share one tensor: freezing it under one name freezes it under all.
         raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return len(found)
-
-
-def _examples(names: list[str]) -> list[str]:
-    """A few names, for a message."""
-    few = [names[len(names) * part // 4] for part in range(4)] if len(names) > 4 else names
-    return [*dict.fromkeys(few), "…"]

@@ -22,10 +22,10 @@ from cluster.watchdog import Waiting
 from learner.answers import UnderWay, dead, done
 from learner.batches import Batch, write_batch
 from learner.checkpoint import Manifest, check_checkpoint
-from learner.rank import LearnerRank, RankSettings, StepReport
+from learner.rank import LearnerRank
 from learner.rows import Item, micro_batches, split
-from learner.step import Objective
-from learner.tally import Tally
+from learner.settings import Objective, RankSettings
+from learner.tally import StepReport, Tally
 from speech.families import Family
 
 CLOSE_SECONDS = 10.0

@@ -5,63 +5,18 @@ y = W·x + b + (alpha / rank) · B·(A·x)      A: [rank, inputs], at random; B:
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from cluster.parcel import adapter_name
-from speech.errors import InputError
+from learner.patterns import adapted
+from learner.settings import LoraSettings
 
 SEED = 0
 """Of A, the same on every rank and in every run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-    """Linear layers that get an adapter, as shell-style patterns of their names."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-
-def adapted(
-    layers: Mapping[str, Sequence[int]], settings: LoraSettings, frozen: Collection[str] = ()
-) -> dict[str, tuple[int, int]]:
-    """The layers that get an adapter, with their inputs and outputs.
-
-    layers: shape [outputs, inputs] of the weight of each linear layer, by the layer's name. frozen: those of them that
-    `model.frozen` keeps as they are. Raises InputError for a pattern that matches none, for a rank that is larger than
-    a matrix, and when no layer is left.
-    """
-    names: set[str] = set()
-    for pattern in settings.targets:
-        matched = {name for name in layers if fnmatchcase(name, pattern)}
-        if not matched:
-            few = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
-            raise InputError(
-                f"learner.lora.targets: {pattern!r} matches no linear layer that has a weight to itself; the names of "
-                f"those end with {few}"
-            )
-        names |= matched
-    found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
-    if not found:
-        raise InputError(f"learner.lora.targets: {', '.join(settings.targets)} match only what model.frozen names")
-    least = min(found, key=lambda name: min(found[name]))
-    if settings.rank > min(found[least]):
-        inputs, outputs = found[least]
-        raise InputError(
-            f"learner.lora.rank: {settings.rank}, but {least} has {inputs} inputs and {outputs} outputs; at most "
-            f"{min(found[least])}"
-        )
-    return found
 
 
 class AdaptedLinear(nn.Linear):

@@ -8,17 +8,15 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from cluster.parcel import Parcel, memory_directory, write_all
 from learner.layout import Entry, as_bytes, layout
+from learner.settings import Exchange
 
-Exchange = Literal["memory", "directory", "objects", "broadcast"]
-"""Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store; or to all workers at once,
-which is `learner.broadcast`'s."""
 Groups = Sequence[Sequence[Entry]]
 """What will come, as `learner.source.Source` has it."""
 

@@ -1,69 +1,12 @@
 """One micro-batch: from log-probabilities to the loss and the numbers worth keeping."""
 
-from dataclasses import dataclass
-
-import numpy as np
 from torch import Tensor
 
+from learner.collate import MicroBatch
 from learner.objectives import anchor_loss, dpo_loss, kl_estimate, policy_terms
-from learner.rows import Item, MicroBatch, Pair, Row
+from learner.settings import Objective, PairLoss
 from learner.tally import Tally
 from speech.channels import select
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route:
-    """Which tokens a score trains. The score itself has become an advantage by now."""
-
-    channel: str
-    """A selection of `speech.channels`."""
-    weight: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairLoss:
-    """The constants of DPO (method §5)."""
-
-    channel: str
-    """A selection of `speech.channels`: the tokens whose log-probabilities are compared."""
-    beta: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """The constants of the loss (method §3, §4, §5)."""
-
-    routes: tuple[Route, ...]
-    clip: float
-    clip_high: float
-    ratio: str
-    cap: float
-    """Largest importance weight of a token, for the truncated ratio."""
-    kl_text: float
-    """β of the text channel."""
-    kl_speech: float
-    boundary: str
-    """The channel that begin- and end-of-speech tokens train with."""
-    anchor_text: float
-    anchor_speech: float
-    pairs: PairLoss | None = None
-    """Set when replies come in pairs."""
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_text > 0 or self.kl_speech > 0 or self.pairs is not None
-
-    def scored(self, channels: np.ndarray, item: Item, row: Row) -> np.ndarray:
-        """bool [T]: the tokens of a row that carry a loss, whose log-probabilities are needed (method §7, rule 8)."""
-        if isinstance(item, Pair):
-            names = [self.pairs.channel] if self.pairs else []
-        elif row.anchor_weight:
-            names = [n for n, weight in (("text", self.anchor_text), ("speech", self.anchor_speech)) if weight]
-        else:
-            names = [route.channel for route, weight in zip(self.routes, row.weights, strict=True) if weight]
-            names += [n for n, beta in (("text", self.kl_text), ("speech", self.kl_speech)) if beta]
-        masks = [select(channels, name, boundary=self.boundary) for name in names]
-        return np.logical_or.reduce(masks) if masks else np.zeros(len(channels), dtype=bool)
 
 
 def micro_batch_loss(

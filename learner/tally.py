@@ -35,3 +35,17 @@ class Tally:
     def mean(self, name: str) -> float | None:
         total, weight = self.sums.get(name, (0.0, 0.0))
         return total / weight if weight else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a rank saw of a step. `tally` is its own; `skipped` and `gradient_norm` are those of the whole group."""
+
+    tally: Tally
+    gradient_norm: float
+    """Before clipping; not finite in a step that was skipped."""
+    learning_rate: float
+    skipped: bool
+    """The optimiser did not move: a loss or a gradient of some rank was not finite."""
+    finite: bool
+    """Whether this rank's own losses were."""

@@ -16,6 +16,7 @@ from controller.diagnosis.policy import load
 from controller.inputs import read_inputs
 from controller.reading import read
 from learner import meeting
+from learner.engine import LearnerEngine
 from learner.rank import LearnerRank
 from speech.errors import InputError
 from speech.families import PLAYGROUND
@@ -96,8 +97,9 @@ def test_the_ranks_meet_where_only_they_are(monkeypatch):
     """torch's own store listens on every address of the machine; ours on the one that the group was told."""
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     rank = LearnerRank.__new__(LearnerRank)
+    rank._engine = LearnerEngine.__new__(LearnerEngine)
     host, port = rank.address()
-    store = meeting.store(0, 1, host, port, rank._door)
+    store = meeting.store(0, 1, host, port, rank._engine._door)
     at = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.laddr.port == port and not c.raddr}
     assert at == {"127.0.0.1"}
     store.set("greeting", "here")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from controller.config import Config
-from learner.freezing import frozen_names
+from learner.patterns import frozen_names
 from learner.rows import LAID_OUT
 from learner.scorer import LOGITS
 from speech.errors import InputError

@@ -10,8 +10,9 @@ from controller.doctor import memory
 from controller.doctor.memory import FLOAT32, GIB, Need, activations, cache_of_sequence, learner, rollout, shape
 from controller.fitting import adapters, check_weights
 from learner.freezing import freeze
-from learner.lora import Adapters, LoraSettings
+from learner.lora import Adapters
 from learner.scorer import LOGITS, Scorer
+from learner.settings import LoraSettings
 from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.interleave import kind_table

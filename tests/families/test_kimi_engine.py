@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 
 from cluster.parcel import Parcel
 from cluster.waiting import MemberBroken
-from learner.rows import Row, collate
+from learner.collate import collate
+from learner.rows import Row
 from learner.scorer import Scorer
+from learner.settings import Objective, Route
 from learner.source import named_weights
-from learner.step import Objective, Route, micro_batch_loss
+from learner.step import micro_batch_loss
 from rollout.engine import HalfTaken, Order
 from rollout.parallel_engine import ParallelEngine
 from rollout.worker import Probe, RolloutWorker

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from learner.attention import use_packing
-from learner.lora import LoraSettings
+from learner.collate import collate
+from learner.engine import LearnerEngine
 from learner.peft import FOLDER, WEIGHTS
-from learner.rank import LearnerRank, RankSettings
-from learner.rows import Row, collate
+from learner.rows import Row
 from learner.scorer import Scorer
+from learner.settings import LoraSettings, RankSettings
 from learner.source import named_weights
 from speech.errors import InputError
 from speech.families import PLAYGROUND
@@ -41,7 +42,7 @@ def adapters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in everything.items() if ".lora_" in name}
 
 
-def gap_of_start_model(rank: LearnerRank, settings: RankSettings, rows: list[Row]) -> float:
+def gap_of_start_model(rank: LearnerEngine, settings: RankSettings, rows: list[Row]) -> float:
     """Between what the rank takes for the start model and a model of its own that no adapter was made in."""
     model = AutoModelForCausalLM.from_pretrained(settings.checkpoint, dtype=torch.float32)
     use_packing(model)
@@ -51,7 +52,7 @@ def gap_of_start_model(rank: LearnerRank, settings: RankSettings, rows: list[Row
     return (rank._start(batch) - expected).abs().max().item()
 
 
-def refusal(rank: LearnerRank, directory: Path, fingerprint: str) -> str:
+def refusal(rank: LearnerEngine, directory: Path, fingerprint: str) -> str:
     try:
         rank.load(directory, fingerprint)
     except InputError as error:
@@ -60,8 +61,8 @@ def refusal(rank: LearnerRank, directory: Path, fingerprint: str) -> str:
 
 
 def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
-    def engine(**changes: object) -> LearnerRank:
-        rank = LearnerRank(place, world, replace(settings, **changes), PLAYGROUND, OBJECTIVE)
+    def engine(**changes: object) -> LearnerEngine:
+        rank = LearnerEngine(place, world, replace(settings, **changes), PLAYGROUND, OBJECTIVE)
         rank.connect("127.0.0.1", port)
         return rank
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from cluster.places import Place
 from learner.group import GroupSettings, LearnerGroup
-from learner.rank import RankSettings
 from learner.rows import Row
-from learner.send import Exchange
+from learner.settings import Exchange, RankSettings
 from speech.families import PLAYGROUND
 from speech.records import read_demonstrations
 from speech.vocabulary import Vocabulary

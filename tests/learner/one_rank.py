@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.rank import LearnerRank, RankSettings
+from learner.engine import LearnerEngine
 from learner.rows import Row
+from learner.settings import RankSettings, Route
 from learner.source import named_weights
-from learner.step import Route
 from speech.channels import select
 from speech.errors import InputError
 from speech.families import PLAYGROUND
@@ -87,7 +87,7 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    rank = LearnerRank(0, 1, settings, PLAYGROUND, SPEECH)
+    rank = LearnerEngine(0, 1, settings, PLAYGROUND, SPEECH)
     rank.connect("127.0.0.1", port)
     rows = sampled_rows(checkpoint)
     seen: dict[str, list[int]] = {"policy": [], "start model": []}

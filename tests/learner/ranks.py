@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from learner import scorer
-from learner.rank import LearnerRank, RankSettings
+from learner.engine import LearnerEngine
 from learner.rows import Row
+from learner.settings import RankSettings
 from learner.source import Source, named_weights
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
@@ -64,7 +65,7 @@ def infinite_loss(row: Row) -> Row:
 
 
 @contextmanager
-def spoilt_gradient(rank: LearnerRank) -> Iterator[None]:
+def spoilt_gradient(rank: LearnerEngine) -> Iterator[None]:
     """The gradient of the logits is no number, whatever the loss is."""
 
     def hook(_module: object, _given: object, logits: torch.Tensor) -> None:
@@ -75,7 +76,7 @@ def spoilt_gradient(rank: LearnerRank) -> Iterator[None]:
     handle.remove()
 
 
-def weights(rank: LearnerRank) -> dict[str, torch.Tensor]:
+def weights(rank: LearnerEngine) -> dict[str, torch.Tensor]:
     with rank._gathered():
         return {name: p.detach().clone() for name, p in named_weights(rank._engine.module.model)}
 
@@ -92,7 +93,7 @@ class NoSpace:
         raise OSError("no space")
 
 
-def sent(rank: LearnerRank) -> dict:
+def sent(rank: LearnerEngine) -> dict:
     """What is sent, how much of the model is whole on this rank at once, and what this rank does when rank 0 cannot
     send."""
     model, everything = rank._engine.module.model, weights(rank)
@@ -123,8 +124,8 @@ def sent(rank: LearnerRank) -> dict:
 
 
 def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
-    def engine() -> LearnerRank:
-        rank = LearnerRank(place, world, settings, PLAYGROUND, WITHOUT_KL)
+    def engine() -> LearnerEngine:
+        rank = LearnerEngine(place, world, settings, PLAYGROUND, WITHOUT_KL)
         rank.connect("127.0.0.1", port)
         return rank
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from learner.freezing import freeze
-from learner.lora import Adapters, LoraSettings, adapted
+from learner.lora import Adapters
+from learner.patterns import adapted
 from learner.peft import FOLDER, check_adapters, load_adapters
+from learner.settings import LoraSettings
 from learner.source import Source, named_weights
 from learner.state import load_model, save_model
 from speech.errors import InputError

@@ -11,11 +11,13 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalL
 
 from learner import attention, scorer
 from learner.attention import use_packing
+from learner.collate import collate
 from learner.packing import Layout, Packing
 from learner.recomputing import use_checkpointing
-from learner.rows import Item, Pair, Row, collate, micro_batches, split, tokens_of
+from learner.rows import Item, Pair, Row, micro_batches, split, tokens_of
 from learner.scorer import Scorer
-from learner.step import PairLoss, micro_batch_loss
+from learner.settings import PairLoss
+from learner.step import micro_batch_loss
 from speech.errors import InputError
 from tests.learner.examples import OBJECTIVE
 from tests.learner.test_scorer import KINDS

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.rows import Pair, Row, collate, split
+from learner.collate import collate
+from learner.rows import Pair, Row, split
 from learner.scorer import Scorer
 from learner.source import named_weights
 from speech.interleave import Kind

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.rows import Item, Pair, Row, collate, split
-from learner.step import PairLoss, micro_batch_loss
+from learner.collate import collate
+from learner.rows import Item, Pair, Row, split
+from learner.settings import PairLoss
+from learner.step import micro_batch_loss
 from speech.channels import select
 from tests.learner.examples import OBJECTIVE as PLAIN
 

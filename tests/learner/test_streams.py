@@ -6,9 +6,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.attention import use_packing
+from learner.collate import collate
 from learner.geometry import Passage, log_probabilities
 from learner.recomputing import use_checkpointing
-from learner.rows import Row, collate
+from learner.rows import Row
 from learner.scorer import Scorer
 from speech.interleave import Kind
 from speech.models.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM

@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from controller import routing
 from controller.preference import PolicyGradient
 from controller.statistics import EPSILON, Scoring, advantages, judge
+from learner.collate import MicroBatch, collate
 from learner.objectives import policy_terms
-from learner.rows import Item, MicroBatch, Pair, Row, collate, split
+from learner.rows import Item, Pair, Row, split
 from learner.scorer import Scorer
-from learner.step import Objective, PairLoss, Route, micro_batch_loss
+from learner.settings import Objective, PairLoss, Route
+from learner.step import micro_batch_loss
 from learner.tally import Tally
 from reward.rater import Scorecard
 from speech.interleave import Kind

@@ -7,10 +7,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from cluster.parcel import Parcel, adapter_name
-from learner.lora import Adapters, LoraSettings
-from learner.rows import Row, collate
+from learner.collate import collate
+from learner.lora import Adapters
+from learner.rows import Row
 from learner.scorer import Scorer
 from learner.send import DirectorySender
+from learner.settings import LoraSettings
 from learner.source import Source, named_weights
 from rollout.engine import Engine, HalfTaken, SamplingSettings
 from rollout.merging import merged
