@@ -111,9 +111,12 @@ class Manner:
     name = "manner"
     version = "playground-manner-1"
 
+    def __init__(self) -> None:
+        self._last: tuple[SpokenReply, tuple[float, float] | Missing] | None = None
+
     def rate(self, spoken: SpokenReply) -> Score:
         asked = manner_named(spoken.prompt.facts["manner"])
-        measured = _measure(spoken)
+        measured = self._measured(spoken)
         if isinstance(measured, Missing):
             return measured
         semitones, tempo = measured
@@ -125,10 +128,15 @@ class Manner:
 
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
         """Pitch in semitones above 100 Hz, tempo as a multiple of the words' usual length; {} where Missing."""
-        measured = _measure(spoken)
+        measured = self._measured(spoken)
         if isinstance(measured, Missing):
             return {}
         return {"pitch": f"{measured[0]:.1f}", "tempo": f"{measured[1]:.3f}"}
+
+    def _measured(self, spoken: SpokenReply) -> tuple[float, float] | Missing:
+        if self._last is None or self._last[0] is not spoken:
+            self._last = spoken, _measure(spoken)
+        return self._last[1]
 
 
 def _answers(words: str, spoken: SpokenReply) -> bool:
