@@ -24,7 +24,7 @@ from bench.page import write_page
 from bench.rows import Row
 from bench.setting import ROOT
 
-PARTS = ("rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
+PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
 RESULTS = ROOT / "bench/results.json"
 REPEATS = 3
 PART_SECONDS = 1200.0
