@@ -1,7 +1,7 @@
 """Members that only take the time they are told to: what 256 workers, their servers and learner are to the controller.
 
 They answer with what the real ones would, replies and scorecards of the usual size, so that the controller has its
-usual work. They import next to nothing, so that hundreds of them fit on one machine. `script` says what they do.
+usual work. They import next to nothing, so that many of them fit on one machine. `script` says what they do.
 """
 
 import json
@@ -48,11 +48,10 @@ def script() -> Script:
     return Script(**json.loads(Path(os.environ[SCRIPT]).read_text()))
 
 
-class Worker(Member):
+class Worker:
     """In the place of `rollout.worker.RolloutWorker`."""
 
-    def __init__(self, name: str, *_: Any) -> None:
-        super().__init__()
+    def __init__(self, name: str) -> None:
         self._name, self._version = name, 0
         self._under: list[tuple[Any, float]] = []
         """Orders, and when their replies are there, the next first."""
@@ -101,6 +100,14 @@ class Worker(Member):
         time.sleep(script().sync)
         self._version = parcel.version
         return SyncReport(version=parcel.version, probe_gap=0.0, seconds=script().sync)
+
+
+class WorkerProcess(Worker, Member):
+    """One that is an actor by itself; `bench.seats` has several in one process."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        Member.__init__(self)
+        Worker.__init__(self, name)
 
 
 class Server(Member):
