@@ -27,7 +27,7 @@ from bench.setting import ROOT
 PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
 RESULTS = ROOT / "bench/results.json"
 REPEATS = 3
-PART_SECONDS = 1200.0
+PART_SECONDS = 1800.0
 
 
 def main() -> int:
