@@ -10,12 +10,16 @@ in the same run. The exit code is 1 when a part failed; a goal that is not met i
 import argparse
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +32,8 @@ PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control"
 RESULTS = ROOT / "bench/results.json"
 REPEATS = 3
 PART_SECONDS = 1800.0
+GRACE_SECONDS = 20.0
+"""For a part that is ended, to end its Ray."""
 
 
 def main() -> int:
@@ -64,9 +70,7 @@ def run(name: str, repeats: int) -> bool:
         command = [sys.executable, "-m", "bench", name, "--repeats", str(repeats), "--into", str(into)]
         try:
             with log.open("wb") as file:
-                subprocess.run(
-                    command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=PART_SECONDS, check=True
-                )
+                run_whole(command, file)
         except subprocess.SubprocessError as error:
             print(f"{name}: {error}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
             return False
@@ -75,6 +79,23 @@ def run(name: str, repeats: int) -> bool:
     own = {row.name for row in rows}
     write([row for row in read() if row.name not in own] + rows)
     return True
+
+
+def run_whole(command: list[str], log: IO[bytes]) -> None:
+    """Runs a part. One that takes too long ends with everything that it started, or that would go on beside the next.
+    Raises SubprocessError."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            code = process.wait(PART_SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def read() -> list[Row]:

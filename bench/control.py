@@ -2,7 +2,7 @@
 
 Real members and all, iterations of 16 and of 32 prompts take turns in one run, so that both see the same machine: the
 growth is that of neighbours. The controller's own share is what it spends while nobody is waited for
-(`bench.watching`). `bench.simulation` tells the same of many workers.
+(`bench.watching`). `bench.simulation` counts its processor time with many workers.
 """
 
 import tempfile

@@ -9,7 +9,7 @@ them, processor time is not.
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -49,18 +49,33 @@ CHUNKS = 64
 
 def measure(repeats: int) -> list[Row]:
     """The controller's share of processor time with the most workers, and what an iteration costs it with each number.
-    repeats: of the iterations that count with the most workers."""
-    rows = []
-    for stages, seats in ((STAGES, 1), (SHARED | {max(SHARED): 1 + repeats}, SEATS)):
-        simulated = apart(simulate, stages, seats)
+    repeats: of the iterations that count with the most workers, and with those that are measured both ways."""
+    most, both = max(SHARED), min(SHARED)
+    sharing = apart(simulate, SHARED | {both: 1 + repeats, most: 1 + repeats}, SEATS)
+    fitting = {size: 1 + repeats if size == both else n for size, n in STAGES.items() if size <= room()}
+    alone = apart(simulate, fitting, 1)
+    whole = sum(LATENCIES.values())  # what an iteration takes at least; here it takes longer, for all share processors
+    rows = [
+        row(
+            f"controller's processor share, {most} simulated workers", [s / whole for s in cost(sharing[most])], "≤ 0.1"
+        )
+    ]
+    if both in alone:
+        ratios = [one / other for one, other in zip(cost(sharing[both]), cost(alone[both]), strict=True)]
+        rows.append(row(f"controller, {both} workers, {SEATS} a process / a process each", ratios, ""))
+    for seats, simulated in ((1, alone), (SEATS, sharing)):
         for size, spent in simulated.items():
-            what = f"controller, {spent[0].replies:,} replies, {size} workers" + (
-                f", {seats} a process" if seats > 1 else ""
-            )
-            rows.append(row(f"{what}: processor ms an iteration", [1e3 * s.processor for s in spent], ""))
+            sharing_said = f", {seats} a process" if seats > 1 else ""
+            what = f"controller, {spent[0].replies:,} replies, {size} workers{sharing_said}"
+            rows.append(row(f"{what}: processor ms an iteration", [1e3 * seconds for seconds in cost(spent)], ""))
             rows.append(row(f"{what}: ms not waiting", [1e3 * s.own for s in spent], ""))
-    shares = [s.processor / s.wall for s in simulated[max(SHARED)]]
-    return [row(f"controller's own share, {max(SHARED)} simulated workers", shares, "≤ 0.1"), *rows]
+            rows.append(row(f"{what}: seconds an iteration", [s.wall for s in spent], ""))
+    return rows
+
+
+def cost(spent: Sequence[Spent]) -> list[float]:
+    """Seconds of a processor in each iteration."""
+    return [s.processor for s in spent]
 
 
 def setting(directory: Path, prompts: int, iterations: int) -> Config:
@@ -141,5 +156,5 @@ def in_place() -> Iterator[None]:
 
 
 def room() -> int:
-    """Workers that the free memory is enough for: where it is not, Ray ends some of them, and the system others."""
+    """Processes that the free memory is enough for: where it is not, Ray ends some of them, and the system others."""
     return int((psutil.virtual_memory().available / 2**20 - OTHERS) // MEMORY)

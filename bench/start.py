@@ -4,15 +4,17 @@ Everything that a user waits for is in it: the command's own start, Ray, the con
 and the held-out questions that are asked before anything is trained.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
 
 from bench.rows import Row, row
 from bench.setting import ROOT
 
+UNWANTED = ("RAY_ADDRESS", "FORCE_COLOR", "TTY_COMPATIBLE")
 SECONDS = 300.0
 """For a run of one iteration, with its evaluations."""
 MARKS = ("starting Ray actors", "evaluating on held-out questions, before", "  1/1 ")
@@ -23,24 +25,22 @@ def start() -> list[float]:
     """Seconds from the command to each of the marks."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-u", "-m", "controller", "train", "run.iterations=1", f"run.directory={directory}"]
+        # Nothing that has it join a cluster which is there already, or show itself as on a terminal.
+        plain = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         began = time.perf_counter()
         with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=ROOT, env=plain, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            said: list[str] = []
-            found = dict(_marks(process, began, said))
-            if process.wait(timeout=SECONDS) or len(found) < len(MARKS):
-                raise RuntimeError("duet train did not come to its end:\n" + "".join(said[-40:]))
-    return [found[mark] for mark in MARKS]
-
-
-def _marks(process: subprocess.Popen, began: float, said: list[str]) -> Iterator[tuple[str, float]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        for mark in MARKS:
-            if mark in line:
-                yield mark, time.perf_counter() - began
+            late = threading.Timer(SECONDS, process.terminate)  # it ends its members, and then itself
+            late.start()
+            try:
+                said = [(time.perf_counter() - began, line) for line in process.stdout or ()]
+            finally:
+                late.cancel()
+        found = [[at for at, line in said if mark in line] for mark in MARKS]
+        if process.returncode or any(len(times) != 1 for times in found):
+            raise RuntimeError("duet train did not go as it should:\n" + "".join(line for _, line in said[-40:]))
+    return [at for (at,) in found]
 
 
 def measure(repeats: int) -> list[Row]:

@@ -13,8 +13,10 @@ def make_absolute(config: Config) -> None:
     config.data.prompts = changed(config.data.prompts, _absolute)
     config.data.demonstrations = changed(config.data.demonstrations, _absolute)
     config.data.held_out = {name: _absolute(path) for name, path in config.data.held_out.items()}
+    if config.data.encoder_path:
+        config.data.encoder_path = _absolute(config.data.encoder_path)
     if config.preference.pairs.file:
-        config.preference.pairs.file = str(Path(config.preference.pairs.file).absolute())
+        config.preference.pairs.file = _absolute(config.preference.pairs.file)
     config.reward.codec.arguments["path"] = str(Path(config.reward.codec.arguments["path"]).absolute())
 
 

@@ -47,7 +47,7 @@ def go_on(resumption: Resumption) -> Path:
 
 
 def _work(config: Config, directory: Path, resumption: Resumption | None) -> Path:
-    # torch and vLLM's rooms, once the configuration is known to be good
+    # tokenizers and Arrow, once the configuration is known to be good
     from controller.inputs import fingerprints, newest_checkpoint, read_inputs
 
     inputs = read_inputs(config)

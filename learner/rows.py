@@ -66,6 +66,8 @@ class Pair:
 
 Item = Row | Pair
 """What a batch is made of."""
+LOGITS = 2**25
+"""Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
 LAID_OUT = 4
 """Cells of attention's own layout for each token of a micro-batch, at most: one long row among short ones, or many
 replies to one long prompt, would take more memory there than everything else."""

@@ -9,10 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.hearing import Heard
 from learner.packing import Packing
+from learner.rows import LOGITS
 from learner.streams import by_stream
-
-LOGITS = 2**25
-"""Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
 
 
 class Scorer(nn.Module):

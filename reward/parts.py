@@ -32,7 +32,7 @@ def load(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a module of the user's own raises when it is imported
-        raise InputError(f"{name!r} cannot be loaded: {error or type(error).__name__}") from error
+        raise InputError(f"{name!r} cannot be loaded: {str(error) or type(error).__name__}") from error
 
 
 def codec_of(use: str, arguments: dict[str, Any]) -> Codec:

@@ -76,9 +76,9 @@ def _small_groups(size: int) -> Callable[[object], None]:
     def change(rank) -> None:
         from learner.source import Source
 
-        stage = rank._settings.zero_stage
-        model, sharded = rank._engine.module.model, stage == 3
-        rank._source = lambda: (Source(model, sharded=sharded, group_bytes=size), None)
+        engine = rank._engine
+        model, sharded = engine._engine.module.model, engine._settings.zero_stage == 3
+        engine._source = lambda: (Source(model, sharded=sharded, group_bytes=size), None)
 
     return change
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.parcel import memory_directory
 from controller.config import Config
-from learner.send import memory_directory
 from speech.errors import InputError
 
 UNLIMITED = 1 << 60

@@ -12,8 +12,7 @@ from typing import Any
 
 from controller.config import Config
 from learner.patterns import frozen_names
-from learner.rows import LAID_OUT
-from learner.scorer import LOGITS
+from learner.rows import LAID_OUT, LOGITS
 from speech.errors import InputError
 
 MIB, GIB = 2**20, 2**30

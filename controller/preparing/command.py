@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         given.append(Given(path=folder, weight=one.weight, name=one.name, converted=True))
     if options.only_convert:
         return
-    from controller.preparing.job import prepare_all  # torch and Ray, once the arguments are known to be good
+    from controller.preparing.job import prepare_all  # Ray, once the arguments are known to be good
 
     prepare_all(options, given)
 

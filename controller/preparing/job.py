@@ -90,7 +90,7 @@ def _encoder_version(config: Config, chosen: Family) -> str:
     except Exception as error:  # an encoder of the user's own may raise anything
         raise InputError(
             f"data.encoder: {config.data.encoder} is no encoder that loads {config.data.encoder_path!r}: "
-            f"{error or type(error).__name__}"
+            f"{str(error) or type(error).__name__}"
         ) from error
 
 

@@ -1,7 +1,9 @@
 """Rows of the table: medians, goals, and the page they are put into."""
 
 import json
+import subprocess
 
+import psutil
 import pytest
 
 from bench import __main__ as command
@@ -34,17 +36,30 @@ def test_lines_of_a_part_take_the_place_of_its_older_ones(tmp_path, monkeypatch)
     command.write([row("a", [1.0], "≥ 2"), row("b", [1.0], "")])
     fresh = [row("a", [3.0], "≥ 2")]
 
-    def part(arguments, **_):
+    def part(arguments, _):
         into = arguments[arguments.index("--into") + 1]
         with open(into, "w") as file:
             json.dump([vars(r) for r in fresh], file)
 
-    monkeypatch.setattr(command.subprocess, "run", part)
+    monkeypatch.setattr(command, "run_whole", part)
     assert command.run("rollout", 1)
     assert [(r["name"], r["ratio"], r["met"]) for r in json.loads(command.RESULTS.read_text())] == [
         ("b", 1.0, True),
         ("a", 3.0, True),
     ]
+
+
+def test_a_part_that_takes_too_long_ends_with_what_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PART_SECONDS", 1.0)
+    child = tmp_path / "child"
+    with (tmp_path / "log").open("wb") as log, pytest.raises(subprocess.TimeoutExpired):
+        command.run_whole(["bash", "-c", f"sleep 60 & echo $! > {child}; wait"], log)
+    assert not psutil.pid_exists(int(child.read_text())) or psutil.Process(int(child.read_text())).status() == "zombie"
+
+
+def test_a_part_that_fails_is_told(tmp_path):
+    with (tmp_path / "log").open("wb") as log, pytest.raises(subprocess.CalledProcessError):
+        command.run_whole(["false"], log)
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path, monkeypatch):
