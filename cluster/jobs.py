@@ -141,7 +141,8 @@ class Jobs:
             busy[name] += count
         for job in self._jobs:
             has = {name: asked.get((job, name), 0) for name in (*ready, *leaving)}
-            given = job.leases.give(job.free(has, ready, busy))
+            # Asked several hundred times in an iteration of a large pool: nothing is gone through for nothing.
+            given = job.leases.give(job.free(has, ready, busy)) if job.leases.waiting else {}
             tries = job.leases.attempts
             if worn := [job.names[i] for items in given.values() for i in items if tries[i] > LENT_TIMES]:
                 raise Overdue(f"nobody finished {job.doing}: lent {LENT_TIMES} times each, to no end: {_few(worn)}")
