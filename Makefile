@@ -2,7 +2,7 @@
 # Prometheus or Chromium are skipped where there is none; .ci/run installs both.
 #   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
-ROOMS := cluster speech rollout reward learner controller playground
+ROOMS := cluster common configs controller data deploy duet evaluation learner observability playground reward rollout speech weight_sync
 SHELL := bash
 
 .DEFAULT_GOAL := help

@@ -24,9 +24,9 @@ from typing import IO
 from rich.console import Console
 from rich.table import Table
 
+from bench.fixtures import ROOT
 from bench.page import write_page
 from bench.rows import Row
-from bench.setting import ROOT
 
 PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
 RESULTS = ROOT / "bench/results.json"

@@ -2,14 +2,14 @@
 
 Real members and all, iterations of 16 and of 32 prompts take turns in one run, so that both see the same machine: the
 growth is that of neighbours. The controller's own share is what it spends while nobody is waited for
-(`bench.watching`). `bench.simulation` counts its processor time with many workers.
+(`bench.controller_profile`). `bench.simulation` counts its processor time with many workers.
 """
 
 import tempfile
 
+from bench.controller_profile import Spent, watched
+from bench.fixtures import joined, playground
 from bench.rows import Row, row
-from bench.setting import joined, playground
-from bench.watching import Spent, watched
 from controller.loop import Loop
 
 PROMPTS = 16

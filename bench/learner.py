@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.fixtures import apart, playground
 from bench.rows import Row, row
-from bench.setting import apart, playground
-from controller import assembly
+from controller import build
 from controller.inputs import read_inputs
-from learner import rows as learner_rows
-from learner.attention import use_packing
+from learner import micro_batches as learner_rows
 from learner.collate import MicroBatch, collate
 from learner.engine import LearnerEngine
-from learner.rows import micro_batches, split, tokens_of
-from learner.scorer import Scorer
-from learner.step import micro_batch_loss
-from speech.interleave import Kind, allowed_sets, kind_table
+from learner.losses import micro_batch_loss
+from learner.micro_batches import micro_batches, split, tokens_of
+from learner.packed_attention import use_packing
+from learner.policy import Scorer
+from speech.grammar import Kind, allowed_sets, kind_table
 from speech.vocabulary import Vocabulary
 
 STEPS, WARM = 6, 2
@@ -41,14 +41,14 @@ CPU = torch.device("cpu")
 
 def drawn(config: Any) -> list[learner_rows.Row]:
     """An iteration's replies as rows to learn from."""
-    from rollout.engine import Engine
+    from rollout.vllm_engine import Engine
 
     inputs = read_inputs(config)
     vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), inputs.family.tokens)
     kinds, pattern = kind_table(vocabulary), inputs.family.interleave
-    engine = Engine(assembly.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
+    engine = Engine(build.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
     prompts = inputs.prompts[: config.rollout.prompts]
-    sampling, seeds = assembly.sampling(config), list(range(0, 1000 * len(prompts), 1000))
+    sampling, seeds = build.sampling(config), list(range(0, 1000 * len(prompts), 1000))
     groups = engine.sample(prompts, config.rollout.group_size, sampling, seeds, "bench")
     return [
         learner_rows.Row(
@@ -107,7 +107,7 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
 def started(config: Any) -> LearnerEngine:
     """A rank by itself, in this process."""
     family = read_inputs(config).family
-    rank = LearnerEngine(0, 1, assembly.rank_settings(config, "bench"), family, assembly.objective(config))
+    rank = LearnerEngine(0, 1, build.rank_settings(config, "bench"), family, build.objective(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,7 +147,7 @@ def peak(full: bool) -> float:
     batch = collate(made_up(), routes=1, temperature=1.0, device=CPU)
     for _ in range(2):
         logp, entropy = at_once(model, batch) if full else scorer(**batch.scoring())
-        loss, _ = micro_batch_loss(batch, logp, entropy, None, assembly.objective(config), 1.0)
+        loss, _ = micro_batch_loss(batch, logp, entropy, None, build.objective(config), 1.0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

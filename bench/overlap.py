@@ -7,10 +7,10 @@ machine's two cores; the controller, its pools and records are the real ones. Al
 import tempfile
 from pathlib import Path
 
+from bench.controller_profile import watched
+from bench.fixtures import apart, joined
 from bench.rows import Row, row
-from bench.setting import apart, joined
 from bench.simulation import in_place, script, setting
-from bench.watching import watched
 
 GOAL = "≤ 1.1"
 PROMPTS = 16

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from bench.fixtures import ROOT
 from bench.rows import Row
-from bench.setting import ROOT
-from controller.compare.tables import table
-from controller.summary import package_version
+from evaluation.ablation.page import table
+from observability.summary import package_version
 
 PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"

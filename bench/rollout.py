@@ -15,14 +15,14 @@ from typing import Any
 
 import ray
 
+from bench.fixtures import joined, playground
 from bench.rows import Row, row
-from bench.setting import joined, playground
-from controller import assembly
+from controller import build
 from controller.inputs import read_inputs
-from rollout.engine import Order
 from rollout.pool import TURN_SECONDS
+from rollout.vllm_engine import Order
 from rollout.worker import RolloutWorker
-from speech.records import Prompt, Reply
+from speech.types import Prompt, Reply
 
 GOAL = "≥ 0.95"
 SEQUENCES = (64, 256)
@@ -37,7 +37,7 @@ class Plain:
     """vLLM alone, in an actor only to have a process of its own like the worker's."""
 
     def __init__(self, settings: Any, family: Any) -> None:
-        from rollout.engine import Engine
+        from rollout.vllm_engine import Engine
         from speech.vocabulary import Vocabulary
 
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
@@ -97,7 +97,7 @@ def measure(repeats: int) -> list[Row]:
     """The worker's rate over that of each plain kind, at an iteration's size and with the engine full."""
     config = playground()
     inputs = read_inputs(config)
-    settings = assembly.engine_settings(config, inputs.family)
+    settings = build.engine_settings(config, inputs.family)
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}}}
     rows = []
     with joined(config):
@@ -107,7 +107,7 @@ def measure(repeats: int) -> list[Row]:
             .remote("rollout-0", settings, inputs.family, 0, "127.0.0.1", ""),
             ray.remote(Plain).options(**options).remote(replace(settings, constrained=False), inputs.family),
             ray.remote(Plain).options(**options).remote(settings, inputs.family),
-            assembly.sampling(config),
+            build.sampling(config),
         )
         kinds = {"worker": sides.ours} | {k: partial(sides.plain, k) for k in ("same sampling", "structure", "bare")}
         for count in SEQUENCES:

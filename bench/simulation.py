@@ -2,7 +2,7 @@
 
 The loop, its pools, leases, renewals, records and metrics are the real ones, and members are Ray actors: what is
 measured is what the controller spends on so many members and replies. Up to 64 workers are a process each; more of
-them share processes (`bench.seats`), and 64 are measured both ways, to see that it makes no difference to the
+them share processes (`bench.shared_process`), and 64 are measured both ways, to see that it makes no difference to the
 controller. The members share this machine's processors, which they would not on a cluster: wall time is disturbed by
 them, processor time is not.
 """
@@ -17,12 +17,12 @@ from unittest.mock import patch
 
 import psutil
 
+from bench.controller_profile import Spent, watched
+from bench.fixtures import apart, joined, playground
 from bench.rows import Row, row
-from bench.seats import shared
-from bench.setting import apart, joined, playground
+from bench.shared_process import shared
 from bench.stubs import Rank, Script, Server, WorkerProcess
-from bench.watching import Spent, watched
-from controller.config import Config
+from configs.schema import Config
 from controller.inputs import read_inputs
 from controller.loop import Loop
 

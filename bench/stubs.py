@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.member import Member
-from cluster.parcel import Parcel
+from cluster.monitored_actor import Member
+from weight_sync.update import Parcel
 
 SCRIPT = "DUET_BENCH_SCRIPT"
 """Environment variable: the file that `Script.write` made."""
@@ -75,7 +75,7 @@ class Worker:
         return Drawn(replies=replies, refused=[])
 
     def _reply(self, order: Any, index: int) -> Any:
-        from speech.records import Finish, Reply
+        from speech.types import Finish, Reply
 
         ids, channels = np.array(script().reply_ids, np.int32), np.array(script().channels, np.int8)
         return Reply(
@@ -103,7 +103,7 @@ class Worker:
 
 
 class WorkerProcess(Worker, Member):
-    """One that is an actor by itself; `bench.seats` has several in one process."""
+    """One that is an actor by itself; `bench.shared_process` has several in one process."""
 
     def __init__(self, name: str, *_: Any) -> None:
         Member.__init__(self)
@@ -125,7 +125,7 @@ class Server(Member):
         return [[self._card() for _ in group.replies] for group in groups]
 
     def _card(self) -> Any:
-        from reward.rater import Scorecard
+        from reward.types import Scorecard
 
         measures = {"pitch_semitones": 12.0, "words_per_second": 2.5, "silence": 0.1, "word_error": 0.0}
         return Scorecard(
@@ -139,7 +139,7 @@ class Server(Member):
         return 0.0, {}, {}
 
     def cache_entries(self) -> Any:
-        from reward.cache import ANSWERS
+        from reward.remote.cache import ANSWERS
 
         return ANSWERS.empty_table()
 
@@ -159,7 +159,7 @@ class Rank(Member):
         return 1
 
     def step(self, items: list, micro_batches: int, mix: float) -> Any:
-        from learner.tally import StepReport, Tally
+        from learner.step_metrics import StepReport, Tally
 
         time.sleep(script().learn)
         tally = Tally()

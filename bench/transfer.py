@@ -17,15 +17,15 @@ from typing import Any
 import ray
 import torch
 
+from bench.fixtures import joined, playground
 from bench.rows import Row, row
-from bench.setting import joined, playground
-from cluster.parcel import Parcel
-from controller import assembly
-from learner.broadcast import BroadcastSender
-from learner.send import ObjectSender, Sender, SharedMemorySender
-from learner.source import Source
-from rollout.engine import process_environment
+from controller import build
+from rollout.vllm_engine import process_environment
 from speech.families import family
+from weight_sync.broadcast import BroadcastSender
+from weight_sync.senders import ObjectSender, Sender, SharedMemorySender
+from weight_sync.source import Source
+from weight_sync.update import Parcel
 
 GOAL = "≤ 4"
 WAIT_SECONDS = 60.0
@@ -48,13 +48,13 @@ class Receiver:
     """A worker's engine without the worker, whose tokenizer the model has not."""
 
     def __init__(self, settings: Any, family: Any, tokens: str) -> None:
-        from rollout.engine import Engine
+        from rollout.vllm_engine import Engine
         from speech.vocabulary import Vocabulary
 
         self._engine = Engine(settings, family, Vocabulary.from_checkpoint(Path(tokens), family.tokens), 0)
 
     def take(self, parcel: Parcel) -> int:
-        from rollout.fetch import fetch
+        from weight_sync.vllm_receiver import fetch
 
         if parcel.call is not None:
             self._engine.take_broadcast(parcel, "bench")
@@ -67,7 +67,7 @@ def measure(repeats: int) -> list[Row]:
     """A sync through memory, through Ray's object store, and by broadcast, over the copy."""
     config = playground()
     chosen = family(config.model.family)
-    usual = assembly.engine_settings(config, chosen)
+    usual = build.engine_settings(config, chosen)
     torch.set_num_threads(usual.threads)
     found: dict[str, list[float]] = {"memory": [], "objects": [], "broadcast": []}
     with (

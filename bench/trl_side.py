@@ -1,4 +1,4 @@
-"""TRL's side of `bench.peer`: its GRPOTrainer on the playground's model and prompts, in a process of its own.
+"""TRL's side of `bench.vs_trl`: its GRPOTrainer on the playground's model and prompts, in a process of its own.
 
 Prints one line of JSON: (tokens, seconds) of each step, from the end of one to the end of the next.
 """
@@ -12,8 +12,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from bench.free import score
-from bench.setting import playground
+from bench.fixtures import playground
+from bench.null_reward import score
 
 
 def main() -> None:

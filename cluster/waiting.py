@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
-from cluster.postmortem import PostMortem, describe
+from cluster.post_mortem import PostMortem, describe
 
 FETCH_SECONDS = 120.0
 """For an answer that is there to come over: the node that has it may die meanwhile."""

@@ -9,32 +9,37 @@ from pathlib import Path
 
 import ray
 
-from cluster import driver
-from cluster.member import Member
-from cluster.watchdog import StallReport, Watch, Watchdog
-from controller import assembly
-from controller.arithmetic import arithmetic
-from controller.checkpoints import Checkpoints, NotSaved, read
-from controller.claim import Claim
-from controller.config import Config
-from controller.held_out import HeldOut
+from cluster import ray_cluster
+from cluster.monitored_actor import Member
+from cluster.stall_watchdog import StallReport, Watch, Watchdog
+from common.secrets import redact
+from configs.schema import Config
+from configs.validate import arithmetic
+from controller import build
+from controller.autoscaling import Follow, targets
+from controller.checkpointing import (
+    Checkpoints,
+    NotSaved,
+    check_data,
+    overrides_after,
+    read_checkpoint,
+    seconds_before,
+    sizes_before,
+)
 from controller.inputs import fingerprints, newest_checkpoint, read_inputs
-from controller.iteration import Iteration
 from controller.loop import Done, Loop
-from controller.metrics.collecting import Numbers
-from controller.metrics.endpoint import Endpoint
-from controller.missing import MissingLimit
-from controller.notices import words
-from controller.progress import Progress
-from controller.records import Records
-from controller.replies import Provenance
+from controller.missing_scores import MissingLimit
 from controller.requests import Inbox, Request
-from controller.resuming import check_data, overrides_after, seconds_before, sizes_before
-from controller.scaling import Follow, targets
-from controller.summary import plot_run, summarise_run
+from controller.validation import HeldOut
 from learner.group import LearnerLost
-from rollout.counting import ANYWHERE, address
-from speech.secrets import redact
+from observability.console import words
+from observability.iteration import Iteration, Progress
+from observability.metrics.collector import Numbers
+from observability.metrics.server import Endpoint
+from observability.reply_schema import Provenance
+from observability.run_directory import Claim, Records
+from observability.summary import plot_run, summarise_run
+from rollout.metrics_server import ANYWHERE, address
 
 RESTARTS = 3
 """How often the learner may start again from the same checkpoint."""
@@ -54,7 +59,7 @@ class Controller(Member):
         super().__init__()
         self._stopping = self._over = False
         # Until the checkpoint is there when it has been told to stop; else it goes with its driver.
-        driver.accompany(lambda: self._stopping and not self._over)
+        ray_cluster.accompany(lambda: self._stopping and not self._over)
         self._config, self._directory, self._changes = config, directory, changes or {}
         self._lock = threading.Lock()
         self._stage = "reading the data"
@@ -254,7 +259,7 @@ class Controller(Member):
                 raise
             self._tell("checkpoint failed", iteration=iteration, reason=str(error))
             return False
-        self._checkpoint = read(path)
+        self._checkpoint = read_checkpoint(path)
         self._tell("checkpoint", iteration=iteration)
         return True
 
@@ -322,4 +327,4 @@ class Controller(Member):
             self._done.append(done.iteration)
 
     def _provenance(self) -> Provenance:
-        return assembly.provenance(self._config, self._inputs, self._members.rater_versions)
+        return build.provenance(self._config, self._inputs, self._members.rater_versions)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.checkpoints import Checkpoint, Checkpoints
-from controller.config import Config
-from controller.fitting import check_reward, check_weights
-from controller.ledger import DEMONSTRATIONS, PROMPTS, Dealer, dealer
-from controller.preference import Structure
-from controller.sources import named, paths, sources
+from common.errors import InputError
+from configs.schema import Config, longest_prompt
+from configs.validate import named, paths, sources
+from controller.checkpoint_checks import check_reward, check_weights
+from controller.checkpointing import Checkpoint, Checkpoints
+from data.dataset import Shards
+from data.open_dataset import mark_of_rows, open_demonstrations, open_pairs, open_prompts
+from data.parquet import id_lists
+from data.records import read_pairs, read_prompts
+from data.sampler import DEMONSTRATIONS, PROMPTS, Dealer, dealer
 from learner.checkpoint import check_checkpoint
-from speech.columns import id_lists
-from speech.errors import InputError
 from speech.families import Family, family
-from speech.interleave import check, follow, kind_table
-from speech.records import Demonstration, Pair, Prompt, read_pairs, read_prompts
-from speech.shards import Shards
-from speech.stored import mark_of_rows, open_demonstrations, open_pairs, open_prompts
+from speech.grammar import Structure, check, follow, kind_table
+from speech.types import Demonstration, Pair, Prompt
 from speech.vocabulary import Vocabulary
 
 
@@ -86,11 +86,6 @@ def dealers(config: Config, inputs: Inputs) -> tuple[Dealer, Dealer]:
         else dealer(inputs.prompts.counts, weights["prompts"], seed, PROMPTS),
         dealer(inputs.demonstrations.counts, weights["demonstrations"], seed, DEMONSTRATIONS),
     )
-
-
-def longest_prompt(config: Config) -> int:
-    """Tokens of a prompt that leaves room for the longest reply."""
-    return config.model.max_length - config.rollout.max_tokens
 
 
 def _check_streams(config: Config, inputs: Inputs) -> None:

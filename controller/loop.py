@@ -8,26 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.crew import Crew
-from cluster.pool import Pool
-from cluster.watchdog import Waiting
-from controller import assembly
-from controller.batch import anchor_rows, describe
-from controller.checkpoints import Checkpoint
-from controller.config import Config
-from controller.flow import Batch, Flow
+from cluster.actor_pool import Crew, Pool
+from cluster.stall_watchdog import Waiting
+from common.errors import InputError
+from configs.routes import Route
+from configs.schema import Config
+from controller import build
+from controller.batch import anchor_rows, describe, recorded_group
+from controller.checkpointing import Checkpoint
 from controller.inputs import Inputs, dealers, fingerprints
-from controller.iteration import Iteration
-from controller.ledger import EVALUATION, PROMPTS, draw_seeds
-from controller.metrics.state import Standing
-from controller.recorded import recorded_group
-from controller.replies import ScoredReply
-from controller.routing import Route
-from controller.statistics import Judged, group_scores, judge
-from reward.rater import Scorecard
+from controller.pipeline import Batch, Flow
+from data.sampler import EVALUATION, PROMPTS, draw_seeds
+from observability.iteration import Iteration
+from observability.metrics.live import Standing
+from observability.reply_schema import ScoredReply
+from reward.scoring import Judged, group_scores, judge
+from reward.types import Scorecard
 from rollout.worker import Probe, SyncReport
-from speech.errors import InputError
-from speech.records import Group, Prompt
+from speech.types import Group, Prompt
 
 JUDGES = "judges.parquet"
 """In a checkpoint: what the judges said so far."""
@@ -74,15 +72,15 @@ class Ahead:
 class Loop:
     """One run: the pools, the mix ratio, and the steps of an iteration."""
 
-    def __init__(self, config: Config, inputs: Inputs, run: str, tell: assembly.Tell) -> None:
+    def __init__(self, config: Config, inputs: Inputs, run: str, tell: build.Tell) -> None:
         """tell: takes events, a kind and fields."""
         self.config, self.inputs, self._run, self._tell = config, inputs, run, tell
         # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
-        self._learners = assembly.learner_place(config)
-        self.learner = assembly.learner_group(config, inputs.family, run, self._learners)
+        self._learners = build.learner_place(config)
+        self.learner = build.learner_group(config, inputs.family, run, self._learners)
         company: list[Crew] = []
-        self.rollout = assembly.rollout_pool(config, inputs.family, tell, company)
-        self.reward = assembly.reward_pool(config, inputs.family, tell, company)
+        self.rollout = build.rollout_pool(config, inputs.family, tell, company)
+        self.reward = build.reward_pool(config, inputs.family, tell, company)
         self.flow = Flow(self.rollout, self.reward, company)
         self._pools: dict[str, Pool] = {"rollout": self.rollout, "reward": self.reward}
         if self.reward.decoders is not None:
@@ -91,9 +89,9 @@ class Loop:
         """Iterations whose replies are ordered and not trained on, by number."""
         self._ordered = 0
         """The newest of them, or the one before the next."""
-        self.mix = assembly.mix_ratio(config, None)
-        self.preference = assembly.preference(config, inputs)
-        self.routes = assembly.routes(config)
+        self.mix = build.mix_ratio(config, None)
+        self.preference = build.preference(config, inputs)
+        self.routes = build.routes(config)
         self.prompts, self.demonstrations = dealers(config, inputs)
         self.rater_versions: dict[str, str] = {}
         self.phase, self.since = "", time.monotonic()
@@ -111,7 +109,7 @@ class Loop:
                 self.reward.load_cache(checkpoint.directory / JUDGES)
             except InputError as error:  # they will be asked again
                 self._tell("judges forgotten", reason=str(error))
-        group_size, sampling = self.config.rollout.group_size, assembly.sampling(self.config)
+        group_size, sampling = self.config.rollout.group_size, build.sampling(self.config)
         self.rollout.begin(self.inputs.prompts[:1], group_size, sampling, strict=strict)
         self.reward.begin(strict=strict)
         self.learner.start()
@@ -186,7 +184,7 @@ class Loop:
     def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> Batch:
         """Orders a group for each prompt."""
         size = group_size or self.config.rollout.group_size
-        return self.flow.order(prompts, seeds, size, assembly.sampling(self.config))
+        return self.flow.order(prompts, seeds, size, build.sampling(self.config))
 
     def call_off(self) -> None:
         """Gives up what was ordered for iterations to come."""
@@ -199,7 +197,7 @@ class Loop:
     def judge(self, groups: list[Group], cards: list[list[Scorecard]] | None = None) -> list[list[Judged]]:
         """Replies with scores and advantages. cards: None asks the raters."""
         cards = self.reward.score(groups) if cards is None else cards
-        scoring, kind = assembly.scoring(self.config), self.config.preference.advantage
+        scoring, kind = build.scoring(self.config), self.config.preference.advantage
         return [judge(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)]
 
     def sync(self, mix: float | None, *, strict: bool = False) -> tuple[dict[str, SyncReport], int]:
@@ -265,7 +263,7 @@ class Loop:
         # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
         for pool in self._pools.values():
             pool.withdraw()
-        self.learner = assembly.learner_group(self.config, self.inputs.family, self._run, self._learners)
+        self.learner = build.learner_group(self.config, self.inputs.family, self._run, self._learners)
         self.learner_restarts += 1
         self.learner.start()
         self._restore(checkpoint)
@@ -276,7 +274,7 @@ class Loop:
         state = (
             checkpoint.state if checkpoint else {"mix": None, "weight_version": 0, "prompts": 0, "demonstrations": 0}
         )
-        self.mix = assembly.mix_ratio(self.config, state["mix"])
+        self.mix = build.mix_ratio(self.config, state["mix"])
         self.prompts.position, self.demonstrations.position = state["prompts"], state["demonstrations"]
         self._ordered = checkpoint.iteration if checkpoint else 0
         if checkpoint is not None:

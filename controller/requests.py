@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from controller.records import read_events
-from speech.errors import InputError
+from common.errors import InputError
+from observability.run_directory import read_events
 
 GRACE_SECONDS = 20.0
 """How long a request that has been claimed may take to be answered."""
@@ -145,7 +145,7 @@ def _refuse_ended(run: Path) -> None:
 
 def mix_value(words: str) -> float | str:
     """What `duet mix` was given: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises InputError."""
-    from controller.mix import MODES
+    from configs.schema import MODES
 
     name, equals, number = words.partition("=")
     if not equals and name in MODES:

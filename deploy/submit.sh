@@ -27,4 +27,4 @@ environment='{"excludes": [".git", ".venv", "runs"], "env_vars": {"RAY_JOB_STOP_
 options=()
 [[ -z ${NO_WAIT:-} ]] || options+=(--no-wait)
 exec "$ray" job submit "${options[@]}" --working-dir . --runtime-env-json "$environment" -- \
-    python -m controller train "$@"
+    python -m duet train "$@"

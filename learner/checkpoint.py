@@ -1,8 +1,9 @@
 """What a learner's checkpoint says of itself, so that one that cannot be used is refused before anything starts.
 
     DIRECTORY/model.safetensors, config.json, tokenizer …   a Hugging Face checkpoint (several files when it is large)
-              adapter/adapter_model.safetensors …            where adapters are trained (`learner.peft`)
-              optimizer/rank-0.safetensors …                optimiser and schedule, a file a rank (`learner.tree`)
+              adapter/adapter_model.safetensors …            where adapters are trained (`learner.lora`)
+              optimizer/rank-0.safetensors …                optimiser and schedule, a file a rank
+              (`learner.checkpoint_state`)
               learner.json                                  `Manifest`, written last: with it, the others are whole
 
 The files of the optimiser belong to as many ranks as wrote them. Nothing here can run code when it is read.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from speech.errors import InputError
+from common.errors import InputError
 
 MANIFEST = "learner.json"
 

@@ -2,9 +2,11 @@
 
 Rows lie one behind another (`learner.packing`). For a model that cannot take them so they are padded on the right,
 which needs no attention mask: attention is causal, and padding comes after everything that counts.
+
+Encoder features in the prompts of a micro-batch: where their frames go in place of embeddings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.hearing import Heard
-from learner.packing import Layout, Packing
-from learner.rows import Item, Pair, Row
+from learner.micro_batches import Item, PreferencePair, Row
+from learner.packed_attention import Layout, Packing
+from speech.audio import read_features
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heard:
+    """K frames."""
+
+    slots: Tensor
+    """int64 [K], flat positions within the input ids, ascending."""
+    frames: Tensor
+    """float32 [K, W]."""
+
+    @classmethod
+    def of(
+        cls, prompts: Iterable[tuple[np.ndarray, str | None, int]], slot: int | None, device: torch.device
+    ) -> "Heard | None":
+        """prompts: ids, the file of features, and the flat position where the prompt begins. None where no prompt has
+        features."""
+        slots, frames = [], []
+        for ids, features, start in prompts:
+            if features is not None:
+                places = np.flatnonzero(ids == slot)
+                slots.append(start + places)
+                frames.append(read_features(features, len(places)))
+        if not slots:
+            return None
+        return cls(
+            slots=torch.from_numpy(np.concatenate(slots)).to(device),
+            frames=torch.from_numpy(np.concatenate(frames)).to(device),
+        )
+
+    def before(self, position: int) -> "Heard":
+        """What lies before a flat position."""
+        count = int((self.slots < position).sum())
+        return Heard(slots=self.slots[:count], frames=self.frames[:count])
+
+    def put_into(self, embedded: Tensor) -> Tensor:
+        """embedded: [R, L, W]. Returns the same with the frames in their slots."""
+        flat = embedded.flatten(0, 1).index_put((self.slots,), self.frames.to(embedded.dtype))
+        return flat.view(embedded.shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +106,7 @@ class MicroBatch:
     """float32 [P]."""
 
     def scoring(self) -> dict[str, Any]:
-        """What `learner.scorer.Scorer` is asked."""
+        """What `learner.policy.Scorer` is asked."""
         flat = {name: getattr(self, name) for name in ("sources", "targets", "allowed", "temperatures")}
         return {"input_ids": self.input_ids, **flat, "packing": self.packing, "heard": self.heard}
 
@@ -143,7 +184,7 @@ def collate(
     is_scored[np.concatenate(cells)] = True
     others = sum(not row.anchor_weight for row in rows)
     firsts = np.cumsum([0, *(len(item.rows) for item in items)])
-    pairs = [(first, first + 1) for first, item in zip(firsts, items, strict=False) if isinstance(item, Pair)]
+    pairs = [(first, first + 1) for first, item in zip(firsts, items, strict=False) if isinstance(item, PreferencePair)]
 
     def tensor(values: Any, kind: Any = None) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=kind)).to(device)
@@ -176,7 +217,7 @@ def collate(
         weights=tensor(weights),
         kl_weights=tensor([row.kl_weights for row in rows], np.float32),
         pairs=tensor(np.reshape(pairs, (-1, 2)), np.int64),
-        pair_weights=tensor([item.weight for item in items if isinstance(item, Pair)], np.float32),
+        pair_weights=tensor([item.weight for item in items if isinstance(item, PreferencePair)], np.float32),
     )
 
 

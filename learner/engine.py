@@ -16,30 +16,37 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cluster.parcel import Call, Parcel
-from learner import meeting, schedule
-from learner.attention import use_packing
-from learner.broadcast import BroadcastSender
+from common.errors import InputError
+from learner import setup
 from learner.checkpoint import as_os_error
+from learner.checkpoint_state import (
+    check_saved,
+    load_model,
+    model_fingerprint,
+    put_state,
+    read_tree,
+    save_model,
+    take_state,
+    write_tree,
+)
 from learner.collate import MicroBatch, collate
-from learner.compiling import compile_operator
-from learner.freezing import freeze
+from learner.config import Objective, RankSettings
 from learner.lora import Adapters
-from learner.recomputing import use_checkpointing
-from learner.rows import Item, Row, split
-from learner.scorer import Scorer
-from learner.send import Sender, new_sender
-from learner.settings import Objective, RankSettings
-from learner.source import Source
-from learner.state import check_saved, load_model, model_fingerprint, put_state, save_model, take_state
-from learner.step import micro_batch_loss
-from learner.tally import StepReport, Tally
-from learner.tree import read_tree, write_tree
-from speech.errors import InputError
+from learner.losses import micro_batch_loss
+from learner.micro_batches import Item, Row, split
+from learner.packed_attention import use_packing
+from learner.parameter_filter import freeze
+from learner.policy import Scorer
+from learner.setup import compile_operator, use_checkpointing
+from learner.step_metrics import StepReport, Tally
 from speech.families import Family
-from speech.interleave import kind_table
-from speech.models import pretrained
+from speech.grammar import kind_table
+from speech.modeling import pretrained
 from speech.vocabulary import Vocabulary
+from weight_sync.broadcast import BroadcastSender
+from weight_sync.senders import Sender, new_sender
+from weight_sync.source import Source
+from weight_sync.update import Call, Parcel
 
 
 class LearnerEngine:
@@ -59,7 +66,7 @@ class LearnerEngine:
 
     def open_door(self, host: str) -> int:
         """The port, held from now on, at which the group will meet at this node's address."""
-        self._door = meeting.door(host)
+        self._door = setup.door(host)
         return self._door.getsockname()[1]
 
     def connect(self, host: str, port: int) -> int:
@@ -76,7 +83,7 @@ class LearnerEngine:
 
         backend = "nccl" if cuda else "gloo"
         if not torch.distributed.is_initialized():  # a process meets its group once
-            store = meeting.store(self._rank, self._world, host, port, self._door)
+            store = setup.store(self._rank, self._world, host, port, self._door)
             torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
         dtype = getattr(torch, self._settings.dtype)
@@ -105,7 +112,7 @@ class LearnerEngine:
             weight_decay=self._settings.weight_decay,
         )
         s = self._settings
-        rate = partial(schedule.share, warmup=s.warmup, steps=s.steps, final=s.final_rate)
+        rate = partial(setup.share, warmup=s.warmup, steps=s.steps, final=s.final_rate)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self._engine, *_ = deepspeed.initialize(
             model=scorer, optimizer=optimizer, lr_scheduler=rates, config=self._deepspeed_config()

@@ -1,4 +1,7 @@
-"""The learner group: all ranks as one."""
+"""What ranks still owe, and which of them have died of it.
+
+The learner group: all ranks as one.
+"""
 
 import math
 import shutil
@@ -13,28 +16,86 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.census import Census
-from cluster.fleet import Life
-from cluster.parcel import Parcel
-from cluster.places import Place, lacking
+from cluster.placement import Place, lacking
+from cluster.post_mortem import describe
+from cluster.replica_state import Census, Life
+from cluster.stall_watchdog import Waiting
 from cluster.waiting import MemberFailed, Overdue, gather
-from cluster.watchdog import Waiting
-from learner.answers import UnderWay, dead, done
-from learner.batches import Batch, write_batch
+from learner.batch_dump import Batch, write_batch
 from learner.checkpoint import Manifest, check_checkpoint
+from learner.config import Objective, RankSettings
+from learner.micro_batches import Item, micro_batches, split
 from learner.rank import LearnerRank
-from learner.rows import Item, micro_batches, split
-from learner.settings import Objective, RankSettings
-from learner.tally import StepReport, Tally
+from learner.step_metrics import StepReport, Tally
 from speech.families import Family
+from weight_sync.update import Parcel
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderWay:
+    """Something that all ranks were asked to do together."""
+
+    answers: dict[str, ray.ObjectRef]
+    deadline: float
+    """In the clock of `time.monotonic`."""
+
+    def settled(self) -> bool:
+        """Whether nobody has to wait: all ranks have answered, one has failed, or it is too late."""
+        if time.monotonic() >= self.deadline:
+            return True
+        answers = list(self.answers.values())
+        answered, others = ray.wait(answers, num_returns=len(answers), timeout=0)
+        return not others or any(map(_failed, answered))
+
+    @property
+    def seconds(self) -> float:
+        """Until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+def _failed(answer: ray.ObjectRef) -> bool:
+    """Of one that is there."""
+    try:
+        ray.get(answer)
+    except RayError:
+        return True
+    return False
+
+
+def done(answer: ray.ObjectRef) -> bool:
+    return bool(ray.wait([answer], timeout=0)[0])
+
+
+def dead(answers: dict[str, ray.ObjectRef], seconds: float) -> dict[str, str]:
+    """Ranks that died, with the reason. The search ends with the first that is found, or when all have answered."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = {}
+        for name, answer in answers.items():
+            if done(answer):
+                try:
+                    ray.get(answer)
+                except RayTaskError:
+                    continue
+                except RayError as error:
+                    found[name] = str(describe(error))
+        pending = [answer for answer in answers.values() if not done(answer)]
+        if found or not pending or time.monotonic() >= deadline:
+            return found
+        ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+
 
 CLOSE_SECONDS = 10.0
 """Time for ranks to clean up."""
+
+
 DEATH_SECONDS = 5.0
 """How long after a rank's error the death of another, which may have caused it, can become known."""
 
 
 STEPPING = "taking a step"
+
+
 DELIVERING = "broadcasting weights"
 
 
@@ -197,7 +258,7 @@ class LearnerGroup:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_batch(path, batch)
-            kept = f"its batch is in {path} (learner.batches.read_batch)"
+            kept = f"its batch is in {path} (learner.batch_dump.read_batch)"
         except OSError as error:
             kept = f"its batch could not be kept: {error}"
         raise NotFinite(

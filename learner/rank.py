@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from cluster.member import Member
-from cluster.parcel import Call, Parcel
-from learner.rows import Item
-from learner.settings import Objective, RankSettings
-from learner.tally import StepReport
+from cluster.monitored_actor import Member
+from learner.config import Objective, RankSettings
+from learner.micro_batches import Item
+from learner.step_metrics import StepReport
 from speech.families import Family
+from weight_sync.update import Call, Parcel
 
 
 class LearnerRank(Member):

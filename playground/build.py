@@ -25,7 +25,7 @@ import torch
 from playground import data, model, raters, task
 from playground.codec import PlaygroundCodec
 from playground.evaluate import evaluate_world
-from speech.waveform import Waveform
+from speech.audio import Waveform
 
 PACKAGES = ("espeakng-loader", "pocketsphinx", "praat-parselmouth", "numpy", "scipy", "torch", "transformers")
 

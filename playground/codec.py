@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import fft
 
-from speech.errors import InputError
-from speech.waveform import Waveform
+from common.errors import InputError
+from speech.audio import Waveform
 
 RATE = 16000
 WINDOW = 640
@@ -119,7 +119,7 @@ def invert(magnitude: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
 
 
 class PlaygroundCodec:
-    """Implements `speech.codec.Codec`."""
+    """Implements `speech.codecs.base.Codec`."""
 
     rate = RATE
     tokens_per_second = RATE / TOKEN

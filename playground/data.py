@@ -14,11 +14,11 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from data.records import DEMONSTRATIONS, PROMPTS
 from playground import task
 from playground.codec import PlaygroundCodec
 from playground.voices import ANSWERING, MANNERS, Manner, say
-from speech.records import DEMONSTRATIONS, PROMPTS
-from speech.waveform import Waveform
+from speech.audio import Waveform
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 BEGIN_AUDIO, END_AUDIO, AUDIO = "<|begin_of_audio|>", "<|end_of_audio|>", "<|audio_{}|>"

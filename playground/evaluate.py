@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
+from data.records import read_prompts
 from playground import data, raters, task
 from playground.codec import PlaygroundCodec
-from reward.rater import Missing, SpokenReply
+from reward.types import Missing, SpokenReply
 from speech.families import PLAYGROUND
-from speech.interleave import check, kind_table
-from speech.records import Finish, Prompt, Reply, read_prompts
+from speech.grammar import check, kind_table
+from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 LONGEST_REPLY = 72

@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from common.errors import InputError
 from playground import raters
-from reward.rater import Missing, SpokenReply
-from speech.errors import InputError
-from speech.records import Finish, Prompt, Reply
-from speech.waveform import Waveform
+from reward.types import Missing, SpokenReply
+from speech.audio import Waveform
+from speech.types import Finish, Prompt, Reply
 
 RATERS = {kind.name: kind for kind in (raters.Answer, raters.Heard, raters.Manner, raters.SpokenRight, raters.Format)}
 FAULTS = {

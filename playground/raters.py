@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 
-from playground import ears, task
+from playground import recogniser, task
 from playground.voices import manner_named
-from reward.rater import Missing, Score, SpokenReply
-from speech.waveform import Waveform
+from reward.types import Missing, Score, SpokenReply
+from speech.audio import Waveform
 
 LOWEST, HIGHEST = 1.0, 5.0
 PITCH_OF = {"high": 15.8, "low": 6.7}
@@ -41,7 +41,7 @@ class Hearing:
 
     def __init__(self) -> None:
         openers, answers = list(task.OPENERS.values()), list(task.ANSWERS)
-        self._recogniser = ears.Recogniser([openers, answers, *([word] for word in task.CARRIER)])
+        self._recogniser = recogniser.Recogniser([openers, answers, *([word] for word in task.CARRIER)])
         self._sound: Waveform | None = None
         self._heard = ""
 
@@ -151,10 +151,10 @@ def _measure(spoken: SpokenReply) -> tuple[float, float] | Missing:
     words = spoken.text.split()
     if not words or any(word not in LENGTHS for word in words):
         return Missing("no text to measure the tempo by")
-    semitones = ears.pitch(spoken.waveform)
+    semitones = recogniser.pitch(spoken.waveform)
     if semitones is None:
         return Missing("no voiced sound")
-    return semitones, ears.active_seconds(spoken.waveform) / sum(LENGTHS[word] for word in words)
+    return semitones, recogniser.active_seconds(spoken.waveform) / sum(LENGTHS[word] for word in words)
 
 
 def _place(value: float, zero: float, one: float) -> float:

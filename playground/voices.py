@@ -18,7 +18,7 @@ from functools import cache
 
 import numpy as np
 
-from speech.waveform import Waveform
+from speech.audio import Waveform
 
 # From espeak-ng's speak_lib.h.
 _RETRIEVE_AUDIO = 1

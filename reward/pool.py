@@ -10,20 +10,17 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.asking import CrewSettings, Renewal
-from cluster.crew import Crew, take_turn
-from cluster.jobs import LENT_TIMES, Job
-from cluster.places import Place
-from cluster.pool import Pool
+from cluster.actor_pool import Crew, CrewSettings, Pool, Renewal, take_turn
+from cluster.placement import Place
+from cluster.task_queue import LENT_TIMES, Job
 from cluster.waiting import Overdue
-from reward.cache import merged, read_answers, write_answers
-from reward.decoding import DecoderPool, Unheard
-from reward.rater import Scorecard, SpokenReply
-from reward.rating import added
-from reward.server import RewardServer, ServerSettings
+from reward.decoder_pool import DecoderPool, Unheard
+from reward.remote.cache import merged, read_answers, write_answers
+from reward.server import RewardServer, ServerSettings, added
+from reward.types import Scorecard, SpokenReply
+from speech.audio import Waveform
 from speech.families import Family
-from speech.records import Group, Prompt, Reply
-from speech.waveform import Waveform
+from speech.types import Group, Prompt, Reply
 
 MOST_ANSWERS = 200_000
 """Judges' answers that a checkpoint keeps, some 20 MB; the ones of no use for the longest time go first."""

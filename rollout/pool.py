@@ -6,17 +6,15 @@ from typing import Any, Protocol
 
 import ray
 
-from cluster.asking import CrewSettings, Renewal
-from cluster.crew import Crew
-from cluster.fleet import UP
-from cluster.jobs import Failed, Job, Results
-from cluster.parcel import Parcel
-from cluster.places import Place
-from cluster.pool import Pool
-from rollout.engine import EngineSettings, Order, SamplingSettings, process_environment
+from cluster.actor_pool import Crew, CrewSettings, Pool, Renewal
+from cluster.placement import Place
+from cluster.replica_state import UP
+from cluster.task_queue import Failed, Job, Results
+from rollout.vllm_engine import EngineSettings, Order, SamplingSettings, process_environment
 from rollout.worker import Drawn, Probe, RolloutWorker, SyncReport
 from speech.families import Family
-from speech.records import Prompt, Reply
+from speech.types import Prompt, Reply
+from weight_sync.update import Parcel
 
 TURN_SECONDS = 0.2
 """A worker draws for so long before it answers: how late it is heard, and how late it hears."""
@@ -62,7 +60,7 @@ class PoolSettings:
     beat_seconds: float
     """How long a worker may give no sign of life."""
     metrics_host: str
-    """Where metrics are served: see `rollout.counting`."""
+    """Where metrics are served: see `rollout.metrics_server`."""
     fixed: bool = False
     """Workers keep the weights of their checkpoint: they are given none, and draw from the start."""
 
@@ -202,7 +200,7 @@ class RolloutPool(Pool):
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Where workers that are up serve their engines' metrics (`rollout.counting`), by name; may be asked from
+        """Where workers that are up serve their engines' metrics (`rollout.metrics_server`), by name; may be asked from
         another thread."""
         return {name: report.metrics for name, report in self._up().items() if report.metrics is not None}
 
@@ -219,7 +217,7 @@ class RolloutPool(Pool):
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
-    """Rounds (`cluster.asking.Rounds`) in which weights go to those workers that lack them."""
+    """Rounds (`cluster.actor_pool.Rounds`) in which weights go to those workers that lack them."""
 
     broadcaster: Broadcaster
     parcel: Parcel

@@ -1,4 +1,4 @@
-"""A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.engine`."""
+"""A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.vllm_engine`."""
 
 import time
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from cluster.member import Member
-from cluster.parcel import Parcel
+from cluster.monitored_actor import Member
 from cluster.waiting import MemberBroken
-from rollout.counting import door, serve
-from rollout.engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
-from rollout.fetch import fetch
+from rollout.metrics_server import door, serve
+from rollout.vllm_engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
 from speech.families import Family
-from speech.records import Prompt, Reply
+from speech.types import Prompt, Reply
 from speech.vocabulary import Vocabulary
+from weight_sync.update import Parcel
+from weight_sync.vllm_receiver import fetch
 
 if TYPE_CHECKING:
-    from rollout.parallel_engine import ParallelEngine
+    from rollout.multistream_engine import ParallelEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SyncReport:
     """Largest |worker − learner| over the probe's tokens."""
     seconds: float
     metrics: str | None = None
-    """Where its engine's metrics are served, as `rollout.counting.serve` says; None: nowhere."""
+    """Where its engine's metrics are served, as `rollout.metrics_server.serve` says; None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class RolloutWorker(Member):
         self._engine: Engine | ParallelEngine
         where = None
         if family.streams > 1:
-            from rollout import parallel_engine  # and with it torch
+            from rollout import multistream_engine  # and with it torch
 
-            self._engine = parallel_engine.ParallelEngine(settings, family, vocabulary)
+            self._engine = multistream_engine.ParallelEngine(settings, family, vocabulary)
         else:
             self._engine = Engine(settings, family, vocabulary, seed)
             where = door(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's

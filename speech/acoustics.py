@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speech.waveform import Waveform
+from speech.audio import Waveform
 
 REFERENCE_HZ = 100.0
 """Pitch is in semitones above this frequency."""

@@ -15,7 +15,7 @@ import psutil
 def duet(root: Path, *arguments: str, seconds: float = 280) -> subprocess.CompletedProcess:
     """`duet ARGUMENTS` in a process of its own, without a Ray cluster to join."""
     return subprocess.run(
-        [sys.executable, "-m", "controller", *arguments],
+        [sys.executable, "-m", "duet", *arguments],
         cwd=root,
         env=_environment(),
         capture_output=True,
@@ -32,7 +32,7 @@ class Job:
         self._output = output
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "controller", *arguments],
+                [sys.executable, "-m", "duet", *arguments],
                 cwd=root,
                 env=_environment() | environment,
                 stdout=file,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.crew import take_turn
+from cluster.actor_pool import take_turn
+from data.records import read_prompts
 from learner.group import LearnerGroup
-from rollout.engine import SamplingSettings
 from rollout.pool import PoolSettings, RolloutPool
+from rollout.vllm_engine import SamplingSettings
 from rollout.worker import Probe, SyncReport
 from speech.families import PLAYGROUND
-from speech.records import read_prompts
 from speech.vocabulary import Vocabulary
 from tests.learner.groups import learner_group, mixed_rows
 from tests.rollout.examples import engine_settings
@@ -74,7 +74,7 @@ def started(world, stage: int) -> LearnerGroup:
 
 def _small_groups(size: int) -> Callable[[object], None]:
     def change(rank) -> None:
-        from learner.source import Source
+        from weight_sync.source import Source
 
         engine = rank._engine
         model, sharded = engine._engine.module.model, engine._settings.zero_stage == 3
@@ -87,7 +87,7 @@ def _die_after(groups: int) -> Callable[[object], None]:
     """Has a worker die when so many groups are there, and it waits for the next."""
 
     def change(_worker) -> None:
-        from cluster.collective import Group
+        from weight_sync.broadcast import Group
 
         usual, seen = Group.broadcast, []
 

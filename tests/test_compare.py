@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from speech.records import PAIRS
+from data.records import PAIRS
 from tests.commands import duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(660)]

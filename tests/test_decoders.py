@@ -8,8 +8,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from controller.doctor.memory import HOLDS, MIB
-from controller.records import read_events
+from deploy.preflight.memory import HOLDS, MIB
+from observability.run_directory import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary

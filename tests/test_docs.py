@@ -12,15 +12,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from controller.__main__ import MODULES, _parser
-from controller.bounds import CHOICES, NUMBERS, PATHS
-from controller.config import Config
-from controller.reading import TABLES
-from reward.rater import Missing, SpokenReply
+from configs.load import TABLES
+from configs.schema import CHOICES, NUMBERS, PATHS, Config
+from data.records import DEMONSTRATIONS, PROMPTS, read_prompts
+from duet.__main__ import MODULES, _parser
+from reward.types import Missing, SpokenReply
+from speech.audio import Waveform
 from speech.families import PLAYGROUND, Family
-from speech.records import DEMONSTRATIONS, PROMPTS, read_prompts
 from speech.vocabulary import Vocabulary
-from speech.waveform import Waveform
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").glob("*.md"))]
@@ -97,7 +96,7 @@ def test_every_key_that_is_named_exists(page):
     for text in code(page.read_text("utf-8")):
         for match in KEY.finditer(text):
             key = match["key"]
-            # learner.geometry is a module, reward.judges a package, config.yaml a file
+            # evaluation.diagnosis.gradient_geometry is a module, reward.llm_judges a package, config.yaml a file
             room = ROOT / key.replace(".", "/")
             if not match["what"] and (room.is_dir() or room.with_suffix(".py").exists() or is_file(key)):
                 continue

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from controller.records import read_events
+from observability.run_directory import read_events
 from tests.commands import duet
 
 pytestmark = pytest.mark.operate
@@ -109,7 +109,7 @@ def test_a_job_is_scaled_stopped_and_resumed_by_another(root, cluster, few, tmp_
     def events(kind: str) -> list[dict]:
         return [event for event in read_events(run) if event["kind"] == kind]
 
-    command = ("python", "-m", "controller", "train", *settings)
+    command = ("python", "-m", "duet", "train", *settings)
     job("submit", "--no-wait", "--submission-id", "first", "--working-dir", ".", "--", *command)
     until(lambda: run.is_dir() and bool(events("ready")), "a run that has started", lambda: job("logs", "first"))
     weights = run / "weights"  # where cpu-cluster.yaml has them pass

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from controller.ledger import PROMPTS, Ledger
+from data.sampler import PROMPTS, Ledger
 from tests.commands import duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -15,7 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from controller.records import read_events
+from observability.run_directory import read_events
 from tests.commands import Job, duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -11,16 +11,16 @@ import psutil
 import pytest
 import ray
 
-from controller import assembly
-from controller.diagnosis.policy import load
+from common.errors import InputError
+from configs.load import read
+from controller import build
 from controller.inputs import read_inputs
-from controller.reading import read
-from learner import meeting
+from evaluation.diagnosis.models import load
+from learner import setup
 from learner.engine import LearnerEngine
 from learner.rank import LearnerRank
-from speech.errors import InputError
 from speech.families import PLAYGROUND
-from speech.interleave import kind_table
+from speech.grammar import kind_table
 from speech.vocabulary import Vocabulary
 
 
@@ -35,7 +35,7 @@ def test_nothing_of_ours_switches_the_token_off(root):
         for line in path.read_text("utf-8").splitlines()
         if "RAY_AUTH_MODE" in line and "token" not in line
     }
-    assert said == {("cluster/local.py", 'os.environ.pop("RAY_AUTH_MODE", None)')}
+    assert said == {("cluster/ray_cluster.py", 'os.environ.pop("RAY_AUTH_MODE", None)')}
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def test_code_of_a_checkpoint_is_not_run(root, trap):
 
 def test_learner_and_engine_are_told_what_the_configuration_says(root, world, monkeypatch):
     for name in ("RolloutPool", "LearnerGroup"):
-        monkeypatch.setattr(assembly, name, lambda *given: given)
+        monkeypatch.setattr(build, name, lambda *given: given)
     for said in (False, True):
         overrides = [f"model.checkpoint={world / 'base'}", *(["model.trust_remote_code=true"] if said else [])]
         config = read(root / "configs/playground.yaml", overrides)
-        _, engine, *_ = assembly.rollout_pool(config, PLAYGROUND, lambda kind, **fields: None)
-        _, rank, *_ = assembly.learner_group(config, PLAYGROUND, "x", None)
+        _, engine, *_ = build.rollout_pool(config, PLAYGROUND, lambda kind, **fields: None)
+        _, rank, *_ = build.learner_group(config, PLAYGROUND, "x", None)
         assert engine.trust_remote_code is rank.trust_remote_code is said
 
 
@@ -99,7 +99,7 @@ def test_the_ranks_meet_where_only_they_are(monkeypatch):
     rank = LearnerRank.__new__(LearnerRank)
     rank._engine = LearnerEngine.__new__(LearnerEngine)
     host, port = rank.address()
-    store = meeting.store(0, 1, host, port, rank._engine._door)
+    store = setup.store(0, 1, host, port, rank._engine._door)
     at = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.laddr.port == port and not c.raddr}
     assert at == {"127.0.0.1"}
     store.set("greeting", "here")

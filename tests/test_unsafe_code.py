@@ -21,9 +21,9 @@ LOADERS = {
 """Calls that load a checkpoint, and what each must say itself."""
 ALLOWED = {
     # What a configuration names by `use: module:Class` is run, by design (docs/security.md).
-    ("reward/parts.py", "importlib.import_module"),
+    ("speech/registry.py", "importlib.import_module"),
     # Released codecs: the code of their authors, in the folder that the configuration names (docs/own-model.md).
-    ("speech/codecs/package.py", "importlib.import_module"),
+    ("speech/codecs/external_package.py", "importlib.import_module"),
     # A method of that code, which takes the files of its own layout.
     (
         "speech/codecs/kimi_audio.py",
@@ -32,9 +32,9 @@ ALLOWED = {
     # And so is a family of the user's own, `model.family: module:NAME`.
     ("speech/families/__init__.py", "importlib.import_module"),
     # Settings that `duet import` has just written itself.
-    ("learner/released.py", "AutoConfig.from_pretrained without trust_remote_code, use_safetensors"),
+    ("speech/checkpoint_conversion.py", "AutoConfig.from_pretrained without trust_remote_code, use_safetensors"),
     # The command line's own modules, from a constant.
-    ("controller/__main__.py", "importlib.import_module"),
+    ("duet/__main__.py", "importlib.import_module"),
 }
 
 
@@ -93,8 +93,8 @@ def test_the_search_leaves_the_rest_alone():
 
 
 def test_configurations_are_read_without_building_objects(tmp_path):
-    from controller.reading import read
-    from speech.errors import InputError
+    from common.errors import InputError
+    from configs.load import read
 
     trap = tmp_path / "trap"
     for tag in ("python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"):

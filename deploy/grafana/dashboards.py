@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from controller.metrics.table import METRICS
 from deploy.grafana.panels import ROWS, Panel
+from observability.metrics.registry import METRICS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "duet-prometheus"}

@@ -14,7 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from speech.codecs.package import (
+from common.errors import InputError
+from common.files import there
+from speech.audio import Waveform
+from speech.codecs.external_package import (
     CodecFailed,
     Package,
     check_device,
@@ -25,9 +28,6 @@ from speech.codecs.package import (
     samples_of,
     version_of,
 )
-from speech.errors import InputError
-from speech.files import there
-from speech.waveform import Waveform
 
 TITLE = "CosyVoice2's codec"
 MODULES = ("token2wav", "device_utils", "flashcosyvoice", "cosyvoice2")

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from speech.codecs.package import (
+from speech.audio import Waveform
+from speech.codecs.external_package import (
     Package,
     check_device,
     checked_codes,
@@ -23,7 +24,6 @@ from speech.codecs.package import (
     samples_of,
     version_of,
 )
-from speech.waveform import Waveform
 
 TITLE = "Kimi-Audio's codec"
 MODULES = ("kimia_infer",)

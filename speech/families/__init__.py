@@ -8,8 +8,8 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from speech.errors import InputError
-from speech.families.family import Family, Template
+from common.errors import InputError
+from speech.families.base import Family, Template
 from speech.families.playground import PLAYGROUND
 
 __all__ = ["PLAYGROUND", "Family", "Template", "families", "family", "named"]

@@ -7,9 +7,9 @@ Template as in the released `web_demo.py`. Released checkpoints are ChatGLM's; t
 import re
 from typing import Any
 
-from speech.families.family import Family, Template
-from speech.interleave import Interleave
-from speech.original import Config, Original, Part, renamed
+from speech.families.base import Family, Template
+from speech.grammar import Interleave
+from speech.released_layout import Config, Original, Part, renamed
 from speech.vocabulary import TokenNames
 
 SYSTEM = (

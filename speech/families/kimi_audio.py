@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from speech.dialogue import Turn
-from speech.errors import InputError
-from speech.families.family import Family
-from speech.original import Config, Original, renamed
-from speech.parallel import Parallel
+from common.errors import InputError
+from speech.families.base import Family
+from speech.multistream_grammar import Parallel
+from speech.released_layout import Config, Original, renamed
+from speech.types import Turn
 from speech.vocabulary import TokenNames, Vocabulary
 
 BLANK, END_TEXT, END_MESSAGE = "<|im_kimia_text_blank|>", "<|im_kimia_text_eos|>", "<|im_msg_end|>"
@@ -147,7 +147,7 @@ KIMI_AUDIO = KimiAudio(
     follows_pattern=False,
     codec="speech.codecs.kimi_audio:KimiAudioCodec",
     streams=2,
-    architecture="speech.models.kimi_audio:MoonshotKimiaForCausalLM",
+    architecture="speech.modeling.kimi_audio:MoonshotKimiaForCausalLM",
     # Its configuration class is Qwen2's, and may have left it that name.
     original=Original(
         model_types=("kimi_audio", "qwen2"),

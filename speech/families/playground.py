@@ -1,7 +1,7 @@
 """The embedded world's own model (`playground/`): whole words, a small codec, 2 text and 8 speech tokens in turn."""
 
-from speech.families.family import Family, Template
-from speech.interleave import Interleave
+from speech.families.base import Family, Template
+from speech.grammar import Interleave
 from speech.vocabulary import TokenNames
 
 PLAYGROUND = Family(

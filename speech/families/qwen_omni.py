@@ -7,10 +7,9 @@ are equal to plain ones where a prompt has no image or video.
 
 from typing import Any
 
-from speech.families.family import Family, Template
-from speech.interleave import Kind
-from speech.original import Config, Original, renamed
-from speech.patterns import Unordered
+from speech.families.base import Family, Template
+from speech.grammar import Kind, Unordered
+from speech.released_layout import Config, Original, renamed
 from speech.vocabulary import TokenNames
 
 _NAMES = renamed({r"thinker\.(model\..+|lm_head\.weight)": r"\1"})

@@ -6,10 +6,9 @@ beyond the codebook are silence. Template and ids as in the released `stepaudio2
 
 from typing import Any
 
-from speech.families.family import Family, Template
-from speech.interleave import Kind
-from speech.original import Config, Original, renamed
-from speech.patterns import Unordered
+from speech.families.base import Family, Template
+from speech.grammar import Kind, Unordered
+from speech.released_layout import Config, Original, renamed
 from speech.vocabulary import TokenNames
 
 

@@ -7,9 +7,9 @@ released `tools/inference_sts.py` and `vita_audio/tokenizer_*.py`.
 
 from typing import Any
 
-from speech.families.family import Family, Template
-from speech.interleave import Interleave
-from speech.original import Config, Original, renamed
+from speech.families.base import Family, Template
+from speech.grammar import Interleave
+from speech.released_layout import Config, Original, renamed
 from speech.vocabulary import TokenNames
 
 SYSTEM = "Your Name: Luke\nYour Gender: male\n\nRespond in a text-audio interleaved manner."

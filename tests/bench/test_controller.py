@@ -8,7 +8,7 @@ import pytest
 
 from bench.simulation import simulate
 from speech.families import PLAYGROUND
-from speech.interleave import Automaton, Kind, allowed_sets
+from speech.grammar import Automaton, Kind, allowed_sets
 
 PATTERN = PLAYGROUND.interleave
 LATENCIES = dict(rollout=0.3, reward=0.1, learn=0.1, sync=0.1)

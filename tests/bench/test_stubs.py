@@ -6,10 +6,10 @@ import sys
 LIGHT = """
 import sys
 from bench import stubs
-from reward.cache import ANSWERS
-from reward.rater import Scorecard
+from reward.remote.cache import ANSWERS
+from reward.types import Scorecard
 from rollout.worker import Drawn, SyncReport
-from speech.records import Reply
+from speech.types import Reply
 print([name for name in ("torch", "vllm", "transformers") if name in sys.modules])
 """
 

@@ -54,8 +54,8 @@ def main() -> int:
 
 def hurt(directory: Path, kinds: tuple[str, ...], iterations: int, seed: int, in_process: bool) -> int:
     """Does it all. Returns the exit code. Raises Lost."""
+    from configs.load import read
     from controller.inputs import read_inputs
-    from controller.reading import read
 
     os.chdir(ROOT)
     with Storm(directory, seed, in_process) as storm:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from controller.records import read_iterations
+from observability.run_directory import read_iterations
 from tests.chaos.members import megabytes, members
 from tests.chaos.storm import ROOT
 
@@ -53,7 +53,7 @@ def main() -> int:
 def run(directory: Path, iterations: int) -> Samples:
     """Runs the job, and looks at everybody once an iteration."""
     command = [
-        sys.executable, "-m", "controller", "train", "run.name=soak", f"run.directory={directory}",
+        sys.executable, "-m", "duet", "train", "run.name=soak", f"run.directory={directory}",
         f"run.iterations={iterations}", "rollout.workers=1", "rollout.prompts=8", "anchor.rows=8",
         "run.checkpoint_every=20", "learner.final_rate=1.0",
     ]  # fmt: skip

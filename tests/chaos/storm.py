@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from controller.records import read_events, read_iterations, read_replies
+from observability.run_directory import read_events, read_iterations, read_replies
 from tests.chaos.members import members
 from tests.chaos.schedule import KINDS, Fault
 
@@ -114,7 +114,10 @@ class Storm:
             "name": "judge", "version": "playground-answer-1", "url": f"{self._url}/rate", "retries": 1,
             "timeout": JUDGE_SECONDS, "deadline": 3 * JUDGE_SECONDS, "first_pause": 0.1, "breaker_seconds": 1.0,
         }  # fmt: skip
-        raters = [*own["reward"]["raters"], {"name": "judge", "use": "reward.http:HttpRater", "arguments": judge}]
+        raters = [
+            *own["reward"]["raters"],
+            {"name": "judge", "use": "reward.remote.http_judge:HttpRater", "arguments": judge},
+        ]
         few = {"held_out": str(self._few())}
         settings = {
             "extends": str(ROOT / "configs/playground.yaml"),
@@ -144,7 +147,7 @@ class Storm:
 
     def _start_driver(self, *arguments: str) -> subprocess.Popen:
         log = (self.directory / "driver.log").open("ab")
-        command = [sys.executable, "-m", "controller", "train", *arguments, f"cluster.address={self._cluster.address}"]
+        command = [sys.executable, "-m", "duet", "train", *arguments, f"cluster.address={self._cluster.address}"]
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
     # ---- what is known of it

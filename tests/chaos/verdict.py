@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from controller.config import Config
-from controller.ledger import PROMPTS, Ledger
-from controller.records import read_iterations, read_replies
-from speech.records import Prompt
+from configs.schema import Config
+from data.sampler import PROMPTS, Ledger
+from observability.run_directory import read_iterations, read_replies
+from speech.types import Prompt
 
 
 def complaints(directory: Path, config: Config, prompts: list[Prompt], honest: dict[str, str], least: int) -> list[str]:

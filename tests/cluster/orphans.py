@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 
-from cluster import driver
-from cluster.member import Member
-from cluster.places import Place
+from cluster import ray_cluster
+from cluster.monitored_actor import Member
+from cluster.placement import Place
 
 WORK_SECONDS = 4.0
 
@@ -32,7 +32,7 @@ class Master(Member):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.told = self.over = False
-        driver.accompany(lambda: self.told and not self.over)
+        ray_cluster.accompany(lambda: self.told and not self.over)
         self.folder, self.place = folder, Place("servant", {"CPU": 1})
         self.servant = ray.remote(Servant).options(**self.place.options()).remote()
 

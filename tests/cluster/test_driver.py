@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from cluster.driver import accompany
+from cluster.ray_cluster import accompany
 from tests.cluster.orphans import WORK_SECONDS
 
 pytestmark = pytest.mark.timeout(180)

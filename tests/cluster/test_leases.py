@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.leases import Leases
+from cluster.task_queue import Leases
 
 ANY = float("inf")
 

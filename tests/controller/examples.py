@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from controller.iteration import Iteration
-from reward.rater import Scorecard
-from speech.records import Finish, Group, Prompt, Reply
+from observability.iteration import Iteration
+from reward.types import Scorecard
+from speech.types import Finish, Group, Prompt, Reply
 
 
 def iteration(number: int = 1, **changes) -> Iteration:

@@ -2,16 +2,15 @@
 
 import pytest
 
-from controller.batch import describe
-from controller.mix import MixReading
-from controller.preference import PolicyGradient
-from controller.routing import Route
-from controller.statistics import Scoring, judge
+from configs.routes import Route
+from controller.batch import PolicyGradient, describe
+from controller.mix_ratio import MixReading
 from learner.group import Learned
-from learner.tally import Tally
-from reward.rater import Missing
+from learner.step_metrics import Tally
+from reward.scoring import Scoring, judge
+from reward.types import Missing
 from rollout.worker import SyncReport
-from speech.records import Demonstration, Finish
+from speech.types import Demonstration, Finish
 from tests.controller.examples import card, group, reply
 
 ONE = Scoring(total={"a": 1.0})

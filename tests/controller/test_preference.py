@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from controller.preference import PairedReplies, PolicyGradient
-from controller.recorded import recorded_group
-from controller.routing import Route
-from controller.statistics import Scoring, judge
-from learner.rows import Pair as PairItem
-from reward.rater import Missing
+from configs.routes import Route
+from controller.batch import PairedReplies, PolicyGradient, recorded_group
+from data.records import read_demonstrations, read_prompts
+from learner.micro_batches import PreferencePair as PairItem
+from reward.scoring import Scoring, judge
+from reward.types import Missing
 from speech.families import PLAYGROUND
-from speech.interleave import kind_table
-from speech.records import Demonstration, Pair, Prompt, read_demonstrations, read_prompts
+from speech.grammar import kind_table
+from speech.types import Demonstration, Pair, Prompt
 from speech.vocabulary import Vocabulary
 from tests.controller.examples import card, group
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from controller.records import Records, run_directory
+from common.errors import InputError
 from controller.requests import Inbox, ask, mix_value
-from speech.errors import InputError
+from observability.run_directory import Records, run_directory
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.checkpoints import Checkpoints
-from controller.ledger import Ledger
-from controller.reading import read
-from controller.records import Records
-from controller.resuming import check_data, overrides_after, resume, seconds_before, sizes_before
-from speech.errors import InputError
+from common.errors import InputError
+from configs.load import read
+from controller.checkpointing import Checkpoints, check_data, overrides_after, resume, seconds_before, sizes_before
+from data.sampler import Ledger
+from observability.run_directory import Records
 
 STATE = {
     "mix": {"smoothed": 0.3, "updates": 4, "override": None},

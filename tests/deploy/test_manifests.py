@@ -9,8 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from controller.placing import roles
-from controller.reading import read
+from configs.load import read
+from configs.validate import roles
 
 
 def one(path: Path) -> dict:
@@ -152,10 +152,10 @@ def test_kuberay_files_are_of_ray_as_locked_ask_for_a_token_and_give_a_run_time_
 
 
 def test_the_job_of_kuberay_is_a_command_of_duet(root):
-    from controller.__main__ import _parser
+    from duet.__main__ import _parser
 
     command = one(root / "deploy/kuberay/rayjob.yaml")["spec"]["entrypoint"]
-    folder, _, words = command.partition(" && python -m controller ")
+    folder, _, words = command.partition(" && python -m duet ")
     assert folder == "cd /opt/duet"
     options = _parser("train").parse_args(words.split())
     assert read(root / options.config, options.overrides).run.name == "playground"

@@ -50,7 +50,7 @@ def test_a_job_takes_the_arguments_of_train_and_time_to_stop(script):
     assert done.returncode == 0, done.stderr
     words = asked["arguments"]
     assert words[:2] == ["job", "submit"]
-    command = ["python", "-m", "controller", "train", "--config", "a b.yaml", "run.name=x"]
+    command = ["python", "-m", "duet", "train", "--config", "a b.yaml", "run.name=x"]
     assert words[words.index("--") + 1 :] == command
     environment = json.loads(after(words, "--runtime-env-json"))
     assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "3600"}

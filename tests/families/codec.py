@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.errors import InputError
-from speech.waveform import Waveform
+from common.errors import InputError
+from speech.audio import Waveform
 
 
 class Tones:

@@ -13,15 +13,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from learner.attention import use_packing
-from learner.scorer import Scorer
-from rollout.engine import EngineSettings, SamplingSettings
-from speech.dialogue import Turn
+from learner.packed_attention import use_packing
+from learner.policy import Scorer
+from rollout.vllm_engine import EngineSettings, SamplingSettings
 from speech.families import family
-from speech.interleave import kind_table
-from speech.models import pretrained
-from speech.models.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
-from speech.records import Prompt
+from speech.grammar import kind_table
+from speech.modeling import pretrained
+from speech.modeling.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
+from speech.types import Prompt, Turn
 from speech.vocabulary import Vocabulary
 
 WORDS, SPECIAL, CODES = 151_643, 421, 16_384

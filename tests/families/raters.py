@@ -1,6 +1,6 @@
 """Raters that need no ears, with scores that differ within a group: what is tested is what they travel through."""
 
-from reward.rater import Missing, Score, SpokenReply
+from reward.types import Missing, Score, SpokenReply
 
 
 class Words:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rollout.engine import Engine, EngineSettings, SamplingSettings
+from rollout.vllm_engine import Engine, EngineSettings, SamplingSettings
+from speech.audio import read_features
 from speech.families import family
-from speech.features import read_features
-from speech.interleave import check, kind_table, table
-from speech.records import Finish, Prompt, Reply
+from speech.grammar import check, kind_table, table
+from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 REPLIES, FREE = 1000, 64

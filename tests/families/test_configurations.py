@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from controller.config import Config
-from controller.doctor import memory
-from controller.doctor.findings import State
-from controller.doctor.memory import GIB, Shape
-from controller.doctor.room import check_memory
-from controller.doctor.settings import check_settings
-from controller.fitting import adapters, check_rater
-from controller.reading import read
+from configs.load import read
+from configs.schema import Config
+from controller.checkpoint_checks import adapters, check_rater
+from deploy.preflight import memory
+from deploy.preflight.capacity import check_memory
+from deploy.preflight.finding import State
+from deploy.preflight.memory import GIB, Shape
+from deploy.preflight.settings import check_settings
 from speech.families import family
-from tests.doctor.cases import gpus, machine
+from tests.deploy.preflight.cases import gpus, machine
 
 FILES = sorted(path.name for path in (Path(__file__).parents[2] / "configs/models").glob("*[148]gpu.yaml"))
 SIZES = [name for name in FILES if name[0].isdigit()]
@@ -40,7 +40,7 @@ def shape(config: Config) -> Shape:
     """Of the released model, without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import speech.models.kimi_audio  # noqa: F401  registers its classes
+    import speech.modeling.kimi_audio  # noqa: F401  registers its classes
 
     settings = REAL[config.model.family]
     with torch.device("meta"):

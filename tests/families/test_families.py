@@ -9,13 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from speech.channels import Channel
-from speech.dialogue import Turn
+from data.records import DEMONSTRATIONS, FEATURES, PROMPTS
+from speech.audio import write_features
 from speech.families import Family, family
-from speech.features import write_features
-from speech.interleave import check, kind_table
-from speech.records import DEMONSTRATIONS, FEATURES, PROMPTS, Prompt
-from speech.vocabulary import Vocabulary
+from speech.grammar import check, kind_table
+from speech.types import Prompt, Turn
+from speech.vocabulary import Channel, Vocabulary
 from tests.commands import duet
 from tests.families.tiny import MAKERS, WIDTH
 
@@ -81,7 +80,7 @@ def data(chosen, vocabulary, tmp_path_factory) -> Path:
 
 def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
     raters = ["words", "sound"] if codebook else ["words"]
-    codec = "tests.families.codec:Tones" if codebook else "speech.silence:NoSpeech"
+    codec = "tests.families.codec:Tones" if codebook else "speech.codecs.base:NoSpeech"
     made = ", ".join(f"{{name: {r}, use: 'tests.families.raters:{r.capitalize()}'}}" for r in raters)
     return [
         f"model.checkpoint={trunk}", f"model.family={name}", "model.max_length=512",

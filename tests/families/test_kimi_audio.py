@@ -12,20 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from common.errors import InputError
+from configs.load import read
 from controller.inputs import read_inputs
-from controller.reading import read
-from controller.report.takes import strip
-from learner.released import put_back, take_in
-from learner.scorer import Scorer
-from learner.state import load_model, save_model
-from speech.channels import Channel
+from data.records import DEMONSTRATIONS, PROMPTS
+from learner.checkpoint_state import load_model, save_model
+from learner.policy import Scorer
+from observability.report.listening import strip
 from speech.checkpoint import check_checkpoint
-from speech.dialogue import Turn
-from speech.errors import InputError
-from speech.interleave import check, kind_table
-from speech.models import architecture, pretrained
-from speech.records import DEMONSTRATIONS, PROMPTS, Prompt
-from speech.vocabulary import Vocabulary
+from speech.checkpoint_conversion import put_back, take_in
+from speech.grammar import check, kind_table
+from speech.modeling import architecture, pretrained
+from speech.types import Prompt, Turn
+from speech.vocabulary import Channel, Vocabulary
 from tests.commands import duet
 from tests.families import kimi
 from tests.families.codec import Tones

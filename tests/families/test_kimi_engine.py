@@ -8,23 +8,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.parcel import Parcel
 from cluster.waiting import MemberBroken
+from common.errors import InputError
 from learner.collate import collate
-from learner.rows import Row
-from learner.scorer import Scorer
-from learner.settings import Objective, Route
-from learner.source import named_weights
-from learner.step import micro_batch_loss
-from rollout.engine import HalfTaken, Order
-from rollout.parallel_engine import ParallelEngine
+from learner.config import Objective, Route
+from learner.losses import micro_batch_loss
+from learner.micro_batches import Row
+from learner.policy import Scorer
+from rollout.multistream_engine import ParallelEngine
+from rollout.vllm_engine import HalfTaken, Order
 from rollout.worker import Probe, RolloutWorker
-from speech.errors import InputError
-from speech.interleave import Kind, allowed_sets, check, kind_table
-from speech.records import Finish, Prompt
+from speech.grammar import Kind, allowed_sets, check, kind_table
+from speech.types import Finish, Prompt
 from speech.vocabulary import Vocabulary
 from tests.families import kimi
 from tests.families.kimi import BLANK, END, FAMILY, FIRST, OVER, SAMPLING, STOP, prompts_of, scorer_of, settings, valid
+from weight_sync.source import named_weights
+from weight_sync.update import Parcel
 
 pytestmark = [pytest.mark.families, pytest.mark.timeout(300)]
 

@@ -15,19 +15,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.attention import use_packing
+from common.errors import InputError
 from learner.collate import collate
+from learner.config import LoraSettings, RankSettings
 from learner.engine import LearnerEngine
-from learner.peft import FOLDER, WEIGHTS
-from learner.rows import Row
-from learner.scorer import Scorer
-from learner.settings import LoraSettings, RankSettings
-from learner.source import named_weights
-from speech.errors import InputError
+from learner.lora import FOLDER, WEIGHTS
+from learner.micro_batches import Row
+from learner.packed_attention import use_packing
+from learner.policy import Scorer
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
 from tests.learner.ranks import SETTINGS, same, weights
+from weight_sync.source import named_weights
 
 LORA = LoraSettings(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
 PROBE = [np.arange(3, 40, dtype=np.int32)]

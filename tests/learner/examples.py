@@ -1,6 +1,6 @@
 """An objective that tests of the learner share."""
 
-from learner.settings import Objective, Route
+from learner.config import Objective, Route
 
 OBJECTIVE = Objective(
     routes=(Route(channel="text", weight=1.0),),

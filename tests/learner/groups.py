@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.places import Place
+from cluster.placement import Place
+from data.records import read_demonstrations
+from learner.config import RankSettings
 from learner.group import GroupSettings, LearnerGroup
-from learner.rows import Row
-from learner.settings import Exchange, RankSettings
+from learner.micro_batches import Row
 from speech.families import PLAYGROUND
-from speech.records import read_demonstrations
 from speech.vocabulary import Vocabulary
 from tests.learner.examples import OBJECTIVE
+from weight_sync.update import Exchange
 
 
 def mixed_rows(world: Path) -> list[Row]:

@@ -18,17 +18,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from common.errors import InputError
+from data.records import read_demonstrations
+from learner.config import RankSettings, Route
 from learner.engine import LearnerEngine
-from learner.rows import Row
-from learner.settings import RankSettings, Route
-from learner.source import named_weights
-from speech.channels import select
-from speech.errors import InputError
+from learner.micro_batches import Row
 from speech.families import PLAYGROUND
-from speech.interleave import kind_table
-from speech.records import read_demonstrations
-from speech.vocabulary import Vocabulary
+from speech.grammar import kind_table
+from speech.vocabulary import Vocabulary, select
 from tests.learner.examples import OBJECTIVE
+from weight_sync.source import named_weights
 
 TEMPERATURE = 0.7
 SPEECH = replace(OBJECTIVE, routes=(Route(channel="speech", weight=1.0),), kl_text=0.0)

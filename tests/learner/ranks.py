@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from learner import scorer
+from learner import policy
+from learner.config import RankSettings
 from learner.engine import LearnerEngine
-from learner.rows import Row
-from learner.settings import RankSettings
-from learner.source import Source, named_weights
+from learner.micro_batches import Row
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
+from weight_sync.source import Source, named_weights
 
 SETTINGS = RankSettings(
     checkpoint="",
@@ -49,7 +49,7 @@ SETTINGS = RankSettings(
 )
 
 # Several parts on every rank, and not as many on each: at stage 3 all of them have to gather the output layer as often.
-scorer.LOGITS = 20_000
+policy.LOGITS = 20_000
 
 # The gradient of the divergence would not be finite where the loss is not: here it can be.
 WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
+from common.errors import InputError
 from learner.checkpoint import MANIFEST, Manifest, as_os_error, check_checkpoint, fingerprint
-from learner.tree import read_tree, write_tree
-from speech.errors import InputError
+from learner.checkpoint_state import read_tree, write_tree
 
 KIND = {"ranks": 2, "zero_stage": 2, "dtype": "float32"}
 TREE = {

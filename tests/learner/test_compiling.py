@@ -9,9 +9,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
 
 OPERATOR = "deepspeed_shm_comm"
-COMPILE = (
-    "import shutil; from learner.compiling import compile_operator; compile_operator(); print(shutil.which('ninja'))"
-)
+COMPILE = "import shutil; from learner.setup import compile_operator; compile_operator(); print(shutil.which('ninja'))"
 
 
 def compiled(root: Path, seconds: float, **environment: str) -> str:

@@ -3,9 +3,8 @@
 import pytest
 from torch import nn
 
-from learner.freezing import freeze
-from learner.patterns import frozen_names
-from speech.errors import InputError
+from common.errors import InputError
+from learner.parameter_filter import freeze, frozen_names
 
 NAMES = ["embed.weight", "layers.0.weight", "layers.1.weight", "head.weight"]
 

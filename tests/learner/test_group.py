@@ -5,7 +5,7 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from learner.rows import Row
+from learner.micro_batches import Row
 from tests.learner.groups import learner_group, mixed_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

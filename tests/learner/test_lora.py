@@ -9,14 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.freezing import freeze
-from learner.lora import Adapters
-from learner.patterns import adapted
-from learner.peft import FOLDER, check_adapters, load_adapters
-from learner.settings import LoraSettings
-from learner.source import Source, named_weights
-from learner.state import load_model, save_model
-from speech.errors import InputError
+from common.errors import InputError
+from learner.checkpoint_state import load_model, save_model
+from learner.config import LoraSettings
+from learner.lora import FOLDER, Adapters, check_adapters, load_adapters
+from learner.parameter_filter import adapted, freeze
+from weight_sync.source import Source, named_weights
 
 SETTINGS = LoraSettings(rank=4, alpha=8.0, targets=("*_proj",))
 IDS = torch.arange(3, 15)[None]

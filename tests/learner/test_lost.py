@@ -12,12 +12,12 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from cluster.parcel import memory_directory
-from cluster.places import Place
-from learner.batches import read_batch
+from cluster.placement import Place
+from common.errors import InputError
+from learner.batch_dump import read_batch
 from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
-from speech.errors import InputError
 from tests.learner.groups import learner_group, mixed_rows
+from weight_sync.update import memory_directory
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 

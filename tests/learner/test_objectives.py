@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from controller.preference import token_weights
-from controller.statistics import advantages
-from learner.objectives import anchor_loss, dpo_loss, kl_estimate, policy_terms
-from speech.channels import Channel, select
+from controller.batch import token_weights
+from learner.losses import anchor_loss, dpo_loss, kl_estimate, policy_terms
+from reward.scoring import advantages
+from speech.vocabulary import Channel, select
 
 BEGIN, END, SPEECH_FIRST = 38, 39, 40
 CLIP = {"clip": 0.2, "clip_high": 0.2, "cap": 2.0}

@@ -9,18 +9,17 @@ import torch
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from learner import attention, scorer
-from learner.attention import use_packing
+from common.errors import InputError
+from learner import packed_attention, policy
 from learner.collate import collate
-from learner.packing import Layout, Packing
-from learner.recomputing import use_checkpointing
-from learner.rows import Item, Pair, Row, micro_batches, split, tokens_of
-from learner.scorer import Scorer
-from learner.settings import PairLoss
-from learner.step import micro_batch_loss
-from speech.errors import InputError
+from learner.config import PairLoss
+from learner.losses import micro_batch_loss
+from learner.micro_batches import Item, PreferencePair, Row, micro_batches, split, tokens_of
+from learner.packed_attention import Layout, Packing, use_packing
+from learner.policy import Scorer
+from learner.setup import use_checkpointing
 from tests.learner.examples import OBJECTIVE
-from tests.learner.test_scorer import KINDS
+from tests.learner.test_policy import KINDS
 
 CPU = torch.device("cpu")
 PAIRED = replace(OBJECTIVE, pairs=PairLoss(channel="all", beta=0.1))
@@ -55,7 +54,7 @@ def items(longest: int = 40) -> list[Item]:
 
     rows: list[Item] = [row(anchor_weight=0.5), sampled(), sampled(), row(anchor_weight=0.5), sampled()]
     chosen = unweighed()
-    pair = Pair(chosen=chosen, rejected=replace(unweighed(), prompt_ids=chosen.prompt_ids), weight=1.0)
+    pair = PreferencePair(chosen=chosen, rejected=replace(unweighed(), prompt_ids=chosen.prompt_ids), weight=1.0)
     prompt = np.arange(3, 20, dtype=np.int32)
     return [*rows, pair, *(replace(one, prompt_ids=prompt) for one in (sampled(), row(anchor_weight=0.5), sampled()))]
 
@@ -127,9 +126,9 @@ def test_a_row_sees_no_other():
 
 def test_a_model_that_mixes_rows_is_refused(monkeypatch):
     def leak(*given, packing, **named):
-        return attention.attend(*given, **named)
+        return packed_attention.attend(*given, **named)
 
-    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.PACKED, leak)
+    monkeypatch.setitem(packed_attention.AttentionInterface._global_mapping, packed_attention.PACKED, leak)
     with pytest.raises(InputError, match=r"learner.packing: Qwen2ForCausalLM .* whose tokens see those of other rows"):
         use_packing(a_model())
 
@@ -164,7 +163,7 @@ def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
     whole = gradients(model, [items()], None)
     seen: list[int] = []
     model.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    monkeypatch.setattr(scorer, "LOGITS", 7 * len(KINDS))
+    monkeypatch.setattr(policy, "LOGITS", 7 * len(KINDS))
     assert (model.parts(0), model.parts(7), model.parts(8)) == (1, 1, 2)
     parts = gradients(model, [items()], None)
     assert parts[0] == pytest.approx(whole[0], abs=1e-6)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from learner.collate import collate
-from learner.rows import Item, Pair, Row, split
-from learner.settings import PairLoss
-from learner.step import micro_batch_loss
-from speech.channels import select
+from learner.config import PairLoss
+from learner.losses import micro_batch_loss
+from learner.micro_batches import Item, PreferencePair, Row, split
+from speech.vocabulary import select
 from tests.learner.examples import OBJECTIVE as PLAIN
 
 OBJECTIVE = replace(PLAIN, anchor_speech=0.5)
@@ -86,8 +86,8 @@ def some_items() -> list[Item]:
     bare = [replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
     first = [replace(row, behaviour=sampled.behaviour) for row, sampled in zip(bare[:2], rows[:2], strict=True)]
     return [
-        Pair(chosen=first[0], rejected=first[1], weight=0.5),
-        Pair(chosen=bare[2], rejected=bare[3], weight=0.5),
+        PreferencePair(chosen=first[0], rejected=first[1], weight=0.5),
+        PreferencePair(chosen=bare[2], rejected=bare[3], weight=0.5),
         *rows[4:],
     ]
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.attention import use_packing
+from evaluation.diagnosis.gradient_geometry import Passage, log_probabilities
 from learner.collate import collate
-from learner.geometry import Passage, log_probabilities
-from learner.recomputing import use_checkpointing
-from learner.rows import Row
-from learner.scorer import Scorer
-from speech.interleave import Kind
-from speech.models.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
+from learner.micro_batches import Row
+from learner.packed_attention import use_packing
+from learner.policy import Scorer
+from learner.setup import use_checkpointing
+from speech.grammar import Kind
+from speech.modeling.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
 
 KINDS = torch.tensor(
     [0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.FILLER, Kind.END_TEXT, Kind.STOP], dtype=torch.int8

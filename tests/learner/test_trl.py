@@ -23,19 +23,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from controller import routing
-from controller.preference import PolicyGradient
-from controller.statistics import EPSILON, Scoring, advantages, judge
+from configs import routes as routing
+from controller.batch import PolicyGradient
 from learner.collate import MicroBatch, collate
-from learner.objectives import policy_terms
-from learner.rows import Item, Pair, Row, split
-from learner.scorer import Scorer
-from learner.settings import Objective, PairLoss, Route
-from learner.step import micro_batch_loss
-from learner.tally import Tally
-from reward.rater import Scorecard
-from speech.interleave import Kind
-from speech.records import Group, Prompt, Reply
+from learner.config import Objective, PairLoss, Route
+from learner.losses import micro_batch_loss, policy_terms
+from learner.micro_batches import Item, PreferencePair, Row, split
+from learner.policy import Scorer
+from learner.step_metrics import Tally
+from reward.scoring import EPSILON, Scoring, advantages, judge
+from reward.types import Scorecard
+from speech.grammar import Kind
+from speech.types import Group, Prompt, Reply
 from tests.learner import trl_side
 from tests.learner.trl_side import CAP, CLIP, CLIP_HIGH, END, LIMIT, PAD, SCORES, TEMPERATURE, WORDS, moved, sampled
 
@@ -223,7 +222,7 @@ def test_pairs(trl, start, tmp_path):
         return Row(prompt_ids=prompt.token_ids, reply_ids=ids, channels=trl_side.channels(ids))
 
     items: list[Item] = [
-        Pair(chosen=row(prompt, chosen), rejected=row(prompt, rejected), weight=1 / len(found))
+        PreferencePair(chosen=row(prompt, chosen), rejected=row(prompt, rejected), weight=1 / len(found))
         for prompt, chosen, rejected in found
     ]
     settings = objective(routes=(), pairs=PairLoss(channel="text", beta=BETA))

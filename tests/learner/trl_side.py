@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from speech.channels import Channel
-from speech.records import Finish, Group, Prompt, Reply
+from speech.types import Finish, Group, Prompt, Reply
+from speech.vocabulary import Channel
 
 WORDS, PAD, END = 64, 0, 1
 """Size of the vocabulary, and the two ids in it that are not words."""

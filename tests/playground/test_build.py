@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.records import read_demonstrations, read_prompts
 from playground import data, task
 from playground.build import Recipe, build, publish
 from playground.codec import PlaygroundCodec
 from playground.model import Source, Training
 from speech.families import PLAYGROUND
-from speech.records import read_demonstrations, read_prompts
 from speech.vocabulary import Vocabulary
 
 SMALL = Recipe(

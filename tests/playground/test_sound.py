@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import playground
-from playground import ears, raters, task
+from common.errors import InputError
+from playground import raters, recogniser, task
 from playground.codec import PlaygroundCodec
 from playground.voices import ANSWERING, MANNERS, manner_named, say
-from reward.rater import Missing, SpokenReply
-from speech.codec import Codec
-from speech.errors import InputError
-from speech.records import Finish, Prompt, Reply
-from speech.waveform import Waveform
+from reward.types import Missing, SpokenReply
+from speech.audio import Waveform
+from speech.codecs.base import Codec
+from speech.types import Finish, Prompt, Reply
 
 ROOT = Path(playground.__file__).parent.parent
 
@@ -139,13 +139,13 @@ def test_pitch_and_activity():
     rate = 16000
     seconds = np.arange(rate) / rate
     tone = (0.3 * np.sign(np.sin(2 * np.pi * 200.0 * seconds))).astype(np.float32)
-    assert ears.pitch(Waveform(tone, rate)) == pytest.approx(12.0, abs=0.1)
+    assert recogniser.pitch(Waveform(tone, rate)) == pytest.approx(12.0, abs=0.1)
     padded = np.concatenate([np.zeros(rate // 2), tone, np.zeros(rate)]).astype(np.float32)
-    assert ears.active_seconds(Waveform(padded, rate)) == pytest.approx(1.0, abs=0.02)
+    assert recogniser.active_seconds(Waveform(padded, rate)) == pytest.approx(1.0, abs=0.02)
     silence = Waveform(np.zeros(rate, dtype=np.float32), rate)
-    assert ears.pitch(silence) is None
-    assert ears.pitch(Waveform(tone[:100], rate)) is None
-    assert ears.active_seconds(silence) == 0.0
+    assert recogniser.pitch(silence) is None
+    assert recogniser.pitch(Waveform(tone[:100], rate)) is None
+    assert recogniser.active_seconds(silence) == 0.0
 
 
 def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Line, Waveform]], codec: PlaygroundCodec):
@@ -155,20 +155,20 @@ def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Li
         one, two = (codec.encode(sound) for sound in (waveform, other))
         assert len(one) == len(two) == int(np.ceil(waveform.seconds * codec.tokens_per_second))
         assert np.mean(one == two) > 0.9
-        assert ears.pitch(other) == pytest.approx(ears.pitch(waveform), abs=0.3)
+        assert recogniser.pitch(other) == pytest.approx(recogniser.pitch(waveform), abs=0.3)
         # In frames of 10 ms, which begin elsewhere at the other rate: either end may move by one and a half.
-        assert ears.active_seconds(other) == pytest.approx(ears.active_seconds(waveform), abs=0.03)
+        assert recogniser.active_seconds(other) == pytest.approx(recogniser.active_seconds(waveform), abs=0.03)
         assert raters.hearing().hear(other) == line.text
-        assert ears.signal_quality(other) == pytest.approx(ears.signal_quality(waveform), abs=0.1)
+        assert recogniser.signal_quality(other) == pytest.approx(recogniser.signal_quality(waveform), abs=0.1)
 
 
 def test_signal_quality_prefers_the_original(
     spoken: list[tuple[task.Line, Waveform]], decoded: list[tuple[task.Line, Waveform]]
 ):
-    original, coded = ears.signal_quality(spoken[0][1]), ears.signal_quality(decoded[0][1])
+    original, coded = recogniser.signal_quality(spoken[0][1]), recogniser.signal_quality(decoded[0][1])
     assert 1.0 < coded < original < 5.0
     with pytest.raises(ValueError, match="empty"):
-        ears.signal_quality(Waveform(np.zeros(0, np.float32), 16000))
+        recogniser.signal_quality(Waveform(np.zeros(0, np.float32), 16000))
 
 
 def test_raters_on_clean_replies(decoded: list[tuple[task.Line, Waveform]]):

@@ -10,11 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from data.records import read_demonstrations, read_prompts
 from playground import data, evaluate, task
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
-from speech.interleave import check, kind_table
-from speech.records import Prompt, read_demonstrations, read_prompts
+from speech.grammar import check, kind_table
+from speech.types import Prompt
 from speech.vocabulary import Vocabulary
 
 SPLITS = ("train", "held_out", "held_out_facts")

@@ -1,7 +1,7 @@
 """An actor that asks a local judge, as a reward server does; its module imports nothing heavy."""
 
-from reward.judges.local import LocalRater
-from reward.rater import Score
+from reward.llm_judges.vllm_judge import LocalRater
+from reward.types import Score
 from tests.reward.spoken import spoken
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from reward.judges.chat import ChatRater
+from reward.llm_judges.openai_chat import ChatRater
 
 USAGE = {"prompt_tokens": 300, "completion_tokens": 20, "total_tokens": 320}
 GOOD = {"reason": "clear and right", "score": 4.5}

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 from playground.raters import Answer
-from reward.http import HttpRater
+from reward.remote.http_judge import HttpRater
 
 KEY = "sk-a-key-that-nobody-must-see"
 SLOW = 20.0

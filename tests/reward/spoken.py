@@ -6,9 +6,9 @@ from collections.abc import Coroutine
 
 import numpy as np
 
-from reward.rater import SpokenReply
-from speech.records import Finish, Prompt, Reply
-from speech.waveform import Waveform
+from reward.types import SpokenReply
+from speech.audio import Waveform
+from speech.types import Finish, Prompt, Reply
 
 
 def spoken(text: str = "oh eight it is", answer: str = "eight", *, sound: int | None = 0, **facts: str) -> SpokenReply:

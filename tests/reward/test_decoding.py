@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.crew import take_turn
-from cluster.member import identify
+from cluster.actor_pool import take_turn
+from cluster.monitored_actor import identify
 from cluster.waiting import MemberFailed, Overdue
+from data.records import read_demonstrations, read_prompts
 from playground.codec import PlaygroundCodec
-from reward.decoding import DecoderSettings, SpeechDecoder, Unheard, fetched
+from reward.decoder_pool import DecoderSettings, SpeechDecoder, Unheard, fetched
 from reward.pool import RewardPool
-from reward.rater import Scorecard
 from reward.server import Part, RewardServer, ServerSettings
+from reward.types import Scorecard
+from speech.audio import Waveform
 from speech.families import PLAYGROUND
-from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
+from speech.types import Finish, Group, Reply
 from speech.vocabulary import Vocabulary
-from speech.waveform import Waveform
 
 REPLIES = 12
 
@@ -182,7 +183,7 @@ def test_sounds_and_scores_are_those_of_a_server_that_decodes_by_itself(world, p
     assert {card.seconds > 0 for row in own for card in row} == {True, False}
     assert together.score(groups) == own
     assert cards(together, ordered(together, groups)) == [card for row in own for card in row]
-    heard = "playground.ears:signal_quality"
+    heard = "playground.recogniser:signal_quality"
     assert together.measure(heard, ids[:3]) == alone.measure(heard, [s for s in alone.decode(ids[:3]) if s is not None])
     assert "lost" not in [kind for kind, _ in events]
     names = [waiting.name for waiting in together.decoders.awaited()]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import ray
 
+from data.records import read_demonstrations, read_prompts
 from reward.pool import RewardPool
-from reward.rater import Missing
 from reward.server import Part, ServerSettings
+from reward.types import Missing
 from speech.families import PLAYGROUND
-from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
+from speech.types import Finish, Group, Reply
 from speech.vocabulary import Vocabulary
 from tests.reward.judges import KEY, Process
 
@@ -67,7 +68,7 @@ def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
         checkpoint=str(world / "base"),
         codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
         raters=(
-            Part(use="reward.http:HttpRater", name="judge", arguments=judge.arguments()),
+            Part(use="reward.remote.http_judge:HttpRater", name="judge", arguments=judge.arguments()),
             Part(use="playground.raters:Answer", name="answer", arguments={}),
         ),
         start_seconds=120,

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.errors import InputError
+from data.records import read_demonstrations, read_prompts
 from playground.codec import PlaygroundCodec
-from reward.rater import Missing, SpokenReply
 from reward.server import Part, RewardServer, ServerSettings, load
-from speech.channels import Channel
-from speech.errors import InputError
+from reward.types import Missing, SpokenReply
+from speech.audio import Waveform
 from speech.families import PLAYGROUND
-from speech.records import Finish, Group, Reply, read_demonstrations, read_prompts
-from speech.vocabulary import Vocabulary
-from speech.waveform import Waveform
+from speech.types import Finish, Group, Reply
+from speech.vocabulary import Channel, Vocabulary
 
 
 class Broken:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rollout.engine import EngineSettings
+from rollout.vllm_engine import EngineSettings
 
 
 def engine_settings(world: Path, **changes: Any) -> EngineSettings:

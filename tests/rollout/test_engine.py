@@ -6,22 +6,23 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from cluster.parcel import Parcel, adapter_name
+from common.errors import InputError
+from data.records import read_prompts
 from learner.collate import collate
+from learner.config import LoraSettings
 from learner.lora import Adapters
-from learner.rows import Row
-from learner.scorer import Scorer
-from learner.send import DirectorySender
-from learner.settings import LoraSettings
-from learner.source import Source, named_weights
-from rollout.engine import Engine, HalfTaken, SamplingSettings
-from rollout.merging import merged
-from speech.errors import InputError
+from learner.micro_batches import Row
+from learner.policy import Scorer
+from rollout.vllm_engine import Engine, HalfTaken, SamplingSettings
 from speech.families import PLAYGROUND
-from speech.interleave import allowed_sets, kind_table
-from speech.records import Finish, read_prompts
+from speech.grammar import allowed_sets, kind_table
+from speech.types import Finish
 from speech.vocabulary import Vocabulary
 from tests.rollout.examples import engine_settings
+from weight_sync.senders import DirectorySender
+from weight_sync.source import Source, named_weights
+from weight_sync.update import Parcel, adapter_name
+from weight_sync.vllm_receiver import merged
 
 SAMPLING = SamplingSettings(temperature=0.8, max_tokens=96)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

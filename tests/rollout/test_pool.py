@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.fleet import Fleet
-from cluster.parcel import Parcel
+from cluster.replica_state import Fleet
 from cluster.waiting import MemberBroken
-from rollout.engine import HalfTaken
+from common.errors import InputError
 from rollout.pool import RolloutPool, StaleWeights, check_probe
+from rollout.vllm_engine import HalfTaken
 from rollout.worker import Probe, RolloutWorker, SyncReport
-from speech.errors import InputError
+from weight_sync.update import Parcel
 
 
 def report(gap: float, version: int = 7) -> SyncReport:

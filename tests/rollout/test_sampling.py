@@ -6,10 +6,10 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from rollout import engine as engine_module
-from rollout.engine import Engine, Order, SamplingSettings
+from rollout import vllm_engine as engine_module
+from rollout.vllm_engine import Engine, Order, SamplingSettings
 from speech.families import PLAYGROUND
-from speech.records import Finish, Prompt
+from speech.types import Finish, Prompt
 from speech.vocabulary import Vocabulary
 from tests.rollout.examples import engine_settings
 
@@ -78,7 +78,7 @@ def started(monkeypatch, world, vocabulary):
     module("vllm", LLM=StandIn, SamplingParams=SimpleNamespace)
     module("vllm.inputs", tokens_input=lambda ids, cache_salt: (ids, cache_salt))
     module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY="whole"))
-    module("rollout.receive", BACKEND="stand-in")
+    module("weight_sync.vllm_receiver", BACKEND="stand-in")
     module("rollout.structure", CONFIG_KEY="key", StructureProcessor="the structure")
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
 

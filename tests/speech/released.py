@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speech.waveform import Waveform
+from speech.audio import Waveform
 
 FLOW = """
 import torch

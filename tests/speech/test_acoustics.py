@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from playground import ears
+from data.records import read_demonstrations
+from playground import recogniser
 from playground.codec import PlaygroundCodec
 from speech.acoustics import measures, pitch_semitones, word_changes
+from speech.audio import Waveform
 from speech.families import PLAYGROUND
-from speech.records import read_demonstrations
 from speech.vocabulary import Vocabulary
-from speech.waveform import Waveform
 
 
 def voice(hertz: float, seconds: float = 1.0, rate: int = 16000, partials: int = 6) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_voices_of_the_playground_have_the_pitch_that_praat_finds(world):
     codec = PlaygroundCodec.load(world / "codec")
     shown = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:32]
     sounds = [codec.decode(vocabulary.codes(d.reply_ids)) for d in shown]
-    differences = [pitch_semitones(s) - ears.pitch(s) for s in sounds]
+    differences = [pitch_semitones(s) - recogniser.pitch(s) for s in sounds]
     assert np.abs(differences).max() < 1.0
     assert abs(np.mean(differences)) < 0.15
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from common.errors import InputError
 from speech.checkpoint import check_checkpoint
-from speech.errors import InputError
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from controller.fitting import known_codec, load_codec
-from controller.reading import read
-from speech.codec import Codec
+from common.errors import InputError
+from configs.load import read
+from controller.checkpoint_checks import known_codec, load_codec
+from speech.audio import Waveform
+from speech.codecs.base import Codec
 from speech.codecs.cosyvoice2 import CosyVoice2Codec
+from speech.codecs.external_package import CodecFailed
 from speech.codecs.glm4_voice import Glm4VoiceCodec
 from speech.codecs.kimi_audio import KimiAudioCodec
-from speech.codecs.package import CodecFailed
-from speech.errors import InputError
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
-from speech.waveform import Waveform
 from tests.speech.released import MADE
 
 CODECS: dict[str, type] = {

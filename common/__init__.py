@@ -1,0 +1,1 @@
+"""Errors, files, secrets: no domain."""

@@ -1,0 +1,1 @@
+"""The configuration: schema, loader, validation; and the YAML files."""

@@ -1,0 +1,223 @@
+"""Builds the parts of a run from its configuration."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cluster.actor_pool import Crew
+from cluster.placement import Place
+from configs.routes import Route as ScoreRoute
+from configs.schema import Config, Named
+from configs.validate import needs
+from controller.batch import PairedReplies, PolicyGradient, Preference
+from controller.checkpoint_checks import lora_settings
+from controller.inputs import Inputs, constrained, structure
+from controller.mix_ratio import MixRatio, MixSettings, MixState
+from data.dataset import ById
+from learner.config import Objective, PairLoss, RankSettings, Route
+from learner.group import GroupSettings, LearnerGroup
+from observability.reply_schema import Provenance
+from reward.decoder_pool import DecoderSettings
+from reward.pool import RewardPool
+from reward.scoring import Scoring
+from reward.server import ServerSettings
+from rollout.pool import PoolSettings, RolloutPool
+from rollout.vllm_engine import EngineSettings, SamplingSettings
+from speech.families import Family, family
+from speech.registry import Part
+
+Tell = Callable[..., None]
+"""Takes events: a kind and fields."""
+
+
+def sampling(config: Config) -> SamplingSettings:
+    return SamplingSettings(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+
+
+def provenance(config: Config, inputs: Inputs, raters: Mapping[str, str]) -> Provenance:
+    """What makes samples and scores. raters: their versions."""
+    r = config.rollout
+    sampling = {
+        "temperature": f"{r.temperature:g}",
+        "top_p": f"{r.top_p:g}",
+        "top_k": str(r.top_k),
+        "max_tokens": str(r.max_tokens),
+        "structure": "on" if constrained(config, inputs.family) else "off",
+    }
+    return Provenance(raters=raters, sampling=sampling)
+
+
+def scoring(config: Config) -> Scoring:
+    return Scoring(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
+
+
+def routes(config: Config) -> list[ScoreRoute]:
+    """The routing table; empty where pairs train."""
+    return config.preference.routes if config.preference.objective == "grpo" else []
+
+
+def preference(config: Config, inputs: Inputs) -> Preference:
+    """What makes the preference part of a batch: policy gradient or pairs."""
+    p, held_to = config.preference, structure(config, inputs.family, inputs.vocabulary)
+    if p.objective == "grpo":
+        return PolicyGradient(
+            routes=routes(config),
+            boundary=p.boundary,
+            average=p.average,
+            constant=p.constant or config.rollout.max_tokens,
+            structure=held_to,
+        )
+    shown = ById(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
+    return PairedReplies(
+        score=p.pairs.score,
+        ties=p.pairs.ties or list(config.reward.total),
+        margin=p.pairs.margin,
+        structure=held_to,
+        demonstrations=shown,
+        vocabulary=inputs.vocabulary,
+        recorded=bool(inputs.pairs),
+    )
+
+
+def mix_ratio(config: Config, state: dict | None) -> MixRatio:
+    """λ as it was left, or at its start."""
+    m = config.mix
+    return MixRatio(
+        MixSettings(
+            mode=m.mode,
+            fixed=m.fixed,
+            switch=m.switch,
+            largest=m.largest,
+            slope=m.slope,
+            threshold=m.threshold,
+            lowest_score=m.lowest_score,
+            highest_score=m.highest_score,
+            smoothing=m.smoothing,
+            first=m.first,
+            per_group=m.per_group,
+        ),
+        MixState(**state) if state is not None else None,
+    )
+
+
+def engine_settings(config: Config, chosen: Family) -> EngineSettings:
+    r = config.rollout
+    return EngineSettings(
+        checkpoint=config.model.checkpoint,
+        dtype=config.model.dtype,
+        max_length=config.model.max_length,
+        max_sequences=r.max_sequences,
+        constrained=constrained(config, chosen),
+        in_process=r.in_process,
+        threads=r.threads,
+        kv_cache_gib=r.kv_cache_gib,
+        gpu_memory_share=r.gpu_memory_share,
+        tensor_parallel=r.tensor_parallel,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def rollout_pool(
+    config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None, *, fixed: bool = False
+) -> RolloutPool:
+    """fixed: the workers keep the checkpoint's weights, and there is no learner."""
+    r = config.rollout
+    pool = PoolSettings(
+        workers=r.workers,
+        needs=needs(r),
+        start_seconds=r.start_seconds,
+        sample_seconds=r.sample_seconds,
+        groups_at_once=r.max_sequences,  # a group may be of one reply; what is too many waits in the engine
+        sync_seconds=r.sync_seconds,
+        probe_limit=r.probe_limit,
+        beat_seconds=r.beat_seconds,
+        metrics_host=config.metrics.host,
+        fixed=fixed,
+    )
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
+
+
+def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None) -> RewardPool:
+    def part(named: Named) -> Part:
+        return Part(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
+
+    r, d = config.reward, config.reward.decoders
+    decoders = DecoderSettings(decoders=d.members, needs=needs(d), start_seconds=d.start_seconds)
+    settings = ServerSettings(
+        servers=r.servers,
+        needs=needs(r),
+        checkpoint=config.model.checkpoint,
+        codec=part(r.codec),
+        raters=tuple(part(rater) for rater in r.raters),
+        start_seconds=r.start_seconds,
+        score_seconds=r.score_seconds,
+        beat_seconds=r.beat_seconds,
+        decoders=decoders if d.members else None,
+    )
+    return RewardPool(settings, chosen, tell, company)
+
+
+def objective(config: Config) -> Objective:
+    """The loss."""
+    p, a = config.preference, config.anchor
+    return Objective(
+        routes=tuple(Route(channel=r.channel, weight=r.weight) for r in routes(config)),
+        clip=p.clip,
+        clip_high=p.clip if p.clip_high is None else p.clip_high,
+        ratio=p.ratio,
+        cap=p.importance_cap,
+        kl_text=p.kl_text if routes(config) else 0.0,
+        kl_speech=p.kl_speech if routes(config) else 0.0,
+        pairs=PairLoss(channel=p.pairs.channel, beta=p.pairs.beta) if p.objective == "dpo" else None,
+        boundary=p.boundary,
+        anchor_text=a.weight_text,
+        anchor_speech=a.weight_speech,
+    )
+
+
+def learner_place(config: Config) -> Place:
+    """Asks Ray for room for all ranks, together."""
+    c = config.learner
+    return Place("learner", *[needs(c)] * c.ranks, strategy=c.strategy)
+
+
+def rank_settings(config: Config, run: str) -> RankSettings:
+    """run: the name of the run."""
+    c = config.learner
+    weights = Path(config.run.directory) / run / "weights"
+    return RankSettings(
+        checkpoint=config.model.checkpoint,
+        run=run,
+        dtype=config.model.dtype,
+        zero_stage=c.zero_stage,
+        learning_rate=c.learning_rate,
+        betas=c.betas,
+        epsilon=c.epsilon,
+        weight_decay=c.weight_decay,
+        gradient_clip=c.gradient_clip,
+        warmup=c.warmup,
+        steps=config.run.iterations,
+        final_rate=c.final_rate,
+        packing=c.packing,
+        gradient_checkpointing=c.gradient_checkpointing,
+        threads=c.threads,
+        temperature=config.rollout.temperature,
+        frozen=tuple(family(config.model.family).parameters(config.model.frozen)),
+        gpu=c.gpus > 0,
+        lora=lora_settings(config),
+        trust_remote_code=config.model.trust_remote_code,
+        exchange=config.run.exchange,
+        folder=weights if config.run.exchange == "directory" else None,
+    )
+
+
+def learner_group(config: Config, chosen: Family, run: str, place: Place) -> LearnerGroup:
+    c = config.learner
+    group = GroupSettings(
+        ranks=c.ranks,
+        start_seconds=c.start_seconds,
+        step_seconds=c.step_seconds,
+        micro_batch_tokens=c.micro_batch_tokens,
+        skips_in_a_row=c.skips_in_a_row,
+        faults=Path(config.run.directory) / run / "faults",
+    )
+    return LearnerGroup(group, rank_settings(config, run), chosen, objective(config), place)

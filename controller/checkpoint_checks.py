@@ -1,0 +1,211 @@
+"""Whether what a configuration names can be built: the weights of its checkpoint, its codec, its raters.
+
+Looks at the headers of weights and the signatures of classes, builds nothing heavy. Every refusal is an InputError.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from common.errors import InputError
+from common.files import parsed, text, there
+from configs.schema import Config, Named, NamedRater
+from learner.config import LoraSettings
+from learner.parameter_filter import adapted, frozen_names
+from speech.checkpoint import check_checkpoint
+from speech.codecs.base import Codec
+from speech.families import family
+from speech.registry import codec_of, load
+from speech.vocabulary import Vocabulary
+
+INDEX = "model.safetensors.index.json"
+EMBEDDING = "embed_tokens.weight"
+TOKEN_WEIGHTS = (EMBEDDING, "lm_head.weight")
+"""How the names of those weights end that have a row for each token."""
+
+
+def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """The checkpoint's weights are all there, whole, one row a token; `model.frozen` names some of them, and
+    `learner.lora` layers.
+
+    Returns the shape of every tensor by its name.
+    """
+    directory = Path(config.model.checkpoint)
+    files = check_checkpoint(directory, trust_remote_code=config.model.trust_remote_code)
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        shapes |= _shapes(file)
+    if there(directory / INDEX):
+        _check_index(directory, set(shapes))
+    wanted = [vocabulary.size, _width(directory)]
+    for name, shape in shapes.items():
+        if name.endswith(TOKEN_WEIGHTS) and shape != wanted:
+            raise InputError(
+                f"model.checkpoint: {name} of {directory} has the shape {shape}; its config.json says {wanted}"
+            )
+    _frozen(config, shapes)
+    adapters(config, shapes)
+    return shapes
+
+
+def lora_settings(config: Config) -> LoraSettings | None:
+    """None: no adapters."""
+    c = config.learner.lora
+    return LoraSettings(rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)) if c.rank else None
+
+
+def adapters(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the layers that get adapters, by name, as far as the checkpoint's tensors tell which are
+    linear. Raises InputError for settings that do not fit them."""
+    settings, end = lora_settings(config), ".weight"
+    if settings is None:
+        return {}
+    linear = {
+        name.removesuffix(end): shape
+        for name, shape in shapes.items()
+        if name.endswith(end) and len(shape) == 2 and not name.endswith(EMBEDDING)
+    }
+    return adapted(linear, settings, {name.removesuffix(end) for name in _frozen(config, shapes)})
+
+
+def _frozen(config: Config, shapes: Iterable[str]) -> set[str]:
+    """Names of tensors that are not trained. Raises InputError as `frozen_names` does."""
+    patterns = family(config.model.family).parameters(config.model.frozen)
+    # The output layer is not in the file when it is tied to the embedding.
+    return frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Of the tensors in a file; reads its header alone, which says how long the file must be."""
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"model.checkpoint: {file} cannot be read: {error}") from error
+
+
+def _check_index(directory: Path, names: set[str]) -> None:
+    index = parsed(text(directory / INDEX), str(directory / INDEX))
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise InputError(f"model.checkpoint: {directory / INDEX} has no weight_map of names and files")
+    for name, file in placed.items():
+        if Path(file).name != file or not there(directory / file):
+            raise InputError(f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which is not there")
+        if name not in names:
+            raise InputError(
+                f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which does not have it"
+            )
+
+
+def _width(directory: Path) -> object:
+    """The size of a token's vector."""
+    settings = parsed(text(directory / "config.json"), str(directory / "config.json"))
+    width = settings.get("hidden_size")
+    if type(width) is not int or width < 1:
+        raise InputError(f"model.checkpoint: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
+    return width
+
+
+def check_reward(config: Config, vocabulary: Vocabulary) -> None:
+    """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
+    known_codec(config, vocabulary)
+    for rater in config.reward.raters:
+        check_rater(rater)
+    if config.reward.signal:
+        _loaded("reward.signal", config.reward.signal)
+
+
+def check_rater(rater: NamedRater) -> None:
+    """It is there, takes its arguments, and calls its score as the configuration does. It is not built."""
+    key = f"reward.raters.{rater.name}"
+    made = _loaded(key, rater.use)
+    _check_arguments(key, rater, made)
+    if hasattr(made, "check"):
+        try:
+            made.check(dict(rater.arguments))
+        except InputError as error:
+            raise InputError(f"{key}.arguments: {error}") from error
+    if isinstance(made, type) and not callable(getattr(made, "rate", None)):
+        raise InputError(f"{key}: {rater.use} is no rater; it has no method 'rate'")
+    own = getattr(made, "name", None)
+    if isinstance(own, str) and own != rater.name:
+        raise InputError(f"reward.raters: {rater.use} calls its score {own!r}, not {rater.name!r}")
+
+
+def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
+    """The codec, which has a code for each speech token and no other."""
+    named = config.reward.codec
+    _codec_class(named)
+    codec = _tried(named, lambda: codec_of(named.use, named.arguments))
+    return _of_vocabulary(codec, config, vocabulary)
+
+
+def known_codec(config: Config, vocabulary: Vocabulary) -> Any:
+    """What has the codec's numbers: its class, where that can `check` its files without loading them, as decoders that
+    need a GPU must. Else the codec. Raises InputError as `load_codec` does."""
+    named = config.reward.codec
+    found = _codec_class(named)
+    if not hasattr(found, "check"):
+        return load_codec(config, vocabulary)
+    further = {name: value for name, value in named.arguments.items() if name != "path"}
+    _tried(named, lambda: found.check(Path(named.arguments["path"]), **further))
+    return _of_vocabulary(found, config, vocabulary)
+
+
+def _codec_class(named: Named) -> Any:
+    """Raises InputError where it is not there, or does not take the arguments."""
+    found: Any = _loaded("reward.codec", named.use)
+    if hasattr(found, "load"):
+        parameters = list(inspect.signature(found.load).parameters.values())
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            allowed = ["path", *(parameter.name for parameter in parameters[1:])]
+            if others := sorted(set(named.arguments) - set(allowed)):
+                raise InputError(
+                    f"reward.codec.arguments: {others[0]!r} is not possible; allowed: {', '.join(allowed)}"
+                )
+    return found
+
+
+def _tried(named: Named, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except InputError:
+        raise
+    except Exception as error:  # a codec of the user's own may raise anything
+        raise InputError(f"reward.codec: {named.use} does not load {named.arguments['path']}: {error!r}") from error
+
+
+def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
+    codes = _tried(config.reward.codec, lambda: codec.codebook)
+    if codes != vocabulary.codebook:
+        raise InputError(
+            f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
+            f"{vocabulary.codebook} speech tokens"
+        )
+    return codec
+
+
+def _loaded(key: str, use: str) -> Callable:
+    try:
+        found = load(use)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{key}: {use} is a {type(found).__name__}, not a class or a function")
+    return found
+
+
+def _check_arguments(key: str, named: Named, made: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(made)
+    except (ValueError, TypeError):  # of compiled code, which does not say
+        return
+    try:
+        signature.bind(**named.arguments)
+    except TypeError as error:
+        given = ", ".join(map(str, named.arguments)) or "no arguments"  # their names: a value may be a secret
+        raise InputError(f"{key}: {named.use} cannot be called with {given}: {error}") from error

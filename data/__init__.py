@@ -1,0 +1,1 @@
+"""Datasets on disk, sampling order, preference pairs, `duet prepare`."""

@@ -1,0 +1,1 @@
+"""Docker, KubeRay, Grafana; pre-flight checks and sizing."""

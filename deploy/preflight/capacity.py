@@ -1,0 +1,156 @@
+"""What a run needs against what there is: memory by role, memory to hand weights on in, room for checkpoints. Pure."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from configs.schema import Config
+from deploy.preflight import memory
+from deploy.preflight.environment import Machine, Node
+from deploy.preflight.finding import Finding, Voice, size
+from deploy.preflight.memory import Need, Shape
+
+MEMORY, SHARED, DISK = Voice("memory"), Voice("shared memory"), Voice("disk")
+TIGHT = 0.9
+"""Share of what is free above which an estimate is too near to it to be trusted."""
+TOKEN_BYTES = 9
+"""Of a recorded token: id, channel, log-probability, before compression."""
+VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
+"""Of the weights that are there at once, by `run.exchange`: in memory each is written over the one before; elsewhere
+the one before goes when the next is there; what is broadcast lies nowhere."""
+ANSWERS = 20 * memory.MIB
+"""What a checkpoint keeps of what judges said, at most (`reward.pool.MOST_ANSWERS`)."""
+SMALLER = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
+
+
+def check_memory(config: Config, model: Shape, needs: Sequence[Need], machine: Machine) -> Iterator[Finding]:
+    """All members on this machine."""
+    for need in needs:
+        if need.role not in ("driver", "controller"):
+            yield MEMORY.fine(_of(need))
+    yield from check_cache(config, model, machine.gpus[0].total if machine.gpus else None)
+    total = sum(need.members * need.host for need in needs)
+    total += _handed_on(config, model, "memory") + _handed_on(config, model, "objects")
+    said = f"all members together need about {size(total)} of the machine's {size(machine.memory)}"
+    if total > machine.memory:
+        yield MEMORY.error(said, SMALLER)
+    elif total > TIGHT * machine.memory_free:
+        yield MEMORY.warning(f"{said}, of which {size(machine.memory_free)} are free now", SMALLER)
+    else:
+        yield MEMORY.fine(f"{said}, of which {size(machine.memory_free)} are free now")
+    if machine.gpus:
+        yield from _check_gpus(needs, min(gpu.total for gpu in machine.gpus), min(gpu.free for gpu in machine.gpus))
+
+
+def check_nodes(config: Config, model: Shape, needs: Sequence[Need], nodes: Sequence[Node]) -> Iterator[Finding]:
+    """All members on a cluster. What its GPUs have, Ray does not say."""
+    for need in needs:
+        if need.role not in ("driver", "controller"):
+            yield MEMORY.fine(_of(need))
+    yield from check_cache(config, model, None)
+    total, largest = sum(node.memory for node in nodes), max(node.memory for node in nodes)
+    wanted = sum(need.members * need.host for need in needs) + _handed_on(config, model, "memory")
+    said = f"all members together need about {size(wanted)} of the cluster's {size(total)}"
+    if wanted > total:
+        yield MEMORY.warning(f"{said} now", "add nodes, or lower the numbers of members")
+    else:
+        yield MEMORY.fine(said)
+    for need in needs:
+        if need.host > largest:
+            said = f"one {need.role} member needs {size(need.host)}, and no node has more than {size(largest)} now"
+            yield MEMORY.warning(said, f"take larger nodes, or {SMALLER}")
+    passed = _handed_on(config, model, "objects")
+    store = min(node.resources.get("object_store_memory", 0.0) for node in nodes)
+    if passed > store:
+        yield SHARED.warning(
+            f"weights are handed on in Ray's object store: two versions, {size(passed)}; a node has {size(store)}, and "
+            "writes to disk what is too much",
+            "start nodes with more (ray start --object-store-memory), or set run.exchange=directory",
+        )
+
+
+def check_cache(config: Config, model: Shape, gpu: float | None) -> Iterator[Finding]:
+    """Keys and values of the replies in flight, in what an engine has for them. gpu: bytes of one; None: not known."""
+    r, each, replies = config.rollout, memory.cache_of_sequence(config, model), memory.in_flight(config)
+    if r.gpus > 0:
+        if gpu is None:
+            return
+        have = r.tensor_parallel * (r.gpu_memory_share * gpu - memory.rollout(config, model).on_gpu)
+        key = "rollout.gpu_memory_share"
+    else:
+        have, key = max(1, round(r.kv_cache_gib)) * memory.GIB, "rollout.kv_cache_gib"
+    if have < each:
+        yield MEMORY.error(
+            f"{key}: {size(max(have, 0.0))} are left for keys and values, and one reply of model.max_length = "
+            f"{config.model.max_length} takes {size(each)}; the engine would not start",
+            f"raise {key}, or lower model.max_length",
+        )
+    elif have < replies * each:
+        yield MEMORY.warning(
+            f"{key}: {size(have)} hold keys and values of {int(have // each)} of the {replies} replies that a worker "
+            "has in flight, should all come to their greatest length; the others wait",
+            f"raise {key}, or add workers",
+        )
+
+
+def check_shared(config: Config, model: Shape, machine: Machine) -> Iterator[Finding]:
+    """Room to hand weights on in."""
+    wanted = _handed_on(config, model, "memory")
+    free = size(machine.shared_free)
+    said = f"weights are handed on in {machine.shared}: one version, {size(wanted)}; {free} are free"
+    if wanted > machine.shared_free:
+        yield SHARED.error(said, "give the container more (docker run --shm-size, a memory emptyDir on Kubernetes)")
+    else:
+        yield SHARED.fine(said)
+
+
+def check_disk(config: Config, model: Shape, directory: Path, free: float) -> Iterator[Finding]:
+    """Room for checkpoints and records. directory: where runs are; free: bytes there."""
+    each, run = memory.checkpoint(config, model) + ANSWERS, config.run
+    made = -(-run.iterations // run.checkpoint_every) if run.checkpoint_every else 1
+    # One is written whole before the oldest goes.
+    kept = made if run.keep_checkpoints == 0 else min(made, run.keep_checkpoints + 1)
+    records = TOKEN_BYTES * run.iterations * config.replies * config.rollout.max_tokens
+    weights = _handed_on(config, model, "directory")
+    wanted = kept * each + records + weights
+    on_their_way = f", {size(weights)} of weights on their way" if weights else ""
+    said = (
+        f"{directory}: {kept} checkpoints × {size(each)}{on_their_way} and at most {size(records)} of replies, "
+        f"{size(wanted)} in all; {size(free)} are free"
+    )
+    if wanted > free:
+        remedy = "lower run.keep_checkpoints (0 keeps all), raise run.checkpoint_every, or name another run.directory"
+        yield DISK.error(said, remedy)
+    elif wanted > TIGHT * free:
+        yield DISK.warning(said, "make room, or name another run.directory")
+    else:
+        yield DISK.fine(said)
+
+
+def _check_gpus(needs: Sequence[Need], total: float, free: float) -> Iterator[Finding]:
+    for need in needs:
+        if not need.gpus:
+            continue
+        together = max(1, int(1 / need.gpus))
+        wanted = together * need.on_gpu
+        said = f"{need.role}: {together} × {size(need.on_gpu)} on a GPU, {size(wanted)} of its {size(total)}"
+        if wanted > total:
+            yield MEMORY.error(said, f"raise {need.role}.gpus" + (f"; {SMALLER}" if need.role == "learner" else ""))
+        elif wanted > TIGHT * free:
+            yield MEMORY.warning(f"{said}, of which {size(free)} are free now", SMALLER)
+        else:
+            yield MEMORY.fine(said)
+
+
+def _handed_on(config: Config, model: Shape, exchange: str) -> float:
+    """Bytes of weights on their way, where they go this way."""
+    return VERSIONS[exchange] * model.sent * memory.width_of(config) if config.run.exchange == exchange else 0.0
+
+
+def _of(need: Need) -> str:
+    """What a member holds, largest first."""
+
+    def listed(parts: dict[str, float]) -> str:
+        return ", ".join(f"{what} {size(n)}" for what, n in sorted(parts.items(), key=lambda part: -part[1]))
+
+    text = f"{need.role}: {need.members} × {size(need.host)} ({listed(need.memory)})"
+    return text + (f", and {size(need.on_gpu)} of GPU memory each ({listed(need.device)})" if need.device else "")

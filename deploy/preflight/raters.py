@@ -1,0 +1,129 @@
+"""The raters: each is built as a reward server builds it, and asked about one example."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import InputError
+from configs.schema import Config, NamedRater
+from controller.checkpoint_checks import check_rater
+from deploy.preflight.finding import Finding, Voice
+from reward.llm_judges.prompts import NO_SOUND
+from reward.remote.client import Reason, RemoteRater
+from reward.server import JUDGES_SHARE, Part, cards
+from reward.types import Missing, Rater, SpokenReply
+from speech.codecs.base import Codec
+from speech.types import Demonstration, Finish, Prompt, Reply
+from speech.vocabulary import Vocabulary
+
+RATER = Voice("rater")
+PATIENCE = 60.0
+"""Seconds for one example, retries of a judge included."""
+PAGE = "see docs/own-judge.md"
+REMEDIES: dict[str, str] = {
+    Reason.TIMEOUT: "see whether it is up and how long it takes; raise `timeout` of the rater if it needs longer",
+    Reason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
+    Reason.SERVER: "look into the judge's own log",
+    Reason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
+    Reason.REFUSED: "see whether `url` is right and whether the key in the variable `api_key_env` is good",
+    Reason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
+    Reason.NOT_A_NUMBER: "let it answer with a number, not with words",
+    Reason.OUT_OF_RANGE: "set `lowest` and `highest` of the rater to the judge's scale",
+    NO_SOUND: "let `sounds` of the rater be the folder of the prompts' file, and the fact name a file below it",
+    Reason.OTHER_VERSION: "set `version` of the rater to the judge's",
+}
+"""By the reason of a missing score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A demonstration as a reply that a server would rate."""
+
+    spoken: SpokenReply
+    own: bool
+    """Whether the prompt is the demonstration's own."""
+
+
+def example(prompts: list[Prompt], demonstration: Demonstration, vocabulary: Vocabulary, codec: Codec) -> Example:
+    """The demonstration as a reply to its prompt, or to the first one when its own is not among them."""
+    own = next((prompt for prompt in prompts if prompt.id == demonstration.prompt_id), None)
+    prompt, ids = own or prompts[0], demonstration.reply_ids
+    reply = Reply(
+        prompt_id=prompt.id,
+        index=0,
+        token_ids=ids,
+        channels=vocabulary.channels(ids),
+        logps=np.zeros(len(ids), dtype=np.float32),
+        weight_version=0,
+        finish=Finish.STOP,
+        defect=None,
+    )
+    sound = codec.decode(vocabulary.codes(ids))
+    spoken = SpokenReply(prompt=prompt, reply=reply, text=vocabulary.text(ids), waveform=sound)
+    return Example(spoken=spoken, own=own is not None)
+
+
+def check_raters(config: Config, one: Example) -> Iterator[Finding]:
+    """Asks each about the example."""
+    for rater in config.reward.raters:
+        yield from check(config, rater, one)
+
+
+def check(config: Config, named: NamedRater, one: Example) -> Iterator[Finding]:
+    """Builds a rater and asks it about the example."""
+    try:
+        check_rater(named)
+        rater: Rater = Part(use=named.use, arguments=dict(named.arguments), name=named.name).build()
+        if rater.name != named.name:
+            raise InputError(f"reward.raters: {named.use} calls its score {rater.name!r}, not {named.name!r}")
+        version = rater.version
+    except InputError as error:
+        yield RATER.error(str(error), PAGE)
+        return
+    except Exception as error:  # whatever the user's own code raises; its words may hold a key
+        yield RATER.error(f"{named.name}: {named.use} cannot be built: it raises {type(error).__name__}", PAGE)
+        return
+    started = time.perf_counter()
+    (card,) = cards([rater], [one.spoken], min(PATIENCE, config.reward.score_seconds))
+    seconds = time.perf_counter() - started
+    score = card.scores[named.name]
+    about = f"the demonstration of {one.spoken.reply.prompt_id}, {one.spoken.text!r:.60}"
+    if isinstance(score, Missing):
+        note = card.details.get(f"{named.name}_error", "")
+        said = f"{named.name}: {version} gives no score for {about}: {score.reason}{f' ({note})' if note else ''}"
+        if score.fault == "rater":
+            yield RATER.error(said, REMEDIES.get(score.reason, PAGE))
+        else:
+            yield RATER.warning(said, "see whether that is so; most demonstrations should have a score")
+        return
+    reason = card.details.get(f"{named.name}_reason", "")
+    saying = f", saying {reason!r:.80}" if reason else ""
+    yield RATER.fine(f"{named.name}: {version} gives {score:g} for {about}{saying}, in {seconds:.2g} s")
+    yield from check_score(config, named.name, score)
+    if isinstance(rater, RemoteRater):
+        yield from check_pace(config, named.name, seconds, rater.settings.concurrency)
+
+
+def check_score(config: Config, name: str, score: float) -> Iterator[Finding]:
+    """The scale that λ is measured on, of a rater that counts in the total."""
+    low, high = config.mix.lowest_score, config.mix.highest_score
+    if name in config.reward.total and not low <= score <= high:
+        yield RATER.warning(
+            f"{name}: {score:g} is outside mix.lowest_score = {low:g} to mix.highest_score = {high:g}, the scale that "
+            "λ is measured on",
+            "set mix.lowest_score, mix.highest_score and mix.threshold to the raters' scale",
+        )
+
+
+def check_pace(config: Config, name: str, seconds: float, concurrency: int) -> Iterator[Finding]:
+    """Whether a judge that takes so long for one reply can rate an iteration in time."""
+    at_once = config.reward.servers * concurrency
+    needed, given = -(-config.replies // at_once) * seconds, JUDGES_SHARE * config.reward.score_seconds
+    if needed > given:
+        yield RATER.warning(
+            f"{name}: {config.replies} replies an iteration, {at_once} at once, take {needed:.0f} s at {seconds:.2g} s "
+            f"each; after {given:.0f} s, {JUDGES_SHARE:g} of reward.score_seconds, it is not waited for",
+            "raise `concurrency` of the rater, reward.servers or reward.score_seconds",
+        )

@@ -1,0 +1,185 @@
+"""Replies to a suite's questions, scored by what they say and by what is heard of them.
+
+Two channels, side by side. **Text** is the words of the text channel alone, without any sound. **Speech** is the sound:
+what a recogniser hears of it takes the place of the text, for a program as for a judge, who gets the sound as well.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from evaluation.benchmarks.answer_extraction import Verdict, by_program, of_no_use
+from evaluation.benchmarks.items import Item, Kind
+from reward.server import HEARD, unfit
+from reward.types import Missing, Scorecard, SpokenReply
+from speech.audio import Waveform
+from speech.types import Finish, Prompt, Reply
+
+Rate = Callable[[Sequence[SpokenReply], Sequence[str]], list[Scorecard]]
+"""A card for each reply, from the raters of these names alone."""
+NO_REPLY = Missing("no reply", fault="rater")
+NO_JUDGE = Missing("no judge", fault="rater")
+NO_RECOGNISER = Missing("no recogniser", fault="rater")
+NO_SOUND = Missing("no speech in the reply")
+CHANNELS = ("text", "speech")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Who says what a program cannot. Each by the name of a rater; empty: nobody."""
+
+    rate: Rate
+    judge: str = ""
+    """Of JUDGED and STYLE."""
+    answers: str = ""
+    """Whether an answer is right: it is when the score is above the middle of the scale. Nobody: a program looks for
+    the references."""
+    hears: str = ""
+    """Notes what it hears, under `reward.server.HEARD`."""
+    lowest: float = 1.0
+    highest: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """A question with its reply, or with the reason why there is none."""
+
+    item: Item
+    spoken: SpokenReply | None
+    missing: Missing = NO_REPLY
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessed:
+    """What came of one question."""
+
+    item: Item
+    text: str | None
+    """The words of the reply; None without one."""
+    heard: str | None
+    """None where nobody listened, or there was nothing to listen to."""
+    finish: str
+    defect: str | None
+    seconds: float
+    """Of sound."""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """By channel; a channel that says nothing about the kind of question has no entry."""
+
+
+def spoken_elsewhere(item: Item, text: str, waveform: Waveform | None) -> SpokenReply:
+    """A whole reply that was not sampled here."""
+    nothing = np.zeros(0, dtype=np.int32)
+    reply = Reply(
+        prompt_id=item.name,
+        index=0,
+        token_ids=nothing,
+        channels=nothing.astype(np.int8),
+        logps=nothing.astype(np.float32),
+        weight_version=0,
+        finish=Finish.STOP,
+        defect=None,
+    )
+    return SpokenReply(prompt=asked(item, nothing), reply=reply, text=text, waveform=waveform)
+
+
+def asked(item: Item, token_ids: np.ndarray) -> Prompt:
+    """The question as raters know it. token_ids: int32 [P]."""
+    return Prompt(id=item.name, token_ids=token_ids, text=item.text, facts=item.facts())
+
+
+def assess(answered: Sequence[Answered], panel: Panel) -> list[Assessed]:
+    """In the order given."""
+    hearing = _hear(answered, panel)
+    verdicts: list[dict[str, Verdict]] = [{} for _ in answered]
+    judged: dict[str, list[tuple[int, str, SpokenReply]]] = {}
+    """By rater: place, channel and what it is asked about."""
+    for place, (one, heard) in enumerate(zip(answered, hearing, strict=True)):
+        for channel in CHANNELS if one.item.kind is not Kind.STYLE else CHANNELS[1:]:
+            found = _without_a_judge(one, channel, heard, panel)
+            if isinstance(found, Verdict):
+                verdicts[place][channel] = found
+            else:
+                judged.setdefault(_rater(one.item, panel), []).append((place, channel, found))
+    for name, questions in judged.items():
+        cards = panel.rate([spoken for _, _, spoken in questions], [name])
+        for (place, channel, _), card in zip(questions, cards, strict=True):
+            verdicts[place][channel] = _of_card(answered[place].item, card, name, panel)
+    return [
+        Assessed(
+            item=one.item,
+            text=one.spoken.text if one.spoken else None,
+            heard=heard if isinstance(heard, str) else None,
+            finish=str(one.spoken.reply.finish) if one.spoken else "",
+            defect=one.spoken.reply.defect if one.spoken else None,
+            seconds=one.spoken.waveform.seconds if one.spoken and one.spoken.waveform else 0.0,
+            verdicts=by_channel,
+        )
+        for one, heard, by_channel in zip(answered, hearing, verdicts, strict=True)
+    ]
+
+
+def _hear(answered: Sequence[Answered], panel: Panel) -> list[str | Missing]:
+    """What is heard of each reply, "" of one without sound, or why nothing is known of it."""
+    heard: list[str | Missing] = [one.missing for one in answered]
+    listened: list[tuple[int, SpokenReply]] = []
+    for place, one in enumerate(answered):
+        if one.spoken is None:
+            continue
+        if not panel.hears:
+            heard[place] = NO_RECOGNISER
+        elif (reason := unfit(one.spoken.reply)) is not None:
+            heard[place] = reason
+        elif one.spoken.waveform is None:
+            heard[place] = ""
+        else:
+            listened.append((place, one.spoken))
+    if listened:
+        for (place, _), card in zip(
+            listened, panel.rate([spoken for _, spoken in listened], [panel.hears]), strict=True
+        ):
+            score = card.scores[panel.hears]
+            words = card.details.get(HEARD)
+            if words is None:
+                unheard = Missing(f"{panel.hears} notes no words", fault="rater")
+                heard[place] = score if isinstance(score, Missing) else unheard
+            else:
+                heard[place] = words
+    return heard
+
+
+def _rater(item: Item, panel: Panel) -> str:
+    return panel.answers if item.kind is Kind.ANSWER else panel.judge
+
+
+def _without_a_judge(one: Answered, channel: str, heard: str | Missing, panel: Panel) -> Verdict | SpokenReply:
+    """The verdict, or what its rater is to be asked about."""
+    item, spoken = one.item, one.spoken
+    if spoken is None:
+        return of_no_use(item, one.missing)
+    if (reason := unfit(spoken.reply)) is not None:
+        return of_no_use(item, reason)
+    by_judge = item.kind in (Kind.JUDGED, Kind.STYLE) or (item.kind is Kind.ANSWER and panel.answers)
+    if by_judge and not _rater(item, panel):
+        return of_no_use(item, NO_JUDGE)
+    if item.kind is Kind.STYLE:  # it is the sound that is judged, beside what it was to say
+        return of_no_use(item, NO_SOUND) if spoken.waveform is None else spoken
+    if channel == "text":
+        return replace(spoken, waveform=None) if by_judge else by_program(item, spoken.text)
+    if isinstance(heard, Missing):
+        return of_no_use(item, heard)
+    if by_judge:
+        return of_no_use(item, NO_SOUND) if spoken.waveform is None else replace(spoken, text=heard)
+    return by_program(item, heard)
+
+
+def _of_card(item: Item, card: Scorecard, name: str, panel: Panel) -> Verdict:
+    score = card.scores[name]
+    reason = card.details.get(f"{name}_reason", "")
+    if isinstance(score, Missing):
+        return of_no_use(item, score)
+    if not panel.lowest <= score <= panel.highest:
+        return Verdict(score=Missing("score outside the scale", fault="rater"), reason=f"{name} gave {score:g}")
+    if item.kind is Kind.ANSWER:
+        score = float(score > (panel.lowest + panel.highest) / 2)
+    return Verdict(score=score, reason=reason)

@@ -1,0 +1,113 @@
+"""OpenAudioBench: a CSV and a folder of recordings a task, as published (Hugging Face, baichuan-inc/OpenAudioBench).
+
+    DIR/eval_datas/trivia_qa/trivia_qa.csv      question, answer_normalized_value, answer_normalized_aliases,
+    DIR/eval_datas/trivia_qa/audios/…           audio_filename
+
+Li et al., "Baichuan-Audio" (arXiv 2502.17239).
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import text, there, within
+from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+
+AUDIO = "audio_filename"
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+"""Texts in a list as Python writes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Columns of a task's file."""
+
+    kind: Kind
+    question: str
+    references: tuple[str, ...] = ()
+    """Columns with right answers; only the first must have one."""
+    separator: str = ""
+    """Between the answers of one cell; empty: a cell is one answer."""
+
+
+TASKS = {
+    "alpaca_eval": Layout(kind=Kind.JUDGED, question="instruction"),
+    "llama_questions": Layout(kind=Kind.ANSWER, question="Questions", references=("Answer",)),
+    "reasoning_qa": Layout(kind=Kind.JUDGED, question="Prompt", references=("参考答案",)),
+    "trivia_qa": Layout(
+        kind=Kind.ANSWER,
+        question="question",
+        references=("answer_normalized_value", "answer_normalized_aliases"),
+        separator=",",
+    ),
+    "web_questions": Layout(kind=Kind.ANSWER, question="question", references=("answers",), separator=";"),
+}
+
+
+def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+    """The items of the tasks that the folder has, which is the whole data set or its eval_datas. sounds: whether the
+    questions' recordings are wanted, which must then be there. Raises InputError naming file and row."""
+    root = folder / "eval_datas" if (folder / "eval_datas").is_dir() else folder
+    files = {task: root / task / f"{task}.csv" for task in TASKS}
+    if not any(there(file) for file in files.values()):
+        raise InputError(f"{folder} has none of OpenAudioBench's files, such as {files['llama_questions']}")
+    for task, file in files.items():
+        if not chosen.wants(task, TASKS):
+            continue
+        if there(file):
+            yield from _file(file, task, sounds)
+        elif task in chosen.tasks:
+            raise InputError(f"--tasks: {file} does not exist")
+
+
+def _file(path: Path, task: str, sounds: bool) -> Iterator[Item]:
+    layout = TASKS[task]
+    needed = [layout.question, AUDIO, *layout.references]
+    try:
+        table = list(csv.DictReader(text(path).removeprefix("\ufeff").splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file: {error}") from error
+    if not table:
+        raise InputError(f"{path} has no rows")
+    for name in needed:
+        if name not in table[0]:
+            raise InputError(f"{path} has no column {name!r}; expected {', '.join(needed)}")
+    for number, row in enumerate(table, start=1):
+        place = f"{path} row {number}"
+        for name in (layout.question, AUDIO, *layout.references[:1]):
+            if not (row[name] or "").strip():
+                raise InputError(f"{place}: field {name!r} is missing")
+        cells = [row[name] or "" for name in layout.references]
+        answers = [answer for cell in cells for answer in _answers(cell, layout.separator)]
+        yield Item(
+            task=task,
+            id=Path(row[AUDIO]).stem,
+            place=place,
+            kind=layout.kind,
+            text=row[layout.question].strip(),
+            references=tuple(dict.fromkeys(answers)),
+            sound=_sound(path.parent / "audios", row[AUDIO].strip(), place) if sounds else None,
+        )
+
+
+def _answers(cell: str, separator: str) -> list[str]:
+    """The answers of a cell: a list as Python writes it, or parts between separators."""
+    cell = cell.strip()
+    if separator and cell.startswith("[") and cell.endswith("]"):
+        quoted = ["".join(pair).strip() for pair in QUOTED.findall(cell)]
+        return [answer.replace("\\", "") for answer in quoted if answer]
+    parts = cell.split(separator) if separator else [cell]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _sound(folder: Path, name: str, place: str) -> Sound:
+    try:
+        path = within(folder, name)
+    except InputError as error:
+        raise InputError(f"{place}: field {AUDIO!r}: {error}") from error
+    if not there(path):
+        raise InputError(f"{place}: field {AUDIO!r} names {path}, which does not exist")
+    return Sound(place=place, path=path)

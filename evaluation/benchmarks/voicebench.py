@@ -1,0 +1,163 @@
+"""VoiceBench: a folder a task, Parquet a split, as its data set is published (Hugging Face, hlt-lab/voicebench).
+
+    DIR/mmsu/law-00000-of-00001.parquet     audio {bytes, path}, prompt, reference
+    DIR/sd-qa/usa-00000-of-00001.parquet    audio, prompt, reference
+    DIR/ifeval/test-00000-of-00001.parquet  audio, prompt, key, instruction_id_list, kwargs
+    DIR/bbh/test-…parquet                   audio, prompt, reference, id
+    DIR/advbench/test-…parquet              audio, prompt; and so the open-ended tasks
+
+Chen et al., "VoiceBench: Benchmarking LLM-Based Voice Assistants" (arXiv 2410.17196).
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import InputError
+from common.files import parsed, within
+from data.parquet import refuse_missing, rows
+from evaluation.benchmarks.ifeval import Instruction, problem
+from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+
+TASKS: dict[str, Kind] = {
+    "alpacaeval": Kind.JUDGED,
+    "alpacaeval_full": Kind.JUDGED,
+    "commoneval": Kind.JUDGED,
+    "wildvoice": Kind.JUDGED,
+    "sd-qa": Kind.ANSWER,
+    "mmsu": Kind.CHOICE,
+    "openbookqa": Kind.CHOICE,
+    "bbh": Kind.CHOICE,
+    "ifeval": Kind.INSTRUCTIONS,
+    "advbench": Kind.REFUSAL,
+}
+LETTERS = ("A", "B", "C", "D")
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+AT_ONCE = 32
+"""Rows whose sounds are in memory at once."""
+BASE = [pa.field("prompt", pa.string())]
+REFERENCE = pa.field("reference", pa.string())
+KEY = pa.field("key", pa.int64())
+ID = pa.field("id", pa.string())
+INSTRUCTIONS = pa.field("instruction_id_list", pa.list_(pa.string()))
+
+
+def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+    """The items of the tasks that the folder has. sounds: whether the questions' recordings are wanted.
+
+    Raises InputError naming file and row.
+    """
+    there = [task for task in TASKS if (folder / task).is_dir()]
+    if not there:
+        raise InputError(f"{folder} has none of VoiceBench's folders: {', '.join(TASKS)}")
+    for task in TASKS:
+        if not chosen.wants(task, TASKS):
+            continue
+        if task not in there:
+            if task in chosen.tasks:
+                raise InputError(f"--tasks: {folder} has no folder {task!r}")
+            continue
+        files = sorted((folder / task).glob("*.parquet"))
+        if not files:
+            raise InputError(f"{folder / task} has no Parquet file")
+        counted: dict[str, int] = {}
+        for file in files:
+            yield from _file(file, task, counted, sounds)
+
+
+def _file(path: Path, task: str, counted: dict[str, int], sounds: bool) -> Iterator[Item]:
+    """counted: rows of each split so far, of which this file may be a shard."""
+    split = SHARD.sub("", path.stem)
+    kind = TASKS[task]
+    schema = pa.schema(
+        [
+            *BASE,
+            *([REFERENCE] if kind in (Kind.CHOICE, Kind.ANSWER) else []),
+            *([ID] if task == "bbh" else []),
+            *([KEY, INSTRUCTIONS] if kind is Kind.INSTRUCTIONS else []),
+        ]
+    )
+    recordings = _column(path, "audio") if sounds else None
+    arguments = _column(path, "kwargs") if kind is Kind.INSTRUCTIONS else None
+    for place, row in rows(path, schema):
+        refuse_missing(row, (), place)
+        number = counted[split] = counted.get(split, 0) + 1
+        more: dict[str, Any] = {}
+        if kind is Kind.CHOICE:
+            reference, more["choices"] = _choice(row["reference"], task, place)
+            more["references"] = (reference,)
+        elif kind is Kind.ANSWER:
+            more["references"] = (row["reference"],)
+        elif arguments is not None:
+            more["instructions"] = _instructions(row["instruction_id_list"], next(arguments), place)
+        if recordings is not None:
+            more["sound"] = _sound(next(recordings), path.parent, place)
+        yield Item(
+            task=task,
+            id=f"{split}-{number:05d}",
+            place=place,
+            kind=kind,
+            text=row["prompt"],
+            part=_part(split, row),
+            **more,
+        )
+
+
+def _part(split: str, row: dict) -> str:
+    """The split where a task has several; of bbh the kind of puzzle, with which its ids begin."""
+    if "id" in row:
+        return re.sub(r"[-_ ]?\d+$", "", row["id"])
+    return "" if split == "test" else split
+
+
+def _choice(reference: str, task: str, place: str) -> tuple[str, tuple[str, ...]]:
+    """The right choice and all that there are."""
+    given = reference.strip().strip("()[].").lower()
+    choices = ("yes", "no") if given in ("yes", "no") else LETTERS[:2] if task == "bbh" else LETTERS
+    right = next((choice for choice in choices if choice.lower() == given), None)
+    if right is None:
+        allowed = "yes, no, (A), (B)" if task == "bbh" else ", ".join(LETTERS)
+        raise InputError(f"{place}: field 'reference' is {reference!r}; allowed: {allowed}")
+    return right, choices
+
+
+def _instructions(ids: list[str], arguments: object, place: str) -> tuple[Instruction, ...]:
+    given = parsed(arguments, place) if isinstance(arguments, str) else arguments
+    if not isinstance(given, list) or len(given) != len(ids) or not ids:
+        raise InputError(f"{place}: field 'kwargs' must have an entry for each of the {len(ids)} instructions")
+    made = []
+    for name, one in zip(ids, given, strict=True):
+        # A column of structures has a field for every argument of any instruction.
+        own = {key: value for key, value in (one or {}).items() if value is not None}
+        instruction = Instruction(name, own)
+        if (wrong := problem(instruction)) is not None:
+            raise InputError(f"{place}: {wrong}")
+        made.append(instruction)
+    return tuple(made)
+
+
+def _sound(value: object, folder: Path, place: str) -> Sound:
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return Sound(place=place, content=value["bytes"])
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        try:
+            return Sound(place=place, path=within(folder, value["path"]))
+        except InputError as error:
+            raise InputError(f"{place}: field 'audio': {error}") from error
+    raise InputError(f"{place}: field 'audio' must have 'bytes' or 'path', got {type(value).__name__}")
+
+
+def _column(path: Path, name: str) -> Iterator[Any]:
+    """The values of a column, a few in memory at once."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if name not in file.schema_arrow.names:
+                raise InputError(f"{path} has no column {name!r}")
+            for batch in file.iter_batches(AT_ONCE, columns=[name]):
+                yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from error

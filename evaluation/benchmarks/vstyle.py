@@ -1,0 +1,109 @@
+"""VStyle: a folder a language, with a JSON object a line and recordings, as published (Hugging Face, zhanjun/VStyle).
+
+    DIR/en/metadata.jsonl    {"instruct_id": 112, "ability": "acoustic_attributes/emotion", "instruct_text": "…",
+    DIR/en/wav/…              "instruction_audio_path": "…"}
+
+Zhan et al., "VStyle: A Benchmark for Voice Style Adaptation with Spoken Instructions" (arXiv 2509.09716).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import parsed, text, there, within
+from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+
+ABILITIES = {
+    "acoustic_attributes": ("age", "speed", "gender", "emotion", "pitch", "volume", "composite_properties"),
+    "instruction": ("emotion", "variation", "style"),
+    "role_play": ("character", "scenario"),
+    "empathy": ("anger", "sadness_disappointment", "anxiety_fear", "joy_excitement"),
+}
+"""By task."""
+COMPOSITE = "composite_properties"
+LANGUAGES = ("en", "zh")
+TASKS = tuple(ABILITIES)
+AUDIO = ("instruction_audio_path", "instruct_audio_path", "audio_path", "file_name", "audio")
+"""Names of the field that says where the question's recording is; the first that is there counts."""
+
+
+def weights(parts: tuple[str, ...]) -> list[float]:
+    """What each "task/ability" weighs in the overall score, as the released evaluation has it: the four tasks alike,
+    half of the acoustic one on composites, abilities of a task alike otherwise."""
+
+    def weight(part: str) -> float:
+        task, _, ability = part.partition("/")
+        others = len(ABILITIES[task])
+        if task != "acoustic_attributes":
+            return 0.25 / others
+        return 0.125 if ability == COMPOSITE else 0.125 / (others - 1)
+
+    return [weight(part) for part in parts]
+
+
+def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+    """The items of the languages that the folder has; or of the one whose folder it is. sounds: whether the questions'
+    recordings are wanted, which must then be there. Raises InputError naming file and line."""
+    files = {language: folder / language / "metadata.jsonl" for language in LANGUAGES}
+    files = {language: file for language, file in files.items() if there(file)}
+    if not files and there(folder / "metadata.jsonl"):
+        files = {folder.name if folder.name in LANGUAGES else "": folder / "metadata.jsonl"}
+    if not files:
+        raise InputError(f"{folder} has no metadata.jsonl, nor have its folders {' and '.join(LANGUAGES)}")
+    for language, file in files.items():
+        for item in _file(file, language, sounds):
+            if chosen.wants(item.task, TASKS):
+                yield item
+
+
+def _file(path: Path, language: str, sounds: bool) -> Iterator[Item]:
+    for number, line in enumerate(text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        row = parsed(line, place)
+        if not isinstance(row, dict):
+            raise InputError(f"{place} is not a JSON object")
+        task, part = _ability(row.get("ability"), place)
+        name = row.get("instruct_id", row.get("id"))
+        if type(name) not in (int, str):
+            raise InputError(f"{place}: field 'instruct_id' must be a number or a name, got {name!r}")
+        said = row.get("instruct_text")
+        if not isinstance(said, str) or not said.strip():
+            raise InputError(f"{place}: field 'instruct_text' must be text, got {said!r}")
+        yield Item(
+            task=task,
+            id=f"{language}-{name}" if language else str(name),
+            place=place,
+            kind=Kind.STYLE,
+            text=said,
+            part=part,
+            language=language,
+            sound=_sound(row, path.parent, place) if sounds else None,
+        )
+
+
+def _ability(value: object, place: str) -> tuple[str, str]:
+    """Task and "task/ability"."""
+    given = str(value).replace("acoustic_properties", "acoustic_attributes") if isinstance(value, str) else ""
+    task, _, ability = given.partition("/")
+    if ability not in ABILITIES.get(task, ()):
+        known = "; ".join(f"{task}/{'|'.join(abilities)}" for task, abilities in ABILITIES.items())
+        raise InputError(f"{place}: field 'ability' is {value!r}; known: {known}")
+    return task, given
+
+
+def _sound(row: dict, folder: Path, place: str) -> Sound:
+    field = next((name for name in AUDIO if isinstance(row.get(name), str) and row[name]), None)
+    if field is None:
+        raise InputError(f"{place} names no recording; one of the fields {', '.join(AUDIO)} must")
+    for root in (folder, folder / "wav"):
+        try:
+            path = within(root, row[field])
+        except InputError as error:
+            raise InputError(f"{place}: field {field!r}: {error}") from error
+        if there(path):
+            return Sound(place=place, path=path)
+    raise InputError(
+        f"{place}: field {field!r} names {row[field]!r}, which is in neither {folder} nor {folder / 'wav'}"
+    )

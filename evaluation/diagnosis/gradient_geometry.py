@@ -1,0 +1,220 @@
+"""Where gradients of several losses point: norms and inner products by layer, from backward passes over the same rows.
+
+Every loss here is L = −Σ w · logp over reply tokens, so a loss is its token weights: the policy gradient at ratio one
+has w = A / (tokens · replies · groups) (method §3), the anchor w = 1 / (tokens · rows) (method §4).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.collate import Heard
+from learner.policy import Scorer
+
+POSITIONS = 8192
+"""Padded positions of a micro-batch at most, unless one row alone is longer."""
+LOGITS = 2**26
+"""Logits of a micro-batch at most, unless one row alone has more: 256 MiB in float32, a few times that in use."""
+EMBEDDING, FINAL_NORM, OUTPUT, OTHER = "embedding", "final norm", "lm_head", "other"
+TIED = "embedding and lm_head"
+"""One parameter that serves as both."""
+LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passage:
+    """A prompt with a reply to score."""
+
+    prompt_ids: np.ndarray
+    """int32 [P], at least one: the first reply token is predicted from it."""
+    reply_ids: np.ndarray
+    """int32 [T]."""
+    temperature: float = 1.0
+    """The sampler's for a sampled reply."""
+    allowed: np.ndarray | None = None
+    """int8 [T], sets of `speech.grammar.Kind` that could be drawn. None: every token."""
+    features: str | None = None
+    """File of the encoder features that the prompt has slots for."""
+    slot: int | None = None
+    """The token that stands for a frame of them."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Geometry:
+    """Inner products of the gradients of K losses, by layer."""
+
+    losses: tuple[str, ...]
+    layers: tuple[str, ...]
+    """In the order in which the model runs them."""
+    products: np.ndarray
+    """float64 [layers, K, K]. The sum over layers is that of the whole gradients."""
+    values: np.ndarray
+    """float64 [K], the losses themselves."""
+
+    def product(self, one: str, other: str, layer: str | None = None) -> float:
+        """Inner product of two gradients, in one layer or in all."""
+        products = self.products.sum(0) if layer is None else self.products[self.layers.index(layer)]
+        return float(products[self.losses.index(one), self.losses.index(other)])
+
+    def norm(self, loss: str, layer: str | None = None) -> float:
+        return float(np.sqrt(self.product(loss, loss, layer)))
+
+    def cosine(self, one: str, other: str, layer: str | None = None) -> float | None:
+        """None when either gradient is zero: it has no direction."""
+        length = self.norm(one, layer) * self.norm(other, layer)
+        return self.product(one, other, layer) / length if length > 0 else None
+
+    def summed(self, parts: Mapping[str, Sequence[str]]) -> "Geometry":
+        """The geometry of sums of losses. parts: the losses that make up each sum, by its name."""
+        matrix = np.array([[float(name in members) for name in self.losses] for members in parts.values()])
+        return Geometry(
+            losses=tuple(parts),
+            layers=self.layers,
+            products=matrix @ self.products @ matrix.T,
+            values=matrix @ self.values,
+        )
+
+
+def measure(scorer: Scorer, passages: Sequence[Passage], weights: Mapping[str, Sequence[np.ndarray]]) -> Geometry:
+    """Gradients of the losses L_k = −Σ w_k · logp over the parameters that require one.
+
+    weights: by loss, float [T] of every passage. One forward pass a micro-batch, and one backward pass for each loss
+    that weighs any of its tokens. Tokens and passages that no loss weighs are not scored (method §7, rule 8).
+    Memory: the micro-batch (`POSITIONS`, `LOGITS`), and one gradient in float32 a loss, on the CPU.
+    """
+    model: Any = scorer.model
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for _, parameter in named]
+    totals = {loss: [torch.zeros(p.shape, dtype=torch.float32) for p in parameters] for loss in weights}
+    values = dict.fromkeys(weights, 0.0)
+    for concerned, indices in _by_losses(weights, len(passages)).items():
+        for batch in _micro_batches([passages[i] for i in indices], _outputs(scorer)):
+            members = [indices[place] for place in batch]
+            weighed = {
+                loss: np.concatenate([weights[loss][i] for i in members]).astype(np.float32) for loss in concerned
+            }
+            chosen = np.any([w != 0 for w in weighed.values()], axis=0)
+            logps = _score(scorer, [passages[i] for i in members], chosen)
+            for place, (loss, weight) in enumerate(weighed.items()):
+                value = -(torch.from_numpy(weight[chosen]).to(logps.device) * logps).sum()
+                values[loss] += value.item()
+                found = torch.autograd.grad(value, parameters, retain_graph=place < len(weighed) - 1, allow_unused=True)
+                for total, gradient in zip(totals[loss], found, strict=True):
+                    if gradient is not None:
+                        total += gradient.to("cpu", torch.float32)
+    tied = getattr(model.lm_head, "weight", None) is model.get_input_embeddings().weight
+    return _geometry([layer_of(name, tied=tied) for name, _ in named], totals, values)
+
+
+def log_probabilities(scorer: Scorer, passages: Sequence[Passage]) -> list[np.ndarray]:
+    """float32 [T] of every passage, in nats, under the distribution that `Scorer` describes."""
+    found: list[np.ndarray] = [np.empty(0, np.float32)] * len(passages)
+    with torch.no_grad():
+        for batch in _micro_batches(passages, _outputs(scorer)):
+            members = [passages[i] for i in batch]
+            counts = [len(passage.reply_ids) for passage in members]
+            logps = _score(scorer, members, np.ones(sum(counts), dtype=bool)).float().cpu().numpy()
+            for index, part in zip(batch, np.split(logps, np.cumsum(counts)[:-1]), strict=True):
+                found[index] = part
+    return found
+
+
+def layer_of(name: str, *, tied: bool = False) -> str:
+    """The layer that a parameter of a causal language model belongs to, by its name in Hugging Face's models.
+
+    tied: whether the embedding is also the output layer. Towers of other modalities are "other".
+    """
+    if found := LAYER.match(name):
+        return f"layers.{found[1]}"
+    parts = name.split(".")
+    if "embed_tokens" in parts:
+        return TIED if tied else EMBEDDING
+    if parts[0] == "lm_head":
+        return OUTPUT
+    return FINAL_NORM if parts[0] == "model" and parts[-2:-1] == ["norm"] else OTHER
+
+
+def _by_losses(weights: Mapping[str, Sequence[np.ndarray]], count: int) -> dict[tuple[str, ...], list[int]]:
+    """Passages by the losses that weigh them, so that no micro-batch runs backward for a loss of others."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for index in range(count):
+        concerned = tuple(loss for loss, by_passage in weights.items() if np.any(by_passage[index]))
+        if concerned:
+            kinds.setdefault(concerned, []).append(index)
+    return kinds
+
+
+def _outputs(scorer: Scorer) -> int:
+    forbidden: Any = scorer.forbidden
+    return forbidden.shape[1]
+
+
+def _micro_batches(passages: Sequence[Passage], outputs: int) -> list[list[int]]:
+    """Indices of passages of like length, within `POSITIONS` and `LOGITS`."""
+    batches: list[list[int]] = []
+    tokens = 0
+    # Longest first: the first of a batch decides how far the others are padded.
+    for index in sorted(range(len(passages)), key=lambda i: len(passages[i]), reverse=True):
+        more = len(passages[index].reply_ids)
+        if batches:
+            padded = (len(batches[-1]) + 1) * len(passages[batches[-1][0]])
+            if padded <= POSITIONS and (tokens + more) * outputs <= LOGITS:
+                batches[-1].append(index)
+                tokens += more
+                continue
+        batches.append([index])
+        tokens = more
+    return batches
+
+
+def _score(scorer: Scorer, passages: Sequence[Passage], chosen: np.ndarray) -> Tensor:
+    """Log-probabilities [N] of the chosen ones among all reply tokens of the passages, in order; chosen: bool."""
+    length, streams = max(len(passage) for passage in passages), scorer.streams
+    # What lies behind a row's end is never seen: attention is causal, and its outputs are no sources.
+    input_ids = np.zeros((len(passages), length), dtype=np.int64)
+    sources, targets, allowed, temperatures = [], [], [], []
+    for row, passage in enumerate(passages):
+        prompt, reply = len(passage.prompt_ids), len(passage.reply_ids)
+        input_ids[row, : prompt + reply] = np.concatenate([passage.prompt_ids, passage.reply_ids])
+        sources.append(row * length + prompt - streams + np.arange(reply))
+        targets.append(passage.reply_ids.astype(np.int64))
+        allowed.append(np.zeros(reply, np.int64) if passage.allowed is None else passage.allowed.astype(np.int64))
+        temperatures.append(np.full(reply, passage.temperature, dtype=np.float32))
+    device = next(scorer.parameters()).device
+    flat = [torch.from_numpy(np.concatenate(part)[chosen]).to(device) for part in (sources, targets, allowed)]
+    heat = torch.from_numpy(np.concatenate(temperatures)[chosen]).to(device)
+    prompts = ((passage.prompt_ids, passage.features, row * length) for row, passage in enumerate(passages))
+    heard = Heard.of(prompts, passages[0].slot, device)
+    logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat, heard=heard)
+    return logps
+
+
+def _geometry(places: list[str], totals: Mapping[str, list[Tensor]], values: Mapping[str, float]) -> Geometry:
+    layers = sorted(set(places), key=_depth)
+    products = np.zeros((len(layers), len(totals), len(totals)))
+    for index, place in enumerate(places):
+        stacked = [gradients[index].flatten().double() for gradients in totals.values()]
+        for row, one in enumerate(stacked):
+            for column, other in enumerate(stacked[: row + 1]):
+                products[layers.index(place), row, column] += float(one @ other)
+    lower = np.tril(products, -1)
+    return Geometry(
+        losses=tuple(totals),
+        layers=tuple(layers),
+        products=products + lower.transpose(0, 2, 1),
+        values=np.array(list(values.values())),
+    )
+
+
+def _depth(layer: str) -> tuple[int, int]:
+    if layer.startswith("layers."):
+        return 1, int(layer.removeprefix("layers."))
+    return (EMBEDDING, "layers", FINAL_NORM, OUTPUT, OTHER).index(EMBEDDING if layer == TIED else layer), 0

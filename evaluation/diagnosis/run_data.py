@@ -1,0 +1,231 @@
+"""What a diagnosis reads: the records of a run, its groups of scores, and its replies as passages to score again."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from common.errors import InputError
+from configs.load import read
+from configs.schema import Config
+from configs.validate import named, paths, sources
+from data.dataset import ById
+from data.open_dataset import open_demonstrations, open_prompts
+from data.sampler import DEMONSTRATIONS, dealer
+from evaluation.diagnosis.gradient_geometry import Passage
+from observability.run_directory import read_replies, run_directory
+from speech.families import Family, family
+from speech.grammar import allowed_sets, kind_table
+from speech.types import DEMONSTRATION, Prompt
+from speech.vocabulary import Vocabulary
+
+SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
+"""Columns of the records without the tokens, which are many."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """The scores of the replies to one prompt in one iteration."""
+
+    iteration: int
+    prompt_id: str
+    scores: dict[str, np.ndarray]
+    """By rater, `total` included: float64 [G], NaN where the score is missing."""
+
+    def present(self, rater: str) -> np.ndarray:
+        """The scores that exist, float64 [≤ G]."""
+        values = self.scores[rater]
+        return values[~np.isnan(values)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """A recorded reply, or a demonstration, with what is known of it."""
+
+    passage: Passage
+    channels: np.ndarray
+    """int8 [T], values of `Channel`."""
+    group: int
+    """The same for all replies to one prompt in one iteration."""
+    iteration: int | None = None
+    """None for a demonstration, as the next three."""
+    total: float | None = None
+    """None also when the score is missing."""
+    logps: np.ndarray | None = None
+    """float32 [T], the sampler's."""
+    weight_version: int | None = None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The directory of a run."""
+
+    directory: Path
+    config: Config
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Raises InputError when this is no run, or its configuration cannot be read."""
+        directory = run_directory(directory)
+        return cls(directory, read(directory / "config.yaml", []))
+
+    @cached_property
+    def iterations(self) -> list[int]:
+        """Numbers of the iterations whose replies are on record, in order."""
+        return sorted(int(p.stem) for p in (self.directory / "replies").glob("*.parquet") if p.stem.isdigit())
+
+    @cached_property
+    def checkpoints(self) -> dict[int, Path]:
+        """Checkpoints with weights, by iteration."""
+        found = sorted((self.directory / "checkpoints").glob("*/config.json"))
+        return {int(path.parent.name): path.parent for path in found if path.parent.name.isdigit()}
+
+    @cached_property
+    def family(self) -> Family:
+        return family(self.config.model.family)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Raises InputError when the start model is no longer where it was."""
+        return Vocabulary.from_checkpoint(Path(self.config.model.checkpoint), self.family.tokens)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """int8 [vocabulary], `speech.grammar.Kind` of every id."""
+        return kind_table(self.vocabulary)
+
+    @cached_property
+    def prompts(self) -> Mapping[str, Prompt]:
+        """The training prompts, by id."""
+        return ById(open_prompts(paths(self.config.data.prompts), self.vocabulary), "id")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the sampler was held to the interleave structure (`controller.inputs.constrained`)."""
+        structure = self.config.rollout.structure
+        return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
+
+    @cached_property
+    def groups(self) -> list[ScoredGroup]:
+        """All groups of scores on record; none when no iteration was finished."""
+        rows = [
+            group
+            for number in self.iterations
+            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != DEMONSTRATION)
+        ]
+        names = dict.fromkeys(
+            n for group in rows for row in group for n in (*dict(row["scores"]), *dict(row["missing"]))
+        )
+        return [
+            ScoredGroup(
+                iteration=group[0]["iteration"],
+                prompt_id=group[0]["prompt_id"],
+                scores={name: _numbers([dict(row["scores"]).get(name) for row in group]) for name in names}
+                | {"total": _numbers([row["total"] for row in group])},
+            )
+            for group in rows
+        ]
+
+    def replies(self, numbers: Iterable[int], limit: int) -> list[Item]:
+        """Whole groups of the iterations in the order given, until there are `limit` replies.
+
+        Raises InputError when prompts or replies do not belong to the run's data.
+        """
+        items: list[Item] = []
+        for count, (iteration, group) in enumerate(
+            (number, group) for number in numbers for group in self._sampled(number)
+        ):
+            if items and len(items) + len(group) > limit:
+                break
+            items += [self._item(row, iteration, count) for row in group]
+        return items
+
+    def demonstrations(self, limit: int) -> list[Item]:
+        """The first demonstrations that the run trained on, in its own order; each at most once."""
+        data = self.config.data.demonstrations
+        found = open_demonstrations(paths(data), self.vocabulary)
+        weights = [source.weight for source in sources(data)]
+        order = dealer(found.counts, weights, self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
+        return [
+            Item(
+                passage=Passage(
+                    prompt_ids=one.prompt_ids,
+                    reply_ids=one.reply_ids,
+                    features=one.features,
+                    slot=self.vocabulary.slot,
+                ),
+                channels=self.vocabulary.channels(one.reply_ids),
+                group=place,
+            )
+            for place, one in enumerate(found[index] for index in dict.fromkeys(order))
+        ]
+
+    def _rows(self, iteration: int, columns: Sequence[str] | None = None) -> list[dict]:
+        table = read_replies(self.directory, iteration)
+        return (table if columns is None else table.select(columns)).to_pylist()
+
+    def _sampled(self, iteration: int) -> Iterator[list[dict]]:
+        """Groups of replies that the run sampled itself, not read from a file."""
+        return _grouped(row for row in self._rows(iteration) if row["weight_version"] >= 0 and row["token_ids"])
+
+    def _item(self, row: dict, iteration: int, group: int) -> Item:
+        if row["prompt_id"] not in self.prompts:
+            raise InputError(
+                f"{named(self.config.data.prompts)} has no prompt {row['prompt_id']!r}, which iteration {iteration} "
+                "replied to"
+            )
+        prompt, ids = self.prompts[row["prompt_id"]], np.asarray(row["token_ids"], dtype=np.int32)
+        allowed = None
+        if self.constrained:
+            try:
+                allowed = allowed_sets(ids, self.family.interleave, self.kinds)
+            except (ValueError, IndexError) as error:
+                raise InputError(
+                    f"iteration {iteration}, prompt {row['prompt_id']}, reply {row['index']}: not a reply that the "
+                    f"structure of family {self.family.name} allows, though sampling was held to it: {error}"
+                ) from error
+        return Item(
+            passage=Passage(
+                prompt_ids=prompt.token_ids,
+                features=prompt.features,
+                slot=self.vocabulary.slot,
+                reply_ids=ids,
+                temperature=self.config.rollout.temperature,
+                allowed=allowed,
+            ),
+            channels=self.vocabulary.channels(ids),
+            group=group,
+            iteration=iteration,
+            total=row["total"],
+            logps=_numbers(row["logps"]).astype(np.float32),
+            weight_version=row["weight_version"],
+        )
+
+
+def described(items: Sequence[Item]) -> str:
+    """What these are, in words."""
+    numbers = sorted({item.iteration for item in items if item.iteration is not None})
+    if not numbers:
+        return "demonstrations"
+    where = f"iteration {numbers[0]}" if len(numbers) == 1 else f"iterations {numbers[0]} to {numbers[-1]}"
+    return f"replies of {where}"
+
+
+def _grouped(rows: Iterable[dict]) -> Iterator[list[dict]]:
+    """Rows of one group after another, as they were written: the index starts anew with every group."""
+    group: list[dict] = []
+    for row in rows:
+        if group and (row["prompt_id"] != group[0]["prompt_id"] or row["index"] <= group[-1]["index"]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """float64, None as NaN."""
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,287 @@
+"""How far a judge scores as people do. Pure.
+
+What counts for training is the ranking within a prompt, from which advantages are made, and the variance within a
+prompt, from which λ is (method §2). A correlation over all replies also counts which prompts are hard, and may be high
+for a judge that cannot tell two replies to one prompt apart.
+
+A file of replies that people rated, and judges: Parquet, JSONL, CSV or TSV.
+
+A row a reply: prompt_id, reply_id, the score that people gave (their mean, if several did), and a column for each
+judge. An empty field, null or NaN is a score that is missing, and stays so.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import stats
+
+from common.errors import InputError
+from common.files import parsed, repeated, text, there
+from controller.mix_ratio import MixSettings
+from evaluation.diagnosis.rater_agreement import SAME, agreement, variance
+from evaluation.diagnosis.run_data import ScoredGroup
+
+NAMES = ("prompt_id", "reply_id")
+
+
+ENDINGS = (".parquet", ".jsonl", ".csv", ".tsv")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ratings:
+    """Of N replies, those to one prompt one after another."""
+
+    prompts: np.ndarray
+    """int64 [N], the prompt's number."""
+    human: np.ndarray
+    """float64 [N], NaN where it is missing."""
+    judges: dict[str, np.ndarray]
+    """The same by judge, in the order of the columns."""
+    passed_over: tuple[str, ...]
+    """Columns that hold no numbers."""
+
+
+def read_ratings(path: Path, human: str, judges: Sequence[str] | None, lowest: float, highest: float) -> Ratings:
+    """human: the column of people's scores. judges: columns; None: all that hold numbers. Raises InputError naming
+    the file, the row and the column."""
+    if not there(path):
+        raise InputError(f"{path} does not exist")
+    if path.suffix not in ENDINGS:
+        raise InputError(f"{path}: ratings are a file {', '.join(ENDINGS)}")
+    rows = list(_rows(path))
+    if not rows:
+        raise InputError(f"{path} has no rows")
+    columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    wanted = _wanted(path, rows, columns, human, judges)
+    seen: dict[tuple[str, str], str] = {}
+    for place, row in rows:
+        key = tuple(_name(row, name, place) for name in NAMES)
+        if seen.setdefault((key[0], key[1]), place) != place:
+            raise InputError(
+                f"{place}: reply {key[1]!r} to prompt {key[0]!r} is there already, in {seen[key[0], key[1]]}; if "
+                "several people rated it, give their mean"
+            )
+    numbers: dict[str, int] = {}
+    order = [numbers.setdefault(prompt, len(numbers)) for prompt, _ in seen]
+    turns = np.argsort(np.asarray(order, dtype=np.int64), kind="stable")
+    scores = {
+        name: np.asarray([_score(row.get(name), place, name, lowest, highest) for place, row in rows])[turns]
+        for name in [human, *wanted]
+    }
+    return Ratings(
+        prompts=np.asarray(order, dtype=np.int64)[turns],
+        human=scores.pop(human),
+        judges=scores,
+        passed_over=tuple(name for name in columns if name not in (*NAMES, human, *wanted)),
+    )
+
+
+def _wanted(
+    path: Path, rows: list[tuple[str, dict]], columns: list[str], human: str, judges: Sequence[str] | None
+) -> list[str]:
+    """The columns of judges."""
+    for name in (*NAMES, human, *(judges or ())):
+        if name not in columns:
+            raise InputError(f"{path} has no column {name!r}; it has {', '.join(columns)}")
+    if judges is not None:
+        if (twice := repeated(judges)) is not None or human in judges or set(NAMES) & set(judges):
+            wrong = twice or human
+            raise InputError(f"--judges: {wrong!r} is named twice, or is no judge")
+        return list(judges)
+    found = [name for name in columns if name not in (*NAMES, human) and _holds_numbers(rows, name)]
+    if not found:
+        raise InputError(f"{path} has no column with a judge's scores beside {', '.join((*NAMES, human))}")
+    return found
+
+
+def _holds_numbers(rows: list[tuple[str, dict]], name: str) -> bool:
+    """Whether the first value that there is is a number: one that is none further down is then a mistake."""
+    first = next((row[name] for _, row in rows if not _missing(row.get(name))), None)
+    return first is not None and _number(first) is not None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row)."""
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
+        if (twice := repeated(table.column_names)) is not None:
+            raise InputError(f"{path} has two columns {twice!r}; their names must differ")
+        yield from ((f"{path} row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(text(path).split("\n"), start=1):
+            if line.strip():
+                row = parsed(line, f"{path} line {number}")
+                if not isinstance(row, dict):
+                    raise InputError(f"{path} line {number} is not a JSON object")
+                yield f"{path} line {number}", row
+    else:
+        yield from _separated(path, "," if path.suffix == ".csv" else "\t")
+
+
+def _separated(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(text(path).removeprefix("\ufeff").splitlines(), delimiter=separator, strict=True)
+    try:
+        names = next(reader, [])
+        if (twice := repeated(names)) is not None:
+            raise InputError(f"{path} has two columns {twice!r}; their names must differ")
+        for values in reader:
+            place = f"{path} line {reader.line_num}"
+            if values and len(values) != len(names):
+                raise InputError(f"{place} has {len(values)} fields; the first line names {len(names)}")
+            if values:
+                yield place, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num}: {error}") from error
+
+
+def _name(row: dict, name: str, place: str) -> str:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InputError(f"{place}: column {name!r} holds {value!r}; expected a name or a number")
+    return str(value)
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
+def _number(value: object) -> float | None:
+    """None for what is no number."""
+    try:
+        return None if isinstance(value, bool) or not isinstance(value, str | int | float) else float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _score(value: object, place: str, name: str, lowest: float, highest: float) -> float:
+    if _missing(value):
+        return math.nan
+    number = _number(value)
+    if number is not None and math.isnan(number):  # the word, in a file of text
+        return math.nan
+    if number is None or not lowest <= number <= highest:
+        raise InputError(
+            f"{place}: column {name!r} holds {value!r}; expected a number from {lowest:g} to {highest:g} (--lowest, "
+            "--highest), or nothing"
+        )
+    return number
+
+
+NEAR = 1.0
+"""Points on the scale within which a judge counts as near."""
+
+
+ROUNDING = 1e-9
+
+
+HUMAN = "human"
+
+
+JUDGE = "judge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Of scores within a prompt."""
+
+    variance: float | None
+    """Population variance, mean over prompts with at least two scores; None when there is no such prompt."""
+    alike: float | None
+    """Share of these prompts whose replies all have the same score."""
+    raw: float | None
+    """λ before smoothing that the scores would give: mean of λ_max · g · v (method §2)."""
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A judge against people, over the replies that both rated."""
+
+    judge: str
+    both: int
+    missing: int
+    """Replies that people rated and the judge did not."""
+    pearson: float | None
+    """Over all replies; None where either is constant, as for all correlations."""
+    spearman: float | None
+    within_spearman: float | None
+    """Spearman's ρ of each prompt's replies, mean over prompts in which both vary."""
+    within_spearman_margin: float | None
+    """Half width of the 95 % interval of that mean; None with fewer than two prompts."""
+    within_kendall: float | None
+    """Kendall's τ-b, in the same way."""
+    within_prompts: int
+    """Prompts that this is a mean over."""
+    unused: dict[str, int]
+    """The others, by reason."""
+    bias: float | None
+    """Mean of judge − human."""
+    near: float | None
+    """Share of replies whose two scores differ by no more than `NEAR`."""
+    human: Spread
+    """Of the replies that both rated, as for the next."""
+    own: Spread
+
+
+def compare(ratings: Ratings, judge: str, settings: MixSettings) -> Comparison:
+    human, own = ratings.human, ratings.judges[judge]
+    both = ~np.isnan(human) & ~np.isnan(own)
+    groups = _groups(ratings, {HUMAN: np.where(both, human, np.nan), JUDGE: np.where(both, own, np.nan)})
+    within = agreement(groups, JUDGE, HUMAN)
+    difference = own[both] - human[both]
+    return Comparison(
+        judge=judge,
+        both=int(both.sum()),
+        missing=int((~np.isnan(human) & np.isnan(own)).sum()),
+        pearson=_correlation(stats.pearsonr, human[both], own[both]),
+        spearman=_correlation(stats.spearmanr, human[both], own[both]),
+        within_spearman=within.spearman,
+        within_spearman_margin=within.spearman_margin,
+        within_kendall=within.kendall,
+        within_prompts=within.groups,
+        unused={_reason(reason): count for reason, count in within.unused.items()},
+        bias=float(difference.mean()) if len(difference) else None,
+        near=float((np.abs(difference) <= NEAR + ROUNDING).mean()) if len(difference) else None,
+        human=_spread(groups, HUMAN, settings),
+        own=_spread(groups, JUDGE, settings),
+    )
+
+
+def of_people(ratings: Ratings, settings: MixSettings) -> Spread:
+    """Of all replies that people rated."""
+    return _spread(_groups(ratings, {HUMAN: ratings.human}), HUMAN, settings)
+
+
+def _groups(ratings: Ratings, scores: dict[str, np.ndarray]) -> list[ScoredGroup]:
+    ends = np.flatnonzero(np.diff(ratings.prompts)) + 1
+    parts = {name: np.split(values, ends) for name, values in scores.items()}
+    return [
+        ScoredGroup(iteration=0, prompt_id=str(place), scores={name: parts[name][place] for name in parts})
+        for place in range(len(ends) + 1)
+    ]
+
+
+def _spread(groups: list[ScoredGroup], name: str, settings: MixSettings) -> Spread:
+    found = variance(groups, name, settings)
+    return Spread(variance=found["variance"], alike=found["constant"], raw=found["alone"], prompts=int(found["groups"]))
+
+
+def _correlation(of: Callable, human: np.ndarray, own: np.ndarray) -> float | None:
+    if len(human) < 2 or np.var(human) < SAME or np.var(own) < SAME:
+        return None
+    return float(of(human, own)[0])
+
+
+def _reason(reason: str) -> str:
+    """In words that fit a judge and people."""
+    return reason.replace("rater constant", "judge constant").replace("reference constant", "people constant")

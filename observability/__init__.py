@@ -1,0 +1,1 @@
+"""What a run shows: its directory, metrics, console, plots, report."""

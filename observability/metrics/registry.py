@@ -1,0 +1,19 @@
+"""The one table of metrics: for the endpoint, the dashboards and the documentation."""
+
+from typing import Any
+
+from observability.metrics import live, training
+from observability.metrics.metric import Metric
+
+GROUPS: dict[str, tuple[Metric[Any], ...]] = {
+    "Run": live.RUN,
+    "Training": training.TRAINING,
+    "Speech": training.SPEECH,
+    "Pools": live.POOLS,
+    "Work": training.WORK,
+    "Judges": training.JUDGES,
+}
+"""By heading."""
+OF_ITERATIONS = (*training.TRAINING, *training.SPEECH, *training.WORK, *training.JUDGES)
+OF_STATE = (*live.RUN, *live.POOLS)
+METRICS = tuple(metric for metrics in GROUPS.values() for metric in metrics)

@@ -1,0 +1,209 @@
+"""Decoders: Ray actors that turn speech tokens into sound for the reward servers, and their pool.
+
+    reply ──▶ decoder pool ──sound──▶ reward server ──▶ card
+
+With decoders the servers hold no codec: speech decoders that need a GPU, and raters that do not, come in numbers of
+their own. A sound stays in Ray's object store where it was made, and goes to the server that rates it; the controller
+hands on references. They belong to the controller, so that a decoder may die when its work is done; a sound that is
+lost with its node is made again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from cluster.actor_pool import Crew, CrewSettings, Pool
+from cluster.monitored_actor import Member
+from cluster.placement import Place
+from cluster.task_queue import LENT_TIMES, Job
+from cluster.waiting import FETCH_SECONDS, Overdue
+from speech.audio import Waveform
+from speech.codecs.base import Codec
+from speech.families import Family
+from speech.registry import Part, codec_of
+from speech.vocabulary import Vocabulary
+
+SHARE = 4
+"""Replies that a decoder is lent at once: they come back together, and servers wait for the first of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings:
+    decoders: int
+    needs: Mapping[str, float]
+    """Ray's resources of each decoder."""
+    start_seconds: float
+
+
+@dataclass(frozen=True)
+class Unheard:
+    """In the place of a sound, or of what would be known of it: it is lost, and must be decoded again."""
+
+    reason: str
+
+
+def sound_of(token_ids: np.ndarray, vocabulary: Vocabulary, codec: Codec) -> Waveform | None:
+    """The waveform of the speech tokens among ids [T], or None when there are none."""
+    codes = vocabulary.codes(token_ids)
+    return codec.decode(codes) if len(codes) else None
+
+
+def fetched(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | Unheard | None]:
+    """Sounds by their references; of a reply without speech there is none."""
+    wanted = [sound for sound in sounds if sound is not None]
+    try:
+        came: list[Any] = ray.get(wanted, timeout=FETCH_SECONDS)
+    except RayError:
+        came = [_one(sound) for sound in wanted]
+    found = iter(came)
+    return [None if sound is None else _own(next(found)) for sound in sounds]
+
+
+def _one(sound: ray.ObjectRef) -> Waveform | Unheard:
+    try:
+        return ray.get(sound, timeout=FETCH_SECONDS)
+    except RayError as error:  # with the node that had it
+        return Unheard(f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+def _own(sound: Waveform | Unheard) -> Waveform | Unheard:
+    """Ray's store hands out arrays that cannot be written to; a rater may want to."""
+    return sound if isinstance(sound, Unheard) else Waveform(sound.samples.copy(), sound.rate)
+
+
+class SpeechDecoder(Member):
+    """Holds the codec, and nothing of the raters."""
+
+    def __init__(self, checkpoint: str, codec: Part, family: Family) -> None:
+        """checkpoint: for its tokenizer."""
+        super().__init__()
+        self._vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), family.tokens)
+        self._codec = codec_of(codec.use, codec.arguments)
+
+    def version(self) -> str:
+        """Of the codec."""
+        return self._codec.version
+
+    def decode(self, replies: list[np.ndarray]) -> list[Any]:
+        """Of ids [T] of each reply: first a list that says which have speech, then the waveform of each or None. To be
+        asked for as so many objects, so that sounds can be handed on without being fetched."""
+        sounds = [sound_of(ids, self._vocabulary, self._codec) for ids in replies]
+        return [[sound is not None for sound in sounds], *sounds]
+
+
+class DecoderPool(Pool):
+    """Decoders by name. One that dies is replaced, and what it was decoding is decoded by another."""
+
+    def __init__(
+        self,
+        settings: DecoderSettings,
+        *,
+        checkpoint: str,
+        codec: Part,
+        family: Family,
+        work_seconds: float,
+        beat_seconds: float,
+        tell: Callable[..., None],
+        company: list[Crew] | None = None,
+    ) -> None:
+        """work_seconds: deadline for a share of replies. beat_seconds: how long a decoder may give no sign of life.
+        tell: takes events, a kind and fields. company: see `Crew`."""
+        threads = str(max(1, int(settings.needs.get("CPU", 1))))
+        environment = {"env_vars": {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}}
+
+        def make(name: str, place: Place) -> Any:
+            remote = ray.remote(SpeechDecoder).options(runtime_env=environment, **place.options())
+            return remote.remote(checkpoint, codec, family)
+
+        self._crew = Crew(
+            CrewSettings(
+                role="decoder",
+                members=settings.decoders,
+                start_seconds=settings.start_seconds,
+                renew_seconds=settings.start_seconds,
+                work_seconds=work_seconds,
+                beat_seconds=beat_seconds,
+                renewed=False,
+                needs=settings.needs,
+            ),
+            make=make,
+            warm=lambda decoder: decoder.version.remote(),
+            tell=tell,
+            company=company,
+        )
+        self._ordered: dict[int, np.ndarray] = {}
+        """Token ids of what is not decoded yet, by number."""
+        self._made: dict[int, ray.ObjectRef] = {}
+        """Where the sound of each will be, or is: of whoever was asked last."""
+        self._job = Job(partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", share=SHARE)
+        self._crew.open(self._job)
+
+    def begin(self, *, strict: bool = True) -> None:
+        """As `Crew.begin`."""
+        self._crew.begin(strict=strict)
+
+    def start(self, *, strict: bool = True) -> str:
+        """As `Crew.start`. Returns the version of the codec."""
+        return next(iter(self._crew.start(strict=strict).values()))
+
+    def order(self, name: str, token_ids: np.ndarray) -> int:
+        """A reply to be decoded by whoever is free. name: for messages. Returns its number."""
+        number = self._job.add(name)
+        self._ordered[number] = token_ids
+        return number
+
+    def sounds(self) -> list[tuple[int, ray.ObjectRef | None]]:
+        """Those that were made since the last call, each with the number of its order; None without speech."""
+        found = []
+        for number, spoken in self._job.leases.collect().items():
+            del self._ordered[number]
+            made = self._made.pop(number)
+            found.append((number, made if spoken else None))
+        return found
+
+    def abandon(self) -> None:
+        """Gives up everything that was ordered and is not there."""
+        self._job.call_off()
+        self._job.leases.collect()
+        self._ordered.clear()
+        self._made.clear()
+
+    def waveforms(self, replies: Sequence[np.ndarray]) -> list[Waveform | None]:
+        """Has these decoded, waits for them and fetches them; None without speech. Those that are lost on the way are
+        decoded again."""
+        found: dict[int, Waveform | None] = {}
+        for _ in range(LENT_TIMES):
+            places = [place for place in range(len(replies)) if place not in found]
+            if not places:
+                break
+            made: dict[int, ray.ObjectRef] = {}
+            asked = {item: replies[place] for item, place in enumerate(places)}
+            spoken = self._crew.work(
+                [f"reply {place + 1}" for place in places],
+                partial(self._ask, replies=asked, made=made),
+                f"decoding {len(places)} replies",
+            )
+            sounds = fetched([made[item] if speaks else None for item, speaks in enumerate(spoken)])
+            found |= {place: s for place, s in zip(places, sounds, strict=True) if not isinstance(s, Unheard)}
+        if len(found) < len(replies):
+            raise Overdue(f"the sound of {len(replies) - len(found)} replies was lost {LENT_TIMES} times")
+        return [found[place] for place in range(len(replies))]
+
+    def _ask(
+        self,
+        decoder: Any,
+        items: list[int],
+        replies: Mapping[int, np.ndarray],
+        made: dict[int, ray.ObjectRef],
+    ) -> ray.ObjectRef:
+        """Returns the reference to what is known when all of these are decoded; notes those to the sounds."""
+        asked = decoder.decode.options(num_returns=1 + len(items))
+        known, *sounds = asked.remote([replies[item] for item in items])
+        made.update(zip(items, sounds, strict=True))
+        return known

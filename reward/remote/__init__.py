@@ -1,0 +1,1 @@
+"""Judges behind an interface of HTTP: client, retries, circuit breaker, cache."""

@@ -1,0 +1,129 @@
+"""Draws tokens from a model's outputs where each stream has an output layer of its own, held to a structure or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speech.grammar import Kind, Pattern, table
+
+BLOCK = 256
+"""Tokens of a block in which one is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Ids that a stream may have: only their rows of the output layer are used."""
+
+    first: int
+    end: int
+    forbidden: Tensor | None
+    """bool [sets of kinds, end − first]: row s marks what the set s of kinds forbids. None: nothing is forbidden."""
+
+
+class Chooser:
+    """One structure on one vocabulary. The state of a reply is a number, 0 at its start (`speech.grammar.table`)."""
+
+    def __init__(
+        self, pattern: Pattern, kinds: np.ndarray, streams: int, *, constrained: bool, device: torch.device
+    ) -> None:
+        """kinds: int8 [V], of every id."""
+        self._table = table(pattern)
+        self._kinds: list[int] = kinds.tolist()
+        self._constrained = constrained
+        counts = {kind: int((kinds == kind).sum()) for kind in Kind}
+        self._only: dict[int, int | None] = {}
+        """By set of kinds: the id that is all it allows, if it is one."""
+        for allowed in set(self._table.allowed):
+            one = sum(count for kind, count in counts.items() if kind & allowed) == 1
+            self._only[allowed] = int(np.flatnonzero(kinds & allowed)[0]) if one else None
+        self._ranges = [self._range(kinds, union, device) for union in self._unions(streams)]
+
+    def _unions(self, streams: int) -> list[int]:
+        """The kinds that a stream may have in any state."""
+        found, seen, waiting = [0] * streams, set(), [(0, 0)]
+        while waiting:
+            state, stream = waiting.pop()
+            if (state, stream) not in seen:
+                seen.add((state, stream))
+                found[stream] |= self._table.allowed[state]
+                following = {after for after in self._table.after[state] if after >= 0}
+                waiting += [(after, (stream + 1) % streams) for after in following]
+        return found
+
+    def _range(self, kinds: np.ndarray, union: int, device: torch.device) -> Range:
+        if not self._constrained:
+            return Range(first=0, end=len(kinds), forbidden=None)
+        ids = np.flatnonzero(kinds & union)
+        first, end = int(ids[0]), int(ids[-1]) + 1
+        sets = np.arange(2 * int(max(Kind)))
+        forbidden = (kinds[None, first:end] & sets[:, None]) == 0
+        return Range(first=first, end=end, forbidden=torch.from_numpy(forbidden).to(device))
+
+    def after(self, state: int, token: int) -> int:
+        """The state that follows; without a structure there is only one."""
+        return self._table.after[state][self._kinds[token]] if self._constrained else state
+
+    def draw(
+        self,
+        stream: int,
+        layer: nn.Linear,
+        hidden: Tensor,
+        states: Sequence[int],
+        temperatures: Sequence[float],
+        generators: Sequence[np.random.Generator],
+    ) -> tuple[list[int], list[float]]:
+        """A token of a stream for each of n replies, from outputs [n, width], and its log-probability under what it was
+        drawn from: softmax(logits / temperature) over what the structure allows. Where that is one token, nothing is
+        drawn."""
+        sets = [self._table.allowed[state] for state in states]
+        tokens = [self._only[allowed] if self._constrained else None for allowed in sets]
+        logps = [0.0] * len(tokens)
+        free = [row for row, token in enumerate(tokens) if token is None]
+        if free:
+            ids = self._ranges[stream]
+            chosen, found = _draw(
+                self._logits(
+                    ids,
+                    layer,
+                    hidden[free] if len(free) < len(tokens) else hidden,
+                    [sets[row] for row in free],
+                    torch.tensor([temperatures[row] for row in free], device=hidden.device),
+                ),
+                [generators[row] for row in free],
+            )
+            for row, token, logp in zip(free, chosen.tolist(), found.tolist(), strict=True):
+                tokens[row], logps[row] = ids.first + token, logp
+        return [token for token in tokens if token is not None], logps
+
+    @staticmethod
+    def _logits(ids: Range, layer: nn.Linear, hidden: Tensor, sets: list[int], temperatures: Tensor) -> Tensor:
+        logits = nn.functional.linear(hidden, layer.weight[ids.first : ids.end]).float().div_(temperatures[:, None])
+        if ids.forbidden is None:
+            return logits
+        # Mostly all replies are at the same point of the structure, and need no mask each.
+        alike = sets[0] if len(set(sets)) == 1 else torch.tensor(sets, device=logits.device)
+        return logits.masked_fill_(ids.forbidden[alike], float("-inf"))
+
+
+def _draw(logits: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+    """An index for each row of logits [n, C], which are used up, and its log-probability.
+
+    The first of several clocks to ring, clock i at a rate p_i, is i with probability p_i. Here blocks of tokens race by
+    their sums, then the tokens of the block that won: a few hundred random numbers instead of C. Rounding decides only
+    a race as close as itself, so that a reply does not depend on what was computed beside it, as it would where one
+    number is held against sums over the whole vocabulary.
+    """
+    rows, size = logits.shape
+    largest = logits.amax(-1, keepdim=True)
+    shares = nn.functional.pad(logits.sub_(largest).exp_(), (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    sums = shares.sum(-1)
+    clocks = np.stack([one.standard_exponential(sums.shape[1] + BLOCK, dtype=np.float32) for one in generators])
+    late = torch.from_numpy(clocks).to(logits.device).clamp_(min=torch.finfo(torch.float32).tiny)
+    block = (sums / late[:, :-BLOCK]).argmax(-1)
+    within = shares[torch.arange(rows, device=logits.device), block]
+    place = (within / late[:, -BLOCK:]).argmax(-1)
+    share = within.gather(-1, place[:, None])[:, 0]
+    return block * BLOCK + place, (share / sums.sum(-1)).log()

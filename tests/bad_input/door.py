@@ -1,0 +1,132 @@
+"""The door that a user's input comes in by, and what must be true when it is turned away there."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from common.errors import InputError
+from configs.load import read
+from controller.inputs import Inputs, read_inputs
+
+SECONDS = 20.0
+"""Longer than this is a hang: a good configuration is read and checked in less than a second."""
+ROWS = 24
+"""Of each data file; a good run needs 16 prompts an iteration."""
+
+
+class Setup:
+    """What a user has: a configuration, data and a checkpoint of their own, good until a test breaks something."""
+
+    def __init__(self, folder: Path, world: Path, root: Path) -> None:
+        self.folder, self._world = folder, world
+        self.base = folder / "base"
+        self.config = folder / "mine.yaml"
+        self.runs = folder / "runs"
+        self.base.mkdir()
+        for file in (world / "base").iterdir():
+            (self.base / file.name).symlink_to(file)
+        for name in ("train", "demonstrations", "held_out"):
+            pq.write_table(self.table(name), self.data(name))
+        self.settings = {
+            "extends": str(root / "configs/playground.yaml"),
+            "run": {"directory": str(self.runs), "name": "bad"},
+            "model": {"checkpoint": str(self.base)},
+            "data": {
+                "prompts": str(self.data("train")),
+                "demonstrations": str(self.data("demonstrations")),
+                "held_out": {"held_out": str(self.data("held_out"))},
+            },
+            "reward": {
+                "codec": {"use": "playground.codec:PlaygroundCodec", "arguments": {"path": str(world / "codec")}}
+            },
+        }
+        self.config.write_text(yaml.safe_dump(self.settings))
+
+    def data(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    def table(self, name: str) -> pa.Table:
+        """A few good rows of the shipped world."""
+        return pq.read_table(self._world / f"data/{name}.parquet").slice(0, ROWS)
+
+    def own(self, name: str) -> Path:
+        """A file of the checkpoint that the test may change: a copy in place of the link."""
+        path = self.base / name
+        source = path.resolve()
+        path.unlink()
+        shutil.copy(source, path)
+        return path
+
+    def edit(self, name: str, change: Callable[[dict], Any]) -> None:
+        """Changes a JSON file of the checkpoint; what the change returns, if anything, takes its place."""
+        path = self.own(name)
+        content = json.loads(path.read_text())
+        replaced = change(content)
+        path.write_text(json.dumps(content if replaced is None else replaced))
+
+    def enter(self, *overrides: str, config: Path | None = None) -> Inputs:
+        """As `duet train` does: read, check, and read what the configuration names."""
+        return read_inputs(read(config or self.config, list(overrides)))
+
+
+def refused(folder: Path, act: Callable[[], Any], *mentions: str) -> str:
+    """Asserts that `act` ends in one good sentence, soon, and with every file below `folder` as it was.
+
+    mentions: what the sentence must name. Returns it.
+    """
+    before, start = contents(folder), time.perf_counter()
+    try:
+        act()
+    except InputError as error:
+        message = sound(error)
+    else:
+        raise AssertionError(f"taken, though it should be refused with: {', '.join(mentions)}")
+    assert time.perf_counter() - start < SECONDS
+    assert contents(folder) == before, "a refusal changes nothing"
+    for words in mentions:
+        assert words in message, f"{words!r} is not said in: {message}"
+    return message
+
+
+def refused_or_read(folder: Path, act: Callable[[], Any]) -> Any | None:
+    """What a good input gives; None when it was refused with one good sentence. Nothing else can happen."""
+    before, start = contents(folder), time.perf_counter()
+    try:
+        result = act()
+    except InputError as error:
+        sound(error)
+        result = None
+    assert time.perf_counter() - start < SECONDS
+    assert contents(folder) == before, "reading changes nothing"
+    return result
+
+
+def sound(error: InputError) -> str:
+    """The message, which must be one line that a terminal shows as it is, and says something."""
+    message = str(error)
+    assert type(error) is InputError
+    assert len(message) > 10
+    assert message.isprintable(), repr(message)
+    return message
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What lies below, links not followed, as digests by name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"link to {path.readlink()}"
+        elif path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            found[name] = "folder" if path.is_dir() else "other"
+    return found

@@ -1,0 +1,219 @@
+"""Real actors: looked into while they are busy, and dead in many ways."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.monitored_actor import Member, identify, on_node, stacks
+from cluster.post_mortem import describe
+
+pytestmark = pytest.mark.e2e
+EXACT = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
+"""Whether the kernel keeps the exit status of a process for others than its parent."""
+
+
+class Busy(Member):
+    def __init__(self, fail: bool = False, start_seconds: float = 0.0) -> None:
+        super().__init__()
+        print("token=abc123 is printed", flush=True)
+        self._child = subprocess.Popen(["sleep", "300"])
+        time.sleep(start_seconds)
+        if fail:
+            raise ValueError("no such codec")
+
+    def pids(self) -> tuple[int, int]:
+        return os.getpid(), self._child.pid
+
+    def in_main_thread(self) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    def nap(self) -> None:
+        time.sleep(300)
+
+    def hold_the_lock(self, seconds: int) -> None:
+        ctypes.PyDLL(None).sleep(seconds)  # a foreign function that does not release the interpreter's lock
+
+    def leave(self, code: int) -> None:
+        os._exit(code)
+
+    def resign(self) -> None:
+        raise SystemExit(4)
+
+    def crash(self) -> None:
+        ctypes.string_at(0)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray with one node, which notices within seconds when another one is lost."""
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_timeout_ms": 5000,
+        "health_check_failure_threshold": 3,
+    }
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": quick}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def member(cluster):
+    return ray.remote(Busy).options(num_cpus=0).remote
+
+
+def death(answer) -> Exception:
+    with pytest.raises(RayActorError) as caught:
+        ray.get(answer, timeout=60)
+    return caught.value
+
+
+def test_a_busy_member_shows_its_stacks(member):
+    busy = member()
+    assert ray.get(busy.in_main_thread.remote(), timeout=60)
+    pid, _ = ray.get(busy.pids.remote(), timeout=60)
+    busy.nap.remote()
+    time.sleep(0.3)
+    seen = identify(busy)
+    assert seen is not None
+    assert (seen.pid, seen.kind) == (pid, "Busy")
+    text = stacks(busy)
+    assert f"process {pid}: S" in text
+    assert "in nap" in text
+    assert stacks(busy).count("in nap") == 1, "the second time brings the second dump only"
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert "T (stopped)" in (text := stacks(busy, 1.0))
+    assert "gave no stacks" in text
+    assert time.monotonic() - began < 2
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_member_that_holds_the_interpreter_shows_its_stacks(member):
+    stuck = member()
+    ray.get(stuck.pids.remote(), timeout=60)
+    stuck.hold_the_lock.remote(30)
+    time.sleep(0.3)
+    assert "in hold_the_lock" in stacks(stuck)
+    ray.kill(stuck)
+
+
+def test_a_member_that_does_not_get_through_its_start_shows_where_it_is(member):
+    slow = member(start_seconds=60.0)
+    deadline = time.monotonic() + 20
+    while "in __init__" not in stacks(slow):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    ray.kill(slow)
+
+
+def test_a_process_that_does_not_listen_is_not_signalled(member):
+    busy = member()
+    pid, child = ray.get(busy.pids.remote(), timeout=60)
+    place = on_node(identify(busy).node_id, lambda: str(ray._private.worker._global_node.get_logs_dir_path()))
+    with open(f"{place}/member-{identify(busy).actor_id}-{child}.stacks", "w"):
+        text = stacks(busy)
+    assert f"process {pid}" in text
+    os.kill(child, 0)
+    ray.kill(busy)
+
+
+@pytest.mark.parametrize(
+    ("kill", "sure", "otherwise"),
+    [
+        ("signal", "killed by signal 9 (SIGKILL)", "exit status not known"),
+        ("leave", "exited with code 3", "exit status not known"),
+        ("crash", "killed by signal 11 (SIGSEGV)", "killed by signal 11 (SIGSEGV)"),
+        ("resign", "exited with code 4", "exited with code 4"),
+        ("terminate", "exited with code 1; it had received SIGTERM", "exited with code 1; it had received SIGTERM"),
+        ("ours", "ended by us (ray.kill)", "ended by us (ray.kill)"),
+    ],
+)
+def test_the_cause_of_a_death_is_named(member, kill, sure, otherwise):
+    dying = member()
+    pid, _ = ray.get(dying.pids.remote(), timeout=60)
+    if kill in ("leave", "crash", "resign"):
+        answer = {"leave": lambda: dying.leave.remote(3), "crash": dying.crash.remote, "resign": dying.resign.remote}[
+            kill
+        ]()
+    else:
+        answer = dying.nap.remote()
+        time.sleep(0.3)
+        if kill == "ours":
+            ray.kill(dying)
+        else:
+            os.kill(pid, signal.SIGKILL if kill == "signal" else signal.SIGTERM)
+    found = describe(death(answer), redact=lambda text: text.replace("abc123", "…"))
+    assert found.cause == (sure if EXACT else otherwise) or found.cause.startswith(
+        f"{sure}; whether for lack of memory"
+    )
+    assert f"process {pid} on " in str(found)
+    assert "\n" not in str(found)
+    assert "common causes" not in found.text()
+    assert "token=… is printed" in found.log_tail
+    if kill == "crash":
+        assert any("in crash" in line for line in found.log_tail)
+
+
+def test_what_a_member_started_goes_with_it(member):
+    """The raylet kills the process group of a worker that dies."""
+    dying = member()
+    pid, child = ray.get(dying.pids.remote(), timeout=60)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_start_that_fails_is_named(member):
+    found = describe(death(member(fail=True).pids.remote()))
+    assert found.cause == "could not be made: ValueError: no such codec"
+
+
+def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluster):
+    node = cluster.add_node(num_cpus=1)
+    there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    remote = ray.remote(Busy).options(num_cpus=0, scheduling_strategy=there)
+    first, second = remote.remote(), remote.remote()
+    pid, _ = ray.get(first.pids.remote(), timeout=60)
+    survivor, child = ray.get(second.pids.remote(), timeout=60)
+    answer, waiting = first.nap.remote(), second.nap.remote()
+    time.sleep(0.3)
+    assert "in nap" in stacks(first)
+    os.kill(pid, signal.SIGKILL)
+    found = describe(death(answer))
+    assert "token=abc123 is printed" in found.log_tail
+    assert "SIGKILL" in found.cause or not EXACT
+    cluster.remove_node(node, allow_graceful=False)
+    lost = describe(death(waiting))
+    assert lost.cause.startswith(f"its node {node.node_id[:8]} is gone")
+    assert "could not be asked" in str(lost)
+    assert "not reached" in stacks(second)
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{left}") for left in (survivor, child)):
+        assert time.monotonic() < deadline, "a member and what it started outlive their node"
+        time.sleep(0.1)
+
+
+def test_outside_an_actor_no_signal_is_taken():
+    code = (
+        "import os, signal; from cluster.monitored_actor import Member; Member(); "
+        "print(signal.getsignal(signal.SIGUSR2) == 0)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "True\n"

@@ -1,0 +1,105 @@
+"""Room that is held: for all ranks of a learner or for none, and for nobody else."""
+
+import os
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.actor_pool import Crew, CrewSettings
+from cluster.placement import Place, lacking
+from cluster.replica_state import Life
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Someone:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def die(self) -> None:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two CPUs; one of them has something special."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=2, resources={"special": 2})
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def put(place: Place, bundle: int = 0):
+    return ray.remote(Someone).options(**place.options(bundle)).remote()
+
+
+def node_of(actor) -> str:
+    return ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()), timeout=60)
+
+
+def test_ranks_lie_as_they_are_to_or_do_not_start(cluster):
+    rank = {"CPU": 1.5}
+    together = Place("learner", rank, rank, strategy="STRICT_PACK")
+    assert together.needs == {"CPU": 3.0}
+    assert not together.wait(2)
+    assert not together.held
+    assert lacking(together.needs) == "no node has room for it"
+    together.give_up()
+    apart = Place("learner", rank, rank, strategy="STRICT_SPREAD")
+    assert apart.wait(30)
+    assert apart.held
+    assert lacking({"CPU": 3.0}) == "it needs 3 CPU more than the cluster has free"
+    assert len({node_of(put(apart, bundle)) for bundle in range(2)}) == 2
+    apart.give_up()
+
+
+def test_what_nodes_were_started_with_decides_who_goes_where(cluster):
+    [special] = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "special" in node["Resources"]]
+    places = [Place("rollout-0", {"CPU": 0.5, "GPU": 0.0, "special": 1.0}) for _ in range(3)]
+    assert [place.wait(5) for place in places] == [True, True, False]
+    actors = [put(place) for place in places[:2]]
+    assert [node_of(actor) for actor in actors] == [special, special]
+    places[0].give_up()
+    assert places[2].wait(30)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[0].pid.remote(), timeout=60)
+    for place in places[1:]:
+        place.give_up()
+
+
+def test_pools_grow_without_what_the_learner_needs(cluster):
+    """Nobody gets the place of a rank that is dead, however long they have been waiting."""
+    ranks = Place("learner", {"CPU": 1.5}, {"CPU": 1.5})
+    assert ranks.wait(30)
+    pool = Crew(
+        CrewSettings(
+            role="rollout", members=1, start_seconds=100.0, renew_seconds=30.0, work_seconds=30.0, beat_seconds=60.0,
+            renewed=False, needs={"CPU": 0.5},
+        ),
+        make=lambda name, place: put(place),
+        warm=lambda actor: actor.pid.remote(),
+        tell=lambda kind, **fields: None,
+    )  # fmt: skip
+    pool.start()
+    first = put(ranks)
+    ray.get(first.pid.remote(), timeout=60)
+    pool.resize(4)  # two find room, two do not
+
+    def work() -> None:
+        pool.work(["an item"], lambda actor, items: actor.__ray_call__.remote(lambda _: [1]), "working")
+
+    while len(pool.names) < 2:
+        work()
+    first.die.remote()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(first.pid.remote(), timeout=60)
+    for _ in range(5):
+        work()
+    ray.get(put(ranks).pid.remote(), timeout=60)  # a successor of the rank starts at once
+    work()
+    assert (len(pool.names), len(pool.fleet.of(Life.STARTING))) == (2, 2)
+    pool.stop()
+    ranks.give_up()

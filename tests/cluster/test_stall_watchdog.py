@@ -1,0 +1,118 @@
+"""Stalls: noticed once, with everybody's stacks, also of those who cannot give them."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.monitored_actor import Member
+from cluster.stall_watchdog import Stall, StallReport, Waiting, Watch, Watchdog
+
+
+def test_a_stall_is_told_once_and_again_after_progress():
+    dog = Watchdog(10.0, now=100.0)
+    assert dog.late(109.9) is None
+    assert dog.late(110.0) == Stall(seconds=10.0, last="the start")
+    assert dog.late(500.0) is None
+    dog.touch("iteration 3: rollout", 500.0)
+    assert dog.late(509.0) is None
+    assert dog.late(511.0) == Stall(seconds=11.0, last="iteration 3: rollout")
+    assert Watchdog(0.0, now=0.0).late(1e9) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 30.0)), max_size=40))
+def test_between_two_steps_of_progress_there_is_at_most_one_stall_and_never_an_early_one(steps):
+    now = since = 0.0
+    dog, told = Watchdog(10.0, now=now), 0
+    for progress, seconds in steps:
+        now += seconds
+        if progress:
+            dog.touch("work", now)
+            since, told = now, 0
+        elif (stall := dog.late(now)) is not None:
+            told += 1
+            assert stall.seconds == now - since >= 10.0
+        elif now - since >= 10.0:
+            assert told == 1
+        assert told <= 1
+
+
+class Sleeper(Member):
+    def ready(self) -> int:
+        return os.getpid()
+
+    def nap(self) -> None:
+        time.sleep(300)
+
+
+@pytest.fixture(scope="module")
+def sleepers():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    remote = ray.remote(Sleeper).options(num_cpus=0)
+    yield [remote.remote() for _ in range(4)]
+    ray.shutdown()
+
+
+@pytest.mark.e2e
+def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_path):
+    pids = ray.get([sleeper.ready.remote() for sleeper in sleepers], timeout=60)
+    asked = time.monotonic() - 42
+    for sleeper in sleepers[:2]:
+        sleeper.nap.remote()
+    time.sleep(0.3)
+    os.kill(pids[1], signal.SIGSTOP)
+    ray.kill(sleepers[3])
+
+    def members() -> list[Waiting]:
+        names = ["reward-0", "rollout-1", "learner-0", "rollout-2"]
+        busy = {"reward-0": "scoring with key-123", "rollout-1": "sampling 8 replies"}
+        return [
+            Waiting(name=name, actor=sleeper, doing=busy.get(name, ""), since=asked + (name == "rollout-1"))
+            for name, sleeper in zip(names, sleepers, strict=True)
+        ]
+
+    events: list[dict] = []
+    report = StallReport(tmp_path, members, redact=lambda text: text.replace("key-123", "…"))
+    with Watch(Watchdog(1.5, time.monotonic()), report, lambda kind, **fields: events.append({"kind": kind, **fields})):
+        deadline = time.monotonic() + 30
+        while not events:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(2.5)
+    [event] = events
+    assert event["kind"] == "stalled"
+    assert event["summary"].startswith("no progress for ")
+    assert "waiting for reward-0 (scoring with …, 4" in event["summary"]
+    assert "rollout-1 (sampling 8 replies, 4" in event["summary"]
+    [path] = (tmp_path / "stalls").iterdir()
+    assert event["summary"].endswith(f"stacks in stalls/{path.name}")
+    text = path.read_text()
+    assert "key-123" not in text
+    parts = dict(part.split("\n", 1) for part in text.split("\n==== ")[1:])
+    own = "test_the_report_says_who_is_waited_for_and_what_all_are_doing"
+    assert own in parts["controller"]
+    assert "in nap" in parts["reward-0, waited for: scoring with …"]
+    assert "T (stopped)" in parts["rollout-1, waited for: sampling 8 replies"]
+    assert "gave no stacks" in parts["rollout-1, waited for: sampling 8 replies"]
+    assert "in main_loop" in parts["learner-0"]
+    assert f"process {pids[3]}: gone" in parts["rollout-2"]
+    os.kill(pids[1], signal.SIGKILL)
+
+
+def test_a_report_that_fails_is_told_and_harms_nothing(tmp_path):
+    def members() -> list[Waiting]:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    events: list[str] = []
+    dog = Watchdog(0.1, time.monotonic())
+    with Watch(dog, StallReport(tmp_path, members), lambda kind, summary: events.append(summary)) as watch:
+        deadline = time.monotonic() + 10
+        while len(events) < 2:
+            assert time.monotonic() < deadline
+            watch.touch("something")
+            time.sleep(1.2)
+    assert "no report: RuntimeError('dictionary changed size" in events[0]

@@ -1,0 +1,92 @@
+"""What a configuration may name as data, and the inputs that come of it."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import InputError
+from configs.load import make_absolute, read
+from configs.validate import named, paths, sources
+from controller.checkpointing import differences
+from controller.inputs import dealers, fingerprints, read_inputs
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "configs/playground.yaml"
+
+
+@pytest.fixture
+def data(world, tmp_path):
+    """The training set as a file, and halved."""
+    table = pq.read_table(world / "data/train.parquet")
+    pq.write_table(table.slice(0, 2000), tmp_path / "a.parquet", row_group_size=128)
+    (tmp_path / "b").mkdir()
+    pq.write_table(table.slice(2000), tmp_path / "b/0.parquet")
+    return tmp_path
+
+
+def two(data, first=3, second=1) -> str:
+    return f"[{{path: {data}/a.parquet, weight: {first}}}, {{path: {data}/b, weight: {second}}}]"
+
+
+def test_several_sources_are_mixed_by_weight(data, world, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = read(CONFIG, [f"data.prompts={two(data)}"])
+    inputs = read_inputs(config)
+    assert inputs.prompts.counts == [2000, 560]
+    prompts, demonstrations = dealers(config, inputs)
+    taken = prompts.take(16)
+    assert sum(row < 2000 for row in taken) == 12
+    assert demonstrations.take(16) == dealers(read(CONFIG, []), inputs)[1].take(16)
+    alone = read_inputs(read(CONFIG, []))
+    marks, whole = fingerprints(inputs), fingerprints(alone)
+    assert marks["data.prompts"] != whole["data.prompts"]
+    assert marks["data.demonstrations"] == whole["data.demonstrations"]
+
+
+def test_weights_are_part_of_what_a_run_is(data):
+    one, other = (read(CONFIG, [f"data.prompts={two(data, weight)}"]) for weight in (3, 4))
+    assert list(differences(one, other)) == ["data.prompts"]
+
+
+def test_paths_become_absolute_in_both_forms(data, monkeypatch):
+    monkeypatch.chdir(data)
+    config = read(CONFIG, ["data.prompts=[{path: a.parquet}, {path: b, weight: 2}]", "data.demonstrations=d.parquet"])
+    make_absolute(config)
+    assert paths(config.data.prompts) == [data / "a.parquet", data / "b"]
+    assert [source.weight for source in sources(config.data.prompts)] == [1.0, 2]
+    assert config.data.demonstrations == str(data / "d.parquet")
+    assert named(config.data.prompts) == f"{data / 'a.parquet'}, {data / 'b'}"
+    again = data / "again.yaml"
+    again.write_text(config.yaml())
+    assert read(again, []) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("[]", r"data\.prompts: \[\] is not possible; a path, or a list"),
+        ("5", r"data\.prompts: 5 is not possible"),
+        ("{path: a}", r"data\.prompts: .*is not possible"),
+        ("[a]", r"data\.prompts\[0\]: 'a' is not possible"),
+        ("[{path: a, wieght: 2}]", r"data\.prompts\[0\]: .*wieght"),
+        ("[{path: a}, {weight: 1}]", r"data\.prompts\[1\]"),
+        ("[{path: 5}]", r"data\.prompts\[0\]\.path: 5 cannot be"),
+        ("[{path: ''}]", r"data\.prompts\[0\]\.path: '' cannot be"),
+        ("[{path: a, weight: 0}]", r"data\.prompts\[0\]\.weight: 0 is not possible"),
+        ("[{path: a, weight: -1}]", r"data\.prompts\[0\]\.weight: -1"),
+        ("[{path: a, weight: .nan}]", r"data\.prompts\[0\]\.weight: nan"),
+        ("[{path: a, weight: true}]", r"data\.prompts\[0\]\.weight: True"),
+        ("[{path: a}, {path: a}]", r"data\.prompts: two sources have the same path"),
+    ],
+)
+def test_what_is_no_source_is_refused_by_its_key(value, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read(CONFIG, [f"data.prompts={value}"])
+
+
+def test_a_broken_file_among_several_is_named(data, world, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shutil.copy(world / "data/demonstrations.parquet", data / "b/1.parquet")
+    with pytest.raises(InputError, match=r"b/1\.parquet has no column 'id'"):
+        read_inputs(read(CONFIG, [f"data.prompts={two(data)}"]))

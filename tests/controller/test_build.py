@@ -1,0 +1,106 @@
+"""The parts of a run fit each other: what the configuration says to one of them, the others are told too."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from common.errors import InputError
+from configs.load import read
+from configs.routes import Route
+from controller import build
+from controller.actor import Controller
+from controller.inputs import read_inputs
+from reward.scoring import Scoring, judge
+from speech.families import PLAYGROUND
+from speech.grammar import allowed_sets, kind_table
+from speech.types import Group
+from tests.controller.examples import card, reply
+
+
+@pytest.fixture
+def configured(root, world):
+    """Reads the shipped configuration, with changes."""
+
+    def make(*overrides: str):
+        return read(root / "configs" / "playground.yaml", [*overrides, f"model.checkpoint={world / 'base'}"])
+
+    return make
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """What rollout pool and learner group are given, without starting any."""
+    for name in ("RolloutPool", "LearnerGroup"):
+        monkeypatch.setattr(build, name, lambda *given: given)
+
+    def make(config, family=PLAYGROUND) -> SimpleNamespace:
+        _, engine, *_ = build.rollout_pool(config, family, print)
+        _, rank, *_ = build.learner_group(config, family, "x", None)
+        return SimpleNamespace(engine=engine, rank=rank, sampling=build.sampling(config))
+
+    return make
+
+
+def test_sampler_and_learner_have_one_temperature(configured, built):
+    """Method §7, rule 3."""
+    parts = built(configured("rollout.temperature=0.7"))
+    assert parts.sampling.temperature == parts.rank.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("setting", "follows", "held"),
+    [("on", True, True), ("off", False, False), ("auto", False, True), ("auto", True, False)],
+)
+def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, built, setting, follows, held):
+    """Method §7, rule 3."""
+    config, family = configured(f"rollout.structure='{setting}'"), replace(PLAYGROUND, follows_pattern=follows)
+    inputs = replace(read_inputs(config), family=family)
+    assert built(config, family).engine.constrained == held
+    demonstration = inputs.demonstrations[0]
+    ids, channels = demonstration.reply_ids, inputs.vocabulary.channels(demonstration.reply_ids)
+    asked = Group(prompt=inputs.prompts[0], replies=[reply(i, ids, channels) for i in range(2)])
+    judged = judge(asked, [card(a=1.0), card(a=5.0)], Scoring(total={"a": 1.0}), [Route()])
+    rows = build.preference(config, inputs).batch([asked], [judged], {}, [1.0]).items
+    assert len(rows) == 2
+    for row in rows:
+        if held:
+            kinds = kind_table(inputs.vocabulary)
+            assert row.allowed.tolist() == allowed_sets(ids, family.interleave, kinds).tolist()
+        else:
+            assert row.allowed is None
+
+
+def test_frozen_parts_that_the_checkpoint_lacks_are_refused_before_anything_starts(configured, built):
+    """Method §7, rule 7."""
+    config = configured("model.frozen=[model.layers.0.*, encoder.*]")
+    with pytest.raises(InputError, match=r"model\.frozen: 'encoder\.\*' matches no parameter"):
+        read_inputs(config)
+    config = configured("model.frozen=[model.layers.0.*]")
+    read_inputs(config)
+    assert built(config).rank.frozen == ("model.layers.0.*",)
+
+
+def test_adapters_are_asked_of_the_learner_alone_and_their_layers_are_looked_up_beforehand(configured, built):
+    assert built(configured()).rank.lora is None
+    config = configured("learner.lora={rank: 4, alpha: 8, targets: ['*.q_proj']}", "model.frozen=[model.layers.0.*]")
+    read_inputs(config)
+    rank = built(config).rank
+    assert (rank.lora.rank, rank.lora.scale, rank.lora.targets) == (4, 2.0, ("*.q_proj",))
+    config = configured("learner.lora.rank=4", "learner.lora.targets=['*.q_proj', 'encoder.*']")
+    with pytest.raises(InputError, match=r"learner\.lora\.targets: 'encoder\.\*' matches no linear layer"):
+        read_inputs(config)
+
+
+def test_the_settings_that_made_a_score_go_on_record(configured):
+    """Method §7, rule 9."""
+    config = configured("rollout.temperature=0.7", "rollout.max_tokens=90", "rollout.structure='on'")
+    versions = {"answer": "v3", "codec": "abc"}
+    stand_in = SimpleNamespace(
+        _config=config,
+        _inputs=SimpleNamespace(family=PLAYGROUND),
+        _members=SimpleNamespace(rater_versions=versions),
+    )
+    made = Controller._provenance(stand_in)
+    assert made.raters == versions
+    assert made.sampling == {"temperature": "0.7", "top_p": "1", "top_k": "0", "max_tokens": "90", "structure": "on"}

@@ -1,0 +1,122 @@
+"""The breaker's states, and how long to wait before asking again."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from reward.remote.circuit_breaker import Breaker, State, Wait, pause, retry_after
+
+
+def test_it_opens_after_failures_in_a_row_and_tries_again_later():
+    breaker = Breaker(failures=3, seconds=10)
+    for alive in (False, False, True, False, False):  # the success in between starts the count anew
+        breaker.report(breaker.enter(0.0), alive, 0.0)
+    assert breaker.state == State.CLOSED
+    breaker.report(breaker.enter(0.0), False, 1.0)
+    assert breaker.state == State.OPEN
+    assert breaker.enter(10.9) == Wait.REFUSED
+    trial = breaker.enter(11.0)
+    assert isinstance(trial, int)
+    assert breaker.state == State.HALF_OPEN
+    assert breaker.enter(11.0) == Wait.TRIED
+    breaker.report(trial, False, 12.0)
+    assert breaker.enter(21.9) == Wait.REFUSED
+    breaker.report(breaker.enter(22.0), True, 22.5)
+    assert breaker.state == State.CLOSED
+    assert breaker.openings == 2
+
+
+def test_answers_from_before_it_opened_do_not_decide():
+    breaker = Breaker(failures=1, seconds=10)
+    early, late = breaker.enter(0.0), breaker.enter(0.0)
+    breaker.report(early, False, 0.0)
+    breaker.report(late, True, 1.0)
+    assert breaker.state == State.OPEN
+    trial = breaker.enter(10.0)
+    breaker.report(late, True, 10.0)
+    assert breaker.state == State.HALF_OPEN
+    breaker.report(trial, None, 10.0)  # given up without an answer: the next one finds out
+    assert breaker.state == State.OPEN
+    assert isinstance(breaker.enter(10.0), int)
+
+
+class Any(RuleBasedStateMachine):
+    """Whatever is asked and reported in whatever order."""
+
+    tickets = Bundle("tickets")
+
+    def __init__(self):
+        super().__init__()
+        self.breaker, self.now, self.failed = Breaker(failures=2, seconds=5), 0.0, -5.0
+
+    @rule(seconds=st.floats(0, 4))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(target=tickets)
+    def ask(self):
+        before = self.breaker.state
+        answer = self.breaker.enter(self.now)
+        if before == State.CLOSED:
+            assert isinstance(answer, int)
+        elif before == State.HALF_OPEN:
+            assert answer == Wait.TRIED
+        return answer
+
+    @rule(ticket=consumes(tickets), alive=st.sampled_from([True, False, None]))
+    def report(self, ticket, alive):
+        if isinstance(ticket, int):
+            before = self.breaker.openings
+            self.breaker.report(ticket, alive, self.now)
+            if self.breaker.openings > before:
+                assert alive is False
+                self.failed = self.now
+
+    @invariant()
+    def it_is_never_shut_for_longer_than_agreed(self):
+        if self.breaker.state == State.OPEN and self.now >= self.failed + 5:
+            trial = self.breaker.enter(self.now)
+            assert isinstance(trial, int)
+            self.breaker.report(trial, None, self.now)
+
+
+TestAny = Any.TestCase
+
+
+@given(attempt=st.integers(1, 10_000), draw=st.floats(0, 1, exclude_max=True), after=st.none() | st.floats(0, 1e6))
+def test_pauses_grow_up_to_a_bound_and_keep_what_was_asked_for(attempt, draw, after):
+    seconds = pause(attempt, draw, first=0.5, longest=20, after=after)
+    assert (after or 0) <= seconds <= (after or 0) + min(20, 0.5 * 2 ** min(attempt - 1, 10))
+    assert pause(attempt, 0.5, first=0.5, longest=20) <= pause(attempt + 1, 0.5, first=0.5, longest=20)
+
+
+NOW = datetime(2026, 7, 9, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("Thu, 09 Jul 2026 12:00:30 GMT", 30.0),
+        ("Thu, 09 Jul 2026 11:00:00 GMT", 0.0),
+        ("Thu, 09 Jul 2026 12:00:30 -0000", 30.0),
+        ("soon", None),
+        ("", None),
+        ("-3", None),
+        ("1.5", None),
+        ("9" * 400, None),
+    ],
+)
+def test_a_rater_may_say_when_to_come_back(value, seconds):
+    assert retry_after(value, NOW) == seconds
+
+
+@given(st.text() | st.datetimes(timezones=st.just(UTC)).map(lambda then: (then + timedelta()).isoformat()))
+def test_nonsense_about_when_to_come_back_is_passed_over(value):
+    seconds = retry_after(value, NOW)
+    assert seconds is None or seconds >= 0

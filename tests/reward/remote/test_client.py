@@ -1,0 +1,261 @@
+"""What every remote rater goes through, in a time of its own: nothing here waits."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from reward.remote.client import Failure, Reason, RemoteRater, RemoteSettings, Said, strict
+from reward.types import Missing
+from tests.reward.spoken import at_once, spoken
+
+DOWN = Failure(Reason.SERVER, "HTTP 500", again=True, down=True)
+
+
+class Scripted(RemoteRater):
+    """Each attempt does what stands next in the script: an answer, a failure, or a wait of so many seconds before 3."""
+
+    def __init__(self, *script, **settings):
+        super().__init__(RemoteSettings(name="judge", version="1", **settings))
+        self.script, self.asked, self.at_once = list(script), [], 0
+
+    async def ask(self, spoken):
+        self.asked.append(asyncio.get_running_loop().time())
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.at_once += 1
+        self.most = max(getattr(self, "most", 0), self.at_once)
+        try:
+            await asyncio.sleep(step if isinstance(step, int) else 0.01)
+        finally:
+            self.at_once -= 1
+        if isinstance(step, Exception):
+            raise step
+        return step if isinstance(step, Said) else Said(score=3)
+
+
+def rate(rater, *replies, seconds=1000.0):
+    """Scores, and the seconds it took."""
+    rated, took = at_once(rater.rate_batch(replies or (spoken(),), seconds))
+    return [one.score for one in rated], took
+
+
+def missing(reason: Reason) -> Missing:
+    return Missing(str(reason), fault="rater")
+
+
+@pytest.mark.parametrize(
+    ("told", "counted"),
+    [
+        ([{"input_tokens": 300, "output_tokens": 12, "cost": 0.5}, {"input_tokens": 100}], (400.0, 12.0, 0.5)),
+        ([None, {}], (None, None, None)),
+        ([{"input_tokens": "300", "output_tokens": True, "cost": -1}, {"cost": float("nan")}], (None, None, None)),
+        ([{"cost": float("inf"), "output_tokens": 0}, [300]], (None, 0.0, None)),
+    ],
+)
+def test_what_an_answer_says_of_its_price_is_added_up_and_costs_no_score(told, counted):
+    rater = Scripted(*(Said(score=4, usage=usage) for usage in told))
+    assert rate(rater, *many(2))[0] == [4.0, 4.0]
+    assert tuple(rater.counters().get(name) for name in ("input_tokens", "output_tokens", "cost")) == counted
+
+
+def many(count: int) -> list:
+    return [spoken(sound=number) for number in range(count)]
+
+
+def test_a_failure_that_may_pass_is_tried_again():
+    rater = Scripted(DOWN, 100, Said(score=4, reason="good"), timeout=5)
+    assert rate(rater)[0] == [4.0]
+    assert rater.counters()["calls"] == 3
+    assert rater.counters()["retries"] == 2
+    assert rater.counters()["latency_seconds"] == pytest.approx(5.02)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason", "calls"),
+    [
+        (DOWN, Reason.SERVER, 3),
+        (Failure(Reason.REFUSED, "HTTP 401"), Reason.REFUSED, 1),
+        (100, Reason.TIMEOUT, 3),
+        (Said(score="5"), Reason.NOT_A_NUMBER, 1),
+        (Said(score=3, version="2"), Reason.OTHER_VERSION, 1),
+    ],
+)
+def test_a_failure_is_missing_by_fault_of_the_rater(step, reason, calls):
+    """Method §7, rule 1."""
+    rater = Scripted(step, retries=2, timeout=5)
+    assert rate(rater)[0] == [missing(reason)]
+    assert len(rater.asked) == calls
+    assert len(rater.cache) == 0
+    assert rater.counters()["failures"] == 1
+
+
+def test_a_fault_in_the_code_of_a_rater_tells_nothing_but_its_kind():
+    [rated], _ = at_once(Scripted(RuntimeError("Bearer abc")).rate_batch([spoken()], 10))
+    assert rated.score == Missing("judge raised RuntimeError", fault="rater")
+    assert "abc" not in repr(rated)
+
+
+def test_one_reply_takes_no_longer_than_its_deadline():
+    for deadline in (1, 7, 30):
+        scores, took = rate(Scripted(100, timeout=5, deadline=deadline, retries=50, breaker_failures=100))
+        assert scores == [missing(Reason.TIMEOUT)]
+        assert took <= deadline
+
+
+def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
+    busy = Failure(Reason.LIMITED, "HTTP 429", again=True, after=20)
+    patient = Scripted(busy, Said(score=2), deadline=30)
+    assert rate(patient)[0] == [2.0]
+    assert 20 <= patient.asked[1] - patient.asked[0] <= 21
+    hurried = Scripted(busy, Said(score=2), deadline=15)
+    scores, took = rate(hurried)
+    assert scores == [missing(Reason.LIMITED)]
+    assert took < 1
+
+
+def test_so_many_at_once_and_no_more():
+    rater = Scripted(1, concurrency=4)
+    scores, took = rate(rater, *many(20))
+    assert scores == [3.0] * 20
+    assert rater.most == 4
+    assert took == pytest.approx(5.0)
+
+
+def test_a_batch_ends_in_time_with_what_it_has():
+    """A reply that is answered keeps its score, whatever becomes of the others."""
+    rater = Scripted(*[Said(score=5), 100] * 5, 100, concurrency=2, timeout=20, retries=0, breaker_failures=50)
+    scores, took = rate(rater, *many(30), seconds=50)
+    assert took <= 50
+    assert scores.count(5.0) == 5
+    assert scores.count(missing(Reason.TIMEOUT)) == 25
+
+
+def test_a_rater_that_is_down_is_left_alone_and_tried_again():
+    rater = Scripted(DOWN, retries=0, breaker_failures=3, breaker_seconds=60, concurrency=1)
+
+    async def story():
+        down = await rater.rate_batch(many(10), 1000)
+        calls, before = len(rater.asked), asyncio.get_running_loop().time()
+        refused = await rater.rate_batch(many(10), 1000)
+        assert asyncio.get_running_loop().time() == before
+        assert len(rater.asked) == calls
+        await asyncio.sleep(60)
+        rater.script = [Said(score=4)]
+        return down, refused, await rater.rate_batch(many(10), 1000)
+
+    (down, refused, up), _ = at_once(story())
+    assert [one.score for one in down] == [missing(Reason.SERVER)] * 3 + [missing(Reason.UNAVAILABLE)] * 7
+    assert {one.score for one in refused} == {missing(Reason.UNAVAILABLE)}
+    assert [one.score for one in up] == [4.0] * 10
+    assert rater.counters()["breaker_openings"] == 1
+    assert rater.counters()["unavailable"] == 17
+    assert not rater.left_alone
+
+
+def test_a_rater_that_never_answers_is_down():
+    rater = Scripted(100, timeout=5, retries=0, breaker_failures=3, concurrency=1)
+    scores, took = rate(rater, *many(10))
+    assert scores == [missing(Reason.TIMEOUT)] * 3 + [missing(Reason.UNAVAILABLE)] * 7
+    assert took == pytest.approx(15)
+    assert rater.left_alone
+    hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # it had no time to show whether it would
+    assert rate(hurried, seconds=5)[0] == [missing(Reason.TIMEOUT)]
+    assert hurried.counters()["breaker_openings"] == 0
+
+
+def test_those_who_come_while_one_is_finding_out_wait_for_it():
+    rater = Scripted(DOWN, retries=0, breaker_failures=1, breaker_seconds=60, concurrency=8)
+
+    async def story():
+        await rater.rate_batch(many(1), 1000)
+        await asyncio.sleep(60)
+        rater.script = [7]
+        return await rater.rate_batch(many(8), 1000)
+
+    rated, _ = at_once(story())
+    assert [one.score for one in rated] == [3.0] * 8
+    assert sorted(rater.asked)[2] - sorted(rater.asked)[1] >= 7
+
+
+def test_nonsense_does_not_open_the_breaker():
+    """A rater that answers is not down; how many of its scores are missing is another limit's business."""
+    rater = Scripted(Said(score=None), breaker_failures=2)
+    assert set(rate(rater, *many(10))[0]) == {missing(Reason.NOT_A_NUMBER)}
+    assert len(rater.asked) == 10
+
+
+def test_nothing_is_asked_twice():
+    rater = Scripted(Said(score=4, reason="clear"))
+
+    async def story():
+        return await rater.rate_batch([spoken(), spoken(), spoken(sound=1)], 10), await rater.rate_batch([spoken()], 10)
+
+    (first, second), _ = at_once(story())
+    assert [one.score for one in first + second] == [4.0] * 4
+    assert second[0].details == {"judge_reason": "clear"}
+    assert len(rater.asked) == 2
+    assert rater.counters()["cache_hits"] == 1
+    other = Scripted(DOWN)
+    other.cache.load(rater.cache.table())
+    assert rate(other)[0] == [4.0]
+    narrower = Scripted(Said(score=2), highest=3.0)
+    narrower.cache.load(rater.cache.table())
+    assert rate(narrower)[0] == [2.0]
+
+
+def test_a_rater_that_listens_is_not_shown_a_reply_without_speech():
+    listens, reads = Scripted(Said(score=4)), Scripted(Said(score=4), listens=False)
+    assert rate(listens, spoken(sound=None))[0] == [Missing("no speech in the reply", fault="reply")]
+    assert rate(reads, spoken(sound=None))[0] == [4.0]
+    assert listens.asked == []
+
+
+def test_it_works_from_any_thread():
+    rater = Scripted(Said(score=4))
+    assert rater.rate(spoken()) == 4.0
+    assert [one.score for one in rater.rate_all(many(3), 10)] == [4.0] * 3
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+        max_leaves=3,
+    ),
+    st.none() | st.text(st.characters(categories=["Cs", "L"])) | st.integers(),
+)
+def test_only_a_number_on_the_scale_is_a_score(score, reason):
+    """Method §7, rule 1: nothing is converted, and nothing is moved onto the scale."""
+    if type(score) in (int, float) and 1 <= score <= 5 and not isinstance(reason, int):
+        answer = strict(score, reason, 1.0, 5.0)
+        assert answer.score == score
+        assert len(answer.reason.encode("utf-8")) >= len(reason or "")
+    else:
+        with pytest.raises(Failure) as failure:
+            strict(score, reason, 1.0, 5.0)
+        assert failure.value.reason in set(Reason)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"version": 3},
+        {"retries": -1},
+        {"retries": 1.5},
+        {"concurrency": 0},
+        {"concurrency": True},
+        {"timeout": 0},
+        {"timeout": "30"},
+        {"deadline": float("inf")},
+        {"highest": 1.0},
+        {"lowest": None},
+        {"listens": "no"},
+        {"breaker_seconds": float("nan")},
+    ],
+)
+def test_impossible_settings_are_refused_by_name(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        RemoteSettings(**({"name": "judge", "version": "1"} | change))

@@ -1,0 +1,141 @@
+"""Weights go to several processes at once, from one that is alive to those that are; nobody waits for the others."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weight_sync.broadcast import BroadcastSender
+from weight_sync.senders import Entry
+from weight_sync.update import Parcel
+
+SECONDS = 3.0
+"""Longest wait of one for another."""
+GROUPS = [
+    {"a": torch.arange(3 << 16, dtype=torch.float32), "scalar": torch.tensor(3.0), "none": torch.empty(0, 4)},
+    {"b": torch.arange(64, dtype=torch.bfloat16).reshape(8, 8).t(), "c": torch.arange(9)},
+    {"d": torch.ones(1 << 20), "e": torch.tensor([True, False])},
+    {"f": torch.full((2, 2), 0.5, dtype=torch.float8_e4m3fn)},
+]
+TOTAL = sum(tensor.double().sum().item() for group in GROUPS for tensor in group.values())
+
+
+class Receiver:
+    """`tests.weight_sync.broadcasting` in a process."""
+
+    def __init__(self, root, seat: str) -> None:
+        self.seat = seat
+        command = [sys.executable, "-m", "tests.weight_sync.broadcasting", seat]
+        self.process = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def give(self, parcel: Parcel) -> None:
+        self.process.stdin.write(pickle.dumps(parcel).hex() + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict:
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture
+def receivers(root):
+    made = [Receiver(root, seat) for seat in "abc"]
+    assert [receiver.process.stdout.readline() for receiver in made] == ["up\n"] * 3
+    yield made
+    for receiver in made:
+        receiver.process.kill()
+        receiver.process.wait()
+
+
+@pytest.fixture
+def sender():
+    made = BroadcastSender("127.0.0.1", torch.device("cpu"))
+    yield made
+    made.close()
+
+
+class Calls:
+    """Calls of one sender, numbered as a learner group does it."""
+
+    def __init__(self, sender: BroadcastSender) -> None:
+        self.sender, self.number = sender, 0
+        self.entries = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in GROUPS]
+
+    def __call__(self, version: int, receivers: list[Receiver], weights: Iterator, late: str = "") -> str | None:
+        """Has the receivers take a version; late: seats that are expected besides. Returns why it broke off."""
+        self.number += 1
+        parcel = self.sender.announce(self.entries, version, whole=True)
+        seats = (*(receiver.seat for receiver in receivers), *late)
+        call = replace(parcel.call, number=self.number, seats=seats, seconds=SECONDS)
+        for receiver in receivers:
+            receiver.give(replace(parcel, call=call))
+        return self.sender.deliver(self.entries, weights, call)
+
+
+def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(receivers, sender):
+    call = Calls(sender)
+    a, b, c = receivers
+    # A group is kept for as long as nobody changes.
+    for version in (1, 2):
+        assert call(version, receivers, iter(GROUPS)) is None
+        found = [receiver.answer() for receiver in receivers]
+        assert found == [{"groups": 4, "total": TOTAL, "group": "1", "lacking": ""}] * 3
+
+    def weights() -> Iterator[dict[str, torch.Tensor]]:
+        yield from GROUPS[:2]
+        b.process.kill()
+        b.process.wait()
+        yield from GROUPS[2:]
+
+    begun = time.monotonic()
+    reason = call(3, receivers, weights())
+    assert reason is not None
+    assert "group 1" in reason
+    found = [receiver.answer() for receiver in (a, c)]
+    assert time.monotonic() - begun < 2 * SECONDS
+    assert all(answer["lacking"] for answer in found)
+    assert all(2 <= answer["groups"] < 4 for answer in found)
+    # Those that live go on where they were, in a group of their own.
+    assert call(3, [a, c], iter(GROUPS)) is None
+    assert [receiver.answer() for receiver in (a, c)] == [
+        {"groups": 4, "total": TOTAL, "group": "4", "lacking": ""}
+    ] * 2
+
+
+def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_go_on(receivers, sender):
+    call = Calls(sender)
+    a, b, _ = receivers
+    begun = time.monotonic()
+    assert call(2, [a, b], iter(GROUPS), late="x") is None
+    assert SECONDS <= time.monotonic() - begun < SECONDS + 2
+    assert [receiver.answer()["total"] for receiver in (a, b)] == [TOTAL] * 2
+
+    os.kill(b.process.pid, signal.SIGSTOP)
+    assert call(3, [a, b], iter(GROUPS)) is None  # without it
+    assert a.answer()["total"] == TOTAL
+    os.kill(b.process.pid, signal.SIGCONT)
+    assert b.answer() == {
+        "groups": 0, "total": 0, "group": None, "lacking": "the roll was called before it was there",
+    }  # fmt: skip
+
+    def weights() -> Iterator[dict[str, torch.Tensor]]:
+        yield from GROUPS[:2]
+        os.kill(b.process.pid, signal.SIGSTOP)
+        yield from GROUPS[2:]
+
+    begun = time.monotonic()
+    assert f"a broadcast took more than {SECONDS:g} s" in call(4, [a, b], weights())
+    assert a.answer()["groups"] >= 2  # it may have all of them before the sender finds out
+    assert time.monotonic() - begun < 3 * SECONDS
+    assert call(4, [a], iter(GROUPS)) is None
+    assert a.answer()["total"] == TOTAL
+    assert call(5, [], iter(GROUPS), late="x") == f"nobody came within {SECONDS:g} s: x"

@@ -1,0 +1,76 @@
+"""An update by broadcast, from its start to its end, over interruptions. vLLM's part is a list of what it was asked."""
+
+import pytest
+
+from cluster.waiting import Interrupted
+from weight_sync.broadcast import Broadcasts
+from weight_sync.update import Call, Form, Parcel
+
+GROUPS = ((Form("a", "float32", (2, 3)),), (Form("b", "bfloat16", ()),))
+
+
+def parcel(key: str, version: int, number: int) -> Parcel:
+    call = Call(number=number, host="h", port=1, seats=("w/0", "w/1"), seconds=1.0)
+    return Parcel(version=version, size=26, whole=False, groups=GROUPS, key=key, call=call)
+
+
+class Asked:
+    """Two tensor-parallel ranks, and what they say of their progress."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.progress = [(2, ""), (2, "")]
+
+    def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    def update_weights(self, request: dict) -> None:
+        update = request["update_info"]
+        assert update["groups"] == [[["a", "float32", [2, 3]]], [["b", "bfloat16", []]]]
+        assert (update["worker"], update["whole"]) == ("w", False)
+        self.calls.append(f"update {update['call']['number']}")
+
+    def collective_rpc(self, method: str) -> list[tuple[int, str]]:
+        assert method == "broadcast_progress"
+        return self.progress
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        self.calls.append(f"finish {weight_version}")
+
+
+def test_an_update_goes_on_where_it_was_interrupted():
+    asked = Asked()
+    broadcasts = Broadcasts(asked)
+    broadcasts.take(parcel("k-1", 1, 1), "w")
+    asked.progress = [(1, "1 of 2 groups came: gone"), (2, "")]
+    with pytest.raises(Interrupted, match="1 of 2 groups came: gone"):
+        broadcasts.take(parcel("k-2", 2, 2), "w")
+    assert broadcasts.half
+    asked.progress = [(2, ""), (2, "")]
+    broadcasts.take(parcel("k-2", 2, 3), "w")
+    assert not broadcasts.half
+    assert asked.calls == ["start", "update 1", "finish 1", "start", "update 2", "update 3", "finish 2"]
+
+
+def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_else():
+    asked = Asked()
+    broadcasts = Broadcasts(asked)
+    asked.progress = [(0, "the roll was not called"), (0, "the roll was not called")]
+    with pytest.raises(Interrupted):
+        broadcasts.take(parcel("k-1", 1, 1), "w")
+    assert not broadcasts.half
+    asked.progress = [(2, ""), (2, "")]
+    broadcasts.take(parcel("other-1", 1, 1), "w")
+    assert asked.calls == ["start", "update 1", "update 1", "finish 1"]
+
+
+def test_a_part_of_one_and_the_rest_of_another_are_refused():
+    asked = Asked()
+    broadcasts = Broadcasts(asked)
+    asked.progress = [(0, "gone"), (1, "gone")]  # one rank has a part
+    with pytest.raises(Interrupted):
+        broadcasts.take(parcel("k-1", 1, 1), "w")
+    with pytest.raises(RuntimeError, match="a part of older ones is in"):
+        broadcasts.take(parcel("other-1", 1, 1), "w")
+    assert broadcasts.half
+    assert asked.calls == ["start", "update 1"]

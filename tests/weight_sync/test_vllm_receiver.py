@@ -1,0 +1,62 @@
+"""Weights that come through Ray's object store: the same files, and nothing of them that stays."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from weight_sync.senders import Entry, ObjectSender
+from weight_sync.vllm_receiver import fetch
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def stored() -> int:
+    """Whole megabytes in the object store of this node."""
+    used = ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+    return round(used / 1e6)
+
+
+def comes(true) -> bool:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return true()
+
+
+def open_files() -> list[str]:
+    """Of this process, those that hold weights."""
+    return [target for fd in Path("/proc/self/fd").iterdir() if "duet-weights" in (target := os.path.realpath(fd))]
+
+
+def test_pieces_arrive_as_files_and_go_when_nobody_holds_them(cluster):
+    weights = [{"a": torch.randn(500, 1000), "b": torch.randn(7).bfloat16()}, {"c": torch.randn(750, 1000)}]
+    groups = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in weights]
+    sender = ObjectSender()
+    for version in (1, 2):
+        parcel = sender.send(groups, iter(weights), version, whole=True)
+        assert len(parcel.pieces) == 2
+        found, size = {}, 0
+        for path in fetch(parcel, "rollout-0"):
+            assert len(open_files()) == 1, "a piece at a time"
+            size += path.stat().st_size
+            found |= load_file(path)  # maps it, as an engine does
+        assert size == parcel.size
+        assert len(found) == 3
+        assert all(torch.equal(found[name], tensor) for group in weights for name, tensor in group.items())
+        assert not open_files()
+        assert comes(lambda: stored() == 5), "the version before is held by nobody"
+    sender.close()
+    del parcel
+    assert comes(lambda: stored() == 0)
