@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench.fixtures import ROOT
 from bench.page import write_page
-from bench.rows import Row
+from bench.rows import BenchRow
 
 PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
 RESULTS = ROOT / "bench/results.json"
@@ -74,7 +74,7 @@ def run(name: str, repeats: int) -> bool:
         except subprocess.SubprocessError as error:
             print(f"{name}: {error}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
             return False
-        rows = [Row(**fields) for fields in json.loads(into.read_text())]
+        rows = [BenchRow(**fields) for fields in json.loads(into.read_text())]
     print(f"{name}: {len(rows)} lines in {time.perf_counter() - began:.0f} s", flush=True)
     own = {row.name for row in rows}
     write([row for row in read() if row.name not in own] + rows)
@@ -98,16 +98,16 @@ def run_whole(command: list[str], log: IO[bytes]) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def read() -> list[Row]:
+def read() -> list[BenchRow]:
     """The lines so far."""
-    return [Row(**fields) for fields in json.loads(RESULTS.read_text())] if RESULTS.is_file() else []
+    return [BenchRow(**fields) for fields in json.loads(RESULTS.read_text())] if RESULTS.is_file() else []
 
 
-def write(rows: list[Row]) -> None:
+def write(rows: list[BenchRow]) -> None:
     RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n")
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[BenchRow]) -> Table:
     """As it is shown on a terminal."""
     shown = Table("what", "ratio", "goal", "met", "spread", box=None)
     for row in rows:

@@ -7,10 +7,10 @@ growth is that of neighbours. The controller's own share is what it spends while
 
 import tempfile
 
-from bench.controller_profile import Spent, watched
+from bench.controller_profile import CpuUsage, watched
 from bench.fixtures import joined, playground
-from bench.rows import Row, row
-from controller.loop import Loop
+from bench.rows import BenchRow, row
+from controller.loop import TrainingLoop
 
 PROMPTS = 16
 WARM = 2
@@ -18,10 +18,10 @@ EACH = 5
 """Pairs of iterations of each repetition, beside the warm ones."""
 
 
-def playground_run(repeats: int) -> list[tuple[Spent, Spent]]:
+def playground_run(repeats: int) -> list[tuple[CpuUsage, CpuUsage]]:
     """Iterations of 16 and of 32 prompts, in pairs."""
 
-    def take_turns(loop: Loop, number: int) -> None:
+    def take_turns(loop: TrainingLoop, number: int) -> None:
         loop.config.rollout.prompts = PROMPTS if number % 2 else 2 * PROMPTS
 
     with tempfile.TemporaryDirectory() as directory:
@@ -38,7 +38,7 @@ def playground_run(repeats: int) -> list[tuple[Spent, Spent]]:
     return list(zip(spent[2 * WARM :: 2], spent[2 * WARM + 1 :: 2], strict=False))
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """Growth, and the controller's share."""
     pairs = playground_run(repeats)
     return [

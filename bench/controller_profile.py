@@ -16,11 +16,11 @@ import ray
 
 from configs.schema import Config
 from controller.actor import Controller
-from controller.loop import Done, Loop
+from controller.loop import IterationResult, TrainingLoop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class CpuUsage:
     """An iteration, seconds."""
 
     workers: int
@@ -38,7 +38,7 @@ class Spent:
         return self.own / self.wall
 
 
-class Clock:
+class PhaseClock:
     """Wall time that the controller's thread did not spend waiting, and processor time of its process."""
 
     def __init__(self) -> None:
@@ -65,14 +65,14 @@ class Clock:
         return time.perf_counter(), self.waited, time.process_time()
 
 
-def watched(config: Config, before: Callable[[Loop, int], None] = lambda loop, number: None) -> list[Spent]:
+def watched(config: Config, before: Callable[[TrainingLoop, int], None] = lambda loop, number: None) -> list[CpuUsage]:
     """Runs a job to its end, in the Ray cluster that this process has joined. An entry for each iteration but the
     last, which ends in the evaluation. before: called with the loop and the number of each iteration; what it takes
     belongs to none."""
-    clock, marks = Clock(), []
-    iterate = Loop.iterate
+    clock, marks = PhaseClock(), []
+    iterate = TrainingLoop.iterate
 
-    def timed(loop: Loop, number: int) -> Done:
+    def timed(loop: TrainingLoop, number: int) -> IterationResult:
         ended = clock.read()
         before(loop, number)
         begun = clock.read()
@@ -81,12 +81,12 @@ def watched(config: Config, before: Callable[[Loop, int], None] = lambda loop, n
         marks.append((ended, begun, loop.rollout.target, it.replies, it.tokens_text + it.tokens_speech))
         return done
 
-    with clock.counting(), patch.object(Loop, "iterate", timed):
+    with clock.counting(), patch.object(TrainingLoop, "iterate", timed):
         Controller(config, Path(config.run.directory) / config.run.name).run()
     spent = []
     for (_, begun, workers, replies, tokens), (ended, *_) in pairwise(marks):
         wall, waited, processor = (b - a for a, b in zip(begun, ended, strict=True))
         spent.append(
-            Spent(workers=workers, replies=replies, tokens=tokens, wall=wall, own=wall - waited, processor=processor)
+            CpuUsage(workers=workers, replies=replies, tokens=tokens, wall=wall, own=wall - waited, processor=processor)
         )
     return spent

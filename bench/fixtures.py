@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster import ray_cluster
-from configs.load import make_absolute, read
+from configs.load import load_config, make_absolute
 from configs.schema import Config
-from configs.validate import of_our_own
+from configs.validate import local_cluster_resources
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ def playground(*overrides: str) -> Config:
     here = Path.cwd()
     os.chdir(ROOT)
     try:
-        config = read(ROOT / "configs/playground.yaml", list(overrides))
+        config = load_config(ROOT / "configs/playground.yaml", list(overrides))
         make_absolute(config)
     finally:
         os.chdir(here)
@@ -47,7 +47,7 @@ def joined(config: Config, cpus: int | None = None) -> Iterator[None]:
     os.environ.update(RAY_worker_niceness="0")  # so is it spelt
     # Actors find this package wherever it was started from.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    counted, resources = of_our_own(config, os.cpu_count() or 1)
+    counted, resources = local_cluster_resources(config, os.cpu_count() or 1)
     ray_cluster.start(cpus or counted, resources)
     try:
         yield

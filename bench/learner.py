@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.fixtures import apart, playground
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 from controller import build
 from controller.inputs import read_inputs
 from learner import micro_batches as learner_rows
@@ -27,8 +27,8 @@ from learner.engine import LearnerEngine
 from learner.losses import micro_batch_loss
 from learner.micro_batches import micro_batches, split, tokens_of
 from learner.packed_attention import use_packing
-from learner.policy import Scorer
-from speech.grammar import Kind, allowed_sets, kind_table
+from learner.policy import PolicyModel
+from speech.grammar import TokenKind, allowed_masks, token_kinds
 from speech.vocabulary import Vocabulary
 
 STEPS, WARM = 6, 2
@@ -39,23 +39,23 @@ SCORED, PROMPT, ROWS = 480, 32, 8
 CPU = torch.device("cpu")
 
 
-def drawn(config: Any) -> list[learner_rows.Row]:
+def drawn(config: Any) -> list[learner_rows.TrainingSample]:
     """An iteration's replies as rows to learn from."""
-    from rollout.vllm_engine import Engine
+    from rollout.vllm_engine import VllmEngine
 
     inputs = read_inputs(config)
     vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), inputs.family.tokens)
-    kinds, pattern = kind_table(vocabulary), inputs.family.interleave
-    engine = Engine(build.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
+    kinds, pattern = token_kinds(vocabulary), inputs.family.interleave
+    engine = VllmEngine(build.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
     prompts = inputs.prompts[: config.rollout.prompts]
     sampling, seeds = build.sampling(config), list(range(0, 1000 * len(prompts), 1000))
     groups = engine.sample(prompts, config.rollout.group_size, sampling, seeds, "bench")
     return [
-        learner_rows.Row(
+        learner_rows.TrainingSample(
             prompt_ids=group.prompt.token_ids,
             reply_ids=reply.token_ids,
             channels=reply.channels,
-            allowed=allowed_sets(reply.token_ids, pattern, kinds),
+            allowed=allowed_masks(reply.token_ids, pattern, kinds),
             behaviour=reply.logps,
             advantages=(1.0 if reply.index % 2 else -1.0,),
             weights=(1.0 / len(prompts) / config.rollout.group_size / len(reply.token_ids),),
@@ -107,7 +107,7 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
 def started(config: Any) -> LearnerEngine:
     """A rank by itself, in this process."""
     family = read_inputs(config).family
-    rank = LearnerEngine(0, 1, build.rank_settings(config, "bench"), family, build.objective(config))
+    rank = LearnerEngine(0, 1, build.rank_settings(config, "bench"), family, build.build_objective(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -139,15 +139,15 @@ def peak(full: bool) -> float:
         )
     )
     use_packing(model)
-    kinds = torch.full((VOCABULARY,), int(Kind.TEXT), dtype=torch.int8)
-    kinds[-16_384:] = int(Kind.SPEECH)
-    scorer = Scorer(model, kinds)
+    kinds = torch.full((VOCABULARY,), int(TokenKind.TEXT), dtype=torch.int8)
+    kinds[-16_384:] = int(TokenKind.SPEECH)
+    scorer = PolicyModel(model, kinds)
     optimizer = torch.optim.AdamW(model.parameters())
     config = playground("preference.kl_text=0", "preference.kl_speech=0")
     batch = collate(made_up(), routes=1, temperature=1.0, device=CPU)
     for _ in range(2):
         logp, entropy = at_once(model, batch) if full else scorer(**batch.scoring())
-        loss, _ = micro_batch_loss(batch, logp, entropy, None, build.objective(config), 1.0)
+        loss, _ = micro_batch_loss(batch, logp, entropy, None, build.build_objective(config), 1.0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -156,7 +156,7 @@ def peak(full: bool) -> float:
 
 
 def at_once(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """What `Scorer` computes, the plain way."""
+    """What `PolicyModel` computes, the plain way."""
     packing: Any = batch.packing
     where = {"position_ids": packing.positions, "packing": packing}
     logits = model(input_ids=batch.input_ids, use_cache=False, **where).logits[0].float()
@@ -166,10 +166,10 @@ def at_once(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     return logps.gather(-1, batch.targets[:, None])[:, 0], entropy
 
 
-def made_up() -> list[learner_rows.Row]:
+def made_up() -> list[learner_rows.TrainingSample]:
     rng = np.random.default_rng(0)
     return [
-        learner_rows.Row(
+        learner_rows.TrainingSample(
             prompt_ids=rng.integers(0, VOCABULARY, PROMPT).astype(np.int32),
             reply_ids=rng.integers(0, VOCABULARY, SCORED).astype(np.int32),
             channels=np.zeros(SCORED, dtype=np.int8),
@@ -181,7 +181,7 @@ def made_up() -> list[learner_rows.Row]:
     ]
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """Speed and padding in one process, each peak in one of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"
     ratios, padding, computed = apart(speed, repeats)

@@ -15,7 +15,7 @@ def score(length: int) -> float:
     return 1.0 + 4.0 * (length % 2)
 
 
-class Free:
+class NullRewardPool:
     name = "free"
     version = "free-1"
 
@@ -23,7 +23,7 @@ class Free:
         return score(len(spoken.reply.token_ids))
 
 
-class Silent:
+class NullReward:
     """A codec with the playground's codes that makes no sound."""
 
     version = "silent-1"

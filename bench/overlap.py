@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.controller_profile import watched
 from bench.fixtures import apart, joined
-from bench.rows import Row, row
-from bench.simulation import in_place, script, setting
+from bench.rows import BenchRow, row
+from bench.simulation import build_script, in_place, setting
 
 GOAL = "≤ 1.1"
 PROMPTS = 16
@@ -18,7 +18,7 @@ LATENCIES = dict(rollout=4.0, reward=0.2, learn=4.0, sync=0.1)
 WARM = 2
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """Iteration time over that of the slowest role, with staleness 1; beside it with more, and without overlap."""
     longest = max(LATENCIES.values())
     found = {
@@ -36,6 +36,6 @@ def _iterations(staleness: int, repeats: int) -> list[float]:
     with tempfile.TemporaryDirectory() as name:
         config = setting(Path(name), PROMPTS, WARM + repeats + 1)
         config.rollout.staleness = staleness
-        script(config, LATENCIES).write(Path(name) / "script.json")
+        build_script(config, LATENCIES).write(Path(name) / "script.json")
         with in_place(), joined(config, cpus=4):
             return [spent.wall for spent in watched(config)][WARM:]

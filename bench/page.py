@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from bench.fixtures import ROOT
-from bench.rows import Row
+from bench.rows import BenchRow
 from evaluation.ablation.page import table
 from observability.summary import package_version
 
@@ -15,14 +15,14 @@ PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"
 
 
-def write_page(rows: Sequence[Row]) -> None:
+def write_page(rows: Sequence[BenchRow]) -> None:
     """Replaces what stands between the markers."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(content(rows)) + "\n" + END + after, "utf-8")
 
 
-def content(rows: Sequence[Row]) -> list[str]:
+def content(rows: Sequence[BenchRow]) -> list[str]:
     """Facts of the machine, the lines with a goal, and those beside them."""
     goals = [[r.name, _number(r.ratio), r.goal, "yes" if r.met else "**no**", _spread(r)] for r in rows if r.goal]
     others = [[r.name, _number(r.ratio), _spread(r)] for r in rows if not r.goal]
@@ -49,5 +49,5 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _spread(row: Row) -> str:
+def _spread(row: BenchRow) -> str:
     return f"{_number(row.spread[0])} – {_number(row.spread[1])}"

@@ -16,11 +16,11 @@ from typing import Any
 import ray
 
 from bench.fixtures import joined, playground
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 from controller import build
 from controller.inputs import read_inputs
 from rollout.pool import TURN_SECONDS
-from rollout.vllm_engine import Order
+from rollout.vllm_engine import RolloutRequest
 from rollout.worker import RolloutWorker
 from speech.types import Prompt, Reply
 
@@ -33,15 +33,15 @@ ROUNDS = 3
 """Of each side in a repetition, whose median counts."""
 
 
-class Plain:
+class PlainVllm:
     """vLLM alone, in an actor only to have a process of its own like the worker's."""
 
     def __init__(self, settings: Any, family: Any) -> None:
-        from rollout.vllm_engine import Engine
+        from rollout.vllm_engine import VllmEngine
         from speech.vocabulary import Vocabulary
 
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._llm = Engine(settings, family, self._vocabulary, 0)._llm
+        self._llm = VllmEngine(settings, family, self._vocabulary, 0)._llm
 
     def generate(self, prompts: list[list[int]], max_tokens: int, seeds: list[int] | None) -> float:
         """Tokens a second. seeds: one a prompt, with log-probabilities, as a worker asks for; None: neither."""
@@ -62,7 +62,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Sides:
+class Engines:
     """The actors, and how each is asked for the replies to some prompts: tokens a second."""
 
     worker: Any
@@ -72,7 +72,7 @@ class Sides:
 
     def ours(self, prompts: list[Prompt], seeds: list[int]) -> float:
         orders = [
-            Order(number=number, prompt=prompt, group_size=GROUP, sampling=self.sampling, seed=seed)
+            RolloutRequest(number=number, prompt=prompt, group_size=GROUP, sampling=self.sampling, seed=seed)
             for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         begun = time.perf_counter()
@@ -93,7 +93,7 @@ class Sides:
         return ray.get(side.generate.remote(ids, self.sampling.max_tokens, None if kind == "bare" else seeds))
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """The worker's rate over that of each plain kind, at an iteration's size and with the engine full."""
     config = playground()
     inputs = read_inputs(config)
@@ -101,12 +101,12 @@ def measure(repeats: int) -> list[Row]:
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}}}
     rows = []
     with joined(config):
-        sides = Sides(
+        sides = Engines(
             ray.remote(RolloutWorker)
             .options(**options)
             .remote("rollout-0", settings, inputs.family, 0, "127.0.0.1", ""),
-            ray.remote(Plain).options(**options).remote(replace(settings, constrained=False), inputs.family),
-            ray.remote(Plain).options(**options).remote(settings, inputs.family),
+            ray.remote(PlainVllm).options(**options).remote(replace(settings, constrained=False), inputs.family),
+            ray.remote(PlainVllm).options(**options).remote(settings, inputs.family),
             build.sampling(config),
         )
         kinds = {"worker": sides.ours} | {k: partial(sides.plain, k) for k in ("same sampling", "structure", "bare")}

@@ -9,7 +9,7 @@ SIGNS = {"≥": operator.ge, "≤": operator.le}
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One ratio, taken in one run on one machine."""
 
     name: str
@@ -22,10 +22,10 @@ class Row:
     """Smallest and largest of the repetitions."""
 
 
-def row(name: str, ratios: Sequence[float], goal: str) -> Row:
+def row(name: str, ratios: Sequence[float], goal: str) -> BenchRow:
     """A line from repeated ratios."""
     ratio = median(ratios)
-    return Row(name=name, ratio=ratio, goal=goal, met=met(ratio, goal), spread=(min(ratios), max(ratios)))
+    return BenchRow(name=name, ratio=ratio, goal=goal, met=met(ratio, goal), spread=(min(ratios), max(ratios)))
 
 
 def met(ratio: float, goal: str) -> bool:

@@ -2,7 +2,8 @@
 
 A process of Ray's that waits for work looks for signals a hundred times a second, which takes 0.5 % to 1 % of a
 processor here: 256 of them take most of two processors, and on a cluster of 256 machines they are nothing. So a worker
-is a `Seat` of a `Host`. For the controller every call is still a call of an actor, with arguments and an answer of its
+is a `SharedActor` of a `SharedProcess`. For the controller every call is still a call of an actor, with arguments and
+an answer of its
 own, and every worker has its place in the cluster; what it has fewer of are connections to actors, and beats.
 """
 
@@ -15,19 +16,19 @@ from unittest.mock import patch
 
 import ray
 
-from bench.stubs import Worker
-from cluster.monitored_actor import Member
+from bench.stubs import RolloutWorkerStub
+from cluster.monitored_actor import MonitoredActor
 
 CALLS = 3
 """That a seat may have at a time: the pool has two questions with each worker, and one more when it gives up."""
 
 
-class Host(Member):
+class SharedProcess(MonitoredActor):
     """The process, with a thread for each call that may wait."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, RolloutWorkerStub] = {}
         self._next: dict[str, int] = {}
         """Number of the call that each worker does next."""
         self._turn = threading.Condition()
@@ -36,7 +37,7 @@ class Host(Member):
         """What a worker answers, which does one thing at a time and in the order of their numbers, as an actor does.
         One that is asked for the first time is made."""
         with self._turn:
-            worker = self._workers.setdefault(name, Worker(name))
+            worker = self._workers.setdefault(name, RolloutWorkerStub(name))
             self._turn.wait_for(lambda: self._next.get(name, 0) == number)
         try:
             return getattr(worker, method)(*arguments)
@@ -46,27 +47,27 @@ class Host(Member):
                 self._turn.notify_all()
 
 
-class Seat:
+class SharedActor:
     """Stands for the handle of an actor, and is known to Ray as its host, which beats for it."""
 
     def __init__(self, host: Any, name: str) -> None:
         self._host, self._name, self._numbers = host, name, count()
         self._actor_id = host._actor_id
 
-    def __getattr__(self, method: str) -> "Call":
+    def __getattr__(self, method: str) -> "SharedCall":
         if method.startswith("_"):
             raise AttributeError(method)
-        return Call(lambda *given: self._host.ask.remote(self._name, next(self._numbers), method, *given))
+        return SharedCall(lambda *given: self._host.ask.remote(self._name, next(self._numbers), method, *given))
 
 
-class Call:
+class SharedCall:
     """Stands for a method of an actor, or for the making of one."""
 
     def __init__(self, remote: Callable[..., Any]) -> None:
         self.remote = remote
 
 
-class Hall:
+class SharedProcessPool:
     """Stands for the module `ray` where a pool makes its workers."""
 
     def __init__(self, seats: int) -> None:
@@ -76,18 +77,18 @@ class Hall:
     def __getattr__(self, name: str) -> Any:
         return getattr(ray, name)
 
-    def remote(self, _: type) -> "Hall":
+    def remote(self, _: type) -> "SharedProcessPool":
         return self
 
-    def options(self, **_: Any) -> Call:
-        return Call(self._seat)
+    def options(self, **_: Any) -> SharedCall:
+        return SharedCall(self._seat)
 
-    def _seat(self, name: str, *_: Any) -> Seat:
+    def _seat(self, name: str, *_: Any) -> SharedActor:
         if self._taken == self._seats * len(self._hosts):
-            kind = ray.remote(Host).options(num_cpus=0.01, max_concurrency=CALLS * self._seats)
+            kind = ray.remote(SharedProcess).options(num_cpus=0.01, max_concurrency=CALLS * self._seats)
             self._hosts.append(kind.remote())
         self._taken += 1
-        return Seat(self._hosts[-1], f"{name}-{self._taken}")
+        return SharedActor(self._hosts[-1], f"{name}-{self._taken}")
 
 
 @contextmanager
@@ -96,8 +97,8 @@ def shared(seats: int) -> Iterator[None]:
     kill = ray.kill
 
     def end(actor: Any) -> None:
-        if not isinstance(actor, Seat):
+        if not isinstance(actor, SharedActor):
             kill(actor)
 
-    with patch("rollout.pool.ray", Hall(seats)), patch.object(ray, "kill", end):
+    with patch("rollout.pool.ray", SharedProcessPool(seats)), patch.object(ray, "kill", end):
         yield

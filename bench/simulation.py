@@ -17,14 +17,14 @@ from unittest.mock import patch
 
 import psutil
 
-from bench.controller_profile import Spent, watched
+from bench.controller_profile import CpuUsage, watched
 from bench.fixtures import apart, joined, playground
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 from bench.shared_process import shared
-from bench.stubs import Rank, Script, Server, WorkerProcess
+from bench.stubs import LearnerRankStub, RewardServerStub, RolloutWorkerProcess, Script
 from configs.schema import Config
 from controller.inputs import read_inputs
-from controller.loop import Loop
+from controller.loop import TrainingLoop
 
 STAGES = {1: 2, 4: 2, 16: 2, 64: 2}
 """Iterations with so many workers, a process each. The first with each number, which pays for what is new, does not
@@ -47,7 +47,7 @@ CHUNKS = 64
 """Of 2 words and 8 codes: a reply of twenty seconds of speech."""
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """The controller's share of processor time with the most workers, and what an iteration costs it with each number.
     repeats: of the iterations that count with the most workers, and with those that are measured both ways."""
     most, both = max(SHARED), min(SHARED)
@@ -73,7 +73,7 @@ def measure(repeats: int) -> list[Row]:
     return rows
 
 
-def cost(spent: Sequence[Spent]) -> list[float]:
+def cost(spent: Sequence[CpuUsage]) -> list[float]:
     """Seconds of a processor in each iteration."""
     return [s.processor for s in spent]
 
@@ -98,7 +98,7 @@ def setting(directory: Path, prompts: int, iterations: int) -> Config:
     return config
 
 
-def script(config: Config, latencies: Mapping[str, float]) -> Script:
+def build_script(config: Config, latencies: Mapping[str, float]) -> Script:
     vocabulary = read_inputs(config).vocabulary
     word = next(i for i, channel in enumerate(vocabulary.channel_table()) if channel == 0)
     chunk = [word, word, vocabulary.begin_speech, *range(vocabulary.speech_first, vocabulary.speech_first + 8)]
@@ -113,7 +113,7 @@ def simulate(
     *,
     prompts: int = PROMPTS,
     latencies: Mapping[str, float] = LATENCIES,
-) -> dict[int, list[Spent]]:
+) -> dict[int, list[CpuUsage]]:
     """Iterations by number of workers.
 
     stages: how many with each number of workers, which grows. seats: workers in a process. Raises MemoryError where
@@ -125,9 +125,9 @@ def simulate(
     """Number of workers by the iteration that it begins with; after the last of all, an iteration that never counts."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         config = setting(Path(name), prompts, max(begins))
-        script(config, latencies).write(Path(name) / "script.json")
+        build_script(config, latencies).write(Path(name) / "script.json")
 
-        def grow(loop: Loop, number: int) -> None:
+        def grow(loop: TrainingLoop, number: int) -> None:
             while loop.rollout.target < begins.get(number, 0):
                 loop.scale({"rollout": min(begins[number], loop.rollout.target + WAVE)})
                 loop.rollout.start(strict=False)
@@ -145,9 +145,9 @@ def in_place() -> Iterator[None]:
     """Stubs in the place of the members that are started meanwhile."""
     with ExitStack() as stack:
         for place, kind in (
-            ("rollout.pool.RolloutWorker", WorkerProcess),
-            ("reward.pool.RewardServer", Server),
-            ("learner.group.LearnerRank", Rank),
+            ("rollout.pool.RolloutWorker", RolloutWorkerProcess),
+            ("reward.pool.RewardServer", RewardServerStub),
+            ("learner.group.LearnerRank", LearnerRankStub),
         ):
             stack.enter_context(patch(place, kind))
         # A process of Ray has dozens of threads, each of which would keep free memory of its own.

@@ -12,7 +12,7 @@ import threading
 import time
 
 from bench.fixtures import ROOT
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 
 UNWANTED = ("RAY_ADDRESS", "FORCE_COLOR", "TTY_COMPATIBLE")
 SECONDS = 300.0
@@ -43,7 +43,7 @@ def start() -> list[float]:
     return [at for (at,) in found]
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """A start that does not count, which warms the environment, and so many that do."""
     start()
     actors, up, first = zip(*(start() for _ in range(repeats)), strict=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.monitored_actor import Member
-from weight_sync.update import Parcel
+from cluster.monitored_actor import MonitoredActor
+from weight_sync.update import WeightUpdate
 
 SCRIPT = "DUET_BENCH_SCRIPT"
 """Environment variable: the file that `Script.write` made."""
@@ -48,7 +48,7 @@ def script() -> Script:
     return Script(**json.loads(Path(os.environ[SCRIPT]).read_text()))
 
 
-class Worker:
+class RolloutWorkerStub:
     """In the place of `rollout.worker.RolloutWorker`."""
 
     def __init__(self, name: str) -> None:
@@ -60,7 +60,7 @@ class Worker:
         return self._name
 
     def turn(self, orders: list, seconds: float) -> Any:
-        from rollout.worker import Drawn
+        from rollout.worker import RolloutResult
 
         now = time.monotonic()
         end = now + seconds
@@ -72,7 +72,7 @@ class Worker:
         done = [order for order, due in self._under if due <= time.monotonic()]
         self._under = self._under[len(done) :]
         replies = [(order.number, self._reply(order, index)) for order in done for index in range(order.group_size)]
-        return Drawn(replies=replies, refused=[])
+        return RolloutResult(replies=replies, refused=[])
 
     def _reply(self, order: Any, index: int) -> Any:
         from speech.types import Finish, Reply
@@ -94,7 +94,7 @@ class Worker:
     def abandon(self) -> None:
         self._under.clear()
 
-    def update(self, parcel: Parcel, *_: Any) -> Any:
+    def update(self, parcel: WeightUpdate, *_: Any) -> Any:
         from rollout.worker import SyncReport
 
         time.sleep(script().sync)
@@ -102,15 +102,15 @@ class Worker:
         return SyncReport(version=parcel.version, probe_gap=0.0, seconds=script().sync)
 
 
-class WorkerProcess(Worker, Member):
+class RolloutWorkerProcess(RolloutWorkerStub, MonitoredActor):
     """One that is an actor by itself; `bench.shared_process` has several in one process."""
 
     def __init__(self, name: str, *_: Any) -> None:
-        Member.__init__(self)
-        Worker.__init__(self, name)
+        MonitoredActor.__init__(self)
+        RolloutWorkerStub.__init__(self, name)
 
 
-class Server(Member):
+class RewardServerStub(MonitoredActor):
     """In the place of `reward.server.RewardServer`."""
 
     def __init__(self, *_: Any) -> None:
@@ -144,7 +144,7 @@ class Server(Member):
         return ANSWERS.empty_table()
 
 
-class Rank(Member):
+class LearnerRankStub(MonitoredActor):
     """In the place of `learner.rank.LearnerRank`."""
 
     def __init__(self, rank: int, *_: Any) -> None:
@@ -159,10 +159,10 @@ class Rank(Member):
         return 1
 
     def step(self, items: list, micro_batches: int, mix: float) -> Any:
-        from learner.step_metrics import StepReport, Tally
+        from learner.step_metrics import StepMetrics, StepReport
 
         time.sleep(script().learn)
-        tally = Tally()
+        tally = StepMetrics()
         for name in ("loss_preference", "loss_anchor"):
             tally.add(name, 1.0)
         return StepReport(tally=tally, gradient_norm=1.0, learning_rate=1e-4, skipped=False, finite=True)
@@ -170,7 +170,7 @@ class Rank(Member):
     def publish(self, version: int, probe: list[np.ndarray]) -> Any:
         if self._rank:
             return None
-        parcel = Parcel(version=version, size=1, whole=True, path=self._folder / "weights")
+        parcel = WeightUpdate(version=version, size=1, whole=True, path=self._folder / "weights")
         return parcel, [np.zeros(len(ids) - 1, np.float32) for ids in probe]
 
     def save(self, directory: Path) -> str:

@@ -18,14 +18,14 @@ import ray
 import torch
 
 from bench.fixtures import joined, playground
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 from controller import build
 from rollout.vllm_engine import process_environment
 from speech.families import family
 from weight_sync.broadcast import BroadcastSender
-from weight_sync.senders import ObjectSender, Sender, SharedMemorySender
-from weight_sync.source import Source
-from weight_sync.update import Parcel
+from weight_sync.senders import FileSender, ObjectSender, SharedMemorySender
+from weight_sync.source import WeightSource
+from weight_sync.update import WeightUpdate
 
 GOAL = "≤ 4"
 WAIT_SECONDS = 60.0
@@ -44,26 +44,26 @@ QWEN2 = dict(
 """The shape of Qwen2-0.5B: 494 million parameters, of which those of the output layer travel once more."""
 
 
-class Receiver:
+class TransferReceiver:
     """A worker's engine without the worker, whose tokenizer the model has not."""
 
     def __init__(self, settings: Any, family: Any, tokens: str) -> None:
-        from rollout.vllm_engine import Engine
+        from rollout.vllm_engine import VllmEngine
         from speech.vocabulary import Vocabulary
 
-        self._engine = Engine(settings, family, Vocabulary.from_checkpoint(Path(tokens), family.tokens), 0)
+        self._engine = VllmEngine(settings, family, Vocabulary.from_checkpoint(Path(tokens), family.tokens), 0)
 
-    def take(self, parcel: Parcel) -> int:
-        from weight_sync.vllm_receiver import fetch
+    def take(self, parcel: WeightUpdate) -> int:
+        from weight_sync.vllm_receiver import fetch_files
 
         if parcel.call is not None:
             self._engine.take_broadcast(parcel, "bench")
         else:
-            self._engine.load_weights(fetch(parcel, "bench"), parcel.version, whole=parcel.whole)
+            self._engine.load_weights(fetch_files(parcel, "bench"), parcel.version, whole=parcel.whole)
         return self._engine.weight_version
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """A sync through memory, through Ray's object store, and by broadcast, over the copy."""
     config = playground()
     chosen = family(config.model.family)
@@ -82,8 +82,12 @@ def measure(repeats: int) -> list[Row]:
             usual, checkpoint=checkpoint, dtype="bfloat16", max_length=256, max_sequences=4, constrained=False
         )
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": process_environment(settings)}}
-        receiver = ray.remote(Receiver).options(**options).remote(settings, chosen, usual.checkpoint)
-        senders: dict[str, Sender | BroadcastSender] = {"memory": memory, "objects": objects, "broadcast": broadcast}
+        receiver = ray.remote(TransferReceiver).options(**options).remote(settings, chosen, usual.checkpoint)
+        senders: dict[str, FileSender | BroadcastSender] = {
+            "memory": memory,
+            "objects": objects,
+            "broadcast": broadcast,
+        }
         versions = itertools.count(1)
         for turn in range(WARM + repeats):
             for kind, sender in senders.items():
@@ -111,10 +115,10 @@ def _model(checkpoint: Path) -> torch.nn.Module:
     return model
 
 
-def _sync(model: torch.nn.Module, sender: Sender | BroadcastSender, receiver: Any, version: int) -> float:
+def _sync(model: torch.nn.Module, sender: FileSender | BroadcastSender, receiver: Any, version: int) -> float:
     """Seconds."""
     begun = time.perf_counter()
-    source = Source(model, sharded=False)
+    source = WeightSource(model, sharded=False)
     if isinstance(sender, BroadcastSender):
         announced = sender.announce(source.groups, version, whole=source.whole)
         call = replace(announced.call, number=version, seats=("bench/0",), seconds=WAIT_SECONDS)
@@ -132,7 +136,7 @@ def _sync(model: torch.nn.Module, sender: Sender | BroadcastSender, receiver: An
 
 def _copy(model: torch.nn.Module) -> float:
     """Seconds."""
-    weights = [tensor for group in Source(model, sharded=False) for tensor in list(group.values())]
+    weights = [tensor for group in WeightSource(model, sharded=False) for tensor in list(group.values())]
     begun = time.perf_counter()
     copies = [tensor.clone() for tensor in weights]
     seconds = time.perf_counter() - begun

@@ -18,7 +18,7 @@ from statistics import median
 
 from bench.controller_profile import watched
 from bench.fixtures import ROOT, apart, joined, playground
-from bench.rows import Row, row
+from bench.rows import BenchRow, row
 from configs.schema import Config, NamedRater
 
 GOAL = "≥ 2"
@@ -53,9 +53,9 @@ def trl(prompts: int = PROMPTS) -> float:
 
 def free_reward(config: Config) -> Config:
     """The configuration with a reward that costs nothing, and nothing but iterations in a run."""
-    config.reward.raters = [NamedRater(use="bench.null_reward:Free", name="free")]
+    config.reward.raters = [NamedRater(use="bench.null_reward:NullRewardPool", name="free")]
     config.reward.total, config.reward.scores, config.reward.signal = {"free": 1.0}, {}, ""
-    config.reward.codec.use, config.reward.servers = "bench.null_reward:Silent", 1
+    config.reward.codec.use, config.reward.servers = "bench.null_reward:NullReward", 1
     config.data.held_out, config.evaluation.listen_every, config.run.checkpoint_every = {}, 0, 0
     return config
 
@@ -78,7 +78,7 @@ def duet(demonstrations: int, prompts: int = PROMPTS) -> float:
             return median(s.tokens / s.wall for s in watched(config)[WARM:])
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(repeats: int) -> list[BenchRow]:
     """Each side in turn."""
     usual, fewest = [], []
     for _ in range(repeats):

@@ -3,7 +3,7 @@
 A pool's members as Ray actors: started, renewed, replaced, and lent work. `fleet` and `jobs` decide; this moves.
 
 Everything happens in the caller's thread, in turns. `start`, `renew` and `work` take turns until they have what they
-are for; `take_turn` takes one. With every turn everything comes further that was asked of a crew and of its company:
+are for; `poll_once` takes one. With every turn everything comes further that was asked of a crew and of its company:
 jobs, and members that are being replaced.
 
 What every pool of members is to those who use it, whatever its members do.
@@ -19,18 +19,18 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.heartbeat import Pulse, forget
-from cluster.monitored_actor import Identity, identify
-from cluster.placement import Place, lacking
+from cluster.heartbeat import HeartbeatMonitor, delete_heartbeats
+from cluster.monitored_actor import ActorIdentity, find_identity
+from cluster.placement import Placement, missing_resources
 from cluster.post_mortem import describe
-from cluster.replica_state import Census, Fleet, Life
-from cluster.stall_watchdog import Waiting
-from cluster.task_queue import FAILED_TIMES, Failed, Job, Jobs
-from cluster.waiting import Interrupted, MemberBroken, MemberFailed
+from cluster.replica_state import PoolStatus, ReplicaSet, ReplicaState
+from cluster.stall_watchdog import PendingCall
+from cluster.task_queue import FAILED_TIMES, Scheduler, TaskFailed, TaskQueue
+from cluster.waiting import ActorFailed, ActorUnusable, SyncInterrupted
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrewSettings:
+class ActorPoolConfig:
     role: str
     """What names begin with: "rollout"."""
     members: int
@@ -48,7 +48,7 @@ class CrewSettings:
     """Ray's resources of each member."""
 
 
-class Rounds(Protocol):
+class BroadcastRounds(Protocol):
     """Gives something new to several members at once, while they take it."""
 
     def free(self) -> bool:
@@ -59,7 +59,7 @@ class Rounds(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Renewal:
+class WeightUpdateRequest:
     """What every member must be given before it gets work."""
 
     check: Callable[[str, Any], None]
@@ -67,12 +67,12 @@ class Renewal:
     doing: str
     call: Callable[[Any], ray.ObjectRef] | None = None
     """Gives it to one member, at any time."""
-    rounds: Rounds | None = None
+    rounds: BroadcastRounds | None = None
     """Set instead where it can be had only while it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
+class PendingResult:
     """An answer that is waited for."""
 
     name: str
@@ -80,11 +80,11 @@ class Pending:
     doing: str
     since: float
     deadline: float
-    job: Job | None = None
+    job: TaskQueue | None = None
     """Set for work: an answer may come when that has been given up, and belongs to nothing any more."""
     items: tuple[int, ...] = ()
     """Of the job, that the question brought."""
-    renewal: Renewal | None = None
+    renewal: WeightUpdateRequest | None = None
     """Set when it is asked to take what is new."""
     starts: bool = False
     """Whether it is the first answer of a new member."""
@@ -102,7 +102,7 @@ INTERRUPTED_TIMES = 3
 """In a row, after which a member is taken to be at fault."""
 
 
-def take_turn(crews: Sequence["Crew"], others: Iterable[ray.ObjectRef] = ()) -> None:
+def poll_once(crews: Sequence["ActorPool"], others: Iterable[ray.ObjectRef] = ()) -> None:
     """Asks what is to be asked, waits until somebody answers, `TURN_SECONDS` at most, and hears all answers. others:
     answers that the caller waits for as well."""
     for crew in crews:
@@ -116,16 +116,16 @@ def take_turn(crews: Sequence["Crew"], others: Iterable[ray.ObjectRef] = ()) -> 
         crew.hear()
 
 
-class Crew:
+class ActorPool:
     """Members by name. `start` first, `renew` before the first `work`."""
 
     def __init__(
         self,
-        settings: CrewSettings,
-        make: Callable[[str, Place], Any],
+        settings: ActorPoolConfig,
+        make: Callable[[str, Placement], Any],
         warm: Callable[[Any], ray.ObjectRef],
         tell: Callable[..., None],
-        company: "list[Crew] | None" = None,
+        company: "list[ActorPool] | None" = None,
     ) -> None:
         """make: a new actor for a name, in a place that is held for it alone. warm: its first call, whose answer says
         that it is up. tell: takes events, a kind and fields. company: crews of which none stands still while one is
@@ -133,16 +133,16 @@ class Crew:
         self._company = [] if company is None else company
         self._company.append(self)
         self._settings, self._make, self._warm, self._tell = settings, make, warm, tell
-        self.fleet = Fleet(settings.role, settings.members)
-        self._pulse = Pulse(self.fleet, settings.beat_seconds)
+        self.fleet = ReplicaSet(settings.role, settings.members)
+        self._pulse = HeartbeatMonitor(self.fleet, settings.beat_seconds)
         self._actors: dict[str, Any] = {}
-        self._places: dict[str, Place] = {}
-        self._pending: dict[ray.ObjectRef, Pending] = {}
-        self._identities: dict[str, Identity | None] = {}
+        self._places: dict[str, Placement] = {}
+        self._pending: dict[ray.ObjectRef, PendingResult] = {}
+        self._identities: dict[str, ActorIdentity | None] = {}
         """Whose logs to read when one dies: by then Ray may have forgotten."""
         self._newcomers: set[str] = set()
         """Started while the others were at work."""
-        self._renewal: Renewal | None = None
+        self._renewal: WeightUpdateRequest | None = None
         self._interrupted: Counter[str] = Counter()
         """How often in a row each was not given the whole of it."""
         self._answers: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class Crew:
         self._begun: float | None = None
         self._strict = False
         """Whether a member that fails is an error, and not replaced."""
-        self._jobs = Jobs()
+        self._jobs = Scheduler()
         self._looked = time.monotonic()
         self.busy_seconds = 0.0
         """Time that members had work, all together, since the start."""
@@ -158,7 +158,7 @@ class Crew:
     @property
     def names(self) -> list[str]:
         """Members that work, or could at once."""
-        return self.fleet.of(Life.READY)
+        return self.fleet.of(ReplicaState.READY)
 
     def begin(self, *, strict: bool = True) -> None:
         """Has everybody start, and does not wait. `start` does."""
@@ -175,38 +175,38 @@ class Crew:
         if self._begun is None:
             self.begin(strict=strict)
         deadline = (self._begun or 0.0) + self._settings.start_seconds
-        while (missing := self.fleet.target - len(self.fleet.of(Life.STALE, Life.READY))) > 0:
+        while (missing := self.fleet.target - len(self.fleet.of(ReplicaState.STALE, ReplicaState.READY))) > 0:
             if not strict and missing < self.fleet.target and time.monotonic() >= deadline:
                 break
-            take_turn(self._company)
+            poll_once(self._company)
         self._strict = False
         return dict(self._answers)
 
     def withdraw(self) -> None:
         """Calls off who is being started and has no place yet, so that somebody else can have the next one."""
-        for name in self.fleet.of(Life.STARTING):
+        for name in self.fleet.of(ReplicaState.STARTING):
             if not self._places[name].held:
                 self._bury(name)
                 self.fleet.withdrawn(name)
 
-    def renew(self, renewal: Renewal, *, strict: bool = False) -> dict[str, Any]:
+    def renew(self, renewal: WeightUpdateRequest, *, strict: bool = False) -> dict[str, Any]:
         """Gives everybody something new, and waits until all that are up have taken it. Returns their answers. strict:
         as for `start`."""
         self._renewal, self._answers = renewal, {}
         self.fleet.outdated(time.monotonic())
-        for name in self.fleet.of(Life.STALE):
+        for name in self.fleet.of(ReplicaState.STALE):
             self._ask_to_renew(name)
         self._strict = strict
-        while self.fleet.of(Life.STALE) or not self.fleet.of(Life.READY):
-            take_turn(self._company)
+        while self.fleet.of(ReplicaState.STALE) or not self.fleet.of(ReplicaState.READY):
+            poll_once(self._company)
         self._strict = False
         return dict(self._answers)
 
-    def open(self, job: Job) -> None:
+    def open(self, job: TaskQueue) -> None:
         """Takes up work; items may come later. Members do jobs in the order in which they were opened."""
         self._jobs.open(job)
 
-    def close(self, job: Job) -> None:
+    def close(self, job: TaskQueue) -> None:
         """Gives work up: what members bring back of it is of no use any more."""
         self._jobs.close(job)
 
@@ -216,13 +216,13 @@ class Crew:
         call: has an actor do some items, given by their places; its answer is a list with a result for each. Raises
         MemberFailed when work on an item raises again and again, Overdue when nobody brings an item back.
         """
-        job = Job(call, doing)
+        job = TaskQueue(call, doing)
         for name in items:
             job.add(name)
         self.open(job)
         try:
             while job.leases.open:
-                take_turn(self._company)
+                poll_once(self._company)
             results = job.leases.collect()
             return [results[item] for item in range(len(items))]
         finally:
@@ -239,10 +239,10 @@ class Crew:
             self._tell("resized", pool=self._settings.role, before=self.fleet.target, after=members)
             self.fleet.resize(members)
 
-    def census(self) -> Census:
+    def census(self) -> PoolStatus:
         """How the pool stands; may be asked from another thread."""
         fleet = self.fleet
-        return Census(
+        return PoolStatus(
             wanted=fleet.target,
             members=Counter(member.life for member in list(fleet.members.values())),
             restarts=fleet.restarts,
@@ -250,13 +250,13 @@ class Crew:
             waiting=self._jobs.waiting,
         )
 
-    def awaited(self) -> list[Waiting]:
+    def awaited(self) -> list[PendingCall]:
         """Everybody, with what each was asked to do; may be asked from another thread."""
         asked = {pending.name: pending for pending in list(self._pending.values())}
         return [
-            Waiting(name=name, actor=actor, doing=asked[name].doing, since=asked[name].since)
+            PendingCall(name=name, actor=actor, doing=asked[name].doing, since=asked[name].since)
             if name in asked
-            else Waiting(name=name, actor=actor)
+            else PendingCall(name=name, actor=actor)
             for name, actor in list(self._actors.items())
         ]
 
@@ -294,12 +294,12 @@ class Crew:
         self._notice_the_late(time.monotonic())
         for name in self._pulse.listen(self._actors, time.monotonic()):
             incarnation = self.fleet.members[name].incarnation
-            asked = Pending(name=name, incarnation=incarnation, doing="", since=0.0, deadline=0.0)
+            asked = PendingResult(name=name, incarnation=incarnation, doing="", since=0.0, deadline=0.0)
             self._lose(asked, f"gave no sign of life for {self._settings.beat_seconds:g} s")
 
     def _start(self, name: str, now: float) -> None:
         member = self.fleet.starting(name, now)
-        self._places[name] = Place(name, self._settings.needs)
+        self._places[name] = Placement(name, self._settings.needs)
         self._actors[name] = self._make(name, self._places[name])
         if not self._strict:
             self._newcomers.add(name)
@@ -309,7 +309,7 @@ class Crew:
     def _let_go(self, now: float) -> None:
         for name in self.fleet.leavers():
             self.fleet.retire(name, now)
-        for name in self.fleet.of(Life.DRAINING):
+        for name in self.fleet.of(ReplicaState.DRAINING):
             if not self._jobs.held(name):
                 self._bury(name)
                 self.fleet.drained(name)
@@ -319,7 +319,9 @@ class Crew:
         asked = Counter((p.job, p.name) for p in self._pending.values() if p.job is not None)
         self.busy_seconds += (now - self._looked) * len({name for _, name in asked})
         self._looked = now
-        for job, name, items in self._jobs.deal(asked, self.fleet.of(Life.READY), self.fleet.of(Life.DRAINING)):
+        for job, name, items in self._jobs.deal(
+            asked, self.fleet.of(ReplicaState.READY), self.fleet.of(ReplicaState.DRAINING)
+        ):
             answer = job.ask(self._actors[name], list(items))
             self._ask(name, answer, job.doing, self._settings.work_seconds, job=job, items=items)
 
@@ -335,7 +337,7 @@ class Crew:
         if renewal is None or renewal.rounds is None:
             return
         asked = {pending.name for pending in self._pending.values() if pending.renewal is renewal}
-        lacking = [name for name in self.fleet.of(Life.STALE) if name not in asked]
+        lacking = [name for name in self.fleet.of(ReplicaState.STALE) if name not in asked]
         if lacking and renewal.rounds.free():
             call = renewal.rounds.begin(lacking)
             for name in lacking:
@@ -345,20 +347,20 @@ class Crew:
     def _ask(self, name: str, answer: ray.ObjectRef, doing: str, seconds: float, **more: Any) -> None:
         incarnation = self.fleet.members[name].incarnation
         now = time.monotonic()
-        self._pending[answer] = Pending(
+        self._pending[answer] = PendingResult(
             name=name, incarnation=incarnation, doing=doing, since=now, deadline=now + seconds, **more
         )
 
     # ---- answers
 
-    def _hear(self, answer: ray.ObjectRef, asked: Pending) -> None:
+    def _hear(self, answer: ray.ObjectRef, asked: PendingResult) -> None:
         try:
             value = ray.get(answer, timeout=FETCH_SECONDS)
         except RayTaskError as error:
-            broken = isinstance(error.cause, MemberBroken)
+            broken = isinstance(error.cause, ActorUnusable)
             if asked.renewal is not None and asked.renewal is not self._renewal and not broken:
                 return  # of weights that are there no more; it has been asked to take newer ones
-            if isinstance(error.cause, Interrupted) and self._bears_interruption(asked, error.cause):
+            if isinstance(error.cause, SyncInterrupted) and self._bears_interruption(asked, error.cause):
                 return  # of the next round it will be one
             if asked.job is not None and not broken:
                 self._failed(asked.job, asked, error)
@@ -376,7 +378,7 @@ class Crew:
         elif asked.renewal is self._renewal:  # else something newer has been asked of it meanwhile
             self._renewed(asked, asked.renewal, value)
 
-    def _bears_interruption(self, asked: Pending, reason: Interrupted) -> bool:
+    def _bears_interruption(self, asked: PendingResult, reason: SyncInterrupted) -> bool:
         self._interrupted[asked.name] += 1
         self._tell("interrupted", member=asked.name, doing=asked.doing, reason=str(reason))
         return self._interrupted[asked.name] < INTERRUPTED_TIMES
@@ -386,18 +388,18 @@ class Crew:
         if self._renewal is None:
             self._answers[name] = value
         with suppress(RayError):  # for its obituary alone
-            self._identities[name] = identify(self._actors[name])
+            self._identities[name] = find_identity(self._actors[name])
         self.fleet.started(name, now)
         if self._settings.renewed:
             self._ask_to_renew(name)
         else:
             self._ready(name, now)
 
-    def _renewed(self, asked: Pending, renewal: Renewal, value: Any) -> None:
+    def _renewed(self, asked: PendingResult, renewal: WeightUpdateRequest, value: Any) -> None:
         try:
             renewal.check(asked.name, value)
         except RuntimeError as error:
-            if not self.fleet.of(Life.READY) and self.fleet.of(Life.STALE) == [asked.name]:
+            if not self.fleet.of(ReplicaState.READY) and self.fleet.of(ReplicaState.STALE) == [asked.name]:
                 raise  # nobody has passed: it is not this member
             self._lose(asked, str(error), bear=True)
             return
@@ -412,27 +414,27 @@ class Crew:
             self._newcomers.discard(name)
             self._tell("joined", member=name, incarnation=member.incarnation)
 
-    def _take(self, job: Job, asked: Pending, value: Any) -> None:
+    def _take(self, job: TaskQueue, asked: PendingResult, value: Any) -> None:
         if job not in self._jobs:
             return
         for item, result in job.read(value, asked.items):
-            if isinstance(result, Failed):
+            if isinstance(result, TaskFailed):
                 job.leases.give_back(item)
                 self._count_failures(job, (item,), asked, result.error)
             else:
                 job.take(item, result)
 
-    def _failed(self, job: Job, asked: Pending, error: RayTaskError) -> None:
+    def _failed(self, job: TaskQueue, asked: PendingResult, error: RayTaskError) -> None:
         """Work raised. The member goes on; what it had is tried once more, by whoever is free."""
         if job in self._jobs:
             again = job.leases.revoke(asked.name)
             self._count_failures(job, again, asked, f"{error.cause!r}\n{error}", error)
 
     def _count_failures(
-        self, job: Job, items: tuple[int, ...], asked: Pending, error: str, cause: Exception | None = None
+        self, job: TaskQueue, items: tuple[int, ...], asked: PendingResult, error: str, cause: Exception | None = None
     ) -> None:
         if worn := job.failed(items):
-            raise MemberFailed(
+            raise ActorFailed(
                 f"{asked.name} failed while {asked.doing}, {FAILED_TIMES} times with each of {worn}: {error}"
             ) from cause
         self._tell("work failed", member=asked.name, doing=asked.doing, error=error.partition("\n")[0])
@@ -442,9 +444,9 @@ class Crew:
             if now < asked.deadline or answer not in self._pending:
                 continue
             if asked.starts and not self._places[asked.name].held:
-                missing = lacking(self._settings.needs)
+                missing = missing_resources(self._settings.needs)
                 if self._strict:
-                    raise MemberFailed(f"{asked.name} has no place to start: {missing}")
+                    raise ActorFailed(f"{asked.name} has no place to start: {missing}")
                 self._tell("no room", member=asked.name, reason=missing)
                 self._pending[answer] = replace(asked, deadline=now + self._settings.start_seconds)
             else:
@@ -452,7 +454,7 @@ class Crew:
 
     def _lose(
         self,
-        asked: Pending,
+        asked: PendingResult,
         reason: str,
         error: Exception | None = None,
         last_words: tuple[str, ...] = (),
@@ -466,7 +468,7 @@ class Crew:
         if member is None or member.incarnation != asked.incarnation:
             return
         if self._strict and not bear:
-            raise MemberFailed(f"{name} {reason}") from error
+            raise ActorFailed(f"{name} {reason}") from error
         lost = self._jobs.revoke(name)
         self._bury(name)
         self.fleet.died(name, reason, time.monotonic())
@@ -476,16 +478,16 @@ class Crew:
         actor = self._actors.pop(name)
         ray.kill(actor)
         self._places.pop(name).give_up()
-        forget(actor)
+        delete_heartbeats(actor)
         self._pending = {a: p for a, p in self._pending.items() if p.name != name}
         self._interrupted.pop(name, None)
         self._newcomers.discard(name)
 
 
-class Pool:
+class SpeechPool:
     """Members by name. One that dies is replaced, and what it was working on is done by another."""
 
-    _crew: Crew
+    _crew: ActorPool
 
     @property
     def names(self) -> list[str]:
@@ -510,11 +512,11 @@ class Pool:
         """Calls off who waits for a place."""
         self._crew.withdraw()
 
-    def census(self) -> Census:
+    def census(self) -> PoolStatus:
         """How the pool stands; may be asked from another thread."""
         return self._crew.census()
 
-    def awaited(self) -> list[Waiting]:
+    def awaited(self) -> list[PendingCall]:
         """Everybody, with what each was asked to do."""
         return self._crew.awaited()
 

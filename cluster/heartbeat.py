@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
-from cluster.replica_state import UP, Fleet
+from cluster.replica_state import UP, ReplicaSet
 
 BEAT_SECONDS = 2.0
 """Between two beats of a member, and between two looks at them."""
@@ -34,10 +34,10 @@ def beat(actor_id: str) -> None:
     threading.Thread(target=beats, name="beat", daemon=True).start()
 
 
-class Pulse:
+class HeartbeatMonitor:
     """Looks at the beats of a fleet's members."""
 
-    def __init__(self, fleet: Fleet, seconds: float) -> None:
+    def __init__(self, fleet: ReplicaSet, seconds: float) -> None:
         """seconds: how long a member may be silent."""
         self._fleet, self._seconds = fleet, seconds
         self._next = 0.0
@@ -67,7 +67,7 @@ def _signs(actors: Mapping[str, Any]) -> dict[str, bytes | None]:
     return {name: found.get(key) for name, key in keys.items()}
 
 
-def forget(actor: Any) -> None:
+def delete_heartbeats(actor: Any) -> None:
     """It is gone."""
     with suppress(RayError):
         _internal_kv_del(_key(actor._actor_id.hex()))

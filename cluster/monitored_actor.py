@@ -36,7 +36,7 @@ QUIET_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class ActorIdentity:
     """A member as Ray knows it, dead or alive. It need not answer for this."""
 
     actor_id: str
@@ -51,7 +51,7 @@ class Identity:
     """Ray's account of its end; empty while it lives."""
 
 
-class Member:
+class MonitoredActor:
     """Base of our actors. Subclasses call `super().__init__()` first, so that a slow start can be looked into too.
 
     Outside an actor it does nothing.
@@ -87,7 +87,7 @@ def logs_directory() -> Path:
     return Path(node.get_logs_dir_path())
 
 
-def identify(actor: Any) -> Identity | None:
+def find_identity(actor: Any) -> ActorIdentity | None:
     """Whom Ray knows under an actor's handle or hexadecimal id, or None. Asks Ray's table, not the actor."""
     from ray._private.state import actors  # the public interface to this table needs Ray's dashboard
 
@@ -97,7 +97,7 @@ def identify(actor: Any) -> Identity | None:
         return None
     address = row["Address"]
     node_id = address["NodeID"]
-    return Identity(
+    return ActorIdentity(
         actor_id=actor_id,
         pid=row["Pid"],
         node_id=node_id if set(node_id) - {"f"} else "",  # all ones: none yet
@@ -131,11 +131,11 @@ def on_node(node_id: str, function: Callable[..., Answer], *arguments: Any, seco
         raise TimeoutError(f"node {node_id[:8]} did not answer within {seconds:.0f} s") from None
 
 
-def stacks(actor: Any, seconds: float = 3.0) -> str:
+def stacks_of(actor: Any, seconds: float = 3.0) -> str:
     """Stacks of all Python threads of a member and of the processes it started, as text; what is known of a process
     that does not give them. Never raises, and takes no longer than `seconds` and the time to reach the node."""
     try:
-        found = identify(actor)
+        found = find_identity(actor)
         if found is None or not found.pid:
             return "has no process yet"
         return on_node(found.node_id, stacks_here, found.actor_id, found.pid, seconds)
@@ -144,7 +144,7 @@ def stacks(actor: Any, seconds: float = 3.0) -> str:
 
 
 def stacks_here(actor_id: str, pid: int, seconds: float) -> str:
-    """As `stacks`, of a member on this node."""
+    """As `stacks_of`, of a member on this node."""
     files = {int(p.stem.rpartition("-")[2]): p for p in logs_directory().glob(f"member-{actor_id}-*.stacks")}
     asked = {child: path.stat().st_size for child, path in files.items() if _listens(child)}
     for child in asked:

@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
-class Place:
+class Placement:
     """Room for actors, one in each bundle, as one of Ray's placement groups: all bundles are held, or none.
 
     It is asked for at once, and whoever is put in it starts when it is there. It ends with `give_up`, or with the actor
@@ -59,7 +59,7 @@ class Place:
             remove_placement_group(self._group)
 
 
-def lacking(needs: Mapping[str, float]) -> str:
+def missing_resources(needs: Mapping[str, float]) -> str:
     """Why room for these needs, of Ray's resources, is waited for."""
     free = ray.available_resources()
     short = [f"{amount:g} {what}" for what, amount in needs.items() if free.get(what, 0.0) < amount]

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
 
-from cluster.monitored_actor import Identity, identify, logs_directory, on_node
+from cluster.monitored_actor import ActorIdentity, find_identity, logs_directory, on_node
 
 LINES = 20
 """Last log lines that are kept, of each stream."""
@@ -40,7 +40,7 @@ UNKNOWN = "connection error code"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class ExitEvidence:
     """What the member's node knows."""
 
     status: int | None = None
@@ -85,12 +85,12 @@ def describe(
         evidence = _gather(identity, 0.0 if told else SENTINEL_SECONDS)
         if identity is not None and (error is None or isinstance(error, ActorUnavailableError)):
             # Ray finds out about a lost node late: by now it may know more than it did when it raised the error.
-            identity = identify(identity.actor_id) or identity
+            identity = find_identity(identity.actor_id) or identity
             if identity.death:
                 error = RayActorError(identity.actor_id, identity.death)
     except Exception as failure:  # a report of a failure must not become one
-        evidence = Evidence(missing=f"its node was not asked: {failure!r}")
-    found = conclude(error or RayError("nothing"), evidence, identity)
+        evidence = ExitEvidence(missing=f"its node was not asked: {failure!r}")
+    found = diagnose(error or RayError("nothing"), evidence, identity)
     return PostMortem(
         cause=redact(found.cause),
         details=tuple(map(redact, found.details)),
@@ -98,7 +98,7 @@ def describe(
     )
 
 
-def conclude(error: Exception, evidence: Evidence, identity: Identity | None = None) -> PostMortem:
+def diagnose(error: Exception, evidence: ExitEvidence, identity: ActorIdentity | None = None) -> PostMortem:
     """The cause from Ray's error and what the node knows. Pure."""
     cause = _by_ray(error) or _by_status(evidence) or _by_log(evidence.log_tail)
     if cause is None:
@@ -141,16 +141,16 @@ def _by_ray(error: Exception) -> str | None:
     return None
 
 
-def ending(status: int) -> str:
+def read_exit(status: int) -> str:
     """A status as waitpid gives it, in words."""
     number = status & 0x7F
     return f"killed by {_name(number)}" if number else f"exited with code {status >> 8 & 0xFF}"
 
 
-def _by_status(evidence: Evidence) -> str | None:
+def _by_status(evidence: ExitEvidence) -> str | None:
     if evidence.status is None:
         return None
-    cause = ending(evidence.status)
+    cause = read_exit(evidence.status)
     if evidence.status & 0x7F != signal.SIGKILL:
         return cause
     if evidence.oom_kills is None:
@@ -191,24 +191,24 @@ def _plain(text: str) -> str:
     return COLOUR.sub("", text)
 
 
-def _identity(error: Exception | None, actor: Any) -> Identity | None:
-    if isinstance(actor, Identity):
+def _identity(error: Exception | None, actor: Any) -> ActorIdentity | None:
+    if isinstance(actor, ActorIdentity):
         return actor
     actor = actor if actor is not None else getattr(error, "actor_id", None)
-    return identify(actor) if actor is not None else None
+    return find_identity(actor) if actor is not None else None
 
 
-def _gather(identity: Identity | None, seconds: float) -> Evidence:
+def _gather(identity: ActorIdentity | None, seconds: float) -> ExitEvidence:
     if identity is None or not identity.pid:
-        return Evidence(missing="Ray knows no process of it")
+        return ExitEvidence(missing="Ray knows no process of it")
     try:
         return on_node(identity.node_id, evidence_here, identity.actor_id, identity.pid, seconds)
     except (RayError, TimeoutError) as error:
         first = _plain(str(error)).strip().splitlines()[0].partition(", and soft=False")[0]
-        return Evidence(missing=f"its logs are on node {identity.node_id[:8]}, which could not be asked: {first}")
+        return ExitEvidence(missing=f"its logs are on node {identity.node_id[:8]}, which could not be asked: {first}")
 
 
-def evidence_here(actor_id: str, pid: int, seconds: float) -> Evidence:
+def evidence_here(actor_id: str, pid: int, seconds: float) -> ExitEvidence:
     """What this node knows of a member that ran here. seconds: how long its sentinel may take."""
     logs = logs_directory()
     word, deadline = logs / f"member-{actor_id}.exit", time.monotonic() + seconds
@@ -217,7 +217,7 @@ def evidence_here(actor_id: str, pid: int, seconds: float) -> Evidence:
     while watched and not word.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     said = json.loads(word.read_text()) if word.exists() else {}
-    return Evidence(status=said.get("status"), oom_kills=said.get("oom_kills"), log_tail=_tail(logs, pid))
+    return ExitEvidence(status=said.get("status"), oom_kills=said.get("oom_kills"), log_tail=_tail(logs, pid))
 
 
 def _tail(logs: Path, pid: int) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _addresses() -> dict[str, str]:
 LOOK_SECONDS = 2.0
 
 
-def accompany(busy: Callable[[], bool]) -> None:
+def exit_with_driver(busy: Callable[[], bool]) -> None:
     """From now on this process, a detached actor, ends once its driver is gone and it is not `busy`. Its own actors end
     with it, as they do with everybody who started them. A process that is itself a driver has nobody to go with."""
     if ray.get_runtime_context().get_actor_id() is None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Life(StrEnum):
+class ReplicaState(StrEnum):
     STARTING = "starting"
     STALE = "stale"
     """Up, but without what the others hold (weights)."""
@@ -30,10 +30,10 @@ class Life(StrEnum):
     DEAD = "dead"
 
 
-UP = (Life.STALE, Life.READY, Life.DRAINING)
+UP = (ReplicaState.STALE, ReplicaState.READY, ReplicaState.DRAINING)
 
 
-LIVING = (Life.STARTING, *UP)
+LIVING = (ReplicaState.STARTING, *UP)
 
 
 LONGEST_PAUSE = 60.0
@@ -41,14 +41,14 @@ LONGEST_PAUSE = 60.0
 
 
 @dataclass
-class Member:
+class Replica:
     """One incarnation in a place."""
 
     name: str
     place: int
     """The number in its name."""
     incarnation: int
-    life: Life
+    life: ReplicaState
     since: float
     """When it came into this state, in the clock of the caller."""
     reason: str = ""
@@ -59,18 +59,18 @@ class Member:
     """When that was seen first; None before any look."""
 
 
-class GivenUp(RuntimeError):
+class PoolFailed(RuntimeError):
     """A pool has nobody left, and those that were started died again and again."""
 
 
-class Fleet:
+class ReplicaSet:
     """The members of one pool, by place."""
 
     def __init__(self, role: str, target: int, *, tries: int = 3, pause: float = 1.0) -> None:
         """role: what names begin with. target: how many members there should be. tries: members of a place that may
         die in a row without having been ready. pause: seconds before the second of them is started; doubles."""
         self._role, self._tries, self._pause = role, tries, pause
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, Replica] = {}
         """In the order of their places. A pool is looked through many times in an iteration, and may be large."""
         self.restarts = 0
         """Members started in the place of one that died."""
@@ -78,7 +78,7 @@ class Fleet:
         self._incarnations: dict[str, int] = {}
         self.resize(target)
 
-    def of(self, *lives: Life) -> list[str]:
+    def of(self, *lives: ReplicaState) -> list[str]:
         """Names in these states, in the order of their places."""
         return [name for name, member in self.members.items() if member.life in lives]
 
@@ -92,42 +92,44 @@ class Fleet:
     def due(self, now: float) -> list[str]:
         """Places in which a member must be started now. Raises GivenUp when there is nobody and nobody will come."""
         wanted = self._wanted
-        empty = [name for name in wanted if name not in self.members or self.members[name].life == Life.DEAD]
+        empty = [name for name in wanted if name not in self.members or self.members[name].life == ReplicaState.DEAD]
         hopeless = [name for name in empty if self._failures.get(name, 0) >= self._tries]
         if len(hopeless) == len(wanted) and not self.of(*LIVING):
             reasons = {self.members[name].reason for name in hopeless}
-            raise GivenUp(f"all of {', '.join(wanted)} died {self._tries} times while starting: {'; '.join(reasons)}")
+            raise PoolFailed(
+                f"all of {', '.join(wanted)} died {self._tries} times while starting: {'; '.join(reasons)}"
+            )
         return [name for name in empty if now >= self._not_before(name)]
 
     def leavers(self) -> list[str]:
         """Members beyond the target that are not leaving yet."""
-        alive = (Life.STARTING, Life.STALE, Life.READY)
+        alive = (ReplicaState.STARTING, ReplicaState.STALE, ReplicaState.READY)
         return [name for name, m in self.members.items() if m.place >= self.target and m.life in alive]
 
-    def starting(self, name: str, now: float) -> Member:
+    def starting(self, name: str, now: float) -> Replica:
         """Somebody is being started in this place."""
         self.restarts += name in self.members
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
         place = int(name.rpartition("-")[2])
         known = name in self.members
-        self.members[name] = Member(name, place, self._incarnations[name], Life.STARTING, now)
+        self.members[name] = Replica(name, place, self._incarnations[name], ReplicaState.STARTING, now)
         if not known:
             self.members = dict(sorted(self.members.items(), key=lambda item: item[1].place))
         return self.members[name]
 
     def started(self, name: str, now: float) -> None:
-        self._move(name, Life.STALE, now, Life.STARTING)
+        self._move(name, ReplicaState.STALE, now, ReplicaState.STARTING)
 
     def renewed(self, name: str, now: float) -> None:
         """It holds what the others hold."""
-        self._move(name, Life.READY, now, Life.STALE)
+        self._move(name, ReplicaState.READY, now, ReplicaState.STALE)
         self._failures[name] = 0
 
     def outdated(self, now: float) -> list[str]:
         """There is something new that every ready member must be given. Returns who."""
-        names = self.of(Life.READY)
+        names = self.of(ReplicaState.READY)
         for name in names:
-            self._move(name, Life.STALE, now, Life.READY)
+            self._move(name, ReplicaState.STALE, now, ReplicaState.READY)
         return names
 
     def beat(self, name: str, sign: object, now: float) -> None:
@@ -148,11 +150,11 @@ class Fleet:
 
     def withdrawn(self, name: str) -> None:
         """It was being started, and was called off; that is no failure, and it may be started again."""
-        self._move(name, Life.DEAD, self.members[name].since, Life.STARTING)
+        self._move(name, ReplicaState.DEAD, self.members[name].since, ReplicaState.STARTING)
         del self.members[name]
 
     def retire(self, name: str, now: float) -> None:
-        self._move(name, Life.DRAINING, now, Life.STARTING, Life.STALE, Life.READY)
+        self._move(name, ReplicaState.DRAINING, now, ReplicaState.STARTING, ReplicaState.STALE, ReplicaState.READY)
 
     def drained(self, name: str) -> None:
         """It has left."""
@@ -160,12 +162,12 @@ class Fleet:
 
     def died(self, name: str, reason: str, now: float) -> None:
         member = self.members[name]
-        if member.life in (Life.STARTING, Life.STALE):
+        if member.life in (ReplicaState.STARTING, ReplicaState.STALE):
             self._failures[name] = self._failures.get(name, 0) + 1
         if member.place >= self.target:
             del self.members[name]
             return
-        member.life, member.since, member.reason = Life.DEAD, now, reason
+        member.life, member.since, member.reason = ReplicaState.DEAD, now, reason
 
     def _not_before(self, name: str) -> float:
         failures = self._failures.get(name, 0)
@@ -173,7 +175,7 @@ class Fleet:
             return float("-inf")
         return self.members[name].since + min(self._pause * 2 ** (failures - 1), LONGEST_PAUSE)
 
-    def _move(self, name: str, to: Life, now: float, *allowed: Life) -> None:
+    def _move(self, name: str, to: ReplicaState, now: float, *allowed: ReplicaState) -> None:
         member = self.members[name]
         if member.life not in allowed:
             raise ValueError(f"{name} cannot become {to} while it is {member.life}")
@@ -181,12 +183,12 @@ class Fleet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Census:
+class PoolStatus:
     """The members of a pool, and the work that it has."""
 
     wanted: int
     """How many members there are to be."""
-    members: Mapping[Life, int]
+    members: Mapping[ReplicaState, int]
     """How many there are, by state of life."""
     restarts: int
     """Members started so far in the place of one that died."""

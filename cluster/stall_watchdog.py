@@ -1,6 +1,7 @@
 """When nothing comes further: who is waited for, and what everybody is doing, on disk while it can still be seen.
 
-`Watchdog` decides, `StallReport` writes, `Watch` is the thread between them. None of them ends anything: deadlines do.
+`StallDetector` decides, `StallReport` writes, `StallMonitor` is the thread between them. None of them ends anything:
+deadlines do.
 """
 
 import faulthandler
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.monitored_actor import stacks
+from cluster.monitored_actor import stacks_of
 
 LOOK_SECONDS = 1.0
 """How often the thread looks."""
@@ -21,14 +22,14 @@ REPORT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stall:
+class StallError:
     seconds: float
     """Since the last progress."""
     last: str
     """What that was."""
 
 
-class Watchdog:
+class StallDetector:
     """Notices when there has been no progress for `seconds`, and says so once until there is some. Pure."""
 
     def __init__(self, seconds: float, now: float) -> None:
@@ -39,17 +40,17 @@ class Watchdog:
         """There was progress."""
         self._since, self._last, self._said = now, what, False
 
-    def late(self, now: float) -> Stall | None:
+    def late(self, now: float) -> StallError | None:
         """The stall, the first time that it is asked for."""
         waited = now - self._since
         if self._said or not self._seconds or waited < self._seconds:
             return None
         self._said = True
-        return Stall(seconds=waited, last=self._last)
+        return StallError(seconds=waited, last=self._last)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class PendingCall:
     """Somebody who is waited for, or who is merely there."""
 
     name: str
@@ -67,13 +68,13 @@ class StallReport:
     def __init__(
         self,
         directory: Path,
-        members: Callable[[], list[Waiting]],
+        members: Callable[[], list[PendingCall]],
         redact: Callable[[str], str] = lambda text: text,
     ) -> None:
         """members: all of them; those with something to do are waited for. redact: takes secrets out of the text."""
         self._directory, self._members, self._redact = directory / "stalls", members, redact
 
-    def write(self, stall: Stall) -> str:
+    def write(self, stall: StallError) -> str:
         """Returns a line for an event: who is waited for, how long, and where the report is. Takes at most
         `REPORT_SECONDS` and a little; members that give no stacks by then are said to give none."""
         members = sorted(self._members(), key=lambda m: (not m.doing, m.since, m.name))
@@ -95,12 +96,12 @@ class StallReport:
                 print(self._redact(f"\n==== {member.name}{asked}\n{texts[member.name]}"), file=file)
         return self._redact(f"{first}; stacks in {self._directory.name}/{path.name}")
 
-    def _stacks(self, members: list[Waiting]) -> dict[str, str]:
+    def _stacks(self, members: list[PendingCall]) -> dict[str, str]:
         """Of all at once, since one that is slow to answer must not cost the others their turn."""
         found: dict[str, str] = {}
 
-        def ask(member: Waiting) -> None:
-            found[member.name] = stacks(member.actor)
+        def ask(member: PendingCall) -> None:
+            found[member.name] = stacks_of(member.actor)
 
         # Daemons: one that never comes back must not keep the controller from leaving either.
         threads = [threading.Thread(target=ask, args=(member,), daemon=True) for member in members]
@@ -112,10 +113,10 @@ class StallReport:
         return {member.name: found.get(member.name, "gave no answer in time") for member in members}
 
 
-class Watch:
+class StallMonitor:
     """A thread that looks after a watchdog. Use as a context, or `start` and `stop`."""
 
-    def __init__(self, watchdog: Watchdog, report: StallReport, tell: Callable[..., None]) -> None:
+    def __init__(self, watchdog: StallDetector, report: StallReport, tell: Callable[..., None]) -> None:
         """tell: takes events, a kind and fields; called from this thread."""
         self._watchdog, self._report, self._tell = watchdog, report, tell
         self._ended = threading.Event()
@@ -132,7 +133,7 @@ class Watch:
         """There was progress."""
         self._watchdog.touch(what, time.monotonic())
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "StallMonitor":
         self.start()
         return self
 

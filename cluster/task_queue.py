@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cluster.waiting import Overdue
+from cluster.waiting import CallTimeout
 
 
-class Leases:
+class LeaseTable:
     """Items by number, in the order in which they were added."""
 
     def __init__(self, count: int = 0) -> None:
@@ -130,14 +130,14 @@ NAMED = 5
 Results = Iterable[tuple[int, Any]]
 
 
-class Failed:
+class TaskFailed:
     """In the place of a result: the item could not be done."""
 
     def __init__(self, error: str) -> None:
         self.error = error
 
 
-class Job:
+class TaskQueue:
     """Items with names, lent to members.
 
     There are two ways to work. In shares, an idle member takes its part of what waits, and one answer brings all of it
@@ -160,7 +160,7 @@ class Job:
         that works in turns; none: members work in shares. share: the most items of one."""
         self.ask, self.doing, self.room, self._share = ask, doing, room, share
         self.read = read or _one_each
-        self.leases = Leases()
+        self.leases = LeaseTable()
         self.names: dict[int, str] = {}
         """Of items that are not done, for messages."""
         self._failures: dict[int, int] = {}
@@ -207,19 +207,19 @@ class Job:
         self._failures.clear()
 
 
-class Jobs:
+class Scheduler:
     """What a pool has to do, the oldest first."""
 
     def __init__(self) -> None:
-        self._jobs: list[Job] = []
+        self._jobs: list[TaskQueue] = []
 
-    def open(self, job: Job) -> None:
+    def open(self, job: TaskQueue) -> None:
         self._jobs.append(job)
 
-    def close(self, job: Job) -> None:
+    def close(self, job: TaskQueue) -> None:
         self._jobs.remove(job)
 
-    def __contains__(self, job: Job | None) -> bool:
+    def __contains__(self, job: TaskQueue | None) -> bool:
         return job in self._jobs
 
     @property
@@ -241,15 +241,15 @@ class Jobs:
         return sum(len(job.leases.revoke(member)) for job in self._jobs)
 
     def deal(
-        self, asked: Mapping[tuple[Job, str], int], ready: Sequence[str], leaving: Sequence[str]
-    ) -> list[tuple[Job, str, tuple[int, ...]]]:
+        self, asked: Mapping[tuple[TaskQueue, str], int], ready: Sequence[str], leaving: Sequence[str]
+    ) -> list[tuple[TaskQueue, str, tuple[int, ...]]]:
         """Who is to be asked now, about which job, and with what that is new to it. Raises Overdue when an item was
         lent too often.
 
         asked: questions that members have. ready: members that may be given work; leaving: those that only finish
         theirs.
         """
-        questions: list[tuple[Job, str, tuple[int, ...]]] = []
+        questions: list[tuple[TaskQueue, str, tuple[int, ...]]] = []
         busy = Counter[str]()
         for (_, name), count in asked.items():
             busy[name] += count
@@ -259,7 +259,7 @@ class Jobs:
             given = job.leases.give(job.free(has, ready, busy)) if job.leases.waiting else {}
             tries = job.leases.attempts
             if worn := [job.names[i] for items in given.values() for i in items if tries[i] > LENT_TIMES]:
-                raise Overdue(f"nobody finished {job.doing}: lent {LENT_TIMES} times each, to no end: {_few(worn)}")
+                raise CallTimeout(f"nobody finished {job.doing}: lent {LENT_TIMES} times each, to no end: {_few(worn)}")
             for name, items in given.items():
                 questions.append((job, name, items))
                 has[name] += 1

@@ -13,22 +13,22 @@ FETCH_SECONDS = 120.0
 """For an answer that is there to come over: the node that has it may die meanwhile."""
 
 
-class Overdue(RuntimeError):
+class CallTimeout(RuntimeError):
     """A member did not answer before its deadline."""
 
 
-class MemberFailed(RuntimeError):
+class ActorFailed(RuntimeError):
     """A member died, or its work raised an error."""
 
     post_mortem: PostMortem | None = None
     """Of one that died, log lines included: whoever writes those down takes secrets out of them."""
 
 
-class MemberBroken(RuntimeError):
+class ActorUnusable(RuntimeError):
     """Raised by a member that cannot go on: its process lives, but it must be replaced as if it had died."""
 
 
-class Interrupted(RuntimeError):
+class SyncInterrupted(RuntimeError):
     """Raised by a member that was not given the whole of what is new, by no fault of its own: it can go on where it was
     as soon as it is given the same again."""
 
@@ -47,7 +47,7 @@ def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> 
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
             late = [name for name, answer in answers.items() if answer in pending]
-            raise Overdue(f"{', '.join(late)}: no answer within {seconds:.0f} s while {doing}")
+            raise CallTimeout(f"{', '.join(late)}: no answer within {seconds:.0f} s while {doing}")
         name = next(name for name, answer in answers.items() if answer == done[0])
         _result(name, done[0], doing)
     return {name: _result(name, answer, doing) for name, answer in answers.items()}
@@ -57,11 +57,11 @@ def _result(name: str, answer: ray.ObjectRef, doing: str) -> Any:
     try:
         return ray.get(answer, timeout=FETCH_SECONDS)
     except GetTimeoutError as error:
-        raise Overdue(f"{name}: its answer did not come over within {FETCH_SECONDS:.0f} s while {doing}") from error
+        raise CallTimeout(f"{name}: its answer did not come over within {FETCH_SECONDS:.0f} s while {doing}") from error
     except (RayActorError, OutOfMemoryError) as error:
         found = describe(error)
-        failure = MemberFailed(f"{name} died while {doing}: {found}")
+        failure = ActorFailed(f"{name} died while {doing}: {found}")
         failure.post_mortem = found
         raise failure from error
     except RayTaskError as error:
-        raise MemberFailed(f"{name} failed while {doing}: {error.cause!r}\n{error}") from error
+        raise ActorFailed(f"{name} failed while {doing}: {error.cause!r}\n{error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import InputError
 
 
-def there(path: Path) -> bool:
+def check_exists(path: Path) -> bool:
     """Whether this is a file. A name that no file can have is none, where `Path.is_file` may raise."""
     try:
         return path.is_file()
@@ -21,7 +21,7 @@ def there(path: Path) -> bool:
         return False
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The content of a text file. Raises InputError when it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def text(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8: {error}") from error
 
 
-def parsed(content: str, place: str) -> Any:
+def parse_json(content: str, place: str) -> Any:
     """JSON in which no name comes twice in an object and no text is broken off amid a character.
 
     place: what to call it in an InputError, a file and its line.
@@ -47,7 +47,7 @@ def parsed(content: str, place: str) -> Any:
     return found
 
 
-def repeated(names: Iterable[Any]) -> Any | None:
+def find_duplicate(names: Iterable[Any]) -> Any | None:
     """The first name that appears for the second time; None when all differ."""
     seen = set()
     for name in names:
@@ -59,7 +59,7 @@ def repeated(names: Iterable[Any]) -> Any | None:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object as a dict. json would keep the last of two values silently."""
-    twice = repeated(name for name, _ in pairs)
+    twice = find_duplicate(name for name, _ in pairs)
     if twice is not None:
         raise ValueError(f"the field {twice!r} appears twice")
     return dict(pairs)
@@ -76,7 +76,7 @@ _DIGEST = re.compile(r"(.*-)?[0-9a-f]{12}")
 """What a name with a digest looks like: a text that looks like it gets one as well."""
 
 
-def within(root: Path, path: str | Path) -> Path:
+def resolve_within(root: Path, path: str | Path) -> Path:
     """The file that a data row means by `path`, relative to `root` or absolute: resolved, with symbolic links followed.
 
     Raises InputError when it is not below `root` (by "..", by an absolute path, by a link that leads out), or is no
@@ -97,8 +97,8 @@ def within(root: Path, path: str | Path) -> Path:
 
 
 def safe_name(text: str) -> str:
-    """A file name for something that data calls `text`: the text itself where it is plain, else what is plain in it
-    with a digest of the whole, so that two texts never share a name."""
+    """A file name for something that data calls `read_text`: the text itself where it is plain, else what is plain in
+    it with a digest of the whole, so that two texts never share a name."""
     if _PLAIN.fullmatch(text) and len(text) <= LONGEST and not _DIGEST.fullmatch(text):
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

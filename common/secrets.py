@@ -25,10 +25,10 @@ _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """The text with *** for every secret of the environment (this process's unless given), and for what is written
     like one."""
-    return hiding(environment)(text)
+    return hide_secrets(environment)(text)
 
 
-def hiding(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
+def hide_secrets(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
     """`redact` for many texts: the environment is looked through once, which takes longer than most texts do."""
     values = _values(os.environ if environment is None else environment)
 
@@ -40,7 +40,7 @@ def hiding(environment: Mapping[str, str] | None = None) -> Callable[[str], str]
     return hide
 
 
-def reason_to_refuse(field: str, value: str, environment: Mapping[str, str] | None = None) -> str | None:
+def find_secret(field: str, value: str, environment: Mapping[str, str] | None = None) -> str | None:
     """Why a value of the configuration must not stand there, in words that do not repeat it; None when it may.
 
     field: its name, without the sections above it. A field that is named like a secret may hold the name of an

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from common.errors import InputError
-from common.files import text, there
+from common.files import check_exists, read_text
 from configs.schema import Config
-from configs.validate import changed, check
+from configs.validate import changed_sources, check_config
 
 LARGEST = 100_000
 """Values of a configuration, anchors written out."""
@@ -67,7 +67,7 @@ DEEPEST = 20
 """Files that may extend one another."""
 
 
-def read(path: Path, overrides: list[str]) -> Config:
+def load_config(path: Path, overrides: list[str]) -> Config:
     """Reads a YAML file, applies `key=value` overrides, and checks the whole.
 
     A file may name another, relative to itself, that it changes: `extends: playground.yaml`. Of a list of such names
@@ -76,7 +76,7 @@ def read(path: Path, overrides: list[str]) -> Config:
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r} is not of the form key=value")
-    given = load(path)
+    given = load_resolved_config(path)
     for override in overrides:
         name = override.partition("=")[0]
         try:
@@ -102,23 +102,23 @@ def read(path: Path, overrides: list[str]) -> Config:
     assert isinstance(config, Config)
     # YAML reads a bare on or off as a truth value.
     config.rollout.structure = {"True": "on", "False": "off"}.get(config.rollout.structure, config.rollout.structure)
-    check(config)
+    check_config(config)
     return config
 
 
-def load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
+def load_resolved_config(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
     """A YAML file upon the one that it extends, not checked. below: the files that led here. Raises InputError."""
-    path = path.resolve() if there(path) else path.absolute()
+    path = path.resolve() if check_exists(path) else path.absolute()
     if path in below:
         raise InputError(f"{path} extends itself, by way of {' → '.join(p.name for p in below)}")
     if len(below) > DEEPEST:
         raise InputError(f"{below[0]} extends more than {DEEPEST} files, each the next; {path.name} is one too many")
-    if not there(path):
+    if not check_exists(path):
         named = f", which {below[-1]} extends," if below else ""
         raise InputError(f"configuration file {path}{named} does not exist")
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"configuration file {path} has {path.stat().st_size:,} bytes; at most {LARGEST_FILE:,}")
-    content = text(path)
+    content = read_text(path)
     try:
         refuse_endless(content)
         own = OmegaConf.create(content) if content.strip() else OmegaConf.create()
@@ -136,7 +136,10 @@ def load(path: Path, below: tuple[Path, ...] = ()) -> DictConfig:
     if not bases or not all(isinstance(name, str) for name in bases):
         raise InputError(f"{path}: extends must be the name of a file, or a list of such names, got {base!r}")
     merged = OmegaConf.create()
-    for part, name in [*((load(path.parent / name, (*below, path)), name) for name in bases), (own, bases[-1])]:
+    for part, name in [
+        *((load_resolved_config(path.parent / name, (*below, path)), name) for name in bases),
+        (own, bases[-1]),
+    ]:
         try:
             merged = _upon(merged, part)
         except Exception as error:  # a list where the other has a section, …
@@ -180,8 +183,8 @@ def make_absolute(config: Config) -> None:
     """Makes every path of a configuration absolute: actors do not share the driver's working directory."""
     config.run.directory = str(Path(config.run.directory).absolute())
     config.model.checkpoint = str(Path(config.model.checkpoint).absolute())
-    config.data.prompts = changed(config.data.prompts, _absolute)
-    config.data.demonstrations = changed(config.data.demonstrations, _absolute)
+    config.data.prompts = changed_sources(config.data.prompts, _absolute)
+    config.data.demonstrations = changed_sources(config.data.demonstrations, _absolute)
     config.data.held_out = {name: _absolute(path) for name, path in config.data.held_out.items()}
     if config.data.encoder_path:
         config.data.encoder_path = _absolute(config.data.encoder_path)

@@ -10,7 +10,7 @@ from speech.vocabulary import SELECTIONS
 
 
 @dataclass
-class Route:
+class ScoreRoute:
     score: str = "total"
     """total, a combined score of `reward.scores`, or a rater's name."""
     channel: str = "text"
@@ -25,20 +25,20 @@ class Route:
 
 
 LARGEST_WEIGHT = 1e6
-PRESETS: dict[str, tuple[Route, ...]] = {
-    "wavalign": (Route(),),
-    "full": (Route(channel="all"),),
+PRESETS: dict[str, tuple[ScoreRoute, ...]] = {
+    "wavalign": (ScoreRoute(),),
+    "full": (ScoreRoute(channel="all"),),
     "alpo": (
-        Route(score="format", channel="format"),
-        Route(score="semantic", channel="words"),
-        Route(score="acoustic", channel="codes"),
+        ScoreRoute(score="format", channel="format"),
+        ScoreRoute(score="semantic", channel="words"),
+        ScoreRoute(score="acoustic", channel="codes"),
     ),
     "anchor_only": (),
 }
 """Named tables: WavAlign's hybrid; the baseline that it argues against; ALPO (arXiv 2608.03054); no preference."""
 
 
-def resolve(given: Any, scores: Sequence[str]) -> list[Route]:
+def resolve_routes(given: Any, scores: Sequence[str]) -> list[ScoreRoute]:
     """The table that `preference.routes` means: a preset's name or rows of score, channel and weight.
 
     scores: the names that exist. Raises InputError naming what is wrong and what is allowed.
@@ -51,7 +51,7 @@ def resolve(given: Any, scores: Sequence[str]) -> list[Route]:
             )
         routes = list(PRESETS[given])
     elif isinstance(given, list | tuple):
-        routes = [row if isinstance(row, Route) else _route(row) for row in given]
+        routes = [row if isinstance(row, ScoreRoute) else _route(row) for row in given]
     else:
         raise InputError(f"preference.routes: {given!r} is neither a preset's name nor a list of routes")
     for route in routes:
@@ -72,7 +72,7 @@ def resolve(given: Any, scores: Sequence[str]) -> list[Route]:
     return routes
 
 
-def _route(row: Any) -> Route:
+def _route(row: Any) -> ScoreRoute:
     if not isinstance(row, dict):
         raise InputError(f"preference.routes: {row!r} is not of the form {{score: total, channel: text, weight: 1.0}}")
     unknown = set(row) - {"score", "channel", "weight"}
@@ -81,4 +81,6 @@ def _route(row: Any) -> Route:
     weight = row.get("weight", 1.0)
     if type(weight) not in (int, float) or abs(weight) > LARGEST_WEIGHT:
         raise InputError(f"preference.routes: weight {weight!r} is not a number up to {LARGEST_WEIGHT:g}")
-    return Route(score=str(row.get("score", "total")), channel=str(row.get("channel", "text")), weight=float(weight))
+    return ScoreRoute(
+        score=str(row.get("score", "total")), channel=str(row.get("channel", "text")), weight=float(weight)
+    )

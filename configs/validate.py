@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import repeated
-from common.secrets import reason_to_refuse
-from configs.routes import resolve
+from common.files import find_duplicate
+from common.secrets import find_secret
+from configs.routes import resolve_routes
 from configs.schema import (
     CHOICES,
     MANY,
@@ -38,7 +38,7 @@ from configs.schema import (
 )
 
 
-def arithmetic(config: Config) -> list[tuple[str, str]]:
+def batch_summary(config: Config) -> list[tuple[str, str]]:
     """The batch arithmetic in words, a (what, how much) pair a line, for the start of a run and its record."""
     c = config
     if c.preference.objective == "dpo":
@@ -88,24 +88,24 @@ ADDRESS = re.compile(r"auto|local|(ray://)?[A-Za-z0-9._-]+:[0-9]{1,5}|(ray://)?\
 NAMING = "letters, digits, '.', '_' and '-', at most 100, and starts with one of the first two"
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raises InputError for values that no run could use."""
     _check_secrets(config)  # first: other refusals repeat the value
     c = config
     if c.run.name != "auto" and not FIELD_NAME.fullmatch(c.run.name):
         raise InputError(f"run.name: {c.run.name!r} may hold {NAMING}")
     for key, allowed in CHOICES.items():
-        if (value := valued(c, key)) not in allowed:
+        if (value := parse_value(c, key)) not in allowed:
             raise InputError(f"{key}: {value!r} is not possible; allowed: {', '.join(map(str, allowed))}")
     for key, bound in NUMBERS.items():
-        _check_number(key, valued(c, key), bound)
+        _check_number(key, parse_value(c, key), bound)
     for key in PATHS:
         if key in SOURCES:
-            check_sources(key, valued(c, key), check_path)
-        elif valued(c, key) or key not in OPTIONAL_PATHS:
-            check_path(key, valued(c, key))
+            check_sources(key, parse_value(c, key), check_path)
+        elif parse_value(c, key) or key not in OPTIONAL_PATHS:
+            check_path(key, parse_value(c, key))
     for member in ("rollout", "reward", "reward.decoders", "learner"):
-        gpus = valued(c, f"{member}.gpus")
+        gpus = parse_value(c, f"{member}.gpus")
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"{member}.gpus: {gpus} is not possible; a share of one GPU, or whole GPUs")
     check_needs(c)
@@ -148,7 +148,7 @@ def check(config: Config) -> None:
     _check_scores(config)
 
 
-def valued(config: Config, key: str) -> Any:
+def parse_value(config: Config, key: str) -> Any:
     """The value of a dotted key."""
     return reduce(getattr, key.split("."), config)
 
@@ -218,14 +218,14 @@ def _check_names(raters: list[str]) -> None:
                 f"reward.raters: a rater cannot be called {name!r}; letters, digits, '.', '_' and '-', and not "
                 f"{' or '.join(TAKEN)}"
             )
-    if (twice := repeated(raters)) is not None:
+    if (twice := find_duplicate(raters)) is not None:
         raise InputError(f"reward.raters: two raters are called {twice!r}; their names must differ")
 
 
 def _check_secrets(config: Config) -> None:
     """config.yaml is kept with the run and shown: no key may stand in it."""
     for key, field, value in _texts(asdict(config), "", ""):
-        if reason := reason_to_refuse(field, value):
+        if reason := find_secret(field, value):
             raise InputError(f"{key}: {reason}")
 
 
@@ -268,7 +268,7 @@ def _check_scores(config: Config) -> None:
         )
     known = ["total", *config.reward.scores, *raters]
     preference, pairs = config.preference, config.preference.pairs
-    preference.routes = resolve(preference.routes, known)
+    preference.routes = resolve_routes(preference.routes, known)
     for key, name in [("score", pairs.score), *(("ties", name) for name in pairs.ties)]:
         if name not in known:
             raise InputError(f"preference.pairs.{key}: nothing gives the score {name!r}; allowed: {', '.join(known)}")
@@ -297,26 +297,26 @@ ROOM_TO_GROW = 8.0
 """CPUs, and members of each pool by their own resources, that a cluster of our own counts besides: Ray only counts."""
 
 
-def needs(member: Rollout | Reward | Decoders | Learner) -> dict[str, float]:
+def required_resources(member: Rollout | Reward | Decoders | Learner) -> dict[str, float]:
     """Resources of one worker, server or rank; what is 0 has no entry."""
     amounts = {"CPU": member.cpus, "GPU": member.gpus, **member.resources}
     return {what: amount for what, amount in amounts.items() if amount}
 
 
-def roles(config: Config) -> dict[str, tuple[int, dict[str, float]]]:
+def resources_by_role(config: Config) -> dict[str, tuple[int, dict[str, float]]]:
     """Members at the start and needs of each, by section of the configuration; decoders where there are any."""
     decoders = config.reward.decoders
     return {
-        "rollout": (config.rollout.workers, needs(config.rollout)),
-        "reward": (config.reward.servers, needs(config.reward)),
-        **({"reward.decoders": (decoders.members, needs(decoders))} if decoders.members else {}),
-        "learner": (config.learner.ranks, needs(config.learner)),
+        "rollout": (config.rollout.workers, required_resources(config.rollout)),
+        "reward": (config.reward.servers, required_resources(config.reward)),
+        **({"reward.decoders": (decoders.members, required_resources(decoders))} if decoders.members else {}),
+        "learner": (config.learner.ranks, required_resources(config.learner)),
     }
 
 
 def check_needs(config: Config) -> None:
     """Raises InputError for needs that no placement group can have."""
-    for role, (_, needed) in roles(config).items():
+    for role, (_, needed) in resources_by_role(config).items():
         for name, amount in attrgetter(role)(config).resources.items():
             if not NAME.fullmatch(name) or name in RESERVED:
                 raise InputError(
@@ -332,10 +332,10 @@ def check_needs(config: Config) -> None:
             )
 
 
-def of_our_own(config: Config, cpus: int) -> tuple[int, dict[str, float]]:
+def local_cluster_resources(config: Config, cpus: int) -> tuple[int, dict[str, float]]:
     """CPUs and further resources that a cluster of this one machine, with so many CPUs, is to count."""
     counted: dict[str, float] = {}
-    for members, needed in roles(config).values():
+    for members, needed in resources_by_role(config).values():
         for what, amount in needed.items():
             room = 0.0 if what in RESERVED else ROOM_TO_GROW * amount
             counted[what] = counted.get(what, 0.0) + members * amount + room
@@ -345,7 +345,7 @@ def of_our_own(config: Config, cpus: int) -> tuple[int, dict[str, float]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """A file or folder of data."""
 
     path: str
@@ -353,26 +353,26 @@ class Source:
     """Its share of each iteration, relative to the others'."""
 
 
-def sources(value: Any) -> list[Source]:
+def data_sources(value: Any) -> list[DataSource]:
     """What `data.prompts` or `data.demonstrations` names, once it has been checked."""
-    return [Source(path=value)] if isinstance(value, str) else [Source(**one) for one in value]
+    return [DataSource(path=value)] if isinstance(value, str) else [DataSource(**one) for one in value]
 
 
-def paths(value: Any) -> list[Path]:
+def data_paths(value: Any) -> list[Path]:
     """The same without the weights."""
-    return [Path(source.path) for source in sources(value)]
+    return [Path(source.path) for source in data_sources(value)]
 
 
-def named(value: Any) -> str:
+def source_name(value: Any) -> str:
     """What to call them in a sentence."""
-    return ", ".join(source.path for source in sources(value))
+    return ", ".join(source.path for source in data_sources(value))
 
 
-def changed(value: Any, change: Callable[[str], str]) -> Any:
+def changed_sources(value: Any, change: Callable[[str], str]) -> Any:
     """The same with other paths."""
     if isinstance(value, str):
         return change(value)
-    return [{"path": change(source.path), "weight": source.weight} for source in sources(value)]
+    return [{"path": change(source.path), "weight": source.weight} for source in data_sources(value)]
 
 
 def check_sources(key: str, value: Any, check_path: Callable[[str, str], None]) -> None:

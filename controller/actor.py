@@ -10,42 +10,42 @@ from pathlib import Path
 import ray
 
 from cluster import ray_cluster
-from cluster.monitored_actor import Member
-from cluster.stall_watchdog import StallReport, Watch, Watchdog
+from cluster.monitored_actor import MonitoredActor
+from cluster.stall_watchdog import StallDetector, StallMonitor, StallReport
 from common.secrets import redact
 from configs.schema import Config
-from configs.validate import arithmetic
+from configs.validate import batch_summary
 from controller import build
-from controller.autoscaling import Follow, targets
+from controller.autoscaling import AutoScaler, target_sizes
 from controller.checkpointing import (
-    Checkpoints,
-    NotSaved,
-    check_data,
+    CheckpointError,
+    CheckpointManager,
+    check_data_unchanged,
     overrides_after,
     read_checkpoint,
     seconds_before,
     sizes_before,
 )
 from controller.inputs import fingerprints, newest_checkpoint, read_inputs
-from controller.loop import Done, Loop
-from controller.missing_scores import MissingLimit
-from controller.requests import Inbox, Request
-from controller.validation import HeldOut
+from controller.loop import IterationResult, TrainingLoop
+from controller.missing_scores import MissingScoreLimit
+from controller.requests import ControlInbox, ControlRequest
+from controller.validation import Validator
 from learner.group import LearnerLost
-from observability.console import words
-from observability.iteration import Iteration, Progress
-from observability.metrics.collector import Numbers
-from observability.metrics.server import Endpoint
-from observability.reply_schema import Provenance
-from observability.run_directory import Claim, Records
+from observability.console import format_event
+from observability.iteration import IterationStats, Progress
+from observability.metrics.collector import MetricsCollector
+from observability.metrics.server import MetricsServer
+from observability.reply_schema import ReplyProvenance
+from observability.run_directory import RunDirectory, RunLock
 from observability.summary import plot_run, summarise_run
-from rollout.metrics_server import ANYWHERE, address
+from rollout.metrics_server import ANYWHERE, metrics_address
 
 RESTARTS = 3
 """How often the learner may start again from the same checkpoint."""
 
 
-class Controller(Member):
+class Controller(MonitoredActor):
     """Runs a job from start to summary in one thread; `progress` answers from another at any time."""
 
     def __init__(
@@ -59,52 +59,52 @@ class Controller(Member):
         super().__init__()
         self._stopping = self._over = False
         # Until the checkpoint is there when it has been told to stop; else it goes with its driver.
-        ray_cluster.accompany(lambda: self._stopping and not self._over)
+        ray_cluster.exit_with_driver(lambda: self._stopping and not self._over)
         self._config, self._directory, self._changes = config, directory, changes or {}
         self._lock = threading.Lock()
         self._stage = "reading the data"
         self._notes: list[str] = []
-        self._done: list[Iteration] = []
+        self._done: list[IterationStats] = []
         self._finished = False
         self._inputs = read_inputs(config)
-        self._checkpoints = Checkpoints(directory)
+        self._checkpoints = CheckpointManager(directory)
         checkpoint, resumed = None, changes is not None
         if resumed:
-            self._claim = Claim.take(directory)  # which waits for a controller that is ending, and for its port
-        self._loop: Loop | None = None
-        self._numbers = Numbers(config.run.iterations, lambda: self._loop.standing() if self._loop else None)
-        self._metrics = Endpoint(config.metrics.host, config.metrics.port)
+            self._claim = RunLock.take(directory)  # which waits for a controller that is ending, and for its port
+        self._loop: TrainingLoop | None = None
+        self._numbers = MetricsCollector(config.run.iterations, lambda: self._loop.standing() if self._loop else None)
+        self._metrics = MetricsServer(config.metrics.host, config.metrics.port)
         self._metrics.start(self._numbers, directory.name, lambda: self._loop.rollout.metrics if self._loop else {})
         if resumed:
             checkpoint = newest_checkpoint(config, directory)
-            check_data(checkpoint.state.get("data", {}) if checkpoint else {}, fingerprints(self._inputs))
-            self._records = Records.open(directory, through=checkpoint.iteration if checkpoint else 0)
+            check_data_unchanged(checkpoint.state.get("data", {}) if checkpoint else {}, fingerprints(self._inputs))
+            self._records = RunDirectory.open(directory, through=checkpoint.iteration if checkpoint else 0)
             self._records.write_config(config.yaml())
             listed = {key: list(change) for key, change in self._changes.items()}
             self._records.add_event("resumed", iteration=checkpoint.iteration if checkpoint else 0, changes=listed)
             self._numbers.begin(self._records.first_sound())
         else:
-            self._records = Records.create(directory, config.yaml())
-            self._claim = Claim.take(directory)
+            self._records = RunDirectory.create(directory, config.yaml())
+            self._claim = RunLock.take(directory)
         self._checkpoint = checkpoint
         self._started = time.perf_counter() - seconds_before(directory)
-        self._inbox = Inbox.open(directory)
+        self._inbox = ControlInbox.open(directory)
         self._follow = (
-            Follow(share=config.rollout.wait_share, most=config.rollout.most_workers)
+            AutoScaler(share=config.rollout.wait_share, most=config.rollout.most_workers)
             if config.rollout.most_workers
             else None
         )
         self._replay: dict[int, list[float | str]] = {}
         """λ as it was set from outside, by the iteration that took it; of iterations that are done again."""
-        self._missing = MissingLimit(config.reward.missing_limit, config.reward.missing_window)
-        self._watch = Watch(
-            Watchdog(config.run.stall_seconds, time.monotonic()),
+        self._missing = MissingScoreLimit(config.reward.missing_limit, config.reward.missing_window)
+        self._watch = StallMonitor(
+            StallDetector(config.run.stall_seconds, time.monotonic()),
             StallReport(directory, lambda: self._loop.awaited() if self._loop else [], redact),
             self._tell,
         )
 
     @property
-    def _members(self) -> Loop:
+    def _members(self) -> TrainingLoop:
         """The loop, once it is there."""
         if self._loop is None:
             raise RuntimeError("the run has not started")
@@ -113,7 +113,7 @@ class Controller(Member):
     def metrics_address(self) -> str:
         host = self._metrics.host
         host = ray.util.get_node_ip_address() if host in ANYWHERE else host
-        return f"http://{address(host, self._metrics.port)}/metrics"
+        return f"http://{metrics_address(host, self._metrics.port)}/metrics"
 
     def progress(self, seen: int) -> Progress:
         """What happened since the caller saw `seen` iterations."""
@@ -150,11 +150,11 @@ class Controller(Member):
 
     def _run(self) -> dict:
         records, config = self._records, self._config
-        self._tell("started", arithmetic=dict(arithmetic(config)), metrics=self.metrics_address())
+        self._tell("started", arithmetic=dict(batch_summary(config)), metrics=self.metrics_address())
         self._at("starting Ray actors: vLLM rollout workers, reward servers, DeepSpeed learner ranks")
         loop = self._begin()
         self._tell("ready", seconds=self._seconds())
-        held_out = HeldOut(config, self._inputs, records, loop, self._provenance)
+        held_out = Validator(config, self._inputs, records, loop, self._provenance)
         self._at("evaluating on held-out questions, before")
         before = held_out.evaluate("before", 0) if self._checkpoint is None else held_out.read("before")
         self._at("iteration")
@@ -181,11 +181,11 @@ class Controller(Member):
         self._at("done")
         return summary
 
-    def _begin(self) -> Loop:
+    def _begin(self) -> TrainingLoop:
         """Everybody up. A learner that is lost meanwhile is started again, with all the others."""
         lost = 0
         while True:
-            loop = self._loop = Loop(self._config, self._inputs, self._directory.name, self._tell)
+            loop = self._loop = TrainingLoop(self._config, self._inputs, self._directory.name, self._tell)
             loop.scale(sizes_before(self._directory))
             try:
                 loop.start(self._checkpoint)
@@ -199,7 +199,7 @@ class Controller(Member):
 
     # ---- iterations
 
-    def _train(self, loop: Loop, held_out: HeldOut) -> None:
+    def _train(self, loop: TrainingLoop, held_out: Validator) -> None:
         """Iterations up to the last, or until somebody stops the run; from the newest checkpoint where the learner is
         lost."""
         number, due, lost = self._records.last + 1, False, 0
@@ -244,7 +244,7 @@ class Controller(Member):
             else:
                 break
         self._records.rewind(iteration)
-        self._missing = MissingLimit(self._config.reward.missing_limit, self._config.reward.missing_window)
+        self._missing = MissingScoreLimit(self._config.reward.missing_limit, self._config.reward.missing_window)
         self._replay = overrides_after(self._directory, iteration)
         self._tell("learner back", iteration=iteration, seconds=time.perf_counter() - begun)
         return lost
@@ -254,7 +254,7 @@ class Controller(Member):
         loop = self._members
         try:
             path = self._checkpoints.write(iteration, loop.state(), loop.save, keep=self._config.run.keep_checkpoints)
-        except NotSaved as error:
+        except CheckpointError as error:
             if must:
                 raise
             self._tell("checkpoint failed", iteration=iteration, reason=str(error))
@@ -263,7 +263,7 @@ class Controller(Member):
         self._tell("checkpoint", iteration=iteration)
         return True
 
-    def _adapt(self, loop: Loop, done: Done) -> None:
+    def _adapt(self, loop: TrainingLoop, done: IterationResult) -> None:
         """The number of workers follows the learner's wait, where that is asked for."""
         if self._follow is None:
             return
@@ -285,11 +285,11 @@ class Controller(Member):
                 self._tell(id=request.id, iteration=number, **fields)
             self._inbox.done(request)
 
-    def _apply(self, request: Request) -> dict:
+    def _apply(self, request: ControlRequest) -> dict:
         """Does what is asked. Returns the event that says so. Raises ValueError for what cannot be done."""
         content, loop = request.content, self._members
         if isinstance(content, dict) and content.get("kind") == "scale":
-            sizes = targets(content, dict.fromkeys(loop.sizes, self._config.rollout.prompts))
+            sizes = target_sizes(content, dict.fromkeys(loop.sizes, self._config.rollout.prompts))
             loop.scale(sizes)
             return {"kind": "scale", "value": sizes}
         return {"kind": "mix", "value": loop.mix.obey(content)}
@@ -300,7 +300,7 @@ class Controller(Member):
         """An event, and a line for whoever watches."""
         self._numbers.event(kind)
         self._records.add_event(kind, **fields)
-        sentence = words(kind, fields)
+        sentence = format_event(kind, fields)
         if sentence is not None:
             with self._lock:
                 self._notes.append(redact(sentence))
@@ -314,7 +314,7 @@ class Controller(Member):
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _record(self, done: Done) -> None:
+    def _record(self, done: IterationResult) -> None:
         number = done.iteration.iteration
         self._records.add_replies(number, done.rows(self._members.routes), self._provenance())
         self._records.add_iteration(done.iteration)
@@ -326,5 +326,5 @@ class Controller(Member):
         with self._lock:
             self._done.append(done.iteration)
 
-    def _provenance(self) -> Provenance:
+    def _provenance(self) -> ReplyProvenance:
         return build.provenance(self._config, self._inputs, self._members.rater_versions)

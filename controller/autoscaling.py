@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 
-def targets(content: object, largest: Mapping[str, int]) -> dict[str, int]:
+def target_sizes(content: object, largest: Mapping[str, int]) -> dict[str, int]:
     """Members by pool from a request, {"kind": "scale", "value": {"rollout": 3}}. Raises ValueError.
 
     largest: the most members that a pool can use, by name of the pool; also says which pools there are.
@@ -21,7 +21,7 @@ def targets(content: object, largest: Mapping[str, int]) -> dict[str, int]:
     return dict(value)
 
 
-class Follow:
+class AutoScaler:
     """Keeps the learner's wait below a share of the iteration by adding workers, and lets go of those it can spare.
 
     The wait is the time of sampling over the time of the whole iteration, mean of the last few iterations. Sampling is

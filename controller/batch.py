@@ -15,25 +15,25 @@ from typing import Protocol
 
 import numpy as np
 
-from configs.routes import Route
-from controller.mix_ratio import MixReading
+from configs.routes import ScoreRoute
+from controller.mix_ratio import MixRatioStats
 from data import pairing
-from learner.group import Learned
-from learner.micro_batches import Item, PreferencePair, Row
-from observability.iteration import Iteration
-from observability.speech_health import sound
-from reward.scoring import Judged, mean_scores, missing_reasons
+from learner.group import StepResult
+from learner.micro_batches import Item, TrainingPair, TrainingSample
+from observability.iteration import IterationStats
+from observability.speech_health import speech_health
+from reward.scoring import ScoredReply, mean_scores, missing_reasons
 from reward.types import Score, Scorecard
 from rollout.worker import SyncReport
-from speech.grammar import Structure, allowed_sets_of, check
-from speech.types import DEMONSTRATION, RECORDED, Demonstration, Finish, Group, Pair, Prompt, Reply
+from speech.grammar import Structure, allowed_masks_of, check_reply_grammar
+from speech.types import DEMONSTRATION, RECORDED, Demonstration, Finish, PreferencePair, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary, select
 
 AVERAGES = ("reply", "token", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class TrainingBatch:
     """The preference part of a batch."""
 
     items: list[Item]
@@ -42,20 +42,20 @@ class Batch:
     preference gradient."""
 
 
-class Preference(Protocol):
+class BatchBuilder(Protocol):
     """Makes a batch of judged replies."""
 
-    def examples(self, prompts: Sequence[Prompt]) -> list[Group]:
+    def examples(self, prompts: Sequence[Prompt]) -> list[ReplyGroup]:
         """Replies to these prompts that are to be rated although the policy did not sample them."""
         ...
 
     def batch(
         self,
-        groups: Sequence[Group],
-        judged: Sequence[Sequence[Judged]],
-        examples: Mapping[str, Judged],
+        groups: Sequence[ReplyGroup],
+        judged: Sequence[Sequence[ScoredReply]],
+        examples: Mapping[str, ScoredReply],
         shares: Sequence[float],
-    ) -> Batch:
+    ) -> TrainingBatch:
         """examples: the judged examples by prompt id. shares: what each group counts, relative to the others."""
         ...
 
@@ -85,25 +85,25 @@ def token_weights(counts: Sequence[Sequence[int]], average: str, constant: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient:
+class GRPOBatchBuilder:
     """Every reply with an advantage is a row; every route and every KL term has its own normaliser."""
 
-    routes: Sequence[Route]
+    routes: Sequence[ScoreRoute]
     boundary: str
     average: str
     constant: int
     structure: Structure | None
 
-    def examples(self, prompts: Sequence[Prompt]) -> list[Group]:
+    def examples(self, prompts: Sequence[Prompt]) -> list[ReplyGroup]:
         return []
 
     def batch(
         self,
-        groups: Sequence[Group],
-        judged: Sequence[Sequence[Judged]],
-        examples: Mapping[str, Judged],
+        groups: Sequence[ReplyGroup],
+        judged: Sequence[Sequence[ScoredReply]],
+        examples: Mapping[str, ScoredReply],
         shares: Sequence[float],
-    ) -> Batch:
+    ) -> TrainingBatch:
         by_route = [self._weights(judged, route.channel, index) for index, route in enumerate(self.routes)]
         trained = [
             [any(weights[g][r] > 0 for weights in by_route) for r in range(len(replies))]
@@ -118,7 +118,7 @@ class PolicyGradient:
                 if trained[g][r]:
                     text, speech = (share * weights[g][r] for weights in divergence)
                     items.append(
-                        Row(
+                        TrainingSample(
                             **_tokens(group.prompt, j.reply, next(allowed)),
                             behaviour=j.reply.logps,
                             advantages=tuple(a or 0.0 for a in j.advantages),
@@ -126,11 +126,13 @@ class PolicyGradient:
                             kl_weights=(text, speech),
                         )
                     )
-        return Batch(items=items, uses=[["advantage" if used else None for used in replies] for replies in trained])
+        return TrainingBatch(
+            items=items, uses=[["advantage" if used else None for used in replies] for replies in trained]
+        )
 
     def _weights(
         self,
-        judged: Sequence[Sequence[Judged]],
+        judged: Sequence[Sequence[ScoredReply]],
         channel: str,
         route: int | None,
         among: Sequence[Sequence[bool]] | None = None,
@@ -156,7 +158,7 @@ class PolicyGradient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedReplies:
+class DPOBatchBuilder:
     """The best and the worst reply to a prompt are a pair, when they are far enough apart (method §5)."""
 
     score: str
@@ -169,22 +171,22 @@ class PairedReplies:
     recorded: bool = False
     """Whether groups are pairs from a file, the better reply first."""
 
-    def examples(self, prompts: Sequence[Prompt]) -> list[Group]:
+    def examples(self, prompts: Sequence[Prompt]) -> list[ReplyGroup]:
         """The demonstrations of these prompts, as replies that a rater can hear."""
         if self.demonstrations is None:
             return []
         known = [(prompt, self.demonstrations[prompt.id]) for prompt in prompts if prompt.id in self.demonstrations]
-        return [Group(prompt=prompt, replies=[self._as_reply(prompt, d)]) for prompt, d in known]
+        return [ReplyGroup(prompt=prompt, replies=[self._as_reply(prompt, d)]) for prompt, d in known]
 
     def batch(
         self,
-        groups: Sequence[Group],
-        judged: Sequence[Sequence[Judged]],
-        examples: Mapping[str, Judged],
+        groups: Sequence[ReplyGroup],
+        judged: Sequence[Sequence[ScoredReply]],
+        examples: Mapping[str, ScoredReply],
         shares: Sequence[float],
-    ) -> Batch:
+    ) -> TrainingBatch:
         uses: list[list[str | None]] = [[None] * len(replies) for replies in judged]
-        found: list[tuple[Row, Row, float]] = []
+        found: list[tuple[TrainingSample, TrainingSample, float]] = []
         for group, replies, use, share in zip(groups, judged, uses, shares, strict=True):
             candidates = list(replies)
             if self.demonstrations is not None:
@@ -200,26 +202,26 @@ class PairedReplies:
                     use[index] = role
             rows = [self._row(group.prompt, candidates[index].reply) for index in chosen]
             found.append((rows[0], rows[1], share))
-        return Batch(
-            items=[PreferencePair(chosen=c, rejected=r, weight=share / len(found)) for c, r, share in found], uses=uses
+        return TrainingBatch(
+            items=[TrainingPair(chosen=c, rejected=r, weight=share / len(found)) for c, r, share in found], uses=uses
         )
 
-    def _choose(self, candidates: Sequence[Judged]) -> tuple[int, int] | None:
+    def _choose(self, candidates: Sequence[ScoredReply]) -> tuple[int, int] | None:
         """Indices of the better and the worse reply."""
         if self.recorded:
             return 0, 1
         scores = [j.number(self.score) for j in candidates]
         ties = [[j.number(name) for name in self.ties] for j in candidates]
         best = None if self.demonstrations is None else len(candidates) - 1
-        found = pairing.choose(scores, ties, self.margin, best=best)
+        found = pairing.choose_pair(scores, ties, self.margin, best=best)
         if found and np.array_equal(*(candidates[index].reply.token_ids for index in found)):
             return None
         return found
 
-    def _row(self, prompt: Prompt, reply: Reply) -> Row:
+    def _row(self, prompt: Prompt, reply: Reply) -> TrainingSample:
         sampled = bool(np.isfinite(reply.logps).all())
         (allowed,) = _allowed([reply], self.structure)
-        return Row(**_tokens(prompt, reply, allowed), behaviour=reply.logps if sampled else None)
+        return TrainingSample(**_tokens(prompt, reply, allowed), behaviour=reply.logps if sampled else None)
 
     def _as_reply(self, prompt: Prompt, demonstration: Demonstration) -> Reply:
         return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, DEMONSTRATION)
@@ -237,7 +239,7 @@ def unsampled(
         logps=np.full(len(ids), np.nan, dtype=np.float32),
         weight_version=-1,
         finish=Finish.STOP if ids[-1] == vocabulary.end_reply else Finish.LENGTH,
-        defect=check(ids, *structure) if structure else None,
+        defect=check_reply_grammar(ids, *structure) if structure else None,
         worker=origin,
     )
 
@@ -246,7 +248,7 @@ def _allowed(replies: Sequence[Reply], structure: Structure | None) -> list[np.n
     """Of each reply, int8 [T], what the sampler could draw; None: everything."""
     if structure is None:
         return [None] * len(replies)
-    return [*allowed_sets_of([reply.token_ids for reply in replies], *structure)]
+    return [*allowed_masks_of([reply.token_ids for reply in replies], *structure)]
 
 
 def _tokens(prompt: Prompt, reply: Reply, allowed: np.ndarray | None) -> dict:
@@ -259,10 +261,10 @@ def _tokens(prompt: Prompt, reply: Reply, allowed: np.ndarray | None) -> dict:
     }
 
 
-def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary) -> list[Row]:
+def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary) -> list[TrainingSample]:
     """A row for each demonstration, equally weighted."""
     return [
-        Row(
+        TrainingSample(
             prompt_ids=d.prompt_ids,
             features=d.features,
             reply_ids=d.reply_ids,
@@ -273,26 +275,26 @@ def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary)
     ]
 
 
-def describe(
+def describe_iteration(
     number: int,
     version: int,
-    mix: MixReading,
-    judged: Sequence[Sequence[Judged]],
+    mix: MixRatioStats,
+    judged: Sequence[Sequence[ScoredReply]],
     uses: Sequence[Sequence[str | None]],
     demonstrations: Sequence[Demonstration],
-    learned: Learned,
+    learned: StepResult,
     syncs: dict[str, SyncReport],
     sync_bytes: int,
     seconds: dict[str, float],
     idle: dict[str, float],
-) -> Iteration:
+) -> IterationStats:
     """The record of an iteration. version: of the weights before its step. uses: what each reply served as."""
     flat = [j for replies in judged for j in replies]
     staleness = max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None)
     tally = learned.tally
     preference, anchor = tally.total("loss_preference"), tally.total("loss_anchor")
     dropped = sum(use is None for replies in uses for use in replies)
-    return Iteration(
+    return IterationStats(
         iteration=number,
         weight_version=version,
         staleness=staleness,
@@ -328,7 +330,7 @@ def describe(
         tokens_text=sum(j.reply.count("text") for j in flat),
         tokens_speech=sum(j.reply.count("speech") for j in flat),
         reply_seconds=sum(j.card.seconds for j in flat),
-        speech=sound(flat),
+        speech=speech_health(flat),
         seconds=seconds | {"total": sum(seconds.values())},
         idle=idle,
         sync_bytes=sync_bytes,
@@ -342,7 +344,7 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def recorded_group(pair: Pair, vocabulary: Vocabulary) -> tuple[Group, list[Scorecard]]:
+def group_of_pair(pair: PreferencePair, vocabulary: Vocabulary) -> tuple[ReplyGroup, list[Scorecard]]:
     """The chosen and the rejected reply as a group of two, with the scores that they came with."""
     prompt = Prompt(id=pair.prompt_id, token_ids=pair.prompt_ids, text="", facts={}, features=pair.features)
     replies, cards = [], []
@@ -353,4 +355,4 @@ def recorded_group(pair: Pair, vocabulary: Vocabulary) -> tuple[Group, list[Scor
         found: dict[str, Score] = dict(scores)
         details = {"text": vocabulary.text(ids), "origin": pair.origin}
         cards.append(Scorecard(scores=found, details=details, seconds=0.0))
-    return Group(prompt=prompt, replies=replies), cards
+    return ReplyGroup(prompt=prompt, replies=replies), cards

@@ -3,37 +3,37 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cluster.actor_pool import Crew
-from cluster.placement import Place
-from configs.routes import Route as ScoreRoute
+from cluster.actor_pool import ActorPool
+from cluster.placement import Placement
+from configs.routes import ScoreRoute
 from configs.schema import Config, Named
-from configs.validate import needs
-from controller.batch import PairedReplies, PolicyGradient, Preference
+from configs.validate import required_resources
+from controller.batch import BatchBuilder, DPOBatchBuilder, GRPOBatchBuilder
 from controller.checkpoint_checks import lora_settings
-from controller.inputs import Inputs, constrained, structure
-from controller.mix_ratio import MixRatio, MixSettings, MixState
-from data.dataset import ById
-from learner.config import Objective, PairLoss, RankSettings, Route
-from learner.group import GroupSettings, LearnerGroup
-from observability.reply_schema import Provenance
-from reward.decoder_pool import DecoderSettings
+from controller.inputs import RunInputs, is_constrained, reply_structure
+from controller.mix_ratio import MixRatio, MixRatioConfig, MixRatioState
+from data.dataset import DatasetIndex
+from learner.config import LearnerConfig, Objective, PairLoss, RouteLoss
+from learner.group import LearnerGroup, LearnerGroupConfig
+from observability.reply_schema import ReplyProvenance
+from reward.decoder_pool import DecoderConfig
 from reward.pool import RewardPool
-from reward.scoring import Scoring
-from reward.server import ServerSettings
-from rollout.pool import PoolSettings, RolloutPool
-from rollout.vllm_engine import EngineSettings, SamplingSettings
+from reward.scoring import ScoringConfig
+from reward.server import RewardServerConfig
+from rollout.pool import RolloutPool, RolloutPoolConfig
+from rollout.vllm_engine import EngineConfig, SamplingConfig
 from speech.families import Family, family
-from speech.registry import Part
+from speech.registry import ClassSpec
 
 Tell = Callable[..., None]
 """Takes events: a kind and fields."""
 
 
-def sampling(config: Config) -> SamplingSettings:
-    return SamplingSettings(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+def sampling(config: Config) -> SamplingConfig:
+    return SamplingConfig(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
 
 
-def provenance(config: Config, inputs: Inputs, raters: Mapping[str, str]) -> Provenance:
+def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> ReplyProvenance:
     """What makes samples and scores. raters: their versions."""
     r = config.rollout
     sampling = {
@@ -41,13 +41,13 @@ def provenance(config: Config, inputs: Inputs, raters: Mapping[str, str]) -> Pro
         "top_p": f"{r.top_p:g}",
         "top_k": str(r.top_k),
         "max_tokens": str(r.max_tokens),
-        "structure": "on" if constrained(config, inputs.family) else "off",
+        "structure": "on" if is_constrained(config, inputs.family) else "off",
     }
-    return Provenance(raters=raters, sampling=sampling)
+    return ReplyProvenance(raters=raters, sampling=sampling)
 
 
-def scoring(config: Config) -> Scoring:
-    return Scoring(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
+def scoring(config: Config) -> ScoringConfig:
+    return ScoringConfig(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
 
 
 def routes(config: Config) -> list[ScoreRoute]:
@@ -55,19 +55,19 @@ def routes(config: Config) -> list[ScoreRoute]:
     return config.preference.routes if config.preference.objective == "grpo" else []
 
 
-def preference(config: Config, inputs: Inputs) -> Preference:
+def preference(config: Config, inputs: RunInputs) -> BatchBuilder:
     """What makes the preference part of a batch: policy gradient or pairs."""
-    p, held_to = config.preference, structure(config, inputs.family, inputs.vocabulary)
+    p, held_to = config.preference, reply_structure(config, inputs.family, inputs.vocabulary)
     if p.objective == "grpo":
-        return PolicyGradient(
+        return GRPOBatchBuilder(
             routes=routes(config),
             boundary=p.boundary,
             average=p.average,
             constant=p.constant or config.rollout.max_tokens,
             structure=held_to,
         )
-    shown = ById(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
-    return PairedReplies(
+    shown = DatasetIndex(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
+    return DPOBatchBuilder(
         score=p.pairs.score,
         ties=p.pairs.ties or list(config.reward.total),
         margin=p.pairs.margin,
@@ -82,7 +82,7 @@ def mix_ratio(config: Config, state: dict | None) -> MixRatio:
     """λ as it was left, or at its start."""
     m = config.mix
     return MixRatio(
-        MixSettings(
+        MixRatioConfig(
             mode=m.mode,
             fixed=m.fixed,
             switch=m.switch,
@@ -95,18 +95,18 @@ def mix_ratio(config: Config, state: dict | None) -> MixRatio:
             first=m.first,
             per_group=m.per_group,
         ),
-        MixState(**state) if state is not None else None,
+        MixRatioState(**state) if state is not None else None,
     )
 
 
-def engine_settings(config: Config, chosen: Family) -> EngineSettings:
+def engine_settings(config: Config, chosen: Family) -> EngineConfig:
     r = config.rollout
-    return EngineSettings(
+    return EngineConfig(
         checkpoint=config.model.checkpoint,
         dtype=config.model.dtype,
         max_length=config.model.max_length,
         max_sequences=r.max_sequences,
-        constrained=constrained(config, chosen),
+        constrained=is_constrained(config, chosen),
         in_process=r.in_process,
         threads=r.threads,
         kv_cache_gib=r.kv_cache_gib,
@@ -117,13 +117,13 @@ def engine_settings(config: Config, chosen: Family) -> EngineSettings:
 
 
 def rollout_pool(
-    config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None, *, fixed: bool = False
+    config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None, *, fixed: bool = False
 ) -> RolloutPool:
     """fixed: the workers keep the checkpoint's weights, and there is no learner."""
     r = config.rollout
-    pool = PoolSettings(
+    pool = RolloutPoolConfig(
         workers=r.workers,
-        needs=needs(r),
+        needs=required_resources(r),
         start_seconds=r.start_seconds,
         sample_seconds=r.sample_seconds,
         groups_at_once=r.max_sequences,  # a group may be of one reply; what is too many waits in the engine
@@ -136,15 +136,15 @@ def rollout_pool(
     return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
 
 
-def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] | None = None) -> RewardPool:
-    def part(named: Named) -> Part:
-        return Part(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
+def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None) -> RewardPool:
+    def part(named: Named) -> ClassSpec:
+        return ClassSpec(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
 
     r, d = config.reward, config.reward.decoders
-    decoders = DecoderSettings(decoders=d.members, needs=needs(d), start_seconds=d.start_seconds)
-    settings = ServerSettings(
+    decoders = DecoderConfig(decoders=d.members, needs=required_resources(d), start_seconds=d.start_seconds)
+    settings = RewardServerConfig(
         servers=r.servers,
-        needs=needs(r),
+        needs=required_resources(r),
         checkpoint=config.model.checkpoint,
         codec=part(r.codec),
         raters=tuple(part(rater) for rater in r.raters),
@@ -156,11 +156,11 @@ def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[Crew] 
     return RewardPool(settings, chosen, tell, company)
 
 
-def objective(config: Config) -> Objective:
+def build_objective(config: Config) -> Objective:
     """The loss."""
     p, a = config.preference, config.anchor
     return Objective(
-        routes=tuple(Route(channel=r.channel, weight=r.weight) for r in routes(config)),
+        routes=tuple(RouteLoss(channel=r.channel, weight=r.weight) for r in routes(config)),
         clip=p.clip,
         clip_high=p.clip if p.clip_high is None else p.clip_high,
         ratio=p.ratio,
@@ -174,17 +174,17 @@ def objective(config: Config) -> Objective:
     )
 
 
-def learner_place(config: Config) -> Place:
+def learner_place(config: Config) -> Placement:
     """Asks Ray for room for all ranks, together."""
     c = config.learner
-    return Place("learner", *[needs(c)] * c.ranks, strategy=c.strategy)
+    return Placement("learner", *[required_resources(c)] * c.ranks, strategy=c.strategy)
 
 
-def rank_settings(config: Config, run: str) -> RankSettings:
+def rank_settings(config: Config, run: str) -> LearnerConfig:
     """run: the name of the run."""
     c = config.learner
     weights = Path(config.run.directory) / run / "weights"
-    return RankSettings(
+    return LearnerConfig(
         checkpoint=config.model.checkpoint,
         run=run,
         dtype=config.model.dtype,
@@ -210,9 +210,9 @@ def rank_settings(config: Config, run: str) -> RankSettings:
     )
 
 
-def learner_group(config: Config, chosen: Family, run: str, place: Place) -> LearnerGroup:
+def learner_group(config: Config, chosen: Family, run: str, place: Placement) -> LearnerGroup:
     c = config.learner
-    group = GroupSettings(
+    group = LearnerGroupConfig(
         ranks=c.ranks,
         start_seconds=c.start_seconds,
         step_seconds=c.step_seconds,
@@ -220,4 +220,4 @@ def learner_group(config: Config, chosen: Family, run: str, place: Place) -> Lea
         skips_in_a_row=c.skips_in_a_row,
         faults=Path(config.run.directory) / run / "faults",
     )
-    return LearnerGroup(group, rank_settings(config, run), chosen, objective(config), place)
+    return LearnerGroup(group, rank_settings(config, run), chosen, build_objective(config), place)

@@ -11,14 +11,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 from configs.schema import Config, Named, NamedRater
-from learner.config import LoraSettings
-from learner.parameter_filter import adapted, frozen_names
+from learner.config import LoraConfig
+from learner.parameter_filter import adapted_layers, frozen_names
 from speech.checkpoint import check_checkpoint
 from speech.codecs.base import Codec
 from speech.families import family
-from speech.registry import codec_of, load
+from speech.registry import build_codec, load_object
 from speech.vocabulary import Vocabulary
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
     shapes: dict[str, list[int]] = {}
     for file in files:
         shapes |= _shapes(file)
-    if there(directory / INDEX):
+    if check_exists(directory / INDEX):
         _check_index(directory, set(shapes))
     wanted = [vocabulary.size, _width(directory)]
     for name, shape in shapes.items():
@@ -47,17 +47,17 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
                 f"model.checkpoint: {name} of {directory} has the shape {shape}; its config.json says {wanted}"
             )
     _frozen(config, shapes)
-    adapters(config, shapes)
+    check_adapters_fit(config, shapes)
     return shapes
 
 
-def lora_settings(config: Config) -> LoraSettings | None:
+def lora_settings(config: Config) -> LoraConfig | None:
     """None: no adapters."""
     c = config.learner.lora
-    return LoraSettings(rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)) if c.rank else None
+    return LoraConfig(rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)) if c.rank else None
 
 
-def adapters(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
+def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the layers that get adapters, by name, as far as the checkpoint's tensors tell which are
     linear. Raises InputError for settings that do not fit them."""
     settings, end = lora_settings(config), ".weight"
@@ -68,7 +68,7 @@ def adapters(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, t
         for name, shape in shapes.items()
         if name.endswith(end) and len(shape) == 2 and not name.endswith(EMBEDDING)
     }
-    return adapted(linear, settings, {name.removesuffix(end) for name in _frozen(config, shapes)})
+    return adapted_layers(linear, settings, {name.removesuffix(end) for name in _frozen(config, shapes)})
 
 
 def _frozen(config: Config, shapes: Iterable[str]) -> set[str]:
@@ -88,12 +88,12 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _check_index(directory: Path, names: set[str]) -> None:
-    index = parsed(text(directory / INDEX), str(directory / INDEX))
+    index = parse_json(read_text(directory / INDEX), str(directory / INDEX))
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise InputError(f"model.checkpoint: {directory / INDEX} has no weight_map of names and files")
     for name, file in placed.items():
-        if Path(file).name != file or not there(directory / file):
+        if Path(file).name != file or not check_exists(directory / file):
             raise InputError(f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which is not there")
         if name not in names:
             raise InputError(
@@ -103,7 +103,7 @@ def _check_index(directory: Path, names: set[str]) -> None:
 
 def _width(directory: Path) -> object:
     """The size of a token's vector."""
-    settings = parsed(text(directory / "config.json"), str(directory / "config.json"))
+    settings = parse_json(read_text(directory / "config.json"), str(directory / "config.json"))
     width = settings.get("hidden_size")
     if type(width) is not int or width < 1:
         raise InputError(f"model.checkpoint: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
@@ -112,7 +112,7 @@ def _width(directory: Path) -> object:
 
 def check_reward(config: Config, vocabulary: Vocabulary) -> None:
     """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
-    known_codec(config, vocabulary)
+    inspect_codec(config, vocabulary)
     for rater in config.reward.raters:
         check_rater(rater)
     if config.reward.signal:
@@ -140,11 +140,11 @@ def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
     """The codec, which has a code for each speech token and no other."""
     named = config.reward.codec
     _codec_class(named)
-    codec = _tried(named, lambda: codec_of(named.use, named.arguments))
+    codec = _tried(named, lambda: build_codec(named.use, named.arguments))
     return _of_vocabulary(codec, config, vocabulary)
 
 
-def known_codec(config: Config, vocabulary: Vocabulary) -> Any:
+def inspect_codec(config: Config, vocabulary: Vocabulary) -> Any:
     """What has the codec's numbers: its class, where that can `check` its files without loading them, as decoders that
     need a GPU must. Else the codec. Raises InputError as `load_codec` does."""
     named = config.reward.codec
@@ -191,7 +191,7 @@ def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
 
 def _loaded(key: str, use: str) -> Callable:
     try:
-        found = load(use)
+        found = load_object(use)
     except InputError as error:
         raise InputError(f"{key}: {error}") from error
     if not callable(found):

@@ -26,19 +26,19 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
-from configs.load import make_absolute, read
+from configs.load import load_config, make_absolute
 from configs.schema import MODES, Config
-from controller.mix_ratio import MixState
+from controller.mix_ratio import MixRatioState
 from observability.run_directory import read_events, run_directory
 
 STATE = "controller.json"
 
 
 COUNTS = ("iteration", "weight_version", "prompts", "demonstrations")
-"""Whole numbers that `Loop.state` remembers, beside λ."""
+"""Whole numbers that `TrainingLoop.state` remembers, beside λ."""
 
 
-class NotSaved(RuntimeError):
+class CheckpointError(RuntimeError):
     """A checkpoint could not be written. The ones before it are as they were."""
 
 
@@ -48,10 +48,10 @@ class Checkpoint:
     iteration: int
     """The last iteration that it knows of."""
     state: dict
-    """What `Loop.state` said."""
+    """What `TrainingLoop.state` said."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """Those of one run."""
 
     def __init__(self, run: Path) -> None:
@@ -79,7 +79,9 @@ class Checkpoints:
         except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
             if reason := _refusal(error):
-                raise NotSaved(f"the checkpoint of iteration {iteration} could not be written: {reason}") from error
+                raise CheckpointError(
+                    f"the checkpoint of iteration {iteration} could not be written: {reason}"
+                ) from error
             raise
         for later in self._folders():  # what the run went back before, or could not use
             if int(later.name) > iteration:
@@ -133,7 +135,7 @@ def _sound(state: object) -> bool:
     if not isinstance(data, dict) or not all(isinstance(mark, str) for mark in data.values()):
         return False
     mix = state.get("mix")
-    if not isinstance(mix, dict) or set(mix) != {f.name for f in fields(MixState)}:
+    if not isinstance(mix, dict) or set(mix) != {f.name for f in fields(MixRatioState)}:
         return False
     smoothed, override = mix["smoothed"], mix["override"]
     return (
@@ -194,7 +196,7 @@ SIZES = {"rollout.workers": "rollout", "reward.servers": "reward", "reward.decod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumption:
+class ResumePlan:
     """A run that goes on."""
 
     directory: Path
@@ -205,20 +207,20 @@ class Resumption:
     """Where it goes on; None: no checkpoint was written, and it begins again."""
 
 
-def resume(run: Path, overrides: list[str], config_file: Path | None = None) -> Resumption:
+def plan_resume(run: Path, overrides: list[str], config_file: Path | None = None) -> ResumePlan:
     """What `duet train --resume RUN` goes on with. config_file: a configuration that is to hold from now on, compared
     with the run's own.
 
     Raises InputError when there is no such run, when it has come to its end, or when a setting changes that may not.
     """
     directory = run_directory(run)
-    own = read(directory / "config.yaml", [])
-    wanted = read(config_file or directory / "config.yaml", overrides)
+    own = load_config(directory / "config.yaml", [])
+    wanted = load_config(config_file or directory / "config.yaml", overrides)
     for config in (own, wanted):
         make_absolute(config)
     if config_file is not None:
         wanted.run.name, wanted.run.directory = own.run.name, own.run.directory
-    changes = differences(own, wanted)
+    changes = changed_settings(own, wanted)
     refused = {key: change for key, change in changes.items() if not _may_change(key, own)}
     if refused:
         listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in refused.items())
@@ -226,9 +228,9 @@ def resume(run: Path, overrides: list[str], config_file: Path | None = None) -> 
             f"{directory.name} cannot go on with other settings than it began with: {listed}. Allowed to change: "
             f"{', '.join(key for key in SAFE if _may_change(key, own))}"
         )
-    checkpoint = Checkpoints(directory).newest()
+    checkpoint = CheckpointManager(directory).newest()
     done = checkpoint.iteration if checkpoint is not None else 0
-    if done >= wanted.run.iterations and ended(directory):
+    if done >= wanted.run.iterations and is_finished(directory):
         raise InputError(
             f"{directory.name} has finished its {done} iterations; to go on, ask for more: "
             f"run.iterations={done + own.run.iterations}"
@@ -239,10 +241,10 @@ def resume(run: Path, overrides: list[str], config_file: Path | None = None) -> 
         size = attrgetter(key)(wanted)
         if any(override.partition("=")[0] == key for override in overrides):
             changes.setdefault(key, (size, size))  # asked for, whatever the pool was scaled to since
-    return Resumption(directory=directory, config=wanted, changes=changes, checkpoint=checkpoint)
+    return ResumePlan(directory=directory, config=wanted, changes=changes, checkpoint=checkpoint)
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Old and new value of every setting that is not the same, by key."""
     before, after = _flat(old), _flat(new)
     missing = object()
@@ -253,7 +255,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_data(state: Mapping[str, Any], found: Mapping[str, str]) -> None:
+def check_data_unchanged(state: Mapping[str, Any], found: Mapping[str, str]) -> None:
     """Raises InputError when the data are not those that a checkpoint was made with. Both: fingerprint by name."""
     for name, mark in state.items():
         if found.get(name) != mark:
@@ -305,7 +307,7 @@ def _may_change(key: str, own: Config) -> bool:
     return any(key == safe or key.startswith(f"{safe}.") for safe in SAFE)  # of a table, every name in it
 
 
-def ended(directory: Path) -> bool:
+def is_finished(directory: Path) -> bool:
     """Whether a run has come to its end, and has not been resumed since."""
     kinds = [event["kind"] for event in read_events(directory) if event["kind"] in ("finished", "failed", "resumed")]
     return bool(kinds) and kinds[-1] == "finished" and (directory / "summary.json").is_file()

@@ -8,44 +8,44 @@ import numpy as np
 
 from common.errors import InputError
 from configs.schema import Config, longest_prompt
-from configs.validate import named, paths, sources
+from configs.validate import data_paths, data_sources, source_name
 from controller.checkpoint_checks import check_reward, check_weights
-from controller.checkpointing import Checkpoint, Checkpoints
-from data.dataset import Shards
-from data.open_dataset import mark_of_rows, open_demonstrations, open_pairs, open_prompts
+from controller.checkpointing import Checkpoint, CheckpointManager
+from data.dataset import Dataset
+from data.open_dataset import fingerprint_of_rows, open_demonstrations, open_pairs, open_prompts
 from data.parquet import id_lists
 from data.records import read_pairs, read_prompts
-from data.sampler import DEMONSTRATIONS, PROMPTS, Dealer, dealer
+from data.sampler import DEMONSTRATIONS, PROMPTS, Sampler, build_sampler
 from learner.checkpoint import check_checkpoint
 from speech.families import Family, family
-from speech.grammar import Structure, check, follow, kind_table
-from speech.types import Demonstration, Pair, Prompt
+from speech.grammar import Structure, check_reply_grammar, follow_grammar, token_kinds
+from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class RunInputs:
     """What a run reads from disk, checked. Prompts and demonstrations stay there."""
 
     family: Family
     vocabulary: Vocabulary
-    prompts: Shards[Prompt]
-    demonstrations: Shards[Demonstration]
+    prompts: Dataset[Prompt]
+    demonstrations: Dataset[Demonstration]
     held_out: dict[str, list[Prompt]]
     """Asked all at once, and so in memory."""
-    pairs: Shards[Pair] | list[Pair]
+    pairs: Dataset[PreferencePair] | list[PreferencePair]
     """From `preference.pairs.file`; empty when replies are sampled."""
 
 
-def read_inputs(config: Config) -> Inputs:
+def read_inputs(config: Config) -> RunInputs:
     """Reads the data. Raises InputError naming what does not fit."""
     chosen = family(config.model.family)
     vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
-    inputs = Inputs(
+    inputs = RunInputs(
         family=chosen,
         vocabulary=vocabulary,
-        prompts=open_prompts(paths(config.data.prompts), vocabulary),
-        demonstrations=open_demonstrations(paths(config.data.demonstrations), vocabulary),
+        prompts=open_prompts(data_paths(config.data.prompts), vocabulary),
+        demonstrations=open_demonstrations(data_paths(config.data.demonstrations), vocabulary),
         held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
         pairs=_pairs(config, vocabulary),
     )
@@ -60,7 +60,7 @@ def read_inputs(config: Config) -> Inputs:
             f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
             f"rollout.max_tokens = {config.rollout.max_tokens}"
         )
-    source = config.preference.pairs.file or named(config.data.prompts)
+    source = config.preference.pairs.file or source_name(config.data.prompts)
     if len(inputs.pairs or inputs.prompts) < config.rollout.prompts:
         raise InputError(
             f"rollout.prompts: {config.rollout.prompts} an iteration, but {source} has only "
@@ -69,26 +69,28 @@ def read_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def _pairs(config: Config, vocabulary: Vocabulary) -> Shards[Pair] | list[Pair]:
+def _pairs(config: Config, vocabulary: Vocabulary) -> Dataset[PreferencePair] | list[PreferencePair]:
     if not config.preference.pairs.file:
         return []
     path = Path(config.preference.pairs.file)
     return read_pairs(path, vocabulary) if path.suffix == ".jsonl" else open_pairs([path], vocabulary)
 
 
-def dealers(config: Config, inputs: Inputs) -> tuple[Dealer, Dealer]:
+def build_samplers(config: Config, inputs: RunInputs) -> tuple[Sampler, Sampler]:
     """Of prompts, or pairs from a file, and of demonstrations: a run's order of its data, from the beginning."""
     seed, pairs = config.run.seed, inputs.pairs
-    weights = {key: [one.weight for one in sources(getattr(config.data, key))] for key in ("prompts", "demonstrations")}
+    weights = {
+        key: [one.weight for one in data_sources(getattr(config.data, key))] for key in ("prompts", "demonstrations")
+    }
     return (
-        dealer([len(pairs)], [1.0], seed, PROMPTS)
+        build_sampler([len(pairs)], [1.0], seed, PROMPTS)
         if pairs
-        else dealer(inputs.prompts.counts, weights["prompts"], seed, PROMPTS),
-        dealer(inputs.demonstrations.counts, weights["demonstrations"], seed, DEMONSTRATIONS),
+        else build_sampler(inputs.prompts.counts, weights["prompts"], seed, PROMPTS),
+        build_sampler(inputs.demonstrations.counts, weights["demonstrations"], seed, DEMONSTRATIONS),
     )
 
 
-def _check_streams(config: Config, inputs: Inputs) -> None:
+def _check_streams(config: Config, inputs: RunInputs) -> None:
     """Of a family with several streams: prompts have whole steps, and its engine can be given what is asked of it."""
     streams, name = inputs.family.streams, inputs.family.name
     if streams == 1:
@@ -118,17 +120,17 @@ def _half(chosen: Family, tokens: int) -> str:
     return f"has {tokens} tokens, where family {chosen.name} has {chosen.streams} for each step"
 
 
-def _check_replies(config: Config, inputs: Inputs) -> None:
+def _check_replies(config: Config, inputs: RunInputs) -> None:
     """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
     wanted = config.preference.objective == "dpo" and config.preference.pairs.chosen == "demonstration"
     if wanted and not np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id")).any():
         raise InputError(
-            f"preference.pairs.chosen: demonstration, but no prompt of {named(config.data.prompts)} has one in "
-            f"{named(config.data.demonstrations)} (column prompt_id)"
+            f"preference.pairs.chosen: demonstration, but no prompt of {source_name(config.data.prompts)} has one in "
+            f"{source_name(config.data.demonstrations)} (column prompt_id)"
         )
-    held_to = structure(config, inputs.family, inputs.vocabulary)
+    held_to = reply_structure(config, inputs.family, inputs.vocabulary)
     _check_all(config, held_to, inputs.demonstrations, ["reply_ids"])
-    if isinstance(inputs.pairs, Shards):
+    if isinstance(inputs.pairs, Dataset):
         _check_all(config, held_to, inputs.pairs, ["chosen_ids", "rejected_ids"])
         return
     for row, pair in enumerate(inputs.pairs, start=1):
@@ -137,7 +139,7 @@ def _check_replies(config: Config, inputs: Inputs) -> None:
             check_reply(config, held_to, place, name, pair.prompt_ids, ids)
 
 
-def _check_all(config: Config, held_to: Structure | None, rows: Shards, names: list[str]) -> None:
+def _check_all(config: Config, held_to: Structure | None, rows: Dataset, names: list[str]) -> None:
     """`check_reply` of these columns of all rows; of those that were prepared for this family and fit, none."""
     loose = held_to is None and family(config.model.family).streams == 1
     if rows.longest <= config.model.max_length and (loose or rows.families == {config.model.family}):
@@ -151,7 +153,7 @@ def _check_all(config: Config, held_to: Structure | None, rows: Shards, names: l
             good &= ids.lengths % streams == 0
             good &= prompts.lengths + ids.lengths <= config.model.max_length
             if held_to is not None:
-                good &= follow(ids.values, ids.offsets, *held_to)
+                good &= follow_grammar(ids.values, ids.offsets, *held_to)
         for row in np.flatnonzero(~good).tolist():
             for name in names:
                 ids = id_lists(table[name]).row(row)
@@ -175,41 +177,42 @@ def check_reply(
     for name, part in (("prompt_ids", prompt_ids), (field, ids)):
         if len(part) % chosen.streams:
             raise InputError(f"{place}: field {name!r} {_half(chosen, len(part))}")
-    defect = check(ids, *held_to) if held_to else None
+    defect = check_reply_grammar(ids, *held_to) if held_to else None
     if defect is not None:
         raise InputError(f"{place}: {field} does not follow the structure of family {config.model.family}: {defect}")
 
 
-def fingerprints(inputs: Inputs) -> dict[str, str]:
+def fingerprints(inputs: RunInputs) -> dict[str, str]:
     """A mark of each set of rows that a run deals out in order: another mark, other rows or another order."""
     pairs = inputs.pairs
     return {
         "data.prompts": _mark(inputs.prompts),
         "data.demonstrations": _mark(inputs.demonstrations),
         "preference.pairs.file": _mark(pairs)
-        if isinstance(pairs, Shards)
-        else mark_of_rows([p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs),
+        if isinstance(pairs, Dataset)
+        else fingerprint_of_rows([p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs),
         **{
-            f"data.held_out.{n}": mark_of_rows([p.token_ids] for p in prompts) for n, prompts in inputs.held_out.items()
+            f"data.held_out.{n}": fingerprint_of_rows([p.token_ids] for p in prompts)
+            for n, prompts in inputs.held_out.items()
         },
     }
 
 
-def _mark(rows: Shards) -> str:
+def _mark(rows: Dataset) -> str:
     """Of one source its own, which is that of its rows."""
     if len(rows.marks) == 1:
         return rows.marks[0]
     return hashlib.sha256(" ".join(rows.marks).encode()).hexdigest()[:16]
 
 
-def constrained(config: Config, chosen: Family) -> bool:
+def is_constrained(config: Config, chosen: Family) -> bool:
     """Whether sampling is held to the family's interleave structure."""
     return config.rollout.structure == "on" or (config.rollout.structure == "auto" and not chosen.follows_pattern)
 
 
-def structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
+def reply_structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
     """What sampling is held to: the family's pattern and the kinds of all ids; None when it is free."""
-    return (chosen.interleave, kind_table(vocabulary)) if constrained(config, chosen) else None
+    return (chosen.interleave, token_kinds(vocabulary)) if is_constrained(config, chosen) else None
 
 
 def check_learner(config: Config, checkpoint: Path) -> None:
@@ -223,8 +226,8 @@ def newest_checkpoint(config: Config, run: Path) -> Checkpoint | None:
 
     Raises InputError, of the newest, when there are some and none will do.
     """
-    newest, refusal = Checkpoints(run).newest(), None
-    for checkpoint in Checkpoints(run).whole():
+    newest, refusal = CheckpointManager(run).newest(), None
+    for checkpoint in CheckpointManager(run).whole():
         try:
             check_learner(config, checkpoint.directory)
         except InputError as error:

@@ -19,19 +19,19 @@ from rich.console import Console
 from cluster import ray_cluster
 from cluster.post_mortem import describe
 from cluster.ray_cluster import join
-from cluster.waiting import MemberFailed, Overdue, gather
+from cluster.waiting import ActorFailed, CallTimeout, gather
 from common.errors import InputError
 from common.secrets import redact
 from configs.load import make_absolute
 from configs.schema import Config
-from configs.validate import arithmetic, of_our_own
+from configs.validate import batch_summary, local_cluster_resources
 from controller.actor import Controller
-from controller.checkpointing import Resumption, check_data, ended
+from controller.checkpointing import ResumePlan, check_data_unchanged, is_finished
 from controller.inputs import newest_checkpoint
 from observability.console import Display
 from observability.iteration import Progress
-from observability.metrics.server import Endpoint
-from observability.run_directory import Claim, Records, read_summary
+from observability.metrics.server import MetricsServer
+from observability.run_directory import RunDirectory, RunLock, read_summary
 
 
 class RunFailed(RuntimeError):
@@ -52,36 +52,36 @@ def train(config: Config) -> Path:
     return _work(config, directory, None)
 
 
-def go_on(resumption: Resumption) -> Path:
+def resume_training(resumption: ResumePlan) -> Path:
     """Goes on with a run, to its end. Returns its directory. Raises InputError before anything is written."""
     config, directory = resumption.config, resumption.directory.absolute()
     config.run.name, config.run.directory = directory.name, str(directory.parent)  # it may have been moved
-    Claim.take(directory).release()  # better to know before Ray is started
+    RunLock.take(directory).release()  # better to know before Ray is started
     return _work(config, directory, resumption)
 
 
-def _work(config: Config, directory: Path, resumption: Resumption | None) -> Path:
+def _work(config: Config, directory: Path, resumption: ResumePlan | None) -> Path:
     # tokenizers and Arrow, once the configuration is known to be good
     from controller.inputs import fingerprints, newest_checkpoint, read_inputs
 
     inputs = read_inputs(config)
     if resumption is not None and resumption.checkpoint is not None:
         resumption = replace(resumption, checkpoint=newest_checkpoint(config, directory))
-        check_data(resumption.checkpoint.state.get("data", {}), fingerprints(inputs))
+        check_data_unchanged(resumption.checkpoint.state.get("data", {}), fingerprints(inputs))
     if config.metrics.port and not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
         # The controller will be on this machine: better to know before Ray is started for it.
-        Endpoint(config.metrics.host, config.metrics.port).probe()
+        MetricsServer(config.metrics.host, config.metrics.port).probe()
     console = Console(highlight=False)
     _introduce(console, config, directory, len(inputs.prompts), len(inputs.demonstrations))
     if resumption is not None:
         _introduce_resumption(console, resumption)
     del inputs
     join_cluster(config)
-    quieten()
+    silence_ray()
     try:
         pass
 
-        summary = Following(config, directory, console).to_the_end(resumption.changes if resumption else None)
+        summary = RunMonitor(config, directory, console).to_the_end(resumption.changes if resumption else None)
     finally:
         import ray
 
@@ -104,7 +104,7 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
     lines = [
         ("model", f"{config.model.family}, {config.model.dtype}"),
         ("data", f"{prompts:,} prompts, {demonstrations:,} demonstrations"),
-        *arithmetic(config),
+        *batch_summary(config),
         (
             "members",
             f"{config.rollout.workers} rollout, {config.reward.servers} reward, "
@@ -117,7 +117,7 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
         console.print(f"  [dim]{what:<26}[/]{how_much}", soft_wrap=True)
 
 
-def _introduce_resumption(console: Console, resumption: Resumption) -> None:
+def _introduce_resumption(console: Console, resumption: ResumePlan) -> None:
     checkpoint = resumption.checkpoint
     where = (
         f"after iteration {checkpoint.iteration}" if checkpoint else "from its beginning: there is no checkpoint yet"
@@ -134,10 +134,10 @@ def join_cluster(config: Config) -> None:
     if address:
         join(address)
         return
-    ray_cluster.start(*of_our_own(config, os.cpu_count() or 1))
+    ray_cluster.start(*local_cluster_resources(config, os.cpu_count() or 1))
 
 
-def quieten() -> None:
+def silence_ray() -> None:
     """Ray prints a page of advice for every process that dies. What died, of what, and what follows is said by us."""
     import ray._private.worker
 
@@ -189,7 +189,7 @@ Changes = Mapping[str, tuple[object, object]]
 """Settings of a run that goes on that are not what they were: old and new, by key."""
 
 
-class Following:
+class RunMonitor:
     """Follows one job to its end."""
 
     def __init__(self, config: Config, directory: Path, console: Console) -> None:
@@ -207,14 +207,16 @@ class Following:
                 except ControllerDied as error:
                     if not (self._directory / "config.yaml").is_file():
                         raise
-                    if ended(self._directory):
+                    if is_finished(self._directory):
                         return read_summary(self._directory)
                     checkpoint = newest_checkpoint(self._config, self._directory)
                     lost.append(checkpoint.iteration if checkpoint else 0)
                     if lost.count(lost[-1]) > RESTARTS:
                         raise
                     changes = {}
-                    Records.open(self._directory).add_event("controller lost", reason=str(error), iteration=lost[-1])
+                    RunDirectory.open(self._directory).add_event(
+                        "controller lost", reason=str(error), iteration=lost[-1]
+                    )
                     self._display.note(f"{error}; a new one goes on after iteration {lost[-1]}")
 
     def _attempt(self, changes: Changes | None) -> dict:
@@ -246,12 +248,12 @@ class Following:
             if isinstance(error.cause, InputError):
                 raise error.cause from error
             raise self._failed(error) from error
-        except (RayActorError, OutOfMemoryError, MemberFailed, Overdue, GetTimeoutError) as error:
+        except (RayActorError, OutOfMemoryError, ActorFailed, CallTimeout, GetTimeoutError) as error:
             if refusal := _refusal(error):
                 raise InputError(refusal) from error
-            if isinstance(error, Overdue | GetTimeoutError):
+            if isinstance(error, CallTimeout | GetTimeoutError):
                 raise ControllerDied(f"the controller does not answer: {error}") from error
-            cause = error.post_mortem if isinstance(error, MemberFailed) else describe(error, controller)
+            cause = error.post_mortem if isinstance(error, ActorFailed) else describe(error, controller)
             raise ControllerDied(f"the controller died: {cause}") from error
         finally:
             with suppress(Exception):  # it may still be at work, or be gone already

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.actor_pool import Crew, Pool
-from cluster.stall_watchdog import Waiting
+from cluster.actor_pool import ActorPool, SpeechPool
+from cluster.stall_watchdog import PendingCall
 from common.errors import InputError
-from configs.routes import Route
+from configs.routes import ScoreRoute
 from configs.schema import Config
 from controller import build
-from controller.batch import anchor_rows, describe, recorded_group
+from controller.batch import anchor_rows, describe_iteration, group_of_pair
 from controller.checkpointing import Checkpoint
-from controller.inputs import Inputs, dealers, fingerprints
-from controller.pipeline import Batch, Flow
+from controller.inputs import RunInputs, build_samplers, fingerprints
+from controller.pipeline import Pipeline, RolloutBatch
 from data.sampler import EVALUATION, PROMPTS, draw_seeds
-from observability.iteration import Iteration
-from observability.metrics.live import Standing
-from observability.reply_schema import ScoredReply
-from reward.scoring import Judged, group_scores, judge
+from observability.iteration import IterationStats
+from observability.metrics.live import RunStatus
+from observability.reply_schema import ReplyRecord
+from reward.scoring import ScoredReply, group_scores, score_groups
 from reward.types import Scorecard
-from rollout.worker import Probe, SyncReport
-from speech.types import Group, Prompt
+from rollout.worker import SyncReport, WeightCheck
+from speech.types import Prompt, ReplyGroup
 
 JUDGES = "judges.parquet"
 """In a checkpoint: what the judges said so far."""
@@ -34,19 +34,19 @@ PROBES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class IterationResult:
     """An iteration, for the records."""
 
-    iteration: Iteration
-    judged: list[list[Judged]]
+    iteration: IterationStats
+    judged: list[list[ScoredReply]]
     uses: list[list[str | None]]
     """What each reply served as."""
-    examples: list[Judged]
+    examples: list[ScoredReply]
     """Demonstrations that were rated to be compared with."""
     not_finite: str | None
     """What was not finite, when the step was skipped."""
 
-    def rows(self, routes: list[Route]) -> list[ScoredReply]:
+    def rows(self, routes: list[ScoreRoute]) -> list[ReplyRecord]:
         """Every reply that was rated."""
         used = [
             pair
@@ -55,44 +55,44 @@ class Done:
         ]
         used += [(judged, "compared") for judged in self.examples]
         labels = [route.label for route in routes]
-        return [ScoredReply(judged=judged, routes=labels, use=use) for judged, use in used]
+        return [ReplyRecord(judged=judged, routes=labels, use=use) for judged, use in used]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class PrefetchedBatch:
     """An iteration whose replies are ordered."""
 
     position: int
     """Of the ledger of prompts before it."""
     indices: list[int]
     """Its rows of the data."""
-    batch: Batch
+    batch: RolloutBatch
 
 
-class Loop:
+class TrainingLoop:
     """One run: the pools, the mix ratio, and the steps of an iteration."""
 
-    def __init__(self, config: Config, inputs: Inputs, run: str, tell: build.Tell) -> None:
+    def __init__(self, config: Config, inputs: RunInputs, run: str, tell: build.Tell) -> None:
         """tell: takes events, a kind and fields."""
         self.config, self.inputs, self._run, self._tell = config, inputs, run, tell
         # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
         self._learners = build.learner_place(config)
         self.learner = build.learner_group(config, inputs.family, run, self._learners)
-        company: list[Crew] = []
+        company: list[ActorPool] = []
         self.rollout = build.rollout_pool(config, inputs.family, tell, company)
         self.reward = build.reward_pool(config, inputs.family, tell, company)
-        self.flow = Flow(self.rollout, self.reward, company)
-        self._pools: dict[str, Pool] = {"rollout": self.rollout, "reward": self.reward}
+        self.flow = Pipeline(self.rollout, self.reward, company)
+        self._pools: dict[str, SpeechPool] = {"rollout": self.rollout, "reward": self.reward}
         if self.reward.decoders is not None:
             self._pools["decoder"] = self.reward.decoders
-        self._ahead: dict[int, Ahead] = {}
+        self._ahead: dict[int, PrefetchedBatch] = {}
         """Iterations whose replies are ordered and not trained on, by number."""
         self._ordered = 0
         """The newest of them, or the one before the next."""
         self.mix = build.mix_ratio(config, None)
         self.preference = build.preference(config, inputs)
         self.routes = build.routes(config)
-        self.prompts, self.demonstrations = dealers(config, inputs)
+        self.prompts, self.demonstrations = build_samplers(config, inputs)
         self.rater_versions: dict[str, str] = {}
         self.phase, self.since = "", time.monotonic()
         """What an iteration is doing, empty outside of one, and since when."""
@@ -118,7 +118,7 @@ class Loop:
         self.rollout.start(strict=strict)
         self.sync(None, strict=strict)
 
-    def iterate(self, number: int) -> Done:
+    def iterate(self, number: int) -> IterationResult:
         """One iteration: sample, score, measure λ, take a step, pass on the weights."""
         config, inputs = self.config, self.inputs
         self.seconds = {}
@@ -144,7 +144,7 @@ class Loop:
         with self._timed("sync"):
             syncs, size = self.sync(mix.mix)
 
-        iteration = describe(
+        iteration = describe_iteration(
             number,
             version,
             mix,
@@ -157,11 +157,11 @@ class Loop:
             self.seconds,
             self._idle(busy),
         )
-        return Done(
+        return IterationResult(
             iteration=iteration, judged=judged, uses=batch.uses, examples=examples, not_finite=learned.not_finite
         )
 
-    def _order(self, number: int) -> "Ahead":
+    def _order(self, number: int) -> "PrefetchedBatch":
         """Has this iteration's replies drawn and rated, and those of the iterations after it that may be drawn under
         weights so old. Each iteration is a step: what is ordered now has at most `rollout.staleness` before its own."""
         last = min(number + self.config.rollout.staleness, max(number, self.config.run.iterations))
@@ -170,18 +170,18 @@ class Loop:
             position, indices = self.prompts.position, self.prompts.take(self.config.rollout.prompts)
             prompts = [] if self.inputs.pairs else [self.inputs.prompts[index] for index in indices]
             batch = self._draw(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._ordered, len(prompts)))
-            self._ahead[self._ordered] = Ahead(position=position, indices=indices, batch=batch)
+            self._ahead[self._ordered] = PrefetchedBatch(position=position, indices=indices, batch=batch)
         return self._ahead[number]
 
-    def _collect(self, number: int) -> tuple[list[Group], list[list[Scorecard]]]:
+    def _collect(self, number: int) -> tuple[list[ReplyGroup], list[list[Scorecard]]]:
         """An iteration's groups with their scores: those that were drawn, or pairs from a file as they came."""
         ahead = self._ahead.pop(number)
         if self.inputs.pairs:
-            pairs = [recorded_group(self.inputs.pairs[index], self.inputs.vocabulary) for index in ahead.indices]
+            pairs = [group_of_pair(self.inputs.pairs[index], self.inputs.vocabulary) for index in ahead.indices]
             return [group for group, _ in pairs], [cards for _, cards in pairs]
         return ahead.batch.groups(), ahead.batch.scorecards()
 
-    def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> Batch:
+    def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> RolloutBatch:
         """Orders a group for each prompt."""
         size = group_size or self.config.rollout.group_size
         return self.flow.order(prompts, seeds, size, build.sampling(self.config))
@@ -194,20 +194,22 @@ class Loop:
         self._ordered -= len(self._ahead)
         self._ahead.clear()
 
-    def judge(self, groups: list[Group], cards: list[list[Scorecard]] | None = None) -> list[list[Judged]]:
+    def judge(self, groups: list[ReplyGroup], cards: list[list[Scorecard]] | None = None) -> list[list[ScoredReply]]:
         """Replies with scores and advantages. cards: None asks the raters."""
         cards = self.reward.score(groups) if cards is None else cards
         scoring, kind = build.scoring(self.config), self.config.preference.advantage
-        return [judge(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)]
+        return [
+            score_groups(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)
+        ]
 
     def sync(self, mix: float | None, *, strict: bool = False) -> tuple[dict[str, SyncReport], int]:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
         published = self.learner.publish(self._probe)
-        probe = Probe(sequences=self._probe, logps=published.probe_logps)
+        probe = WeightCheck(sequences=self._probe, logps=published.probe_logps)
         reports = self.rollout.update(published.parcel, mix, probe, strict=strict, broadcaster=self.learner)
         return reports, published.parcel.size
 
-    def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[Group], list[Judged]]:
+    def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[ReplyGroup], list[ScoredReply]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
         seeds = draw_seeds(self.config.run.seed, EVALUATION, number, len(prompts))
         batch = self._draw(prompts, seeds, group_size=1)
@@ -241,17 +243,17 @@ class Loop:
         self.learner.save(directory)
         self.reward.save_cache(directory / JUDGES)
 
-    def standing(self) -> Standing:
+    def standing(self) -> RunStatus:
         """How the loop stands; may be asked from another thread."""
         learner = replace(self.learner.census(), restarts=self.learner_restarts)
-        return Standing(
+        return RunStatus(
             phase=self.phase,
             seconds=time.monotonic() - self.since,
             pools={name: pool.census() for name, pool in self._pools.items()} | {"learner": learner},
             versions={"learner": self.learner.version, "rollout": self.rollout.oldest_version},
         )
 
-    def awaited(self) -> list[Waiting]:
+    def awaited(self) -> list[PendingCall]:
         """Everybody, with what each was asked to do."""
         return [w for pool in self._pools.values() for w in pool.awaited()] + self.learner.awaited()
 

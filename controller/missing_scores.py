@@ -7,16 +7,16 @@ are missing learns from the few replies that a failing judge happened to rate, a
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from reward.types import Missing, Scorecard
+from reward.types import MissingScore, Scorecard
 
 REASONS_TOLD = 3
 
 
-class TooManyMissing(RuntimeError):
+class TooManyMissingScores(RuntimeError):
     """A rater gives so few scores that there is nothing to learn from."""
 
 
-class MissingLimit:
+class MissingScoreLimit:
     """Watches each rater by itself over a sliding window of iterations."""
 
     def __init__(self, limit: float, window: int) -> None:
@@ -33,7 +33,7 @@ class MissingLimit:
         seen: dict[str, Counter[str | None]] = {}
         for card in cards:
             for name, score in card.scores.items():
-                if not isinstance(score, Missing):
+                if not isinstance(score, MissingScore):
                     seen.setdefault(name, Counter())[None] += 1
                 elif score.fault == "rater":
                     seen.setdefault(name, Counter())[score.reason] += 1
@@ -62,7 +62,7 @@ class MissingLimit:
         reasons = [(reason, count) for reason, count in counted.most_common() if reason is not None]
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons[:REASONS_TOLD])
         lost, over = counted.total() - counted[None], f"{self._window} iterations" if self._window > 1 else "iteration"
-        raise TooManyMissing(
+        raise TooManyMissingScores(
             f"rater {name!r} failed to give {lost} of {counted.total()} scores ({self._share(counted):.0%}) in the "
             f"last {over}, more than reward.missing_limit = {self._limit:g} allows; most common reasons: {told}; see "
             "that it is up and answers as it should, then go on with `duet train --resume RUN`, or raise "

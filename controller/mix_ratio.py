@@ -10,7 +10,7 @@ from configs.schema import MODES
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixSettings:
+class MixRatioConfig:
     """The constants of λ. `configs.schema.Mix` explains each."""
 
     mode: str
@@ -32,7 +32,7 @@ class MixSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixReading:
+class MixRatioStats:
     """What λ was made of in one iteration; means over groups."""
 
     mix: float
@@ -51,7 +51,7 @@ class MixReading:
 
 
 @dataclass
-class MixState:
+class MixRatioState:
     """What λ must remember from one step to the next; kept in every checkpoint."""
 
     smoothed: float | None = None
@@ -61,7 +61,7 @@ class MixState:
     """A λ, or a mode, set from outside in place of the configured mode; in force until another is set."""
 
 
-def gates(scores: Sequence[float], settings: MixSettings) -> tuple[float, float]:
+def gates(scores: Sequence[float], settings: MixRatioConfig) -> tuple[float, float]:
     """(g, v) of one group's scores: g = sigmoid(k (max R − threshold)), v = clip(Var R / largest variance, 0, 1)."""
     information = float(np.clip(np.var(scores) / settings.largest_variance, 0.0, 1.0))
     quality = float(expit(settings.slope * (max(scores) - settings.threshold)))
@@ -74,10 +74,10 @@ class MixRatio:
     It is measured and averaged in every mode, so that the record shows it and `adaptive` can take over at any time.
     """
 
-    def __init__(self, settings: MixSettings, state: MixState | None = None) -> None:
+    def __init__(self, settings: MixRatioConfig, state: MixRatioState | None = None) -> None:
         """state: of the checkpoint to go on from; None at the start of a run."""
         self._settings = settings
-        self.state = state or MixState(smoothed=settings.first)
+        self.state = state or MixRatioState(smoothed=settings.first)
 
     def obey(self, request: object) -> float | str:
         """Overrides λ as a request says, {"kind": "mix", "value": 0.3}. Returns the value. Raises ValueError for any
@@ -101,7 +101,7 @@ class MixRatio:
         else:
             self.state.override = wanted
 
-    def update(self, groups: Sequence[Sequence[float]]) -> MixReading:
+    def update(self, groups: Sequence[Sequence[float]]) -> MixRatioStats:
         """λ from the scores of this iteration's groups, those with at least two scores.
 
         Without any such group nothing was measured, and the moving average stays what it was.
@@ -119,7 +119,7 @@ class MixRatio:
             # A group in which nothing was measured, and that trains all the same by another score, counts as the mean.
             own = iter([self._smooth(value, before) / mix for value in raw])
             shares = [1.0 if pair is None else next(own) for pair in measured]
-        return MixReading(
+        return MixRatioStats(
             mix=mix,
             raw=float(np.mean(raw)) if raw else None,
             gate_quality=float(np.mean([g for g, _ in found])) if found else None,

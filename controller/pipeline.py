@@ -2,7 +2,7 @@
 
     order ──▶ rollout pool ──reply──▶ reward pool ──card──▶ batch ──▶ whole
 
-Both pools go on with what they have, whoever is waited for (`cluster.actor_pool.take_turn`).
+Both pools go on with what they have, whoever is waited for (`cluster.actor_pool.poll_once`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,21 +11,21 @@ from typing import Protocol
 
 import ray
 
-from cluster.actor_pool import Crew, take_turn
+from cluster.actor_pool import ActorPool, poll_once
 from reward.types import Scorecard
-from rollout.vllm_engine import SamplingSettings
-from speech.types import Group, Prompt, Reply
+from rollout.vllm_engine import SamplingConfig
+from speech.types import Prompt, Reply, ReplyGroup
 
 
-class Drawing(Protocol):
+class RolloutSource(Protocol):
     """What a flow needs of the rollout pool."""
 
-    def order(self, prompt: Prompt, group_size: int, sampling: SamplingSettings, seed: int) -> int: ...
+    def order(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
     def replies(self) -> list[tuple[int, Reply]]: ...
     def abandon(self) -> None: ...
 
 
-class Rating(Protocol):
+class RewardSource(Protocol):
     """What a flow needs of the reward pool."""
 
     def order(self, prompt: Prompt, reply: Reply) -> int: ...
@@ -34,7 +34,7 @@ class Rating(Protocol):
 
 
 @dataclass(eq=False)
-class Batch:
+class RolloutBatch:
     """Groups that are ordered together."""
 
     prompts: Sequence[Prompt]
@@ -57,10 +57,10 @@ class Batch:
         """Whether all are rated."""
         return all(len(group) == self.group_size for group in self.cards)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ReplyGroup]:
         """In the order of the prompts, replies in that of their indices."""
         return [
-            Group(prompt=prompt, replies=[replies[index] for index in sorted(replies)])
+            ReplyGroup(prompt=prompt, replies=[replies[index] for index in sorted(replies)])
             for prompt, replies in zip(self.prompts, self.replies, strict=True)
         ]
 
@@ -69,20 +69,20 @@ class Batch:
         return [[cards[index] for index in sorted(cards)] for cards in self.cards]
 
 
-class Flow:
+class Pipeline:
     """All batches that are under way."""
 
-    def __init__(self, rollout: Drawing, reward: Rating, company: Sequence[Crew]) -> None:
+    def __init__(self, rollout: RolloutSource, reward: RewardSource, company: Sequence[ActorPool]) -> None:
         """company: the crews of both pools."""
         self._rollout, self._reward, self._company = rollout, reward, company
-        self._drawing: dict[int, tuple[Batch, int]] = {}
-        self._rating: dict[int, tuple[Batch, int, int]] = {}
+        self._drawing: dict[int, tuple[RolloutBatch, int]] = {}
+        self._rating: dict[int, tuple[RolloutBatch, int, int]] = {}
 
     def order(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], group_size: int, sampling: SamplingSettings
-    ) -> Batch:
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], group_size: int, sampling: SamplingConfig
+    ) -> RolloutBatch:
         """A group for each prompt. seeds: one a prompt, fix the draws."""
-        batch = Batch(prompts, group_size)
+        batch = RolloutBatch(prompts, group_size)
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             self._drawing[self._rollout.order(prompt, group_size, sampling, seed)] = batch, place
         return batch
@@ -91,7 +91,7 @@ class Flow:
         """Takes turns until something holds. others: answers that bear on that."""
         self.move()
         while not until():
-            take_turn(self._company, others)
+            poll_once(self._company, others)
             self.move()
 
     def move(self) -> None:

@@ -33,13 +33,13 @@ LARGEST_BYTES = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ControlRequest:
     id: str
     content: object
     """What stands in the file, not checked; None when that is no JSON."""
 
 
-class Inbox:
+class ControlInbox:
     """The requests of one run, for the controller."""
 
     def __init__(self, directory: Path) -> None:
@@ -54,7 +54,7 @@ class Inbox:
             path.rename(path.with_suffix(".json"))
         return cls(directory)
 
-    def take(self) -> list[Request]:
+    def take(self) -> list[ControlRequest]:
         """Claims the requests that have come, oldest first. Each is to be answered with an event, then `done`."""
         found = []
         for path in sorted(self._directory.glob("*.json")):
@@ -65,10 +65,10 @@ class Inbox:
                 path.rename(claimed)
             except FileNotFoundError:
                 continue  # the asker has taken it back
-            found.append(Request(id=path.stem, content=_content(claimed)))
+            found.append(ControlRequest(id=path.stem, content=_content(claimed)))
         return found
 
-    def done(self, request: Request) -> None:
+    def done(self, request: ControlRequest) -> None:
         """It has been answered."""
         (self._directory / f"{request.id}.taken").unlink(missing_ok=True)
 
@@ -81,7 +81,7 @@ def _content(path: Path) -> object:
         return None
 
 
-def ask(
+def send_request(
     run: Path, kind: str, value: float | str | dict[str, int], *, seconds: float, say: Callable[[str], None]
 ) -> int:
     """Asks, and waits until the run has taken it. Returns the iteration from which it holds.
@@ -143,7 +143,7 @@ def _refuse_ended(run: Path) -> None:
         raise InputError(f"{run.name} has {turns[-1]}: nothing can be asked of it any more")
 
 
-def mix_value(words: str) -> float | str:
+def parse_mix_value(words: str) -> float | str:
     """What `duet mix` was given: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises InputError."""
     from configs.schema import MODES
 
@@ -159,7 +159,7 @@ def mix_value(words: str) -> float | str:
     return value
 
 
-def scale_value(words: list[str]) -> dict[str, int]:
+def parse_pool_sizes(words: list[str]) -> dict[str, int]:
     """What `duet scale` was given: ["rollout=3", "reward=2"] → members by pool. Raises InputError."""
     value = {}
     for word in words:

@@ -12,20 +12,25 @@ import numpy as np
 from common.errors import InputError
 from common.files import safe_name
 from configs.schema import HEADLINE, Config
-from controller.inputs import Inputs
-from controller.loop import Loop
+from controller.inputs import RunInputs
+from controller.loop import TrainingLoop
 from data.dataset import name_hashes
-from observability.reply_schema import Provenance, ScoredReply, judged_replies
-from observability.run_directory import Records, read_evaluation
-from reward.scoring import Judged
+from observability.reply_schema import ReplyProvenance, ReplyRecord, judged_replies
+from observability.run_directory import RunDirectory, read_evaluation
+from reward.scoring import ScoredReply
 from speech.types import Prompt
 
 
-class HeldOut:
+class Validator:
     """Evaluates the sets of one run."""
 
     def __init__(
-        self, config: Config, inputs: Inputs, records: Records, loop: Loop, provenance: Callable[[], Provenance]
+        self,
+        config: Config,
+        inputs: RunInputs,
+        records: RunDirectory,
+        loop: TrainingLoop,
+        provenance: Callable[[], ReplyProvenance],
     ) -> None:
         self._config, self._sets, self._records, self._loop = config, inputs.held_out, records, loop
         few = config.evaluation.recordings
@@ -37,7 +42,7 @@ class HeldOut:
         self.signal: dict[str, float | None] = {}
         """Signal quality "before" and "after", mean over a few replies of the headline set; None without speech."""
 
-    def evaluate(self, when: str, iteration: int) -> dict[str, list[Judged]]:
+    def evaluate(self, when: str, iteration: int) -> dict[str, list[ScoredReply]]:
         """Judged replies by evaluation set, in the order of its prompts. Writes them, and the recordings."""
         judged = {}
         for place, (name, prompts) in enumerate(self._sets.items()):
@@ -61,10 +66,10 @@ class HeldOut:
         if judged:
             self._records.add_listening(iteration, self._rows(judged), self._provenance())
 
-    def _rows(self, judged: list[Judged]) -> list[ScoredReply]:
-        return [ScoredReply(judged=j, routes=[r.label for r in self._loop.routes], use=None) for j in judged]
+    def _rows(self, judged: list[ScoredReply]) -> list[ReplyRecord]:
+        return [ReplyRecord(judged=j, routes=[r.label for r in self._loop.routes], use=None) for j in judged]
 
-    def read(self, when: str) -> dict[str, list[Judged]]:
+    def read(self, when: str) -> dict[str, list[ScoredReply]]:
         """The same from the records of a run that goes on. Raises InputError when they are not there: the weights that
         they were of are."""
         judged = {}
@@ -77,12 +82,12 @@ class HeldOut:
         self._listen(when, judged)
         return judged
 
-    def _listen(self, when: str, judged: dict[str, list[Judged]]) -> None:
+    def _listen(self, when: str, judged: dict[str, list[ScoredReply]]) -> None:
         if HEADLINE in judged:
             self._write_recordings(self._sets[HEADLINE], judged[HEADLINE], when)
             self._measure_signal(judged[HEADLINE], when)
 
-    def _write_recordings(self, prompts: list[Prompt], judged: list[Judged], when: str) -> None:
+    def _write_recordings(self, prompts: list[Prompt], judged: list[ScoredReply], when: str) -> None:
         few = self._config.evaluation.recordings
         for prompt, answer in zip(prompts[:few], judged[:few], strict=True):
             stem = self._records.directory / "audio" / safe_name(prompt.id)
@@ -95,7 +100,7 @@ class HeldOut:
                     waveform.write(aside)
                     aside.replace(path)
 
-    def _measure_signal(self, judged: list[Judged], when: str) -> None:
+    def _measure_signal(self, judged: list[ScoredReply], when: str) -> None:
         if not self._config.reward.signal:
             return
         chosen = [answer.reply.token_ids for answer in judged[: self._config.evaluation.signal_samples]]
@@ -103,7 +108,7 @@ class HeldOut:
         self.signal[when] = float(np.mean(values)) if values else None
 
 
-def _shown(inputs: Inputs, few: int) -> list[Prompt]:
+def _shown(inputs: RunInputs, few: int) -> list[Prompt]:
     """The first few prompts of training that have a demonstration."""
     shown = np.isin(name_hashes(inputs.prompts, "id"), name_hashes(inputs.demonstrations, "prompt_id"))
     return [inputs.prompts[int(row)] for row in np.flatnonzero(shown)[:few]]

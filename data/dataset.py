@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from common.errors import InputError
 from data import parquet
-from data.parquet import batches, opened, typed, within_file
+from data.parquet import batches, cast_table, open_parquet, within_file
 
 KEPT = 64 << 20
 """Bytes of decoded row groups that are kept; the last one is, whatever its size."""
@@ -32,7 +32,7 @@ OPEN = 64
 Record = TypeVar("Record")
 
 
-class Row(NamedTuple):
+class DatasetRow(NamedTuple):
     """A row of a decoded row group."""
 
     columns: Mapping[str, Any]
@@ -57,13 +57,13 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind(Generic[Record]):
+class RecordType(Generic[Record]):
     """What the rows are."""
 
     schema: pa.Schema
     optional: Sequence[str] = ()
     """Columns that may be absent."""
-    make: Callable[[Row], Record]
+    make: Callable[[DatasetRow], Record]
     """A record of a row that has been checked."""
 
     @property
@@ -72,16 +72,16 @@ class Kind(Generic[Record]):
         return [field.name for field in self.schema if pa.types.is_list(field.type)]
 
 
-class Shards(Sequence[Record]):
+class Dataset(Sequence[Record]):
     """Records by number. Slices are lists. Raises InputError where a file can no longer be read."""
 
-    def __init__(self, kind: Kind[Record], sources: Sequence[Sequence[Path]]) -> None:
+    def __init__(self, kind: RecordType[Record], sources: Sequence[Sequence[Path]]) -> None:
         """sources: the Parquet files of each data set. Raises InputError for files that have no such rows."""
         self.kind = kind
         self.files = [file for files in sources for file in files]
         groups: list[tuple[int, int, int]] = []
         for place, path in enumerate(self.files):
-            with opened(path, kind.schema, kind.optional) as file:
+            with open_parquet(path, kind.schema, kind.optional) as file:
                 groups += _groups(file, path, place)
         if not groups:
             raise InputError(f"{self.files[0]} has no rows")
@@ -122,7 +122,7 @@ class Shards(Sequence[Record]):
         group = int(np.searchsorted(self._begins, number, side="right")) - 1
         with self._lock:
             folder = self.files[int(self._file[group])].parent
-            return self.kind.make(Row(self._decoded(group), number - int(self._begins[group]), folder))
+            return self.kind.make(DatasetRow(self._decoded(group), number - int(self._begins[group]), folder))
 
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))
@@ -143,7 +143,7 @@ class Shards(Sequence[Record]):
         last = first + self.counts[source] if source is not None else len(self)
         for path, begin in zip(self.files, self._first_of_file, strict=False):
             if first <= begin < last:
-                with opened(path, self.kind.schema, self.kind.optional) as file:
+                with open_parquet(path, self.kind.schema, self.kind.optional) as file:
                     yield from batches(file, path, within_file(file, schema))
 
     def hashes(self, name: str) -> np.ndarray:
@@ -158,7 +158,7 @@ class Shards(Sequence[Record]):
         table = self._read(group)
         found: dict[str, Any] = {}
         for name in table.column_names:
-            column = parquet.whole(table[name])
+            column = parquet.combine_chunks(table[name])
             found[name] = parquet.id_lists(column) if name in self.kind.ids else column
         self._kept[group] = (found, table.nbytes)
         self._size += table.nbytes
@@ -170,7 +170,7 @@ class Shards(Sequence[Record]):
         place = int(self._file[group])
         path = self.files[place]
         if place not in self._open:
-            self._open[place] = opened(path, self.kind.schema, self.kind.optional)
+            self._open[place] = open_parquet(path, self.kind.schema, self.kind.optional)
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(place)
@@ -182,7 +182,7 @@ class Shards(Sequence[Record]):
             raise InputError(f"{path} is not a Parquet file: {error}") from error
         if table.num_rows != self._begins[group + 1] - self._begins[group]:
             raise InputError(f"{path} has changed since it was opened")
-        return typed(table, path, schema)
+        return cast_table(table, path, schema)
 
 
 def _groups(file: pq.ParquetFile, path: Path, place: int) -> list[tuple[int, int, int]]:
@@ -202,16 +202,16 @@ def _groups(file: pq.ParquetFile, path: Path, place: int) -> list[tuple[int, int
 
 def name_hashes(records: Sequence[Any], name: str) -> np.ndarray:
     """uint64 [rows]: hashes of the names in a field, for records on disk without a look at each."""
-    if isinstance(records, Shards):
+    if isinstance(records, Dataset):
         return records.hashes(name)
     names = pa.array([getattr(record, name) for record in records], pa.string())
     return parquet.hashes(parquet.string_bytes(names))
 
 
-class ById(Mapping[str, Record]):
+class DatasetIndex(Mapping[str, Record]):
     """Records by the name in a column. 12 bytes a row are in memory."""
 
-    def __init__(self, records: Shards[Record], name: str, *, last: bool = False) -> None:
+    def __init__(self, records: Dataset[Record], name: str, *, last: bool = False) -> None:
         """last: of several with one name, the last is meant, not the first."""
         found = records.hashes(name)
         self._order = np.argsort(found, kind="stable").astype(np.int32)

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from common.errors import InputError
-from common.files import within
+from common.files import resolve_within
 from data.records import LONGEST_ID
-from data.slices import Slice, raw_rows, slices, source_files
+from data.slices import FileSlice, file_slices, raw_rows, source_files
 
 _TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 DIALOGUES = pa.schema(
@@ -42,7 +42,7 @@ PLACEHOLDER = re.compile(r"<\|audio\|>|<audio>")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class DialogueTurn:
     """Something that is said, in words, as a recording, or both."""
 
     text: str | None = None
@@ -55,7 +55,7 @@ class Message:
 
     role: str
     """system, user or assistant."""
-    said: Said
+    said: DialogueTurn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,9 @@ class Dialogue:
     """Up to where the reply begins; the last one is the user's."""
     question: str
     """In words; empty when they are not known."""
-    target: Said | None
+    target: DialogueTurn | None
     """The reply to imitate."""
-    rejected: Said | None
+    rejected: DialogueTurn | None
     """A worse one."""
     chosen_score: float | None = None
     rejected_score: float | None = None
@@ -91,11 +91,11 @@ def scan_dialogues(path: Path, root: Path | None = None) -> Iterator[tuple[str, 
     file that cannot be read at all.
     """
     for file in source_files(path):
-        for piece in slices(file):
+        for piece in file_slices(file):
             yield from scan_slice(piece, root)
 
 
-def scan_slice(piece: Slice, root: Path | None = None) -> Iterator[tuple[str, Dialogue | InputError]]:
+def scan_slice(piece: FileSlice, root: Path | None = None) -> Iterator[tuple[str, Dialogue | InputError]]:
     """The same of a part of a file."""
     below = root or piece.path.parent
     for number, found in raw_rows(piece, DIALOGUES.names):
@@ -157,7 +157,7 @@ def _messages(row: dict[str, Any], place: str, root: Path) -> list[Message]:
         text = " ".join(part.strip() for part in PLACEHOLDER.split(content) if part.strip())
         if not text and not wanted:
             raise InputError(f"{at} is empty")
-        found.append(Message(role=role, said=Said(text=text or None, recordings=recordings)))
+        found.append(Message(role=role, said=DialogueTurn(text=text or None, recordings=recordings)))
     if used != len(audios):
         raise InputError(
             f"{place}: field 'audios' names {len(audios)} recordings, and 'messages' have {used} placeholders <|audio|>"
@@ -174,18 +174,18 @@ def _audios(row: dict[str, Any], place: str, root: Path) -> list[Path]:
     return [_recording(name, "audios", place, root) for name in given]
 
 
-def _said(row: dict[str, Any], name: str, place: str, root: Path) -> Said | None:
+def _said(row: dict[str, Any], name: str, place: str, root: Path) -> DialogueTurn | None:
     text, audio = _text(row, f"{name}_text", place), _text(row, f"{name}_audio", place)
     if text is None and audio is None:
         return None
-    return Said(text=text, recordings=(_recording(audio, f"{name}_audio", place, root),) if audio else ())
+    return DialogueTurn(text=text, recordings=(_recording(audio, f"{name}_audio", place, root),) if audio else ())
 
 
 def _recording(name: Any, field: str, place: str, root: Path) -> Path:
     if not isinstance(name, str):
         raise InputError(f"{place}: field {field!r} holds {_shown(name)}; expected the name of a file")
     try:
-        return within(root, name.strip())
+        return resolve_within(root, name.strip())
     except InputError as error:
         raise InputError(f"{place}: field {field!r}: {error}") from error
 

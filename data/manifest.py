@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 from speech.vocabulary import Vocabulary
 
 NAME = "manifest.json"
@@ -25,7 +25,7 @@ KIND, FORMAT = "duet prepared data", 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ManifestEntry:
     """A file."""
 
     name: str
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class PreparedFolder:
     """A folder of Parquet files."""
 
     rows: int
@@ -42,7 +42,7 @@ class Folder:
     """Fingerprint of its ids, as `data.open_dataset` computes it."""
     longest: int
     """Ids of the row that has most, all its columns of ids together."""
-    parts: list[Part]
+    parts: list[ManifestEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,12 @@ class Manifest:
     codec: str
     """Its version."""
     tokenizer: str
-    """`mark_of` the vocabulary."""
+    """`fingerprint_of` the vocabulary."""
     rows: int
     """Of the source, those that were refused included."""
     refused: dict[str, int]
     """Rows that were refused, by reason."""
-    folders: dict[str, Folder] = field(default_factory=dict)
+    folders: dict[str, PreparedFolder] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         aside = folder / f"{NAME}.part"
@@ -70,7 +70,7 @@ class Manifest:
         aside.replace(folder / NAME)
 
 
-def mark_of(vocabulary: Vocabulary) -> str:
+def fingerprint_of(vocabulary: Vocabulary) -> str:
     """Differs whenever the same text or code could have another id."""
     layout = (vocabulary.size, vocabulary.speech_first, vocabulary.codebook, vocabulary.end_reply, vocabulary.pad)
     said = json.dumps(layout) + vocabulary.tokenizer.to_str()
@@ -80,10 +80,10 @@ def mark_of(vocabulary: Vocabulary) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder; None when there is none of ours. Raises InputError for one that cannot be read."""
     path = folder / NAME
-    if not there(path):
+    if not check_exists(path):
         return None
     try:
-        found = parsed(text(path), str(path))
+        found = parse_json(read_text(path), str(path))
     except InputError:  # files of this name are common
         return None
     if not isinstance(found, dict) or found.pop("kind", None) != KIND:
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if found.pop("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
         folders = {
-            name: Folder(**(of | {"parts": [Part(**part) for part in of["parts"]]}))
+            name: PreparedFolder(**(of | {"parts": [ManifestEntry(**part) for part in of["parts"]]}))
             for name, of in found.pop("folders").items()
         }
         return Manifest(**found, folders=folders)
@@ -100,23 +100,23 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise InputError(f"{path} is not a manifest of prepared data: {error}; prepare it again") from error
 
 
-def prepared(folder: Path, vocabulary: Vocabulary) -> tuple[Manifest, Folder] | None:
+def read_prepared(folder: Path, vocabulary: Vocabulary) -> tuple[Manifest, PreparedFolder] | None:
     """What the manifest beside a folder of Parquet says of it; None when there is none that does.
 
     Raises InputError when the files are not those that it names, or are of another tokenizer.
     """
-    manifest = None if there(folder) else read_manifest(folder.parent)
+    manifest = None if check_exists(folder) else read_manifest(folder.parent)
     found = manifest.folders.get(folder.name) if manifest else None
     if manifest is None or found is None:
         return None
-    if manifest.tokenizer != mark_of(vocabulary):
+    if manifest.tokenizer != fingerprint_of(vocabulary):
         raise InputError(f"{folder} was prepared for another tokenizer than the checkpoint's; prepare it again")
     named = {part.name for part in found.parts}
     if strange := sorted(file.name for file in folder.glob("*.parquet") if file.name not in named):
         raise InputError(f"{folder / strange[0]} is not named in {folder.parent / NAME}; prepare the data again")
     for part in found.parts:
         path = folder / part.name
-        size, rows = (path.stat().st_size, _rows(path)) if there(path) else (0, 0)
+        size, rows = (path.stat().st_size, _rows(path)) if check_exists(path) else (0, 0)
         if (size, rows) != (part.bytes, part.rows):
             raise InputError(
                 f"{path} has {rows:,} rows in {size:,} bytes, and {folder.parent / NAME} says {part.rows:,} rows in "

@@ -13,9 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import InputError
-from data.dataset import Kind, Row, Shards
-from data.manifest import prepared
-from data.parquet import Ragged, as_bytes, hashes, id_lists, parts, repeats, string_bytes, whole
+from data.dataset import Dataset, DatasetRow, RecordType
+from data.manifest import read_prepared
+from data.parquet import (
+    RaggedColumn,
+    as_bytes,
+    combine_chunks,
+    hashes,
+    id_lists,
+    list_files,
+    repeated_hashes,
+    string_bytes,
+)
 from data.records import (
     DEMONSTRATIONS,
     FEATURES,
@@ -28,14 +37,14 @@ from data.records import (
     scan_pairs,
     scan_prompts,
 )
-from speech.types import Demonstration, Pair, Prompt
+from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 
 Record = TypeVar("Record")
 Scan = Callable[[Path, Vocabulary], Iterator[tuple[str, Any]]]
 
 
-def _prompt(row: Row) -> Prompt:
+def _prompt(row: DatasetRow) -> Prompt:
     return Prompt(
         id=row.value("id"),
         token_ids=row.ids("token_ids"),
@@ -45,7 +54,7 @@ def _prompt(row: Row) -> Prompt:
     )
 
 
-def _demonstration(row: Row) -> Demonstration:
+def _demonstration(row: DatasetRow) -> Demonstration:
     return Demonstration(
         prompt_id=row.value("prompt_id"),
         prompt_ids=row.ids("prompt_ids"),
@@ -55,8 +64,8 @@ def _demonstration(row: Row) -> Demonstration:
     )
 
 
-def _pair(row: Row) -> Pair:
-    return Pair(
+def _pair(row: DatasetRow) -> PreferencePair:
+    return PreferencePair(
         prompt_id=row.value("prompt_id"),
         prompt_ids=row.ids("prompt_ids"),
         chosen_ids=row.ids("chosen_ids"),
@@ -70,39 +79,39 @@ def _pair(row: Row) -> Pair:
     )
 
 
-PROMPT = Kind(schema=PROMPTS.append(FEATURES), optional=HEARD, make=_prompt)
-DEMONSTRATION = Kind(schema=DEMONSTRATIONS.append(FEATURES), optional=HEARD, make=_demonstration)
-PAIR = Kind(schema=PAIRS.append(FEATURES), optional=(*OPTIONAL, *HEARD), make=_pair)
+PROMPT = RecordType(schema=PROMPTS.append(FEATURES), optional=HEARD, make=_prompt)
+DEMONSTRATION = RecordType(schema=DEMONSTRATIONS.append(FEATURES), optional=HEARD, make=_demonstration)
+PAIR = RecordType(schema=PAIRS.append(FEATURES), optional=(*OPTIONAL, *HEARD), make=_pair)
 
 
-def open_prompts(paths: Sequence[Path], vocabulary: Vocabulary) -> Shards[Prompt]:
+def open_prompts(paths: Sequence[Path], vocabulary: Vocabulary) -> Dataset[Prompt]:
     """The prompts of files and folders, one behind another. Raises InputError as `speech.types.read_prompts`, and for
     an id that is in two of them."""
     shards = _open(PROMPT, paths, vocabulary, scan_prompts, _fair_prompts)
-    if len(paths) > 1 and len(twice := repeats(found := shards.hashes("id"))):
+    if len(paths) > 1 and len(twice := repeated_hashes(found := shards.hashes("id"))):
         _refuse_twice(shards, np.flatnonzero(np.isin(found, twice)))
     return shards
 
 
-def open_demonstrations(paths: Sequence[Path], vocabulary: Vocabulary) -> Shards[Demonstration]:
+def open_demonstrations(paths: Sequence[Path], vocabulary: Vocabulary) -> Dataset[Demonstration]:
     """The demonstrations of files and folders, one behind another. Raises InputError naming file and row."""
     return _open(DEMONSTRATION, paths, vocabulary, scan_demonstrations, lambda table: True)
 
 
-def open_pairs(paths: Sequence[Path], vocabulary: Vocabulary) -> Shards[Pair]:
+def open_pairs(paths: Sequence[Path], vocabulary: Vocabulary) -> Dataset[PreferencePair]:
     """The pairs of Parquet files and folders, one behind another. Raises InputError naming file and row."""
     return _open(PAIR, paths, vocabulary, scan_pairs, _fair_pairs)
 
 
 def _open(
-    kind: Kind[Record],
+    kind: RecordType[Record],
     paths: Sequence[Path],
     vocabulary: Vocabulary,
     scan: Scan,
     fair: Callable[[pa.Table], bool],
-) -> Shards[Record]:
-    known = [prepared(path, vocabulary) for path in paths]
-    shards = Shards(kind, [parts(path) for path in paths])
+) -> Dataset[Record]:
+    known = [read_prepared(path, vocabulary) for path in paths]
+    shards = Dataset(kind, [list_files(path) for path in paths])
     for source, (path, found) in enumerate(zip(paths, known, strict=True)):
         if found is not None:
             shards.marks.append(found[1].mark)
@@ -117,7 +126,7 @@ def _open(
 
 
 def _examine(
-    shards: Shards, source: int, path: Path, vocabulary: Vocabulary, scan: Scan, fair: Callable[[pa.Table], bool]
+    shards: Dataset, source: int, path: Path, vocabulary: Vocabulary, scan: Scan, fair: Callable[[pa.Table], bool]
 ) -> tuple[str, int]:
     """Fingerprint and longest row of a data set, every row of which can be used. Raises InputError for the first that
     cannot."""
@@ -136,12 +145,12 @@ def _examine(
             names.append(hashes(string_bytes(table["id"])))
     if rows != shards.counts[source]:
         raise InputError(f"{path} is not a Parquet file: it has {rows:,} rows, and says {shards.counts[source]:,}")
-    if names and len(repeats(np.concatenate(names))):
+    if names and len(repeated_hashes(np.concatenate(names))):
         suspect = True
     return _one_by_one(kind, scan(path, vocabulary)) if suspect else (digest.hexdigest()[:16], longest)
 
 
-def _one_by_one(kind: Kind, found: Iterator[tuple[str, Any]]) -> tuple[str, int]:
+def _one_by_one(kind: RecordType, found: Iterator[tuple[str, Any]]) -> tuple[str, int]:
     """The same, row by row. Raises the first refusal."""
     longest = 0
 
@@ -154,10 +163,10 @@ def _one_by_one(kind: Kind, found: Iterator[tuple[str, Any]]) -> tuple[str, int]
             longest = max(longest, sum(map(len, row)))
             yield row
 
-    return mark_of_rows(ids()), longest
+    return fingerprint_of_rows(ids()), longest
 
 
-def mark_of_rows(rows: Iterable[Sequence[np.ndarray]]) -> str:
+def fingerprint_of_rows(rows: Iterable[Sequence[np.ndarray]]) -> str:
     """The fingerprint of rows of ids: what `data.parquet.as_bytes` gives of them, digested."""
     digest = hashlib.sha256()
     for row in rows:
@@ -165,12 +174,12 @@ def mark_of_rows(rows: Iterable[Sequence[np.ndarray]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sound(table: pa.Table, kind: Kind, vocabulary: Vocabulary) -> bool:
+def _sound(table: pa.Table, kind: RecordType, vocabulary: Vocabulary) -> bool:
     """Whether nothing is missing, and every id is one of the vocabulary."""
     if any(table[name].null_count for name in table.column_names if name not in kind.optional):
         return False
     for name in kind.ids:
-        array = whole(table[name])
+        array = combine_chunks(table[name])
         if array.values.null_count:
             return False
         ids = id_lists(array)
@@ -181,10 +190,14 @@ def _sound(table: pa.Table, kind: Kind, vocabulary: Vocabulary) -> bool:
     return _heard(table, id_lists(table[kind.ids[0]]), vocabulary)
 
 
-def _heard(table: pa.Table, prompts: Ragged, vocabulary: Vocabulary) -> bool:
+def _heard(table: pa.Table, prompts: RaggedColumn, vocabulary: Vocabulary) -> bool:
     """Whether those prompts that have slots, and no others, have features."""
     names = FEATURES.name in table.column_names
-    given = whole(table[FEATURES.name]).is_valid().to_numpy(zero_copy_only=False) if names else np.zeros(1, dtype=bool)
+    given = (
+        combine_chunks(table[FEATURES.name]).is_valid().to_numpy(zero_copy_only=False)
+        if names
+        else np.zeros(1, dtype=bool)
+    )
     if vocabulary.slot is None:
         return not given.any()
     slots = np.logical_or.reduceat(prompts.values == vocabulary.slot, prompts.offsets[:-1])
@@ -193,7 +206,7 @@ def _heard(table: pa.Table, prompts: Ragged, vocabulary: Vocabulary) -> bool:
 
 def _fair_prompts(table: pa.Table) -> bool:
     """Whether names are short and plainly printable, and facts have a value each."""
-    names, facts = string_bytes(table["id"]), whole(table["facts"])
+    names, facts = string_bytes(table["id"]), combine_chunks(table["facts"])
     if not names.lengths.all() or names.lengths.max(initial=0) > LONGEST_ID:
         return False
     if ((names.values < 0x20) | (names.values > 0x7E)).any():  # others may be printable too: each is looked at
@@ -209,10 +222,10 @@ def _fair_pairs(table: pa.Table) -> bool:
         return False
     for name in ("chosen_score", "rejected_score"):
         if name in table.column_names:
-            scores = whole(table[name]).drop_null().to_numpy()
+            scores = combine_chunks(table[name]).drop_null().to_numpy()
             if not np.isfinite(scores).all():
                 return False
-    maps = [whole(table[n]) for n in ("scores_chosen", "scores_rejected") if n in table.column_names]
+    maps = [combine_chunks(table[n]) for n in ("scores_chosen", "scores_rejected") if n in table.column_names]
     return all(_fair_map(column) and np.isfinite(column.items.to_numpy()).all() for column in maps)
 
 
@@ -224,10 +237,10 @@ def _fair_map(column: pa.MapArray) -> bool:
     keys = string_bytes(column.keys.slice(offsets[0], offsets[-1] - offsets[0]))
     row = np.repeat(np.arange(len(column), dtype=np.uint64), np.diff(offsets))
     # By their hashes, which the row's number moves apart from those of the same name in other rows.
-    return not len(repeats(hashes(keys) + row * np.uint64(0x9E3779B97F4A7C15)))
+    return not len(repeated_hashes(hashes(keys) + row * np.uint64(0x9E3779B97F4A7C15)))
 
 
-def _refuse_twice(shards: Shards[Prompt], rows: np.ndarray) -> None:
+def _refuse_twice(shards: Dataset[Prompt], rows: np.ndarray) -> None:
     """Raises InputError when two of these rows have the same id."""
     seen: dict[str, int] = {}
     for row in rows.tolist():

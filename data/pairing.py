@@ -17,7 +17,7 @@ SLACK = 1e-6
 """Scores nearer than this are equal, so that 4.2 − 3.7 is a gap of 0.5 in float32 as well (scale 1..5)."""
 
 
-class Refusal(StrEnum):
+class PairRefusal(StrEnum):
     """Why a prompt gives no pair. A few fixed words each, to count by."""
 
     TOO_FEW = "fewer than two scored replies"
@@ -40,17 +40,17 @@ class Candidate:
     """All scores that exist, by name."""
 
 
-def choose(
+def choose_pair(
     scores: Sequence[Number], ties: Sequence[Sequence[Number]], margin: float, *, best: int | None = None
 ) -> tuple[int, int] | None:
-    """Indices (best, worst), or None when there is no pair. See `decide`, which says why as well."""
-    decision = decide(scores, ties, margin, best=best)
-    return None if isinstance(decision, Refusal) else decision
+    """Indices (best, worst), or None when there is no pair. See `decide_pair`, which says why as well."""
+    decision = decide_pair(scores, ties, margin, best=best)
+    return None if isinstance(decision, PairRefusal) else decision
 
 
-def decide(
+def decide_pair(
     scores: Sequence[Number], ties: Sequence[Sequence[Number]], margin: float, *, best: int | None = None
-) -> tuple[int, int] | Refusal:
+) -> tuple[int, int] | PairRefusal:
     """Indices (best, worst) of the scored replies to one prompt, or why there are none.
 
     scores: u by reply; None and what is not finite take no part.
@@ -68,7 +68,7 @@ def decide(
     scored = {index: score for index, score in enumerate(scores) if score is not None and math.isfinite(score)}
     others = [index for index in scored if index != best]
     if not others or (best is None and len(others) < 2) or (best is not None and best not in scored):
-        return Refusal.TOO_FEW
+        return PairRefusal.TOO_FEW
     if best is None:
         top = max(scored.values())
         equals = [index for index in others if scored[index] >= top - SLACK]
@@ -78,22 +78,23 @@ def decide(
     equals = [index for index in others if scored[index] <= bottom + SLACK]
     worst = max(equals, key=lambda index: (_rank(ties[index], lambda value: -value), index))
     if scored[best] - scored[worst] < margin - SLACK:
-        return Refusal.SMALL_GAP
+        return PairRefusal.SMALL_GAP
     # With a margin of 0, equals in every score would be told apart by nothing but their order.
     if scored[best] - scored[worst] <= SLACK and list(ties[best]) == list(ties[worst]):
-        return Refusal.SMALL_GAP
+        return PairRefusal.SMALL_GAP
     return best, worst
 
 
-def pick(candidates: Sequence[Candidate], ties: Sequence[str], margin: float) -> tuple[int, int] | Refusal:
-    """`decide` for the candidates of one prompt, ties by name. The same tokens twice are no pair, however scored."""
+def pick_best(candidates: Sequence[Candidate], ties: Sequence[str], margin: float) -> tuple[int, int] | PairRefusal:
+    """`decide_pair` for the candidates of one prompt, ties by name. The same tokens twice are no pair, however
+    scored."""
     rows = [[candidate.scores.get(name) for name in ties] for candidate in candidates]
-    decision = decide([candidate.score for candidate in candidates], rows, margin)
-    if isinstance(decision, Refusal):
+    decision = decide_pair([candidate.score for candidate in candidates], rows, margin)
+    if isinstance(decision, PairRefusal):
         return decision
     best, worst = decision
     same = np.array_equal(candidates[best].ids, candidates[worst].ids)
-    return Refusal.IDENTICAL if same else decision
+    return PairRefusal.IDENTICAL if same else decision
 
 
 def _rank(row: Sequence[Number], value: Callable[[float], float]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import parsed, repeated, there
+from common.files import check_exists, find_duplicate, parse_json
 
 AT_ONCE = 4096
 """Rows that are in memory as Python's own objects: many times what they take in Arrow's form."""
@@ -30,12 +30,12 @@ LONGEST_LINE = 1 << 26
 """Bytes of a line of JSON: 64 MiB are no row, but a file without line ends."""
 
 
-def parts(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     """The Parquet files that a path means: itself, or those in a folder by their names. Raises InputError."""
-    if there(path):
+    if check_exists(path):
         return [path]
     try:
-        found = sorted(file for file in path.glob("*.parquet") if there(file)) if path.is_dir() else []
+        found = sorted(file for file in path.glob("*.parquet") if check_exists(file)) if path.is_dir() else []
         folder = path.is_dir()
     except (OSError, ValueError) as error:
         raise InputError(f"data file {path} does not exist: {error}") from error
@@ -43,14 +43,14 @@ def parts(path: Path) -> list[Path]:
         raise InputError(
             f"data file {path} does not exist{': it is a folder, and no Parquet file is in it' if folder else ''}"
         )
-    if there(path.parent / UNFINISHED):
+    if check_exists(path.parent / UNFINISHED):
         raise InputError(f"{path} is not whole: `duet prepare` was interrupted before it was; call it again")
     return found
 
 
-def opened(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> pq.ParquetFile:
+def open_parquet(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> pq.ParquetFile:
     """A Parquet file with the columns of the schema, those of `optional` apart, and with rows. Raises InputError."""
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"data file {path} does not exist")
     try:
         file = pq.ParquetFile(path)
@@ -58,7 +58,7 @@ def opened(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> pq.Pa
         raise InputError(f"{path} is not a Parquet file: {error}") from error
     try:
         names = file.schema_arrow.names
-        if (twice := repeated(names)) is not None:
+        if (twice := find_duplicate(names)) is not None:
             raise InputError(f"{path} has two columns {twice!r}; their names must differ")
         for name in schema.names:
             if name not in names and name not in optional:
@@ -71,14 +71,14 @@ def opened(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> pq.Pa
     return file
 
 
-def rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
+def read_rows(path: Path, schema: pa.Schema, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
     """(place, row) of Parquet with the columns of the schema, each cast to its type; others are passed over.
 
     optional: columns that may be absent: None, as values that are null. Whether a value may be null is for
     `refuse_missing` to say, row by row.
     """
-    for part in parts(path):
-        with opened(part, schema, optional) as file:
+    for part in list_files(path):
+        with open_parquet(part, schema, optional) as file:
             present = within_file(file, schema)
             absent = dict.fromkeys(name for name in schema.names if name not in present.names)
             number = 0
@@ -109,10 +109,10 @@ def batches(
             raise InputError(f"{path} is not a Parquet file: {error}") from error
         if batch is None:
             return
-        yield typed(pa.Table.from_batches([batch]), path, schema)
+        yield cast_table(pa.Table.from_batches([batch]), path, schema)
 
 
-def typed(table: pa.Table, path: Path, schema: pa.Schema) -> pa.Table:
+def cast_table(table: pa.Table, path: Path, schema: pa.Schema) -> pa.Table:
     """The columns of the schema, cast to its types and sound. Raises InputError naming the file."""
     try:
         table = table.select(schema.names).cast(schema)
@@ -130,7 +130,7 @@ def plain(table: pa.Table, path: Path) -> list[dict]:
         raise InputError(f"{path}: columns do not have the expected types: {error}") from error
 
 
-def lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
+def read_json_lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """The rows of a JSONL file, each value of the type that the schema gives its field."""
     check_text(path)
     for place, found in objects(path, schema.names):
@@ -141,7 +141,7 @@ def lines(path: Path, schema: pa.Schema, optional: Sequence[str]) -> Iterator[tu
 
 def check_text(path: Path) -> None:
     """Raises InputError for a file that is missing, or not text in UTF-8 up to its end."""
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"data file {path} does not exist")
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -160,14 +160,14 @@ def objects(path: Path, expected: Sequence[str]) -> Iterator[tuple[str, dict[str
         if not line.strip():
             continue
         empty = False
-        yield f"{path} line {number}", one_object(line, f"{path} line {number}", expected)
+        yield f"{path} line {number}", parse_object(line, f"{path} line {number}", expected)
     if empty:
         raise InputError(f"{path} has no rows")
 
 
-def one_object(line: str, place: str, expected: Sequence[str]) -> dict[str, Any]:
+def parse_object(line: str, place: str, expected: Sequence[str]) -> dict[str, Any]:
     """A line of JSON as an object. Raises InputError."""
-    found = parsed(line, place)
+    found = parse_json(line, place)
     if not isinstance(found, dict):
         raise InputError(f"{place} is not a JSON object with the fields {', '.join(expected)}")
     return found
@@ -175,7 +175,7 @@ def one_object(line: str, place: str, expected: Sequence[str]) -> dict[str, Any]
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, one at a time. Raises InputError when it is missing or not UTF-8."""
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"data file {path} does not exist")
     try:
         with path.open("rb") as file:
@@ -209,7 +209,7 @@ def _typed(value: object, expected: pa.Field, place: str) -> object:
 
 def named_values(row: dict, name: str, place: str) -> dict:
     """A map column as a dict. Raises InputError when a name comes twice: one of its values would be lost."""
-    twice = repeated(key for key, _ in row[name] or [])
+    twice = find_duplicate(key for key, _ in row[name] or [])
     if twice is not None:
         raise InputError(f"{place}: field {name!r} gives {twice!r} twice")
     return dict(row[name] or [])
@@ -219,7 +219,7 @@ _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(
 """Constants of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
 
 
-class Ragged(NamedTuple):
+class RaggedColumn(NamedTuple):
     """A column of lists: row r is values[offsets[r]:offsets[r + 1]]."""
 
     values: np.ndarray
@@ -236,35 +236,35 @@ class Ragged(NamedTuple):
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
 
-def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def combine_chunks(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """A column in one piece."""
     if isinstance(column, pa.Array):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def id_lists(column: pa.ChunkedArray | pa.Array) -> Ragged:
+def id_lists(column: pa.ChunkedArray | pa.Array) -> RaggedColumn:
     """A list<int32> column without nulls: values int32."""
-    array = whole(column)
+    array = combine_chunks(column)
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy()
-    return Ragged(values, offsets - offsets[0])
+    return RaggedColumn(values, offsets - offsets[0])
 
 
-def string_bytes(column: pa.ChunkedArray | pa.Array) -> Ragged:
+def string_bytes(column: pa.ChunkedArray | pa.Array) -> RaggedColumn:
     """A string column: values uint8, in UTF-8. A null is the empty string."""
-    array = whole(column)
+    array = combine_chunks(column)
     if array.null_count:
         array = array.fill_null("")
     _, offset_buffer, data = array.buffers()
     if len(array) == 0 or data is None:
-        return Ragged(np.empty(0, dtype=np.uint8), np.zeros(len(array) + 1, dtype=np.int64))
+        return RaggedColumn(np.empty(0, dtype=np.uint8), np.zeros(len(array) + 1, dtype=np.int64))
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)[array.offset : array.offset + len(array) + 1]
     offsets = offsets.astype(np.int64)
-    return Ragged(np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0])
+    return RaggedColumn(np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def hashes(strings: Ragged) -> np.ndarray:
+def hashes(strings: RaggedColumn) -> np.ndarray:
     """uint64 [rows]: of the bytes of each string; equal strings have equal hashes, within one process and version."""
     rows, lengths = len(strings.lengths), strings.lengths
     width = -(-max(1, int(lengths.max(initial=0))) // 8) * 8
@@ -285,13 +285,13 @@ def hashes(strings: Ragged) -> np.ndarray:
     return found
 
 
-def repeats(values: np.ndarray) -> np.ndarray:
+def repeated_hashes(values: np.ndarray) -> np.ndarray:
     """The values that are there more than once, each once, in order."""
     ordered = np.sort(values)
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def as_bytes(columns: Sequence[Ragged]) -> bytes:
+def as_bytes(columns: Sequence[RaggedColumn]) -> bytes:
     """The rows of columns of ids, one behind another: of each row, of each column, the number of ids (4 bytes, the
     largest first) and the ids (4 bytes each, the smallest first). Files that say the same give the same bytes."""
     lengths = [column.lengths for column in columns]

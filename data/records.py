@@ -10,17 +10,17 @@ from common.errors import InputError
 from data.parquet import (
     batches,
     hashes,
-    lines,
+    list_files,
     named_values,
-    opened,
-    parts,
+    open_parquet,
+    read_json_lines,
+    read_rows,
     refuse_missing,
-    repeats,
-    rows,
+    repeated_hashes,
     string_bytes,
     within_file,
 )
-from speech.types import Demonstration, Pair, Prompt
+from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 
 PROMPTS = pa.schema(
@@ -107,7 +107,7 @@ def scan_prompts(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Prom
         features = _features(path, row, ids, place, vocabulary)
         return Prompt(id=name, token_ids=ids, text=row["text"], facts=_facts(row, place), features=features)
 
-    return _each(rows(path, PROMPTS.append(FEATURES), HEARD), prompt, HEARD)
+    return _each(read_rows(path, PROMPTS.append(FEATURES), HEARD), prompt, HEARD)
 
 
 def _suspects(path: Path) -> set[int] | None:
@@ -116,12 +116,12 @@ def _suspects(path: Path) -> set[int] | None:
     found = []
     schema = pa.schema([PROMPTS.field("id")])
     try:
-        for part in parts(path):
-            with opened(part, schema) as file:
+        for part in list_files(path):
+            with open_parquet(part, schema) as file:
                 found += [hashes(string_bytes(table["id"])) for table in batches(file, part, within_file(file, schema))]
     except InputError:
         return None
-    return set(repeats(np.concatenate(found)).tolist()) if found else None
+    return set(repeated_hashes(np.concatenate(found)).tolist()) if found else None
 
 
 def _hash(name: str) -> int:
@@ -141,14 +141,14 @@ def scan_demonstrations(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[st
             features=_features(path, row, ids, place, vocabulary),
         )
 
-    return _each(rows(path, DEMONSTRATIONS.append(FEATURES), HEARD), demonstration, HEARD)
+    return _each(read_rows(path, DEMONSTRATIONS.append(FEATURES), HEARD), demonstration, HEARD)
 
 
-def scan_pairs(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Pair | InputError]]:
+def scan_pairs(path: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, PreferencePair | InputError]]:
     """(place, pair) of each row or line, or why it is none. Raises InputError for a file that has no such rows, and for
     a line that is not of the right types."""
     schema, optional = PAIRS.append(FEATURES), (*OPTIONAL, *HEARD)
-    found = lines(path, schema, optional) if path.suffix == ".jsonl" else rows(path, schema, optional)
+    found = read_json_lines(path, schema, optional) if path.suffix == ".jsonl" else read_rows(path, schema, optional)
     return _each(found, lambda place, row: _pair(path, place, row, vocabulary), optional)
 
 
@@ -175,7 +175,7 @@ def _all(found: Iterable[tuple[str, Record | InputError]]) -> list[Record]:
     return records
 
 
-def read_pairs(path: Path, vocabulary: Vocabulary) -> list[Pair]:
+def read_pairs(path: Path, vocabulary: Vocabulary) -> list[PreferencePair]:
     """Reads preference pairs: Parquet of the schema `PAIRS`, or a JSON object a line when the name ends in .jsonl.
 
     A line has the columns as fields, scores by name as an object; empty lines are skipped. Scores and origin are
@@ -202,7 +202,7 @@ def _features(path: Path, row: dict, ids: np.ndarray, place: str, vocabulary: Vo
     return normpath(path.parent / row["features"]) if slots else None
 
 
-def _pair(path: Path, place: str, row: dict, vocabulary: Vocabulary) -> Pair:
+def _pair(path: Path, place: str, row: dict, vocabulary: Vocabulary) -> PreferencePair:
     chosen, rejected = (_ids(row, name, place, vocabulary) for name in ("chosen_ids", "rejected_ids"))
     if np.array_equal(chosen, rejected):
         raise InputError(
@@ -214,7 +214,7 @@ def _pair(path: Path, place: str, row: dict, vocabulary: Vocabulary) -> Pair:
         if value is None or not np.isfinite(value):
             raise InputError(f"{place}: field {name!r} holds {value}, which is no score; leave out what is not known")
     ids = _ids(row, "prompt_ids", place, vocabulary)
-    return Pair(
+    return PreferencePair(
         prompt_id=row["prompt_id"],
         prompt_ids=ids,
         chosen_ids=chosen,

@@ -9,7 +9,7 @@ PROMPTS, DEMONSTRATIONS, EVALUATION = range(3)
 """Streams of random numbers within a run."""
 
 
-class Ledger:
+class EpochSampler:
     """Deals indices out in order. The order of an epoch depends on the seed and the epoch's number only."""
 
     def __init__(self, count: int, seed: int, stream: int | Sequence[int]) -> None:
@@ -37,7 +37,7 @@ class Ledger:
         return int(self._order[place])
 
 
-class Mixture:
+class MixtureSampler:
     """Deals indices out of several sources, each in its own order, in proportion to weights.
 
     The n-th row of a source of weight w is due at (n + ½) / w, and what is due first comes first: any rows that follow
@@ -47,7 +47,7 @@ class Mixture:
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int, stream: int) -> None:
         """counts: rows of each source; they lie one behind another. weights: positive."""
-        self._ledgers = [Ledger(count, seed, [stream, source]) for source, count in enumerate(counts)]
+        self._ledgers = [EpochSampler(count, seed, [stream, source]) for source, count in enumerate(counts)]
         self._shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self._begins = np.concatenate([[0], np.cumsum(counts)[:-1]]).tolist()
         self._position = 0
@@ -87,7 +87,7 @@ class Mixture:
         return self._dealt
 
 
-class Dealer(Protocol):
+class Sampler(Protocol):
     """What a run deals out its rows by."""
 
     position: int
@@ -98,9 +98,9 @@ class Dealer(Protocol):
         ...
 
 
-def dealer(counts: Sequence[int], weights: Sequence[float], seed: int, stream: int) -> Dealer:
+def build_sampler(counts: Sequence[int], weights: Sequence[float], seed: int, stream: int) -> Sampler:
     """A ledger of one source, or a mixture of several."""
-    return Ledger(counts[0], seed, stream) if len(counts) == 1 else Mixture(counts, weights, seed, stream)
+    return EpochSampler(counts[0], seed, stream) if len(counts) == 1 else MixtureSampler(counts, weights, seed, stream)
 
 
 def draw_seeds(seed: int, stream: int, iteration: int, count: int) -> list[int]:

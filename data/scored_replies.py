@@ -33,10 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 from data.pairing import Candidate
 from speech.families import Family
-from speech.grammar import Pattern, check, kind_table
+from speech.grammar import Grammar, check_reply_grammar, token_kinds
 from speech.types import DEMONSTRATION, Finish, Prompt
 from speech.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ LARGEST_SCORE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ReplyScores:
     """The replies to one prompt."""
 
     prompt_id: str
@@ -66,13 +66,13 @@ class Scored:
 
 def read_scored(
     path: Path, family: Family, vocabulary: Vocabulary, prompts: Mapping[str, Prompt], score: str
-) -> Iterator[Scored]:
+) -> Iterator[ReplyScores]:
     """The prompts of a file with their replies.
 
     prompts: by id, for records that do not carry `prompt_ids`. score: "total", "semantic" or "acoustic".
     Raises InputError naming file, line and reply for what cannot be read or cannot be turned into tokens.
     """
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     for place, record in _records(path):
         outputs = record.get("output")
         if not isinstance(outputs, dict) or not outputs:
@@ -92,11 +92,11 @@ def read_scored(
                 candidates.append(Candidate(label=label, ids=np.empty(0, np.int32), score=None, scores=scores))
                 continue
             ids = _reply(entry, where, family.interleave, vocabulary)
-            if check(ids, family.interleave, kinds) is not None:
+            if check_reply_grammar(ids, family.interleave, kinds) is not None:
                 malformed += 1
             else:
                 candidates.append(Candidate(label=label, ids=ids, score=deciding, scores=scores))
-        yield Scored(
+        yield ReplyScores(
             prompt_id=prompt_id,
             prompt_ids=prompt_ids,
             origin=f"{place} replies",
@@ -107,19 +107,19 @@ def read_scored(
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"data file {path} does not exist")
     if path.suffix not in (".json", ".jsonl"):
         raise InputError(f"{path}: scored replies are a file .jsonl (an object a line) or .json (a list of objects)")
-    content = text(path)
+    content = read_text(path)
     if path.suffix == ".json":
-        items = parsed(content, str(path))
+        items = parse_json(content, str(path))
         if not isinstance(items, list):
             raise InputError(f"{path}: expected a list of objects, got {type(items).__name__}")
         found = [(f"{path} record {number}", item) for number, item in enumerate(items, start=1)]
     else:
         lines = [(f"{path} line {number}", line) for number, line in enumerate(content.split("\n"), start=1)]
-        found = [(place, parsed(line, place)) for place, line in lines if line.strip()]
+        found = [(place, parse_json(line, place)) for place, line in lines if line.strip()]
     if not found:
         raise InputError(f"{path} has no records")
     for place, record in found:
@@ -167,7 +167,7 @@ def _scores(entry: dict, where: str) -> dict[str, float]:
     return scores
 
 
-def _reply(entry: dict, where: str, pattern: Pattern, vocabulary: Vocabulary) -> np.ndarray:
+def _reply(entry: dict, where: str, pattern: Grammar, vocabulary: Vocabulary) -> np.ndarray:
     if entry.get("output-ids") is not None:
         return np.asarray(_whole_numbers(entry["output-ids"], "output-ids", where, vocabulary.size), dtype=np.int32)
     said, codes = entry.get("output-text"), entry.get("output-codes")
@@ -207,7 +207,7 @@ def _replies(directory: Path) -> dict[int, Path]:
     return dict(sorted((int(path.stem), path) for path in found if path.stem.isdigit()))
 
 
-def chosen_iterations(directory: Path, wanted: str | None) -> list[int]:
+def select_iterations(directory: Path, wanted: str | None) -> list[int]:
     """The recorded iterations that are wanted, "7" or "1-40" (None: all), at least one. Raises InputError."""
     recorded = list(_replies(directory))
     if not recorded:
@@ -228,7 +228,7 @@ def chosen_iterations(directory: Path, wanted: str | None) -> list[int]:
 
 def read_run(
     directory: Path, iterations: Sequence[int], prompts: Mapping[str, Prompt], source: str, score: str
-) -> Iterator[Scored]:
+) -> Iterator[ReplyScores]:
     """The recorded replies of a run, a prompt of an iteration at a time, in their recorded order.
 
     prompts: the training data by id, which lie in the file `source`. score: the name of the score that decides. Raises
@@ -244,7 +244,7 @@ def read_run(
                     "data.prompts must be the file that the run was trained with"
                 )
             unfit = Counter(reason for row in rows if (reason := _unfit(row)))
-            yield Scored(
+            yield ReplyScores(
                 prompt_id=prompt_id,
                 prompt_ids=prompts[prompt_id].token_ids,
                 origin=f"run {directory.resolve().name} iteration {iteration} replies",

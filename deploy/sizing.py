@@ -77,7 +77,7 @@ def forecast(rates: Rates, sizes: Sizes, replies: int, *, overlapped: bool) -> F
     return Forecast(sizes=sizes, overlapped=overlapped, busy=busy, seconds=seconds)
 
 
-def smallest(rates: Rates, replies: int, learner: int, prompts: int) -> Sizes:
+def smallest_sizes(rates: Rates, replies: int, learner: int, prompts: int) -> Sizes:
     """The fewest workers and servers that keep a learner of so many ranks busy while roles overlap.
 
     prompts: of an iteration, the most members that have work.
@@ -99,15 +99,15 @@ Members = Callable[[int], int]
 """Of a role, by iteration."""
 
 
-def measured(run: Path, config: Config) -> Rates:
+def measured_rates(run: Path, config: Config) -> Rates:
     """Rates from a run's iterations. config: the run's own. Raises InputError when none of them can tell."""
     rows = [row for row in read_iterations(run).to_pylist() if row["replies"]]
     if not rows:
         raise InputError(f"{run} has no iteration with replies; name another run, or leave --run out")
-    return rates(rows[WARM:] or rows, _workers(run, config), _servers(run, config), config.learner.ranks)
+    return rates_of_run(rows[WARM:] or rows, _workers(run, config), _servers(run, config), config.learner.ranks)
 
 
-def rates(rows: Sequence[Mapping[str, Any]], workers: Members, servers: Members, ranks: int) -> Rates:
+def rates_of_run(rows: Sequence[Mapping[str, Any]], workers: Members, servers: Members, ranks: int) -> Rates:
     """Medians over rows of iterations.parquet, of runs with and without overlap."""
 
     def working(row: Mapping[str, Any], role: str) -> float:

@@ -90,39 +90,39 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from configs.load import read
-    from controller.checkpointing import resume
-    from controller.launcher import go_on, train
+    from configs.load import load_config
+    from controller.checkpointing import plan_resume
+    from controller.launcher import resume_training, train
 
     if options.resume is not None:
-        go_on(resume(options.resume, options.overrides, options.config))
+        resume_training(plan_resume(options.resume, options.overrides, options.config))
     else:
-        train(read(options.config or DEFAULT_CONFIG, options.overrides))
+        train(load_config(options.config or DEFAULT_CONFIG, options.overrides))
 
 
 def _mix(options: argparse.Namespace) -> None:
-    from controller.requests import ask, mix_value
+    from controller.requests import parse_mix_value, send_request
     from observability.run_directory import run_directory
 
-    value = mix_value(options.value)
-    taken = ask(run_directory(options.run), "mix", value, seconds=options.wait, say=print)
+    value = parse_mix_value(options.value)
+    taken = send_request(run_directory(options.run), "mix", value, seconds=options.wait, say=print)
     print(f"taken: λ is {options.value} from iteration {taken} on")
 
 
 def _scale(options: argparse.Namespace) -> None:
-    from controller.requests import ask, scale_value
+    from controller.requests import parse_pool_sizes, send_request
     from observability.run_directory import run_directory
 
-    sizes = scale_value(options.sizes)
-    taken = ask(run_directory(options.run), "scale", sizes, seconds=options.wait, say=print)
+    sizes = parse_pool_sizes(options.sizes)
+    taken = send_request(run_directory(options.run), "scale", sizes, seconds=options.wait, say=print)
     asked = ", ".join(f"{pool} {members}" for pool, members in sizes.items())
     print(f"taken at iteration {taken}: {asked}; members join when they are up, and leave when their work is done")
 
 
 def _build(options: argparse.Namespace) -> None:
-    from playground.build import build
+    from playground.build import build_world
 
-    build(options.out, options.seed)
+    build_world(options.out, options.seed)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from evaluation.ablation.arms import ARMS, Plan, check_settings, choose, plan
-from evaluation.ablation.results import Comparison, Result
+from evaluation.ablation.arms import ARMS, RunPlan, check_arm_settings, choose_arms, plan_runs
+from evaluation.ablation.results import AblationResults, RunResult
 from evaluation.ablation.runner import finished, has_summary, run_missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,17 +46,17 @@ def run(options: Namespace) -> None:
 
     Raises InputError for what cannot be run or compared, `controller.launcher.RunFailed` when a run fails.
     """
-    arms = choose(options.arms)
-    plans = plan(arms, options.seeds, options.directory, options.config, options.overrides, options.iterations)
+    arms = choose_arms(options.arms)
+    plans = plan_runs(arms, options.seeds, options.directory, options.config, options.overrides, options.iterations)
     left_out: list[str] = []
     if options.write:
         left_out = _check(plans)
     else:
         run_missing(plans, options.directory)
-    write(Comparison([Result.read(one) for one in plans if finished(one)]), options, left_out)
+    write(AblationResults([RunResult.read(one) for one in plans if finished(one)]), options, left_out)
 
 
-def write(comparison: Comparison, options: Namespace, left_out: list[str]) -> None:
+def write(comparison: AblationResults, options: Namespace, left_out: list[str]) -> None:
     """Writes comparison.parquet, comparison.png and the page; with the plot beside a page that lies elsewhere."""
     from evaluation.ablation.page import page, records
     from evaluation.ablation.plot import plot  # matplotlib is slow to import
@@ -77,9 +77,9 @@ def write(comparison: Comparison, options: Namespace, left_out: list[str]) -> No
         print(path)
 
 
-def _check(plans: list[Plan]) -> list[str]:
+def _check(plans: list[RunPlan]) -> list[str]:
     """Keys that could not be compared. Raises InputError for a run with other settings."""
-    keys = [key for one in plans if has_summary(one) for key in check_settings(one, known_to_both=True)]
+    keys = [key for one in plans if has_summary(one) for key in check_arm_settings(one, known_to_both=True)]
     return list(dict.fromkeys(keys))
 
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from common.errors import InputError
-from controller.mix_ratio import MixSettings
+from controller.mix_ratio import MixRatioConfig
 from evaluation.diagnosis import plots
 from evaluation.diagnosis.gradients import gradient_section, layer_rows
 from evaluation.diagnosis.logprob_shift import shift_section
-from evaluation.diagnosis.mix_ratio import measure, mixture_section
-from evaluation.diagnosis.models import ask, choose
+from evaluation.diagnosis.mix_ratio import measure_gates, mixture_section
+from evaluation.diagnosis.models import ask_models, choose_checkpoints
 from evaluation.diagnosis.page import Section, markdown, summary
 from evaluation.diagnosis.rater_agreement import agreement_section, check_reference, variance_section
 from evaluation.diagnosis.run_data import RunFiles
@@ -49,13 +49,13 @@ def run(options: argparse.Namespace) -> Path:
     if options.replies < 2:
         raise InputError(f"--replies: {options.replies} is too small; at least 2, as advantages compare replies")
     files = RunFiles.open(options.run)
-    choices = choose(files, options.checkpoint)
+    choices = choose_checkpoints(files, options.checkpoint)
     if files.groups:
         check_reference(files.groups, options.reference)
     directory = files.directory / "diagnosis"
     directory.mkdir(exist_ok=True)
 
-    findings = ask(files, choices, options.replies)
+    findings = ask_models(files, choices, options.replies)
     sections = [
         gradient_section(findings.measured, findings.checks + findings.lacks),
         shift_section(choices[-1].name, findings.shifts, findings.lacks),
@@ -75,8 +75,8 @@ def _of_scores(files: RunFiles, reference: str, directory: Path) -> list[Section
         titles = ("Variance of scores within groups", f"Rank agreement with {reference}", "λ and what it is made of")
         return [Section(title=title, findings=[lack]) for title in titles]
     c = files.config.mix
-    settings = MixSettings(**{field.name: getattr(c, field.name) for field in dataclasses.fields(MixSettings)})
-    found = measure(files.groups, settings)
+    settings = MixRatioConfig(**{field.name: getattr(c, field.name) for field in dataclasses.fields(MixRatioConfig)})
+    found = measure_gates(files.groups, settings)
     variance, mixture = variance_section(files.groups, settings), mixture_section(_iterations(files), found, settings)
     if variance.plots:
         plots.plot_variance(variance.table("variance_by_iteration").rows, directory / variance.plots[0])

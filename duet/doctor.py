@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.text import Text
 
 from common.secrets import redact
-from deploy.preflight.finding import Finding, State, counted
+from deploy.preflight.finding import Finding, Severity, pluralise
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "playground.yaml"
-STYLES = {State.FINE: "green", State.WARNING: "yellow", State.ERROR: "bold red"}
+STYLES = {Severity.FINE: "green", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 """The word says it; the colour helps to find it."""
 STATE, CHECK = 9, 16
 """Characters of the first two columns."""
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         if not options.json:
             console.print(shown(finding, console.width if console.is_terminal else None), soft_wrap=True)
     print(as_json(path, found) if options.json else conclusion(found))
-    if counted(found)[State.ERROR]:
+    if pluralise(found)[Severity.ERROR]:
         raise SystemExit(1)
 
 
@@ -67,16 +67,18 @@ def shown(finding: Finding, width: int | None) -> Text:
 
 def conclusion(found: Iterable[Finding]) -> str:
     """The last line."""
-    counts = counted(found)
-    said = ", ".join(f"{counts[s]} {s}{'s' if s is not State.FINE and counts[s] != 1 else ''}" for s in State)
-    return f"{said}: " + ("a run would not come to its end" if counts[State.ERROR] else "nothing stands against a run")
+    counts = pluralise(found)
+    said = ", ".join(f"{counts[s]} {s}{'s' if s is not Severity.FINE and counts[s] != 1 else ''}" for s in Severity)
+    return f"{said}: " + (
+        "a run would not come to its end" if counts[Severity.ERROR] else "nothing stands against a run"
+    )
 
 
 def as_json(path: Path, found: Iterable[Finding]) -> str:
     """All findings, for programs."""
     found = list(found)
     rows = [{name: redact(value) for name, value in asdict(finding).items()} for finding in found]
-    return json.dumps({"config": str(path), "counts": counted(found), "findings": rows}, ensure_ascii=False, indent=2)
+    return json.dumps({"config": str(path), "counts": pluralise(found), "findings": rows}, ensure_ascii=False, indent=2)
 
 
 def _wrapped(text: str, indent: str, width: int | None) -> str:

@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from common.errors import InputError
-from configs.load import make_absolute, read
+from configs.load import load_config, make_absolute
 from configs.schema import Config
 from controller.checkpoint_checks import check_rater
-from controller.checkpointing import Checkpoints
+from controller.checkpointing import CheckpointManager
 from evaluation.benchmarks import openaudiobench, tables, voicebench, vstyle
 from evaluation.benchmarks.generation import read_replies
-from evaluation.benchmarks.grading import Answered, Assessed, Panel, assess
-from evaluation.benchmarks.items import Chosen
+from evaluation.benchmarks.grading import AnsweredItem, GradedItem, Graders, grade
+from evaluation.benchmarks.items import TaskFilter
 from observability.run_directory import run_directory
-from reward.server import Part, cards
+from reward.server import ClassSpec, score_replies
 
 SUITES = {"voicebench": voicebench, "openaudiobench": openaudiobench, "vstyle": vstyle}
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "playground.yaml"
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> Path:
     panel = {
         "judge": options.judge, "answers": options.answer_judge, "hears": hears, "lowest": lowest, "highest": highest,
     }  # fmt: skip
-    chosen = Chosen(tasks=tuple(filter(None, options.tasks.split(","))), limit=options.limit)
+    chosen = TaskFilter(tasks=tuple(filter(None, options.tasks.split(","))), limit=options.limit)
     if options.replies is not None:
         found, made = _elsewhere(options, config, chosen, panel)
     else:
@@ -102,11 +102,11 @@ def _source(options: argparse.Namespace) -> tuple[Config | None, Path, dict[str,
             raise InputError(f"{options.overrides[0]!r}: replies from elsewhere have no configuration; give --config")
         return None, out / "evaluation", {"of": str(options.replies)}
     path = directory / "config.yaml" if directory is not None else options.config or DEFAULT_CONFIG
-    config = read(path, options.overrides)
+    config = load_config(path, options.overrides)
     make_absolute(config)
     source: dict[str, Any] = {"of": str(options.replies or config.model.checkpoint)}
     if directory is not None and options.replies is None:
-        newest = Checkpoints(directory).newest()
+        newest = CheckpointManager(directory).newest()
         if newest is None:
             raise InputError(f"{directory} has no checkpoint (yet); --config evaluates the model it began with")
         config.model.checkpoint = str(newest.directory.absolute())
@@ -126,41 +126,43 @@ def _keep_raters(config: Config | None, names: list[str]) -> None:
 
 
 def _elsewhere(
-    options: argparse.Namespace, config: Config | None, chosen: Chosen, panel: dict[str, Any]
-) -> tuple[list[Assessed], dict[str, Any]]:
+    options: argparse.Namespace, config: Config | None, chosen: TaskFilter, panel: dict[str, Any]
+) -> tuple[list[GradedItem], dict[str, Any]]:
     """Scores replies that are there, in this process."""
     named = config.reward.raters if config else []
     for rater in named:
         check_rater(rater)
-    raters = [Part(use=rater.use, arguments=dict(rater.arguments), name=rater.name).build() for rater in named]
+    raters = [ClassSpec(use=rater.use, arguments=dict(rater.arguments), name=rater.name).build() for rater in named]
     seconds = config.reward.score_seconds if config else 0.0
     items = list(chosen.of(SUITES[options.suite].read(options.data, chosen, sounds=False)))
     tasks = {item.task for item in items} if not chosen.limit else set()
-    judging = Panel(rate=lambda spoken, names: cards([r for r in raters if r.name in names], spoken, seconds), **panel)
-    found = [one for some in read_replies(options.replies, items, tasks) for one in assess(some, judging)]
+    judging = Graders(
+        rate=lambda spoken, names: score_replies([r for r in raters if r.name in names], spoken, seconds), **panel
+    )
+    found = [one for some in read_replies(options.replies, items, tasks) for one in grade(some, judging)]
     return found, {"raters": {rater.name: rater.version for rater in raters}}
 
 
 def _sampled(
-    options: argparse.Namespace, config: Config, chosen: Chosen, panel: dict[str, Any], console: Console
-) -> tuple[list[Assessed], dict[str, Any]]:
+    options: argparse.Namespace, config: Config, chosen: TaskFilter, panel: dict[str, Any], console: Console
+) -> tuple[list[GradedItem], dict[str, Any]]:
     """Asks the model, in the pools of a run."""
-    from cluster.waiting import MemberFailed, Overdue
-    from controller.launcher import RunFailed, join_cluster, quieten
-    from evaluation.benchmarks.generation import Model
+    from cluster.waiting import ActorFailed, CallTimeout
+    from controller.launcher import RunFailed, join_cluster, silence_ray
+    from evaluation.benchmarks.generation import BenchmarkModel
 
-    model = Model(config, options.temperature, lambda kind, **fields: _tell(console, kind, fields))
+    model = BenchmarkModel(config, options.temperature, lambda kind, **fields: _tell(console, kind, fields))
     suite = SUITES[options.suite]
     count = sum(1 for _ in chosen.of(suite.read(options.data, chosen, sounds=False)))  # what is wrong is said now
     items = chosen.of(suite.read(options.data, chosen, sounds=True))
     join_cluster(config)
-    quieten()
-    found: list[Assessed] = []
+    silence_ray()
+    found: list[GradedItem] = []
     try:
-        judging = Panel(rate=model.rate, **panel)
+        judging = Graders(rate=model.rate, **panel)
         for answered in _counted(model.ask(items), count, console):
-            found += assess(answered, judging)
-    except (MemberFailed, Overdue) as error:
+            found += grade(answered, judging)
+    except (ActorFailed, CallTimeout) as error:
         raise RunFailed(str(error)) from error
     finally:
         import ray
@@ -170,7 +172,7 @@ def _sampled(
     return found, {"raters": model.versions, "sampling": asdict(model.sampling), "seed": config.run.seed}
 
 
-def _counted(batches: Iterator[list[Answered]], count: int, console: Console) -> Iterator[list[Answered]]:
+def _counted(batches: Iterator[list[AnsweredItem]], count: int, console: Console) -> Iterator[list[AnsweredItem]]:
     done = 0
     for batch in batches:
         yield batch

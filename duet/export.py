@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from common.errors import InputError
-from configs.load import read
-from controller.checkpointing import STATE, Checkpoint, Checkpoints
+from configs.load import load_config
+from controller.checkpointing import STATE, Checkpoint, CheckpointManager
 from learner.checkpoint import MANIFEST, read_manifest
 from observability.run_directory import run_directory
 from speech.families import Family, family
@@ -25,7 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     directory = run_directory(options.run)
-    config = read(directory / "config.yaml", [])
+    config = load_config(directory / "config.yaml", [])
     checkpoint = _checkpoint(directory, options.iteration)
     read_manifest(checkpoint.directory)
     check_new(options.to)
@@ -43,18 +43,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _export_released(start: Path, chosen: Family, trained: Path, directory: Path) -> None:
-    from speech.checkpoint_conversion import put_back, read_origin
+    from speech.checkpoint_conversion import export_checkpoint, read_origin
 
     origin = read_origin(start)
     if origin is None or chosen.original is None:
         raise InputError(f"--released: {start} was not imported (duet import); export it without")
     if not Path(origin.released).is_dir():
         raise InputError(f"--released: {origin.released}, which {start} was imported from, is not there any more")
-    put_back(trained, Path(origin.released), chosen.original, directory)
+    export_checkpoint(trained, Path(origin.released), chosen.original, directory)
 
 
 def _checkpoint(run: Path, iteration: int | None) -> Checkpoint:
-    found = list(Checkpoints(run).whole())
+    found = list(CheckpointManager(run).whole())
     chosen = [one for one in found if iteration in (None, one.iteration)]
     if not chosen:
         there = ", ".join(str(one.iteration) for one in found) or "none"

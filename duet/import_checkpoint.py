@@ -18,14 +18,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from speech.checkpoint_conversion import take_in
-    from speech.modeling import architecture
+    from speech.checkpoint_conversion import import_checkpoint
+    from speech.modeling import model_class
 
     chosen = family(options.family)
     if chosen.original is None:
         raise InputError(f"family {chosen.name} has no released layout of its own: use its checkpoints as they are")
     check_new(options.to)
-    architecture(chosen)
-    others = take_in(options.released, chosen.original, chosen.name, options.to)
+    model_class(chosen)
+    others = import_checkpoint(options.released, chosen.original, chosen.name, options.to)
     print(f"{options.to} holds the language model of {options.released}; {others} tensors of other parts stay there")
     print(f"use it: model.checkpoint={options.to} model.family={chosen.name}")

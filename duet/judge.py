@@ -18,9 +18,17 @@ from rich.table import Table
 
 from common.errors import InputError
 from configs.schema import Mix
-from controller.mix_ratio import MixSettings
-from evaluation.diagnosis.page import Cell, written
-from evaluation.judge_agreement import NEAR, Comparison, Ratings, Spread, compare, of_people, read_ratings
+from controller.mix_ratio import MixRatioConfig
+from evaluation.diagnosis.page import Cell, write_diagnosis
+from evaluation.judge_agreement import (
+    NEAR,
+    JudgeAgreement,
+    Ratings,
+    ScoreSpread,
+    compare_judges,
+    human_agreement,
+    read_ratings,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +57,14 @@ def run(options: argparse.Namespace) -> None:
     settings = _settings(options)
     names = None if options.judges is None else [name.strip() for name in options.judges.split(",")]
     ratings = read_ratings(options.file, options.human, names, settings.lowest_score, settings.highest_score)
-    found = [compare(ratings, judge, settings) for judge in ratings.judges]
-    people = of_people(ratings, settings)
+    found = [compare_judges(ratings, judge, settings) for judge in ratings.judges]
+    people = human_agreement(ratings, settings)
     show(Console(highlight=False), ratings, people, found)
     if options.out is not None:
         _write(options.out, options.file, ratings, people, found, settings)
 
 
-def _settings(options: argparse.Namespace) -> MixSettings:
+def _settings(options: argparse.Namespace) -> MixRatioConfig:
     low, high = options.lowest, options.highest
     if not -1e6 < low < high < 1e6:
         raise InputError(f"--lowest: {low:g} must be below --highest, {high:g}")
@@ -68,7 +76,7 @@ def _settings(options: argparse.Namespace) -> MixSettings:
     if not low <= threshold <= high:
         raise InputError(f"--threshold: {threshold:g} is outside the scale, {low:g} to {high:g}")
     mix = Mix()
-    return MixSettings(
+    return MixRatioConfig(
         mode=mix.mode,
         fixed=mix.fixed,
         switch=mix.switch,
@@ -83,14 +91,14 @@ def _settings(options: argparse.Namespace) -> MixSettings:
     )
 
 
-def show(console: Console, ratings: Ratings, people: Spread, found: Sequence[Comparison]) -> None:
+def show(console: Console, ratings: Ratings, people: ScoreSpread, found: Sequence[JudgeAgreement]) -> None:
     """Two tables, how far each judge agrees and what its scale is like, and what they say."""
     prompts = int(ratings.prompts[-1]) + 1
     rated = int((ratings.human == ratings.human).sum())
     console.print(
         f"{len(ratings.human)} replies to {prompts} prompts; people rated {rated}, {len(ratings.human) - rated} are "
-        f"without a human score. Within a prompt these vary by {written(people.variance)}; λ from them: "
-        f"{written(people.raw)}."
+        f"without a human score. Within a prompt these vary by {write_diagnosis(people.variance)}; λ from them: "
+        f"{write_diagnosis(people.raw)}."
     )
     if ratings.passed_over:
         console.print(f"columns without numbers, passed over: {', '.join(ratings.passed_over)}", style="dim")
@@ -135,18 +143,23 @@ def show(console: Console, ratings: Ratings, people: Spread, found: Sequence[Com
 
 
 def _table(
-    console: Console, title: str, columns: dict[str, Callable[[Comparison], Cell]], found: Sequence[Comparison]
+    console: Console, title: str, columns: dict[str, Callable[[JudgeAgreement], Cell]], found: Sequence[JudgeAgreement]
 ) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for place, heading in enumerate(columns):
         table.add_column(heading, justify="right" if place else "left", overflow="fold")
     for one in found:
-        table.add_row(*(written(value(one)) for value in columns.values()))
+        table.add_row(*(write_diagnosis(value(one)) for value in columns.values()))
     console.print(table)
 
 
 def _write(
-    path: Path, file: Path, ratings: Ratings, people: Spread, found: Sequence[Comparison], settings: MixSettings
+    path: Path,
+    file: Path,
+    ratings: Ratings,
+    people: ScoreSpread,
+    found: Sequence[JudgeAgreement],
+    settings: MixRatioConfig,
 ) -> None:
     content = {
         "file": str(file),

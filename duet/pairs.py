@@ -28,21 +28,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError
-from configs.load import load
-from configs.validate import check_path, check_sources, named, paths
-from data.dataset import ById
+from configs.load import load_resolved_config
+from configs.validate import check_path, check_sources, data_paths, source_name
+from data.dataset import DatasetIndex
 from data.open_dataset import open_prompts
-from data.pairing import Refusal, pick
+from data.pairing import PairRefusal, pick_best
 from data.records import PAIRS
-from data.scored_replies import SCORES, Scored, chosen_iterations, read_run, read_scored
+from data.scored_replies import SCORES, ReplyScores, read_run, read_scored, select_iterations
 from observability.run_directory import run_directory
 from speech.families import Family, family
-from speech.types import Pair, Prompt
+from speech.types import PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 
 
 @dataclass(kw_only=True)
-class Tally:
+class PairCounts:
     """What became of the prompts and their replies."""
 
     prompts: int = 0
@@ -56,7 +56,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class PairSources:
     """What a configuration says about the replies' tokens."""
 
     family: Family
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     if options.run is not None:
         directory = run_directory(options.run)
-        numbers = chosen_iterations(directory, options.iterations)
+        numbers = select_iterations(directory, options.iterations)
         material = read_material(directory / "config.yaml")
         groups = read_run(directory, numbers, material.prompts, material.source, options.score)
         source = f"{directory}, iterations {numbers[0]} to {numbers[-1]}"
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         groups = read_scored(options.scored, material.family, material.vocabulary, material.prompts, options.score)
         source, usual = str(options.scored), list(SCORES)
     ties = usual if options.ties is None else [name for name in options.ties.split(",") if name]
-    tally = Tally()
+    tally = PairCounts()
     pairs = list(pair_up(groups, ties, options.margin, tally))
     for key, name in (("--score", options.score), *(("--ties", name) for name in ties)):
         if name not in tally.names:
@@ -117,22 +117,24 @@ def run(options: argparse.Namespace) -> None:
     print(f"mean gap          {np.mean(tally.gaps):.3f} in {options.score}")
 
 
-def pair_up(groups: Iterable[Scored], ties: Sequence[str], margin: float, tally: Tally) -> Iterator[Pair]:
+def pair_up(
+    groups: Iterable[ReplyScores], ties: Sequence[str], margin: float, tally: PairCounts
+) -> Iterator[PreferencePair]:
     """A pair for each prompt that has one. Counts everything else in `tally`."""
     for group in groups:
         tally.prompts += 1
         tally.names |= group.names
         tally.unfit.update(group.unfit)
         tally.unfit["without a score"] += sum(candidate.score is None for candidate in group.candidates)
-        picked = pick(group.candidates, ties, margin)
-        if isinstance(picked, Refusal):
+        picked = pick_best(group.candidates, ties, margin)
+        if isinstance(picked, PairRefusal):
             tally.dropped[str(picked)] += 1
             continue
         best, worst = (group.candidates[index] for index in picked)
         assert best.score is not None
         assert worst.score is not None
         tally.gaps.append(best.score - worst.score)
-        yield Pair(
+        yield PreferencePair(
             prompt_id=group.prompt_id,
             prompt_ids=group.prompt_ids,
             chosen_ids=best.ids,
@@ -145,7 +147,7 @@ def pair_up(groups: Iterable[Scored], ties: Sequence[str], margin: float, tally:
         )
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
     """Writes `PAIRS` as Parquet, or as JSONL when the name ends in .jsonl; `speech.types.read_pairs` reads both.
 
     The file is whole or not there: it is written aside, flushed to the disk and renamed.
@@ -168,13 +170,13 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
         raise InputError(f"--out: {path} cannot be written: {error}") from error
 
 
-def read_material(path: Path) -> Material:
+def read_material(path: Path) -> PairSources:
     """What a configuration says about tokens and prompts.
 
     Only these keys are read, so that the records of a run stay readable when other keys of the configuration have
     changed since. Raises InputError naming the file and the key.
     """
-    config = load(path)
+    config = load_resolved_config(path)
     try:
         checkpoint, name, data = (
             OmegaConf.select(config, key) for key in ("model.checkpoint", "model.family", "data.prompts")
@@ -189,11 +191,11 @@ def read_material(path: Path) -> Material:
     check_sources("data.prompts", data, check_path)
     chosen = family(name)
     vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), chosen.tokens)
-    return Material(
+    return PairSources(
         family=chosen,
         vocabulary=vocabulary,
-        prompts=ById(open_prompts(paths(data), vocabulary), "id"),
-        source=named(data),
+        prompts=DatasetIndex(open_prompts(data_paths(data), vocabulary), "id"),
+        source=source_name(data),
         raters=[str(rater) for rater in weights] if OmegaConf.is_dict(weights) else [],
     )
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
-from deploy.sizing import ROLES, Forecast, Rates, Sizes, forecast, smallest
+from deploy.sizing import ROLES, Forecast, Rates, Sizes, forecast, smallest_sizes
 from observability.run_directory import run_directory
 
 ITERATIONS = 4
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints what is measured, and what follows. Raises InputError for a configuration or a run that will not do."""
-    config = read(options.config, options.overrides)
+    config = load_config(options.config, options.overrides)
     if config.preference.pairs.file:
         raise InputError("preference.pairs.file: a job on recorded pairs has no rollout workers to plan")
     console = Console(highlight=False)
@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def of_run(directory: Path) -> Rates:
-    from deploy.sizing import measured
+    from deploy.sizing import measured_rates
 
-    return measured(directory, read(directory / "config.yaml", []))
+    return measured_rates(directory, load_config(directory / "config.yaml", []))
 
 
 def short_measurement(config: Config) -> Rates:
@@ -72,7 +72,7 @@ def show(console: Console, config: Config, rates: Rates) -> None:
     """The rates, and what an iteration takes as configured and with the fewest members that keep the learner busy."""
     replies, prompts = config.replies, config.rollout.prompts
     configured = Sizes(rollout=config.rollout.workers, reward=config.reward.servers, learner=config.learner.ranks)
-    enough = smallest(rates, replies, config.learner.ranks, prompts)
+    enough = smallest_sizes(rates, replies, config.learner.ranks, prompts)
     console.print(
         f"one member, one reply of {rates.tokens:.0f} tokens: rollout {1e3 * rates.rollout:.3g} ms, reward "
         f"{1e3 * rates.reward:.3g} ms, learner {1e3 * rates.learner:.3g} ms; sync {1e3 * rates.sync:.3g} ms"

@@ -28,21 +28,21 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config, longest_prompt
 from controller.checkpoint_checks import load_codec
 from data.manifest import Manifest
-from data.prepare.ray_job import Pool, Recipe
+from data.prepare.ray_job import EncodingConfig, EncodingPool
 from data.prepare.source import REFUSED, Preparation
 from speech.families import Family, family
-from speech.registry import load
+from speech.registry import load_object
 from speech.vocabulary import Vocabulary
 
 CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class PrepareOptions:
     """A source as it was given."""
 
     path: Path
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
         folder = options.to / one.name / "dialogues"
         print(f"{one.path}: {convert(one.path, folder, options.column, options.split, options.audio_root)}")
-        given.append(Given(path=folder, weight=one.weight, name=one.name, converted=True))
+        given.append(PrepareOptions(path=folder, weight=one.weight, name=one.name, converted=True))
     if options.only_convert:
         return
     pass  # Ray, once the arguments are known to be good
@@ -116,16 +116,16 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"{name}: {value} is outside [{low:g}, {high:g}]")
 
 
-def _given(texts: list[str], taken: set[str]) -> list[Given]:
+def _given(texts: list[str], taken: set[str]) -> list[PrepareOptions]:
     """Sources with their weights, each with a name of its own."""
-    found: list[Given] = []
+    found: list[PrepareOptions] = []
     for text in texts:
         path, weight = _weighted(text)
         name = path.resolve().stem if path.suffix in (".jsonl", ".parquet") else path.resolve().name
         if name in taken or name in (CONFIG, ""):
             raise InputError(f"{path}: another source is called {name!r} as well; rename one, its folder is named so")
         taken.add(name)
-        found.append(Given(path=path, weight=weight, name=name))
+        found.append(PrepareOptions(path=path, weight=weight, name=name))
     return found
 
 
@@ -164,7 +164,7 @@ def joiner(address: str, workers: int, cpus: float) -> Callable[[], None]:
     return join
 
 
-def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
+def prepare_all(options: argparse.Namespace, given: Sequence[PrepareOptions]) -> None:
     """Prepares each source, and writes the configuration. Raises InputError, TimeoutError."""
     config = _configured(options, given)
     chosen = family(config.model.family)
@@ -172,10 +172,10 @@ def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
     codec = load_codec(config, vocabulary)
     workers = options.workers or max(1, os.cpu_count() or 1)
     join = joiner(config.cluster.address, workers, options.worker_cpus)
-    done: list[tuple[Given, Manifest]] = []
+    done: list[tuple[PrepareOptions, Manifest]] = []
     try:
         for one in given:
-            recipe = Recipe(
+            recipe = EncodingConfig(
                 family=chosen,
                 checkpoint=str(Path(config.model.checkpoint).absolute()),
                 codec=config.reward.codec.use,
@@ -194,7 +194,7 @@ def prepare_all(options: argparse.Namespace, given: Sequence[Given]) -> None:
                 vocabulary=vocabulary,
                 codec_version=codec.version,
                 encoder_version=_encoder_version(config, chosen),
-                pool=Pool(
+                pool=EncodingPool(
                     workers=workers,
                     cpus=options.worker_cpus,
                     gpus=options.worker_gpus,
@@ -228,7 +228,7 @@ def _encoder_version(config: Config, chosen: Family) -> str:
     if not config.data.encoder:
         return ""
     try:
-        return str(load(config.data.encoder).load(Path(config.data.encoder_path)).version)
+        return str(load_object(config.data.encoder).load(Path(config.data.encoder_path)).version)
     except Exception as error:  # an encoder of the user's own may raise anything
         raise InputError(
             f"data.encoder: {config.data.encoder} is no encoder that loads {config.data.encoder_path!r}: "
@@ -236,11 +236,11 @@ def _encoder_version(config: Config, chosen: Family) -> str:
         ) from error
 
 
-def _configured(options: argparse.Namespace, given: Sequence[Given]) -> Config:
+def _configured(options: argparse.Namespace, given: Sequence[PrepareOptions]) -> Config:
     """The configuration as it will be: one of data that are only being made need not name any."""
     folder = options.to / given[0].name
     data = [f"data.{name}={folder / name}" for name in ("prompts", "demonstrations")]
-    return read(options.config, [*options.overrides, *data])
+    return load_config(options.config, [*options.overrides, *data])
 
 
 def _described(manifest: Manifest) -> str:
@@ -249,7 +249,7 @@ def _described(manifest: Manifest) -> str:
     return f"{manifest.rows:,} rows: {kept}" + (f"; refused: {why}" if why else "")
 
 
-def _config(options: argparse.Namespace, done: Sequence[tuple[Given, Manifest]]) -> str:
+def _config(options: argparse.Namespace, done: Sequence[tuple[PrepareOptions, Manifest]]) -> str:
     """YAML that extends the one that was given."""
     data: dict[str, Any] = {}
     for name in ("prompts", "demonstrations"):

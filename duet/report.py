@@ -5,10 +5,10 @@ import contextlib
 from pathlib import Path
 
 from common.errors import InputError
-from observability.report.audio import Sounds
-from observability.report.html import build
-from observability.report.server import Current, Server
-from observability.report.source import Source
+from observability.report.audio import ReportAudio
+from observability.report.html import build_report
+from observability.report.server import CurrentReport, ReportServer
+from observability.report.source import ReportSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Path | None:
     """Writes the page and returns where, or serves it. Raises InputError for a directory that is no run."""
-    source = Source.open(options.run)
+    source = ReportSource.open(options.run)
     if options.serve:
         serve(source, options.host, options.port)
         return None
@@ -32,22 +32,22 @@ def run(options: argparse.Namespace) -> Path | None:
     return path
 
 
-def write(source: Source, path: Path) -> Path:
+def write(source: ReportSource, path: Path) -> Path:
     """The page as a file, whole or not at all."""
     aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_text(build(source, Sounds.of(source.config, source.world.vocabulary)), encoding="utf-8")
+        aside.write_text(build_report(source, ReportAudio.of(source.config, source.world.vocabulary)), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written: {error}; name a file in a folder that can be") from error
     return path
 
 
-def serve(source: Source, host: str, port: int) -> None:
+def serve(source: ReportSource, host: str, port: int) -> None:
     """Until it is interrupted."""
-    sounds = Sounds.of(source.config, source.world.vocabulary)
-    current = Current(lambda: build(source.renewed(), sounds), source.state_of_files)
-    with Server(host, port, current) as server:
+    sounds = ReportAudio.of(source.config, source.world.vocabulary)
+    current = CurrentReport(lambda: build_report(source.renewed(), sounds), source.state_of_files)
+    with ReportServer(host, port, current) as server:
         print(f"the report of {source.name} is at {server.address} until Ctrl-C", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

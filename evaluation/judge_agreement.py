@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from common.errors import InputError
-from common.files import parsed, repeated, text, there
-from controller.mix_ratio import MixSettings
+from common.files import check_exists, find_duplicate, parse_json, read_text
+from controller.mix_ratio import MixRatioConfig
 from evaluation.diagnosis.rater_agreement import SAME, agreement, variance
 from evaluation.diagnosis.run_data import ScoredGroup
 
@@ -51,7 +51,7 @@ class Ratings:
 def read_ratings(path: Path, human: str, judges: Sequence[str] | None, lowest: float, highest: float) -> Ratings:
     """human: the column of people's scores. judges: columns; None: all that hold numbers. Raises InputError naming
     the file, the row and the column."""
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"{path} does not exist")
     if path.suffix not in ENDINGS:
         raise InputError(f"{path}: ratings are a file {', '.join(ENDINGS)}")
@@ -91,7 +91,7 @@ def _wanted(
         if name not in columns:
             raise InputError(f"{path} has no column {name!r}; it has {', '.join(columns)}")
     if judges is not None:
-        if (twice := repeated(judges)) is not None or human in judges or set(NAMES) & set(judges):
+        if (twice := find_duplicate(judges)) is not None or human in judges or set(NAMES) & set(judges):
             wrong = twice or human
             raise InputError(f"--judges: {wrong!r} is named twice, or is no judge")
         return list(judges)
@@ -114,13 +114,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{path} is not a Parquet file: {error}") from error
-        if (twice := repeated(table.column_names)) is not None:
+        if (twice := find_duplicate(table.column_names)) is not None:
             raise InputError(f"{path} has two columns {twice!r}; their names must differ")
         yield from ((f"{path} row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(text(path).split("\n"), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if line.strip():
-                row = parsed(line, f"{path} line {number}")
+                row = parse_json(line, f"{path} line {number}")
                 if not isinstance(row, dict):
                     raise InputError(f"{path} line {number} is not a JSON object")
                 yield f"{path} line {number}", row
@@ -129,10 +129,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _separated(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(text(path).removeprefix("\ufeff").splitlines(), delimiter=separator, strict=True)
+    reader = csv.reader(read_text(path).removeprefix("\ufeff").splitlines(), delimiter=separator, strict=True)
     try:
         names = next(reader, [])
-        if (twice := repeated(names)) is not None:
+        if (twice := find_duplicate(names)) is not None:
             raise InputError(f"{path} has two columns {twice!r}; their names must differ")
         for values in reader:
             place = f"{path} line {reader.line_num}"
@@ -191,7 +191,7 @@ JUDGE = "judge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class ScoreSpread:
     """Of scores within a prompt."""
 
     variance: float | None
@@ -204,7 +204,7 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class JudgeAgreement:
     """A judge against people, over the replies that both rated."""
 
     judge: str
@@ -228,18 +228,18 @@ class Comparison:
     """Mean of judge − human."""
     near: float | None
     """Share of replies whose two scores differ by no more than `NEAR`."""
-    human: Spread
+    human: ScoreSpread
     """Of the replies that both rated, as for the next."""
-    own: Spread
+    own: ScoreSpread
 
 
-def compare(ratings: Ratings, judge: str, settings: MixSettings) -> Comparison:
+def compare_judges(ratings: Ratings, judge: str, settings: MixRatioConfig) -> JudgeAgreement:
     human, own = ratings.human, ratings.judges[judge]
     both = ~np.isnan(human) & ~np.isnan(own)
     groups = _groups(ratings, {HUMAN: np.where(both, human, np.nan), JUDGE: np.where(both, own, np.nan)})
     within = agreement(groups, JUDGE, HUMAN)
     difference = own[both] - human[both]
-    return Comparison(
+    return JudgeAgreement(
         judge=judge,
         both=int(both.sum()),
         missing=int((~np.isnan(human) & np.isnan(own)).sum()),
@@ -257,7 +257,7 @@ def compare(ratings: Ratings, judge: str, settings: MixSettings) -> Comparison:
     )
 
 
-def of_people(ratings: Ratings, settings: MixSettings) -> Spread:
+def human_agreement(ratings: Ratings, settings: MixRatioConfig) -> ScoreSpread:
     """Of all replies that people rated."""
     return _spread(_groups(ratings, {HUMAN: ratings.human}), HUMAN, settings)
 
@@ -271,9 +271,11 @@ def _groups(ratings: Ratings, scores: dict[str, np.ndarray]) -> list[ScoredGroup
     ]
 
 
-def _spread(groups: list[ScoredGroup], name: str, settings: MixSettings) -> Spread:
+def _spread(groups: list[ScoredGroup], name: str, settings: MixRatioConfig) -> ScoreSpread:
     found = variance(groups, name, settings)
-    return Spread(variance=found["variance"], alike=found["constant"], raw=found["alone"], prompts=int(found["groups"]))
+    return ScoreSpread(
+        variance=found["variance"], alike=found["constant"], raw=found["alone"], prompts=int(found["groups"])
+    )
 
 
 def _correlation(of: Callable, human: np.ndarray, own: np.ndarray) -> float | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from learner.micro_batches import Item, PreferencePair, Row
+from learner.micro_batches import Item, TrainingPair, TrainingSample
 
 ARRAYS = {
     "prompt_ids": np.int32,
@@ -33,12 +33,12 @@ SCHEMA = pa.schema(
     ]
 )
 """item: which one of the batch, from 0. place: of a row in its pair, 0 the chosen and 1 the rejected; 0 for a row by
-itself, which has no pair_weight. The others: `learner.micro_batches.Row`; values that are not finite stay as they
-are."""
+itself, which has no pair_weight. The others: `learner.micro_batches.TrainingSample`; values that are not finite stay
+as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class BatchDump:
     items: list[Item]
     mix: float
     """λ of the step."""
@@ -48,14 +48,14 @@ class Batch:
     """What was not finite."""
 
 
-def write_batch(path: Path, batch: Batch) -> None:
+def write_batch(path: Path, batch: BatchDump) -> None:
     """Written aside and renamed, so that a file under this name is whole."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     for number, item in enumerate(batch.items):
         for place, row in enumerate(item.rows):
             columns["item"].append(number)
             columns["place"].append(place)
-            columns["pair_weight"].append(item.weight if isinstance(item, PreferencePair) else None)
+            columns["pair_weight"].append(item.weight if isinstance(item, TrainingPair) else None)
             columns["features"].append(row.features)
             columns["anchor_weight"].append(row.anchor_weight)
             for name, kind in ARRAYS.items():
@@ -74,14 +74,14 @@ def write_batch(path: Path, batch: Batch) -> None:
     aside.replace(path)
 
 
-def read_batch(path: Path) -> Batch:
+def read_batch(path: Path) -> BatchDump:
     """What `write_batch` wrote. Raises InputError when the file is missing, damaged or another."""
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
         facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         items = _items(table.to_pylist())
-        return Batch(items=items, mix=float(facts["mix"]), version=int(facts["version"]), reason=facts["reason"])
+        return BatchDump(items=items, mix=float(facts["mix"]), version=int(facts["version"]), reason=facts["reason"])
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a whole file of a batch: {' '.join(str(error).split())}") from error
 
@@ -91,11 +91,11 @@ def _items(rows: Sequence[dict]) -> list[Item]:
     for line in rows:
         parts: dict[str, Any] = {name: tuple(line[name]) for name in TUPLES}
         parts |= {n: None if line[n] is None else np.array(line[n], dtype=kind) for n, kind in ARRAYS.items()}
-        row = Row(anchor_weight=line["anchor_weight"], features=line["features"], **parts)
+        row = TrainingSample(anchor_weight=line["anchor_weight"], features=line["features"], **parts)
         if line["pair_weight"] is None:
             items.append(row)
         elif line["place"] == 0:
-            items.append(PreferencePair(chosen=row, rejected=row, weight=line["pair_weight"]))
+            items.append(TrainingPair(chosen=row, rejected=row, weight=line["pair_weight"]))
         else:
-            items[-1] = PreferencePair(chosen=items[-1].rows[0], rejected=row, weight=line["pair_weight"])
+            items[-1] = TrainingPair(chosen=items[-1].rows[0], rejected=row, weight=line["pair_weight"])
     return items

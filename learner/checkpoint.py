@@ -4,7 +4,8 @@
               adapter/adapter_model.safetensors …            where adapters are trained (`learner.lora`)
               optimizer/rank-0.safetensors …                optimiser and schedule, a file a rank
               (`learner.checkpoint_state`)
-              learner.json                                  `Manifest`, written last: with it, the others are whole
+              learner.json                                  `CheckpointManifest`, written last: with it, the others
+              are whole
 
 The files of the optimiser belong to as many ranks as wrote them. Nothing here can run code when it is read.
 """
@@ -25,7 +26,7 @@ MANIFEST = "learner.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CheckpointManifest:
     ranks: int
     """How many files the optimiser is spread over; it goes on with as many."""
     zero_stage: int
@@ -54,12 +55,12 @@ class Manifest:
         aside.replace(directory / MANIFEST)
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> CheckpointManifest:
     """Raises InputError when the checkpoint is not whole: without its manifest, or with a file missing or cut off."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text())
-        manifest = Manifest(**{field.name: content[field.name] for field in fields(Manifest)})
+        manifest = CheckpointManifest(**{field.name: content[field.name] for field in fields(CheckpointManifest)})
         files = {str(name): int(size) for name, size in manifest.files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -74,7 +75,7 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def check_checkpoint(directory: Path, *, ranks: int, zero_stage: int, dtype: str) -> Manifest:
+def check_checkpoint(directory: Path, *, ranks: int, zero_stage: int, dtype: str) -> CheckpointManifest:
     """Raises InputError unless a group of that kind can go on from the checkpoint."""
     manifest = read_manifest(directory)
     for key, then, now in (

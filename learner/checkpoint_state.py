@@ -65,14 +65,14 @@ def load_model(model: Any, directory: Path, adapters: Adapters | None = None) ->
         own[name].copy_(parameter)
 
 
-def take_state(engine: Any) -> dict:
+def collect_state(engine: Any) -> dict:
     """Optimiser and schedule of a DeepSpeed engine; with ZeRO this rank's part, its float32 weights included."""
     return {name: _constant(part, False) for name, part in _parts(engine).items()}
 
 
-def put_state(engine: Any, stage: int, ranks: int, state: dict) -> None:
-    """What `take_state` gave on this rank of as many, at the same stage. The model must have its weights by now, except
-    at stage 3, where they are part of the state."""
+def restore_state(engine: Any, stage: int, ranks: int, state: dict) -> None:
+    """What `collect_state` gave on this rank of as many, at the same stage. The model must have its weights by now,
+    except at stage 3, where they are part of the state."""
     whole = {name: _constant(part, True) | state[name] for name, part in _parts(engine).items()}
     optimizer = engine.optimizer
     if stage == 0:
@@ -95,7 +95,7 @@ def _constant(part: dict, constant: bool) -> dict:
     return {key: value for key, value in part.items() if (key in CONSTANT) == constant}
 
 
-def check_saved(model: nn.Module, directory: Path, saved: str, adapters: Adapters | None = None) -> None:
+def check_saved_state(model: nn.Module, directory: Path, saved: str, adapters: Adapters | None = None) -> None:
     """Raises InputError unless a checkpoint is of the model's parameters, by the fingerprint that was saved with it,
     and of its adapters."""
     if adapters is not None:
@@ -117,7 +117,7 @@ def model_fingerprint(model: nn.Module) -> str:
 HEADER = "tree"
 
 
-def write_tree(path: Path, tree: Any) -> None:
+def write_state_tree(path: Path, tree: Any) -> None:
     """tree: dictionaries, lists and tuples of tensors, numbers, strings and None. Raises TypeError for anything else,
     SafetensorError when it cannot be written."""
     tensors: dict[str, torch.Tensor] = {}
@@ -125,8 +125,9 @@ def write_tree(path: Path, tree: Any) -> None:
     save_file(tensors, path, metadata={HEADER: header})
 
 
-def read_tree(path: Path) -> Any:
-    """What `write_tree` wrote, tensors on the CPU. Raises InputError naming the file when it is missing or damaged."""
+def read_state_tree(path: Path) -> Any:
+    """What `write_state_tree` wrote, tensors on the CPU. Raises InputError naming the file when it is missing or
+    damaged."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return _put_together(json.loads(file.metadata()[HEADER]), file.get_tensor)

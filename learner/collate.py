@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.micro_batches import Item, PreferencePair, Row
-from learner.packed_attention import Layout, Packing
+from learner.micro_batches import Item, TrainingPair, TrainingSample
+from learner.packed_attention import PackedLayout, Packing
 from speech.audio import read_features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Heard:
+class AudioFeatures:
     """K frames."""
 
     slots: Tensor
@@ -31,7 +31,7 @@ class Heard:
     @classmethod
     def of(
         cls, prompts: Iterable[tuple[np.ndarray, str | None, int]], slot: int | None, device: torch.device
-    ) -> "Heard | None":
+    ) -> "AudioFeatures | None":
         """prompts: ids, the file of features, and the flat position where the prompt begins. None where no prompt has
         features."""
         slots, frames = [], []
@@ -47,10 +47,10 @@ class Heard:
             frames=torch.from_numpy(np.concatenate(frames)).to(device),
         )
 
-    def before(self, position: int) -> "Heard":
+    def before(self, position: int) -> "AudioFeatures":
         """What lies before a flat position."""
         count = int((self.slots < position).sum())
-        return Heard(slots=self.slots[:count], frames=self.frames[:count])
+        return AudioFeatures(slots=self.slots[:count], frames=self.frames[:count])
 
     def put_into(self, embedded: Tensor) -> Tensor:
         """embedded: [R, L, W]. Returns the same with the frames in their slots."""
@@ -67,7 +67,7 @@ class MicroBatch:
     """int64 [1, tokens of all rows], or [R, L] without a packing."""
     packing: Packing | None
     """None: rows are padded to the longest."""
-    heard: Heard | None
+    heard: AudioFeatures | None
     """None: no prompt has features."""
     sources: Tensor
     """int64 [N]: flat position, within `input_ids`, whose output predicts each token that is scored."""
@@ -106,7 +106,7 @@ class MicroBatch:
     """float32 [P]."""
 
     def scoring(self) -> dict[str, Any]:
-        """What `learner.policy.Scorer` is asked."""
+        """What `learner.policy.PolicyModel` is asked."""
         flat = {name: getattr(self, name) for name in ("sources", "targets", "allowed", "temperatures")}
         return {"input_ids": self.input_ids, **flat, "packing": self.packing, "heard": self.heard}
 
@@ -131,7 +131,7 @@ def collate(
     routes: int,
     temperature: float,
     device: torch.device,
-    scored: Callable[[Item, Row], np.ndarray] | None = None,
+    scored: Callable[[Item, TrainingSample], np.ndarray] | None = None,
     pad: int | None = None,
     slot: int | None = None,
     streams: int = 1,
@@ -184,7 +184,7 @@ def collate(
     is_scored[np.concatenate(cells)] = True
     others = sum(not row.anchor_weight for row in rows)
     firsts = np.cumsum([0, *(len(item.rows) for item in items)])
-    pairs = [(first, first + 1) for first, item in zip(firsts, items, strict=False) if isinstance(item, PreferencePair)]
+    pairs = [(first, first + 1) for first, item in zip(firsts, items, strict=False) if isinstance(item, TrainingPair)]
 
     def tensor(values: Any, kind: Any = None) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=kind)).to(device)
@@ -192,7 +192,7 @@ def collate(
     return MicroBatch(
         input_ids=tensor(input_ids),
         packing=Packing.of(layout.steps(streams), device) if pad is None else None,
-        heard=Heard.of(
+        heard=AudioFeatures.of(
             (
                 (row.prompt_ids, row.features, int(prompts[index]))
                 for index, row in enumerate(rows)
@@ -217,9 +217,9 @@ def collate(
         weights=tensor(weights),
         kl_weights=tensor([row.kl_weights for row in rows], np.float32),
         pairs=tensor(np.reshape(pairs, (-1, 2)), np.int64),
-        pair_weights=tensor([item.weight for item in items if isinstance(item, PreferencePair)], np.float32),
+        pair_weights=tensor([item.weight for item in items if isinstance(item, TrainingPair)], np.float32),
     )
 
 
-def _layout(rows: Sequence[Row]) -> Layout:
-    return Layout.of([row.prompt for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows])
+def _layout(rows: Sequence[TrainingSample]) -> PackedLayout:
+    return PackedLayout.of([row.prompt for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows])

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from learner.micro_batches import Item, PreferencePair, Row
+from learner.micro_batches import Item, TrainingPair, TrainingSample
 from speech.vocabulary import select
 from weight_sync.update import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]
@@ -23,7 +23,7 @@ class LoraSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings:
+class LearnerConfig:
     """What every rank of a group is started with."""
 
     checkpoint: str
@@ -52,7 +52,7 @@ class RankSettings:
     """Patterns of parameter names that are not trained."""
     gpu: bool
     """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
-    lora: LoraSettings | None = None
+    lora: LoraConfig | None = None
     """Adapters that are trained in place of the weights; None: none."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
@@ -63,7 +63,7 @@ class RankSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class RouteLoss:
     """Which tokens a score trains. The score itself has become an advantage by now."""
 
     channel: str
@@ -84,7 +84,7 @@ class PairLoss:
 class Objective:
     """The constants of the loss (method §3, §4, §5)."""
 
-    routes: tuple[Route, ...]
+    routes: tuple[RouteLoss, ...]
     clip: float
     clip_high: float
     ratio: str
@@ -104,9 +104,9 @@ class Objective:
     def needs_reference(self) -> bool:
         return self.kl_text > 0 or self.kl_speech > 0 or self.pairs is not None
 
-    def scored(self, channels: np.ndarray, item: Item, row: Row) -> np.ndarray:
+    def scored(self, channels: np.ndarray, item: Item, row: TrainingSample) -> np.ndarray:
         """bool [T]: the tokens of a row that carry a loss, whose log-probabilities are needed (method §7, rule 8)."""
-        if isinstance(item, PreferencePair):
+        if isinstance(item, TrainingPair):
             names = [self.pairs.channel] if self.pairs else []
         elif row.anchor_weight:
             names = [n for n, weight in (("text", self.anchor_text), ("speech", self.anchor_speech)) if weight]

@@ -20,47 +20,47 @@ from common.errors import InputError
 from learner import setup
 from learner.checkpoint import as_os_error
 from learner.checkpoint_state import (
-    check_saved,
+    check_saved_state,
+    collect_state,
     load_model,
     model_fingerprint,
-    put_state,
-    read_tree,
+    read_state_tree,
+    restore_state,
     save_model,
-    take_state,
-    write_tree,
+    write_state_tree,
 )
 from learner.collate import MicroBatch, collate
-from learner.config import Objective, RankSettings
+from learner.config import LearnerConfig, Objective
 from learner.lora import Adapters
 from learner.losses import micro_batch_loss
-from learner.micro_batches import Item, Row, split
+from learner.micro_batches import Item, TrainingSample, split
 from learner.packed_attention import use_packing
 from learner.parameter_filter import freeze
-from learner.policy import Scorer
-from learner.setup import compile_operator, use_checkpointing
-from learner.step_metrics import StepReport, Tally
+from learner.policy import PolicyModel
+from learner.setup import compile_deepspeed_op, enable_gradient_checkpointing
+from learner.step_metrics import StepMetrics, StepReport
 from speech.families import Family
-from speech.grammar import kind_table
-from speech.modeling import pretrained
+from speech.grammar import token_kinds
+from speech.modeling import load_pretrained
 from speech.vocabulary import Vocabulary
 from weight_sync.broadcast import BroadcastSender
-from weight_sync.senders import Sender, new_sender
-from weight_sync.source import Source
-from weight_sync.update import Call, Parcel
+from weight_sync.senders import FileSender, new_sender
+from weight_sync.source import WeightSource
+from weight_sync.update import BroadcastCall, WeightUpdate
 
 
 class LearnerEngine:
     """One process of a learner group. `connect` must be called on all ranks at once."""
 
-    def __init__(self, rank: int, world: int, settings: RankSettings, family: Family, objective: Objective) -> None:
+    def __init__(self, rank: int, world: int, settings: LearnerConfig, family: Family, objective: Objective) -> None:
         self._rank, self._world = rank, world
         self._settings, self._family, self._objective = settings, family, objective
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._kinds = torch.from_numpy(kind_table(self._vocabulary))
+        self._kinds = torch.from_numpy(token_kinds(self._vocabulary))
         # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
         # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
         torch.manual_seed(0)
-        self._sender: Sender | None = None
+        self._sender: FileSender | None = None
         self._broadcaster: BroadcastSender | None = None
         self._door: socket.socket | None = None
 
@@ -78,7 +78,7 @@ class LearnerEngine:
         if not cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
             torch.set_num_threads(self._settings.threads)
-            compile_operator()
+            compile_deepspeed_op()
         import deepspeed
 
         backend = "nccl" if cuda else "gloo"
@@ -87,7 +87,7 @@ class LearnerEngine:
             torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
         dtype = getattr(torch, self._settings.dtype)
-        model = pretrained(
+        model = load_pretrained(
             self._settings.checkpoint,
             self._family,
             dtype=dtype,
@@ -98,8 +98,8 @@ class LearnerEngine:
         if self._settings.packing:
             use_packing(model)
         if self._settings.gradient_checkpointing:
-            use_checkpointing(model)
-        scorer = Scorer(model, self._kinds)
+            enable_gradient_checkpointing(model)
+        scorer = PolicyModel(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
         self._reference = None
         if self._objective.needs_reference and self._adapters is None:
@@ -136,7 +136,7 @@ class LearnerEngine:
         When a loss of any rank, or the gradient, is not finite, no rank takes the step: weights, moments and schedule
         stay as they are, and nothing of the gradient is left for the next step.
         """
-        tally, finite, everywhere = Tally(), True, True
+        tally, finite, everywhere = StepMetrics(), True, True
         rate = self._engine.get_lr()[0]
         for index, part in enumerate(split(items, micro_batches)):
             batch = collate(
@@ -199,7 +199,7 @@ class LearnerEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm()), self._engine.was_step_applied()
 
-    def _scored(self, item: Item, row: Row) -> np.ndarray:
+    def _scored(self, item: Item, row: TrainingSample) -> np.ndarray:
         return self._objective.scored(row.channels, item, row)
 
     @torch.no_grad()
@@ -222,7 +222,7 @@ class LearnerEngine:
             found[:scored] = logp
         return found
 
-    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
+    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[WeightUpdate, list[np.ndarray]] | None:
         """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each, of all
         tokens but those of the first step. What is to be broadcast is announced, and `deliver` sends it."""
         logps = self._probe(probe)
@@ -241,14 +241,14 @@ class LearnerEngine:
             for _ in weights:  # whatever has failed here: the others gather every group, and would wait for this rank
                 pass
 
-    def _source(self) -> tuple[Source, float | None]:
+    def _source(self) -> tuple[WeightSource, float | None]:
         """What workers need to follow: weights, or adapters and their scale."""
         model, sharded = self._engine.module.model, self._settings.zero_stage == 3
         if self._adapters is None:
-            return Source(model, sharded=sharded), None
-        return Source(model, sharded=sharded, named=self._adapters.named()), self._adapters.settings.scale
+            return WeightSource(model, sharded=sharded), None
+        return WeightSource(model, sharded=sharded, named=self._adapters.named()), self._adapters.settings.scale
 
-    def _announce(self, source: Source, version: int) -> Parcel:
+    def _announce(self, source: WeightSource, version: int) -> WeightUpdate:
         import ray
 
         if self._broadcaster is None:
@@ -256,7 +256,7 @@ class LearnerEngine:
             self._broadcaster = BroadcastSender(host, self._device)
         return self._broadcaster.announce(source.groups, version, whole=source.whole)
 
-    def deliver(self, call: Call) -> str | None:
+    def deliver(self, call: BroadcastCall) -> str | None:
         """Broadcasts the weights as they were announced. Returns why that broke off."""
         source, _ = self._source()
         weights = iter(source)
@@ -300,7 +300,7 @@ class LearnerEngine:
                     start = Path(self._settings.checkpoint)
                     save_model(self._engine.module.model, start, directory, self._adapters)
             self._state_file(directory).parent.mkdir(exist_ok=True)
-            write_tree(self._state_file(directory), take_state(self._engine))
+            write_state_tree(self._state_file(directory), collect_state(self._engine))
         except SafetensorError as error:
             raise as_os_error(error) from error
         return model_fingerprint(self._engine.module.model)
@@ -311,12 +311,12 @@ class LearnerEngine:
         The group must have as many ranks as then, at the same ZeRO stage. fingerprint: of the parameters that were
         saved. Raises InputError when they are others, or when a file is damaged.
         """
-        check_saved(self._engine.module.model, directory, fingerprint, self._adapters)
-        state = read_tree(self._state_file(directory))
+        check_saved_state(self._engine.module.model, directory, fingerprint, self._adapters)
+        state = read_state_tree(self._state_file(directory))
         if self._settings.zero_stage < 3:  # else they come with the optimiser's state
             load_model(self._engine.module.model, directory, self._adapters)
         try:
-            put_state(self._engine, self._settings.zero_stage, self._world, state)
+            restore_state(self._engine, self._settings.zero_stage, self._world, state)
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self._state_file(directory)} holds no state of this optimiser: {error!r}") from error
 

@@ -16,23 +16,23 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.placement import Place, lacking
+from cluster.placement import Placement, missing_resources
 from cluster.post_mortem import describe
-from cluster.replica_state import Census, Life
-from cluster.stall_watchdog import Waiting
-from cluster.waiting import MemberFailed, Overdue, gather
-from learner.batch_dump import Batch, write_batch
-from learner.checkpoint import Manifest, check_checkpoint
-from learner.config import Objective, RankSettings
+from cluster.replica_state import PoolStatus, ReplicaState
+from cluster.stall_watchdog import PendingCall
+from cluster.waiting import ActorFailed, CallTimeout, gather
+from learner.batch_dump import BatchDump, write_batch
+from learner.checkpoint import CheckpointManifest, check_checkpoint
+from learner.config import LearnerConfig, Objective
 from learner.micro_batches import Item, micro_batches, split
 from learner.rank import LearnerRank
-from learner.step_metrics import StepReport, Tally
+from learner.step_metrics import StepMetrics, StepReport
 from speech.families import Family
-from weight_sync.update import Parcel
+from weight_sync.update import WeightUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnderWay:
+class PendingCalls:
     """Something that all ranks were asked to do together."""
 
     answers: dict[str, ray.ObjectRef]
@@ -110,12 +110,12 @@ class LearnerLost(RuntimeError):
         return type(self), (self.names, self.reason)
 
 
-class NotFinite(ArithmeticError):
+class NonFiniteStep(ArithmeticError):
     """Too many steps in a row had a loss or a gradient that is not finite. The message says where the last batch is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSettings:
+class LearnerGroupConfig:
     ranks: int
     start_seconds: float
     """Deadline for a place for all ranks, and for them to be up."""
@@ -130,18 +130,18 @@ class GroupSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishResult:
     """A version of the weights, ready to be fetched, with the learner's own log-probabilities of the probe."""
 
-    parcel: Parcel
+    parcel: WeightUpdate
     probe_logps: list[np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class StepResult:
     """What a step did, over the whole batch."""
 
-    tally: Tally
+    tally: StepMetrics
     gradient_norm: float | None
     """Before clipping; None when the step was skipped."""
     learning_rate: float
@@ -153,7 +153,7 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(UnderWay):
+class StepHandle(PendingCalls):
     """A step that has begun."""
 
     items: list[Item]
@@ -170,17 +170,17 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, settings: GroupSettings, rank: RankSettings, family: Family, objective: Objective, place: Place
+        self, settings: LearnerGroupConfig, rank: LearnerConfig, family: Family, objective: Objective, place: Placement
     ) -> None:
         """place: a bundle for each rank. It outlives the group, so that nobody else gets what a dead rank leaves."""
         self._settings, self._rank, self._place = settings, rank, place
         self._version = self._skips = 0
-        self._life = Life.STARTING
+        self._life = ReplicaState.STARTING
         self._doing = ("", 0.0)
         self._folder: Path | None = None
         """Where the weights lie, which a rank that dies cannot remove."""
-        self._step: Step | None = None
-        self._delivery: UnderWay | None = None
+        self._step: StepHandle | None = None
+        self._delivery: PendingCalls | None = None
         self._calls = 0
         self._announced: int | None = None
         """Version that was published last, while the ranks have it."""
@@ -202,16 +202,16 @@ class LearnerGroup:
         deadline = self._settings.start_seconds
         self._doing = ("waiting for a place", time.monotonic())
         if not self._place.wait(deadline):
-            self._life = Life.DEAD
-            missing = lacking(self._place.needs)
+            self._life = ReplicaState.DEAD
+            missing = missing_resources(self._place.needs)
             raise LearnerLost(list(self._ranks), f"{', '.join(self._ranks)} have no place to start: {missing}")
         host, port = self._answers({first: leader.address.remote()}, deadline, "starting")[first]
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
         parameters = self._answers(answers, deadline, "joining the learner group")[first]
-        self._life = Life.READY
+        self._life = ReplicaState.READY
         return parameters
 
-    def step(self, items: list[Item], mix: float) -> Learned:
+    def step(self, items: list[Item], mix: float) -> StepResult:
         """One optimiser step on preference and anchor items together; raises what `finish` does."""
         self.begin(items, mix)
         return self.finish()
@@ -227,7 +227,7 @@ class LearnerGroup:
             for (name, rank), share in zip(self._ranks.items(), shares, strict=True)
         }
         now = time.monotonic()
-        self._step = Step(items=items, mix=mix, answers=answers, deadline=now + self._settings.step_seconds)
+        self._step = StepHandle(items=items, mix=mix, answers=answers, deadline=now + self._settings.step_seconds)
         self._doing = (STEPPING, now)
 
     @property
@@ -240,7 +240,7 @@ class LearnerGroup:
         """Whether `finish` has not to wait: all ranks have answered, one has failed, or it is too late."""
         return self._step is None or self._step.settled()
 
-    def finish(self) -> Learned:
+    def finish(self) -> StepResult:
         """Waits for the end of the step. Raises NotFinite when it had to be skipped, and too many before it."""
         if self._step is None:
             raise RuntimeError("no step has begun")
@@ -250,10 +250,12 @@ class LearnerGroup:
         self._version += 1
         self._skips = self._skips + 1 if learned.skipped else 0
         if self._skips >= self._settings.skips_in_a_row:
-            self._give_up(Batch(items=step.items, mix=step.mix, version=self._version, reason=str(learned.not_finite)))
+            self._give_up(
+                BatchDump(items=step.items, mix=step.mix, version=self._version, reason=str(learned.not_finite))
+            )
         return learned
 
-    def _give_up(self, batch: Batch) -> None:
+    def _give_up(self, batch: BatchDump) -> None:
         path = self._settings.faults / f"step-{batch.version:06d}.parquet"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,31 +263,31 @@ class LearnerGroup:
             kept = f"its batch is in {path} (learner.batch_dump.read_batch)"
         except OSError as error:
             kept = f"its batch could not be kept: {error}"
-        raise NotFinite(
+        raise NonFiniteStep(
             f"{self._skips} steps in a row were skipped, as many as learner.skips_in_a_row allows: the {batch.reason} "
             f"of step {batch.version} is not finite; {kept}"
         )
 
-    def publish(self, probe: list[np.ndarray]) -> Published:
+    def publish(self, probe: list[np.ndarray]) -> PublishResult:
         """Puts the newest weights where workers can fetch them."""
         answers = {name: rank.publish.remote(self._version, probe) for name, rank in self._ranks.items()}
         reports = self._answers(answers, self._settings.step_seconds, "publishing weights")
         parcel, logps = next(report for report in reports.values() if report is not None)
         self._announced = self._version
         self._folder = parcel.path.parent if parcel.path is not None else None
-        return Published(parcel=parcel, probe_logps=logps)
+        return PublishResult(parcel=parcel, probe_logps=logps)
 
     def free(self) -> bool:
         """Whether what was published last can be delivered: the ranks have it still, and do nothing else. Raises what
         befell the delivery before."""
-        if self._life != Life.READY or self._step is not None or self._announced != self._version:
+        if self._life != ReplicaState.READY or self._step is not None or self._announced != self._version:
             return False
         if self._delivery is not None and self._delivery.settled():
             delivery, self._delivery = self._delivery, None
             self._answers(delivery.answers, delivery.seconds, DELIVERING)
         return self._delivery is None
 
-    def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
+    def deliver(self, parcel: WeightUpdate, seats: Sequence[str], seconds: float) -> WeightUpdate:
         """Has all ranks send what was published last, by broadcast, to these. Does not wait: whatever is asked of the
         group comes after it. seconds: longest wait of one for another. Returns the parcel that brings them there."""
         if parcel.call is None:
@@ -293,7 +295,7 @@ class LearnerGroup:
         self._calls += 1
         call = replace(parcel.call, number=self._calls, seats=tuple(seats), seconds=seconds)
         answers = {name: rank.deliver.remote(call) for name, rank in self._ranks.items()}
-        self._delivery = UnderWay(answers=answers, deadline=time.monotonic() + self._settings.step_seconds)
+        self._delivery = PendingCalls(answers=answers, deadline=time.monotonic() + self._settings.step_seconds)
         return replace(parcel, call=call)
 
     def save(self, directory: Path) -> None:
@@ -306,7 +308,7 @@ class LearnerGroup:
             # The folder can be removed now: the others have stopped writing as well.
             ray.wait(list(answers.values()), num_returns=len(answers), timeout=self._settings.step_seconds)
             raise
-        Manifest.write(
+        CheckpointManifest.write(
             directory,
             patterns=("*.safetensors", "*.json", "adapter/*", "optimizer/*"),
             ranks=self._settings.ranks,
@@ -329,25 +331,25 @@ class LearnerGroup:
         self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._skips = version, manifest.skips
 
-    def census(self) -> Census:
+    def census(self) -> PoolStatus:
         """How the group stands, whose ranks live and die together; may be asked from another thread."""
         ranks = len(self._ranks)
-        return Census(wanted=ranks, members={self._life: ranks}, restarts=0)
+        return PoolStatus(wanted=ranks, members={self._life: ranks}, restarts=0)
 
-    def awaited(self) -> list[Waiting]:
+    def awaited(self) -> list[PendingCall]:
         """All ranks, with what they were asked to do; may be asked from another thread."""
         doing, since = self._doing
         delivery = self._delivery
         if not doing and delivery is not None and not delivery.settled():
             doing, since = DELIVERING, delivery.deadline - self._settings.step_seconds
-        return [Waiting(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
+        return [PendingCall(name=name, actor=rank, doing=doing, since=since) for name, rank in self._ranks.items()]
 
     def stop(self) -> None:
         """Ends all ranks, whatever state they are in, and removes their weights. Those that still answer
         clean up behind them; of a group that is lost, the others wait for the dead one, and nobody waits for them."""
-        if self._life != Life.DEAD:
+        if self._life != ReplicaState.DEAD:
             answers = {name: rank.close.remote() for name, rank in self._ranks.items()}
-            with suppress(MemberFailed, Overdue, RayError):
+            with suppress(ActorFailed, CallTimeout, RayError):
                 gather(answers, CLOSE_SECONDS, "closing")
         for rank in self._ranks.values():
             ray.kill(rank)
@@ -359,15 +361,15 @@ class LearnerGroup:
         self._doing = (doing, time.monotonic())
         try:
             return gather(answers, seconds, doing)
-        except (Overdue, MemberFailed, RayError) as error:
+        except (CallTimeout, ActorFailed, RayError) as error:
             task = error.__cause__
             cause = task.cause if isinstance(task, RayTaskError) else None
             # What others raise when a peer goes away is a RuntimeError of the collective operation.
-            blameless = isinstance(error, Overdue) or (cause is not None and not isinstance(cause, RuntimeError))
+            blameless = isinstance(error, CallTimeout) or (cause is not None and not isinstance(cause, RuntimeError))
             died = dead(answers, 0.0 if blameless else DEATH_SECONDS)
             if cause is not None and not died:
                 raise cause from error
-            self._life = Life.DEAD
+            self._life = ReplicaState.DEAD
             late = [name for name, answer in answers.items() if not done(answer)]
             reason = f"{', '.join(died)} died while {doing}: {next(iter(died.values()))}" if died else str(error)
             raise LearnerLost(list(died) or late, reason) from error
@@ -375,13 +377,13 @@ class LearnerGroup:
             self._doing = ("", 0.0)
 
 
-def _learned(reports: dict[str, StepReport]) -> Learned:
-    tally = Tally()
+def _learned(reports: dict[str, StepReport]) -> StepResult:
+    tally = StepMetrics()
     for report in reports.values():
         tally.merge(report.tally)
     first = next(iter(reports.values()))
     wrong = [name for name, report in reports.items() if not report.finite]
-    return Learned(
+    return StepResult(
         tally=tally,
         gradient_norm=first.gradient_norm if math.isfinite(first.gradient_norm) else None,
         learning_rate=first.learning_rate,

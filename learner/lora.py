@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import InputError
-from learner.config import LoraSettings
-from learner.parameter_filter import adapted
+from learner.config import LoraConfig
+from learner.parameter_filter import adapted_layers
 from weight_sync.update import adapter_name
 
 SEED = 0
@@ -37,7 +37,7 @@ class AdaptedLinear(nn.Linear):
     meets the same layers in the same order whether they count or not.
     """
 
-    def __init__(self, layer: nn.Linear, settings: LoraSettings, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Linear, settings: LoraConfig, generator: torch.Generator) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make another weight
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight = layer.weight
@@ -65,8 +65,8 @@ class AdaptedLinear(nn.Linear):
 class Adapters:
     """All that a model has. Making them freezes everything else."""
 
-    def __init__(self, model: nn.Module, settings: LoraSettings) -> None:
-        """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted` does."""
+    def __init__(self, model: nn.Module, settings: LoraConfig) -> None:
+        """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted_layers` does."""
         self.settings = settings
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         # A tied weight is an embedding too, which no adapter of a linear layer reaches.
@@ -76,7 +76,7 @@ class Adapters:
             if type(module) is nn.Linear and uses[id(module.weight)] == 1
         }
         frozen = [name for name, layer in linear.items() if not layer.weight.requires_grad]
-        found = adapted({name: tuple(layer.weight.shape) for name, layer in linear.items()}, settings, frozen)
+        found = adapted_layers({name: tuple(layer.weight.shape) for name, layer in linear.items()}, settings, frozen)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(SEED)
         self.layers = {name: AdaptedLinear(linear[name], settings, generator) for name in found}

@@ -13,14 +13,14 @@ from torch.nn.functional import logsigmoid
 
 from learner.collate import MicroBatch
 from learner.config import Objective, PairLoss
-from learner.step_metrics import Tally
+from learner.step_metrics import StepMetrics
 from speech.vocabulary import select
 
 RATIOS = ("truncated", "behaviour", "one")
-"""What the probability ratio of the policy gradient is taken against, see `policy_terms`."""
+"""What the probability ratio of the policy gradient is taken against, see `grpo_loss`."""
 
 
-def policy_terms(
+def grpo_loss(
     logp: Tensor,
     sampler: Tensor,
     old: Tensor,
@@ -58,7 +58,7 @@ def policy_terms(
     return loss, bound
 
 
-def kl_estimate(logp: Tensor, reference: Tensor) -> Tensor:
+def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
     """[R, T]: the k3 estimator of KL(policy ‖ reference) at sampled tokens, exp(d) − d − 1, d = reference − logp.
 
     Schulman, "Approximating KL divergence" (2020).
@@ -77,7 +77,7 @@ def dpo_loss(
     return -logsigmoid(beta * ((chosen - rejected) - (reference_chosen - reference_rejected)))
 
 
-def anchor_loss(logp: Tensor, text: Tensor, speech: Tensor, *, weight_text: float, weight_speech: float) -> Tensor:
+def sft_loss(logp: Tensor, text: Tensor, speech: Tensor, *, weight_text: float, weight_speech: float) -> Tensor:
     """[R]: weighted next-token loss over each demonstration's reply (method §4).
 
     logp: [R, T]. text, speech: bool [R, T], the tokens of each channel. The mean over a row is weighted by channel.
@@ -88,12 +88,12 @@ def anchor_loss(logp: Tensor, text: Tensor, speech: Tensor, *, weight_text: floa
 
 def micro_batch_loss(
     batch: MicroBatch, logp: Tensor, entropy: Tensor, reference: Tensor | None, objective: Objective, mix: float
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, StepMetrics]:
     """This micro-batch's part of L = (1 − λ) · L_anchor + λ · L_pref (method §1).
 
     logp, entropy, reference: flat [N]. Returns the loss, a scalar with gradient, and its tally.
     """
-    tally = Tally()
+    tally = StepMetrics()
     dense = batch.dense(logp)
     start = None if reference is None else batch.dense(reference)
     preference = _policy_gradient(batch, dense, objective, tally)
@@ -102,7 +102,7 @@ def micro_batch_loss(
         if objective.pairs is not None:
             preference = preference + _pairs(batch, dense, start, objective, objective.pairs, tally)
     text, speech = (select(batch.channels, name, boundary=objective.boundary) for name in ("text", "speech"))
-    by_row = anchor_loss(dense, text, speech, weight_text=objective.anchor_text, weight_speech=objective.anchor_speech)
+    by_row = sft_loss(dense, text, speech, weight_text=objective.anchor_text, weight_speech=objective.anchor_speech)
     anchor = (batch.anchor_weights * by_row).sum()
     tally.add("loss_preference", preference.item())
     tally.add("loss_anchor", anchor.item())
@@ -110,12 +110,12 @@ def micro_batch_loss(
     return (1.0 - mix) * anchor + mix * preference, tally
 
 
-def _policy_gradient(batch: MicroBatch, logp: Tensor, objective: Objective, tally: Tally) -> Tensor:
+def _policy_gradient(batch: MicroBatch, logp: Tensor, objective: Objective, tally: StepMetrics) -> Tensor:
     """Sum over routes and tokens of weight · term, every route with its own advantage and normaliser."""
     total = logp.new_zeros(())
     for index, route in enumerate(objective.routes):
         weights = batch.weights[:, index]
-        terms, bound = policy_terms(
+        terms, bound = grpo_loss(
             logp,
             batch.behaviour,
             logp.detach(),
@@ -132,10 +132,10 @@ def _policy_gradient(batch: MicroBatch, logp: Tensor, objective: Objective, tall
     return total
 
 
-def _divergence(batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, tally: Tally) -> Tensor:
+def _divergence(batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, tally: StepMetrics) -> Tensor:
     """KL to the start model by channel, each with its own coefficient, mask and normaliser."""
     total = logp.new_zeros(())
-    divergence = kl_estimate(logp, start)
+    divergence = kl_k3(logp, start)
     for index, (name, beta) in enumerate((("text", objective.kl_text), ("speech", objective.kl_speech))):
         mask = select(batch.channels, name, boundary=objective.boundary) & batch.sampled[:, None] & batch.scored
         by_row = divergence.masked_fill(~mask, 0.0).sum(-1)
@@ -145,7 +145,7 @@ def _divergence(batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objec
 
 
 def _pairs(
-    batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, settings: PairLoss, tally: Tally
+    batch: MicroBatch, logp: Tensor, start: Tensor, objective: Objective, settings: PairLoss, tally: StepMetrics
 ) -> Tensor:
     mask = select(batch.channels, settings.channel, boundary=objective.boundary)
     policy, reference = ((values * mask).sum(-1)[batch.pairs] for values in (logp, start))
@@ -156,7 +156,7 @@ def _pairs(
     return (batch.pair_weights * losses).sum()
 
 
-def _watch(batch: MicroBatch, logp: Tensor, entropy: Tensor, masks: dict[str, Tensor], tally: Tally) -> None:
+def _watch(batch: MicroBatch, logp: Tensor, entropy: Tensor, masks: dict[str, Tensor], tally: StepMetrics) -> None:
     gap = (logp.detach() - batch.behaviour).abs()
     for name, mask in masks.items():
         mask = mask & batch.sampled[:, None] & batch.scored

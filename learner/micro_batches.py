@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TrainingSample:
     """A prompt with a reply to learn from: a sampled reply (preference) or a demonstration (anchor)."""
 
     prompt_ids: np.ndarray
@@ -19,7 +19,7 @@ class Row:
     channels: np.ndarray
     """int8 [T]."""
     allowed: np.ndarray | None = None
-    """int8 [T], sets of `speech.grammar.Kind`: the tokens that the sampler could draw at each position. None:
+    """int8 [T], sets of `speech.grammar.TokenKind`: the tokens that the sampler could draw at each position. None:
     all."""
     behaviour: np.ndarray | None = None
     """float32 [T]: the sampler's log-probabilities; None for demonstrations and for replies from a file."""
@@ -35,7 +35,7 @@ class Row:
     """The same for the divergence from the start model on text and on speech tokens."""
 
     @property
-    def rows(self) -> "tuple[Row, ...]":
+    def rows(self) -> "tuple[TrainingSample, ...]":
         return (self,)
 
     @property
@@ -48,23 +48,23 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair:
+class TrainingPair:
     """Two replies to one prompt, the better first. They stay together through every split."""
 
-    chosen: Row
-    rejected: Row
+    chosen: TrainingSample
+    rejected: TrainingSample
     weight: float
     """Those of a whole batch add up to 1, unless groups count by λ of their own."""
 
     @property
-    def rows(self) -> tuple[Row, Row]:
+    def rows(self) -> tuple[TrainingSample, TrainingSample]:
         return self.chosen, self.rejected
 
     def __len__(self) -> int:
         return len(self.chosen) + len(self.rejected)
 
 
-Item = Row | PreferencePair
+Item = TrainingSample | TrainingPair
 """What a batch is made of."""
 LOGITS = 2**25
 """Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""

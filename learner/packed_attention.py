@@ -25,7 +25,7 @@ from common.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class PackedLayout:
     """Where R rows of N tokens in all begin."""
 
     prompts: np.ndarray
@@ -38,7 +38,7 @@ class Layout:
     """bool [R]: whether the prompt is no earlier row's."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Hashable], sizes: Sequence[tuple[int, int]]) -> "Layout":
+    def of(cls, prompts: Sequence[Hashable], sizes: Sequence[tuple[int, int]]) -> "PackedLayout":
         """prompts: equal for equal ones. sizes: tokens of the prompt and of the reply."""
         seen: dict[Hashable, int] = {}
         starts, own, end = [], [], 0
@@ -51,7 +51,7 @@ class Layout:
         where = np.array(starts, dtype=np.int64)
         return cls(prompts=where[:, 0], replies=where[:, 1], sizes=np.array(sizes, dtype=np.int64), own=np.array(own))
 
-    def steps(self, streams: int) -> "Layout":
+    def steps(self, streams: int) -> "PackedLayout":
         """The same in steps of a model that takes so many tokens in each."""
         if streams == 1:
             return self
@@ -59,7 +59,7 @@ class Layout:
         if any((part % streams).any() for part in parts):
             raise ValueError(f"rows of {streams} streams have {streams} tokens for each step")
         prompts, replies, sizes = (part // streams for part in parts)
-        return Layout(prompts=prompts, replies=replies, sizes=sizes, own=self.own)
+        return PackedLayout(prompts=prompts, replies=replies, sizes=sizes, own=self.own)
 
     def tokens(self, rows: int) -> int:
         """Of the first so many rows."""
@@ -81,7 +81,7 @@ class Packing:
     """R, L."""
 
     @classmethod
-    def of(cls, layout: Layout, device: torch.device) -> "Packing":
+    def of(cls, layout: PackedLayout, device: torch.device) -> "Packing":
         rows = len(layout.own)
         longest = int(layout.sizes.sum(1).max())
         total = layout.tokens(rows)
@@ -225,7 +225,7 @@ def use_packing(model: nn.Module) -> None:
     device = next(model.parameters()).device
     # Two of them begin with the same three tokens, their prompt.
     rows = [torch.arange(5) + 1, torch.tensor([1, 2, 3, 9]), torch.arange(4) + 2]
-    layout = Layout.of(["a", "a", "b"], [(3, 2), (3, 1), (2, 2)])
+    layout = PackedLayout.of(["a", "a", "b"], [(3, 2), (3, 1), (2, 2)])
     packing, sizes = Packing.of(layout, device), [5, 1, 4]
     vocabulary = int(settings.get_text_config().vocab_size)
     streams = getattr(model, "streams", 1)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
-from learner.config import LoraSettings
+from learner.config import LoraConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,8 +35,8 @@ def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def adapted(
-    layers: Mapping[str, Sequence[int]], settings: LoraSettings, frozen: Collection[str] = ()
+def adapted_layers(
+    layers: Mapping[str, Sequence[int]], settings: LoraConfig, frozen: Collection[str] = ()
 ) -> dict[str, tuple[int, int]]:
     """The layers that get an adapter, with their inputs and outputs.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from learner.collate import Heard
+from learner.collate import AudioFeatures
 from learner.micro_batches import LOGITS
 from learner.packed_attention import Packing
 
@@ -33,12 +33,12 @@ def by_stream(outputs: Sequence[Output], streams: Tensor, given: tuple[Tensor, .
     return logps[back], entropies[back]
 
 
-class Scorer(nn.Module):
+class PolicyModel(nn.Module):
     """Wraps a causal language model. The output layer runs only at positions that carry a loss (method §7, rule 8), so
     many at a time as have no more than `LOGITS` logits: those of each part are computed again in the backward pass."""
 
     def __init__(self, model: nn.Module, kinds: Tensor) -> None:
-        """kinds: int8 [V], the `speech.grammar.Kind` of every id."""
+        """kinds: int8 [V], the `speech.grammar.TokenKind` of every id."""
         super().__init__()
         self.model = model
         self.streams: int = getattr(model, "streams", 1)
@@ -62,7 +62,7 @@ class Scorer(nn.Module):
         temperatures: Tensor,
         packing: Packing | None = None,
         parts: int | None = None,
-        heard: Heard | None = None,
+        heard: AudioFeatures | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores N tokens.
 

@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from cluster.monitored_actor import Member
-from learner.config import Objective, RankSettings
+from cluster.monitored_actor import MonitoredActor
+from learner.config import LearnerConfig, Objective
 from learner.micro_batches import Item
 from learner.step_metrics import StepReport
 from speech.families import Family
-from weight_sync.update import Call, Parcel
+from weight_sync.update import BroadcastCall, WeightUpdate
 
 
-class LearnerRank(Member):
+class LearnerRank(MonitoredActor):
     """One process of the learner group. `connect` must be called on all ranks at once."""
 
-    def __init__(self, rank: int, world: int, settings: RankSettings, family: Family, objective: Objective) -> None:
+    def __init__(self, rank: int, world: int, settings: LearnerConfig, family: Family, objective: Objective) -> None:
         super().__init__()
         from learner.engine import LearnerEngine  # and with it torch and transformers
 
@@ -35,11 +35,11 @@ class LearnerRank(Member):
         """One optimiser step on this rank's items."""
         return self._engine.step(items, micro_batches, mix)
 
-    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[Parcel, list[np.ndarray]] | None:
+    def publish(self, version: int, probe: list[np.ndarray]) -> tuple[WeightUpdate, list[np.ndarray]] | None:
         """Sends or announces the weights; of rank 0, the parcel and the probe's log-probabilities."""
         return self._engine.publish(version, probe)
 
-    def deliver(self, call: Call) -> str | None:
+    def deliver(self, call: BroadcastCall) -> str | None:
         """Broadcasts the weights as they were announced. Returns why that broke off."""
         return self._engine.deliver(call)
 

@@ -31,7 +31,7 @@ def share(step: int, *, warmup: int, steps: int, final: float) -> float:
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def use_checkpointing(model: nn.Module) -> int:
+def enable_gradient_checkpointing(model: nn.Module) -> int:
     """Switches it on in a transformers model; returns in how many layers. Raises InputError where there is none.
 
     transformers recomputes only what is in training mode, which would switch dropout on as well. So the layers
@@ -50,7 +50,7 @@ def use_checkpointing(model: nn.Module) -> int:
     return len(layers)
 
 
-def compile_operator() -> None:
+def compile_deepspeed_op() -> None:
     """Has DeepSpeed compile and load its operator for processors; who comes second waits for who came first.
 
     torch marks a build that is under way by a file. A killed process leaves it behind, and everybody after it would

@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclass
-class Tally:
+class StepMetrics:
     """Weighted sums and largest values by name."""
 
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Tally:
         # np.maximum lets not-a-number through, where Python's max may drop it.
         self.largest[name] = float(np.maximum(value, self.largest.get(name, value)))
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "StepMetrics") -> None:
         for name, (total, weight) in other.sums.items():
             self.add(name, total, weight)
         for name, value in other.largest.items():
@@ -41,7 +41,7 @@ class Tally:
 class StepReport:
     """What a rank saw of a step. `tally` is its own; `skipped` and `gradient_norm` are those of the whole group."""
 
-    tally: Tally
+    tally: StepMetrics
     gradient_norm: float
     """Before clipping; not finite in a step that was skipped."""
     learning_rate: float

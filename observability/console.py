@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from observability.iteration import PHASES, Iteration, Progress
+from observability.iteration import PHASES, IterationStats, Progress
 
 PERCENT = {
     "answer_accuracy": "right in the text",
@@ -90,16 +90,16 @@ def _comparison(
     return [
         Text(f"  {caption}"),
         *(Text(value) for value in values),
-        Text(signed(change, digits) + "  ", shown),
-        Text(number(margin, f".{digits}f"), "dim"),
+        Text(format_signed(change, digits) + "  ", shown),
+        Text(format_number(margin, f".{digits}f"), "dim"),
     ][: None if error is not None else 4]
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def signed(change: float | None, digits: int) -> str:
+def format_signed(change: float | None, digits: int) -> str:
     """With its sign; what rounds to zero has none."""
     if change is None:
         return "–"
@@ -129,7 +129,7 @@ WORDS = {
 LONGEST = 300
 
 
-def words(kind: str, fields: Mapping[str, object]) -> str | None:
+def format_event(kind: str, fields: Mapping[str, object]) -> str | None:
     """The sentence for an event, None when there is none."""
     if kind not in WORDS:
         return None
@@ -181,7 +181,7 @@ class Display:
         self._clock = clock
         self._shown = {"total", *scores}
         self._start = clock()
-        self._done: list[Iteration] = []
+        self._done: list[IterationStats] = []
         self._progress = Progress(stage="", iterations_total=0)
         self._rows = self._shown_before = 0
         self._live: Live | None = None
@@ -265,7 +265,8 @@ class Display:
             "  ",
             (sparkline(series, SPARK_WIDTH), "cyan"),
             (
-                f"  quality {number(last.gate_quality, '.2f')} × information {number(last.gate_information, '.2f')}",
+                f"  quality {format_number(last.gate_quality, '.2f')}"
+                f" × information {format_number(last.gate_information, '.2f')}",
                 "dim",
             ),
         )
@@ -277,8 +278,8 @@ class Display:
         for name in names:
             now, change = self._score(name)
             style = "" if change is None or abs(change) < 0.005 else "green" if change > 0 else "red"
-            moved = f" {signed(change, 2)}" if change is not None else ""
-            cells.append(Text.assemble((number(now, ".2f"), "bold"), (moved, style)))
+            moved = f" {format_signed(change, 2)}" if change is not None else ""
+            cells.append(Text.assemble((format_number(now, ".2f"), "bold"), (moved, style)))
         grid = Table.grid(padding=(0, 3))
         for _ in names:
             grid.add_column(min_width=10, no_wrap=True)
@@ -289,8 +290,8 @@ class Display:
     def _divergence(self) -> Text:
         last = self._done[-1]
         return Text.assemble(
-            ("text ", "dim"), number(last.kl_text, ".4f"),
-            ("   speech ", "dim"), number(last.kl_speech, ".4f"),
+            ("text ", "dim"), format_number(last.kl_text, ".4f"),
+            ("   speech ", "dim"), format_number(last.kl_speech, ".4f"),
             ("   nats a token from the start model", "dim"),
         )  # fmt: skip
 
@@ -299,7 +300,7 @@ class Display:
         seconds = sum(i.seconds["total"] for i in recent)
         tokens = sum(i.tokens_text + i.tokens_speech for i in recent)
         return Text.assemble(
-            (number(tokens / seconds if seconds > 0 else None, ",.0f"), "bold"),
+            (format_number(tokens / seconds if seconds > 0 else None, ",.0f"), "bold"),
             (" tokens/s   ", "dim"),
             (f"{seconds / len(recent):.1f}", "bold"),
             (" s an iteration", "dim"),
@@ -330,7 +331,7 @@ class Display:
 
     # ---- plain lines
 
-    def _print_row(self, iteration: Iteration) -> None:
+    def _print_row(self, iteration: IterationStats) -> None:
         total = self._progress.iterations_total
         raters = self._raters()
         head = ["iteration", "λ", *raters, "KL text", "speech", "tokens/s", "seconds", "left"]
@@ -340,10 +341,10 @@ class Display:
         row = [
             f"{iteration.iteration}/{total}",
             f"{iteration.mix:.3f}",
-            *(number(iteration.scores.get(name), ".2f") for name in raters),
-            number(iteration.kl_text, ".4f"),
-            number(iteration.kl_speech, ".4f"),
-            number(tokens / seconds if seconds > 0 else None, ",.0f"),
+            *(format_number(iteration.scores.get(name), ".2f") for name in raters),
+            format_number(iteration.kl_text, ".4f"),
+            format_number(iteration.kl_speech, ".4f"),
+            format_number(tokens / seconds if seconds > 0 else None, ",.0f"),
             f"{seconds:.1f}",
             _clock(left) if left is not None else "–",
         ]

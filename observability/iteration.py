@@ -10,7 +10,7 @@ PHASES = ("rollout", "reward", "learn", "sync")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iteration:
+class IterationStats:
     """One row of `iterations.parquet`. A number that could not be measured is None (null in Parquet), never 0."""
 
     iteration: int
@@ -110,7 +110,7 @@ class Progress:
     stage: str
     """What is being done, in words: "starting rollout workers", "evaluating before", "iteration", "done"."""
     iterations_total: int
-    iterations: list[Iteration] = field(default_factory=list)
+    iterations: list[IterationStats] = field(default_factory=list)
     """Finished iterations newer than the ones that the caller has seen."""
     notes: list[str] = field(default_factory=list)
     """Lines for the user since the last call, oldest first."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from common.secrets import hiding
-from reward.scoring import UNRATED, Judged
-from reward.types import Missing, Scorecard
+from common.secrets import hide_secrets
+from reward.scoring import UNRATED, ScoredReply
+from reward.types import MissingScore, Scorecard
 from speech.types import DEMONSTRATION, RECORDED, Finish, Reply
 
 WORDS = pa.map_(pa.string(), pa.string())
@@ -49,10 +49,10 @@ rated demonstrations; what was not done here is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredReply:
+class ReplyRecord:
     """A row of replies/*.parquet."""
 
-    judged: Judged
+    judged: ScoredReply
     routes: Sequence[str]
     """Labels of the routes, in the order of the advantages."""
     use: str | None
@@ -60,7 +60,7 @@ class ScoredReply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class ReplyProvenance:
     """What made scores and samples of a run, beside the weights (method §7, rule 9)."""
 
     raters: Mapping[str, str]
@@ -69,9 +69,9 @@ class Provenance:
     """The sampler's settings."""
 
 
-def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> pa.Table:
+def replies_table(iteration: int, rows: list[ReplyRecord], made: ReplyProvenance) -> pa.Table:
     """The rows under the schema `REPLIES`."""
-    judged, hide = [row.judged for row in rows], hiding()
+    judged, hide = [row.judged for row in rows], hide_secrets()
     replies = [j.reply for j in judged]
     # Nothing is said of how a reply was sampled or rated when that was not done here.
     sampled = [reply.worker not in (RECORDED, DEMONSTRATION) for reply in replies]
@@ -97,11 +97,13 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
         ],
         "use": [row.use for row in rows],
         "scores": [
-            [(n, s) for n, s in j.scores.items() if n != "total" and not isinstance(s, Missing)] for j in judged
+            [(n, s) for n, s in j.scores.items() if n != "total" and not isinstance(s, MissingScore)] for j in judged
         ],
-        "missing": [[(n, hide(s.reason)) for n, s in j.card.scores.items() if isinstance(s, Missing)] for j in judged],
+        "missing": [
+            [(n, hide(s.reason)) for n, s in j.card.scores.items() if isinstance(s, MissingScore)] for j in judged
+        ],
         "failed_raters": [
-            [n for n, s in j.card.scores.items() if isinstance(s, Missing) and s.fault == "rater"] for j in judged
+            [n for n, s in j.card.scores.items() if isinstance(s, MissingScore) and s.fault == "rater"] for j in judged
         ],
         # Errors of judges, among others: they quote addresses and headers.
         "details": [[(name, text and hide(text)) for name, text in j.card.details.items()] for j in judged],
@@ -112,16 +114,18 @@ def replies_table(iteration: int, rows: list[ScoredReply], made: Provenance) -> 
     return pa.table(columns, schema=REPLIES)
 
 
-def judged_replies(table: pa.Table) -> list[Judged]:
+def judged_replies(table: pa.Table) -> list[ScoredReply]:
     """Replies as they were judged, read back from a table of `REPLIES`. Advantages are left out."""
     return [_judged(row) for row in table.to_pylist()]
 
 
-def _judged(row: Mapping) -> Judged:
+def _judged(row: Mapping) -> ScoredReply:
     failed, scores = set(row["failed_raters"]), dict(row["scores"])
-    missing = {name: Missing(reason, fault="rater" if name in failed else "reply") for name, reason in row["missing"]}
+    missing = {
+        name: MissingScore(reason, fault="rater" if name in failed else "reply") for name, reason in row["missing"]
+    }
     total = row["total"] if row["total"] is not None else next(iter(missing.values()), UNRATED)
-    return Judged(
+    return ScoredReply(
         reply=Reply(
             prompt_id=row["prompt_id"],
             index=row["index"],

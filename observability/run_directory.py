@@ -3,7 +3,7 @@
 The files of a run: what happened, kept so that anyone can read it later, after a crash as well.
 
     runs/NAME/config.yaml          resolved configuration, as text
-              iterations.parquet   a row an iteration, the columns of `Iteration.row()`
+              iterations.parquet   a row an iteration, the columns of `IterationStats.row()`
               replies/000007.parquet   a row a reply of iteration 7, the columns of `REPLIES`
               evaluations/before/held_out.parquet   the same for the evaluation sets, before and after
               listening/000010.parquet   the same for the few prompts that people listen to, after iteration 10
@@ -34,23 +34,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 from common.secrets import redact
-from observability.iteration import Iteration
-from observability.reply_schema import Provenance, ScoredReply, replies_table
+from observability.iteration import IterationStats
+from observability.reply_schema import ReplyProvenance, ReplyRecord, replies_table
 from observability.speech_health import MEASURES
 
 LEADING = ("iteration", "weight_version", "lambda", "lambda_raw")
 """First columns of iterations.parquet; the others keep the order in which they came."""
 
 
-WHOLE_NUMBERS = {n for n, kind in typing.get_type_hints(Iteration).items() if kind in (int, int | None)}
+WHOLE_NUMBERS = {n for n, kind in typing.get_type_hints(IterationStats).items() if kind in (int, int | None)}
 
 
 WHOLE_NUMBERS |= {"scores_missing"}
 
 
-class Records:
+class RunDirectory:
     """Writes the files of one run. Made by `create` or `open`."""
 
     def __init__(self, directory: Path, iterations: pa.Table | None) -> None:
@@ -98,13 +98,13 @@ class Records:
         )
 
     def first_sound(self) -> dict[str, float | None]:
-        """`Iteration.speech` of the first iteration; empty before there is one."""
+        """`IterationStats.speech` of the first iteration; empty before there is one."""
         if self._iterations is None or not len(self._iterations):
             return {}
         row = self._iterations.slice(0, 1).to_pylist()[0]
         return {name: row.get(f"speech_{name}") for name in MEASURES}
 
-    def add_iteration(self, iteration: Iteration) -> None:
+    def add_iteration(self, iteration: IterationStats) -> None:
         """Adds a row to iterations.parquet. Raises ValueError when an iteration would be skipped or repeated."""
         if iteration.iteration != self.last + 1:
             raise ValueError(f"iteration {iteration.iteration} cannot follow iteration {self.last} in the records")
@@ -117,19 +117,19 @@ class Records:
         self._iterations = new
         _write_table(self.directory / "iterations.parquet", new)
 
-    def add_replies(self, iteration: int, rows: Iterable[ScoredReply], made: Provenance) -> None:
+    def add_replies(self, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance) -> None:
         """Writes replies/ITERATION.parquet."""
         _write_table(_numbered_path(self.directory, "replies", iteration), replies_table(iteration, list(rows), made))
 
     def add_evaluation(
-        self, when: str, name: str, iteration: int, rows: Iterable[ScoredReply], made: Provenance
+        self, when: str, name: str, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance
     ) -> None:
         """Writes evaluations/WHEN/NAME.parquet: the replies to an evaluation set after `iteration` iterations."""
         path = self.directory / "evaluations" / when / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_table(path, replies_table(iteration, list(rows), made))
 
-    def add_listening(self, iteration: int, rows: Iterable[ScoredReply], made: Provenance) -> None:
+    def add_listening(self, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance) -> None:
         """Writes listening/ITERATION.parquet."""
         path = _numbered_path(self.directory, "listening", iteration)
         path.parent.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ class Records:
 def run_directory(run: Path) -> Path:
     """The directory of a run, given itself or by its name under runs/. Raises InputError when there is none."""
     for directory in (run, Path("runs") / run):
-        if there(directory / "config.yaml"):
+        if check_exists(directory / "config.yaml"):
             return directory
     raise InputError(f"{run} is not the directory of a run: it has no config.yaml, nor has {Path('runs') / run}")
 
@@ -211,7 +211,7 @@ def numbered(directory: Path, folder: str) -> list[int]:
 def read_summary(directory: Path) -> dict:
     """summary.json of a run. Raises InputError when it does not exist, the run has not ended, or is not one."""
     path = _existing(directory / "summary.json")
-    summary = parsed(text(path), str(path))
+    summary = parse_json(read_text(path), str(path))
     if not isinstance(summary, dict):
         raise InputError(f"{path}: expected an object, got {type(summary).__name__}")
     return summary
@@ -224,7 +224,7 @@ def read_events(directory: Path) -> list[dict]:
     what came after it is still to be read.
     """
     path = directory / "events.jsonl"
-    if not there(path):
+    if not check_exists(path):
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     return [event for line in whole.split(b"\n") if (event := _event(line)) is not None]
@@ -265,7 +265,7 @@ def _plain(value: object) -> object:
 
 
 def _existing(path: Path) -> Path:
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"{path} does not exist (yet)")
     return path
 
@@ -314,7 +314,7 @@ NAME = ".claim"
 LOOK_SECONDS = 0.1
 
 
-class Claim:
+class RunLock:
     """A held lock. The operating system lets go of it when the process ends, however it ends."""
 
     def __init__(self, file: TextIO) -> None:

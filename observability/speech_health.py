@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from reward.scoring import Judged
+from reward.scoring import ScoredReply
 from speech.types import Reply
 from speech.vocabulary import Channel
 
@@ -12,7 +12,7 @@ MEASURES = ("seconds", "pitch_semitones", "words_per_second", "silence", "word_e
 """Audio length; then those of `speech.acoustics.measures`; then `codebook_entropy`."""
 
 
-def sound(judged: Sequence[Judged]) -> dict[str, float | None]:
+def speech_health(judged: Sequence[ScoredReply]) -> dict[str, float | None]:
     """Means by measure over the replies that have it, None where none has: those that are truncated or malformed have
     none. The entropy is over all replies together."""
     rows = [{**j.card.measures, "seconds": j.card.seconds} for j in judged if j.card.measures]

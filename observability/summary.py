@@ -12,14 +12,14 @@ import numpy as np
 from configs.schema import HEADLINE, Config
 from observability.iteration import PHASES
 from observability.run_directory import read_events, read_iterations
-from reward.scoring import Judged
-from reward.types import Missing
+from reward.scoring import ScoredReply
+from reward.types import MissingScore
 
 SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right": "spoken_right"}
 """Measures that are the share of replies with a rater's highest score, by the rater's name."""
 
 
-def _values(judged: Sequence[Judged], highest: float) -> dict[str, list[float | None]]:
+def _values(judged: Sequence[ScoredReply], highest: float) -> dict[str, list[float | None]]:
     """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
 
     A reply that could not be rated (truncated, malformed, no sound) has no mean to join, but it is not right either: it
@@ -35,12 +35,12 @@ def _values(judged: Sequence[Judged], highest: float) -> dict[str, list[float | 
     return values
 
 
-def _failed(judged: Judged, rater: str) -> bool:
+def _failed(judged: ScoredReply, rater: str) -> bool:
     score = judged.scores[rater]
-    return isinstance(score, Missing) and score.fault == "rater"
+    return isinstance(score, MissingScore) and score.fault == "rater"
 
 
-def summarise(judged: Sequence[Judged], highest: float) -> dict[str, float | int | None]:
+def summarise(judged: Sequence[ScoredReply], highest: float) -> dict[str, float | int | None]:
     """Means by measure over the prompts, with `prompts` and `missing` (replies with a missing score)."""
     summary: dict[str, float | int | None] = {}
     for measure, values in _values(judged, highest).items():
@@ -51,7 +51,7 @@ def summarise(judged: Sequence[Judged], highest: float) -> dict[str, float | int
     return summary
 
 
-def paired_errors(before: Sequence[Judged], after: Sequence[Judged], highest: float) -> dict[str, float]:
+def paired_errors(before: Sequence[ScoredReply], after: Sequence[ScoredReply], highest: float) -> dict[str, float]:
     """Standard error of after − before by measure, paired over the prompts that have both."""
     errors = {}
     first, second = _values(before, highest), _values(after, highest)
@@ -63,7 +63,7 @@ def paired_errors(before: Sequence[Judged], after: Sequence[Judged], highest: fl
     return errors
 
 
-Judgements = Mapping[str, list[Judged]]
+Judgements = Mapping[str, list[ScoredReply]]
 """Held-out replies by evaluation set."""
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from playground.build import build
+from playground.build import build_world
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "world", help="folder to write (replaced)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     arguments = parser.parse_args()
-    build(arguments.out, arguments.seed)
+    build_world(arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":

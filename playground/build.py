@@ -31,7 +31,7 @@ PACKAGES = ("espeakng-loader", "pocketsphinx", "praat-parselmouth", "numpy", "sc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class WorldRecipe:
     """Sizes of a build. The defaults are the shipped world; tests and experiments use smaller ones."""
 
     base: int = 7168
@@ -48,14 +48,14 @@ class Recipe:
     """How often each line counts in fitting the codec: replies must be understood, questions only told apart."""
     codebook: int = 512
     codec_rounds: int = 25
-    training: model.Training = field(default_factory=model.Training)
+    training: model.TrainingConfig = field(default_factory=model.TrainingConfig)
     evaluated: int | None = None
     """Prompts of each held-out file that are evaluated at the end; None for all."""
 
 
-def build(out: Path, seed: int, recipe: Recipe | None = None, say_progress: bool = True) -> dict:
+def build_world(out: Path, seed: int, recipe: WorldRecipe | None = None, say_progress: bool = True) -> dict:
     """Builds a world at `out`, replacing what is there only when all of it is ready. Returns build.json's content."""
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     began = time.monotonic()
     aside = out.with_name(out.name + ".building")
     shutil.rmtree(aside, ignore_errors=True)
@@ -77,7 +77,7 @@ def build(out: Path, seed: int, recipe: Recipe | None = None, say_progress: bool
         codec.save(aside / "codec" / "codebook.safetensors")
         takes, heard = choose_takes(spoken, codec)
         progress(f"codec {codec.version}: lines heard {heard['original']:.3f} before it, {heard['codec']:.3f} after it")
-        layout = data.Layout(data.make_tokenizer(codec.codebook))
+        layout = data.WorldLayout(data.make_tokenizer(codec.codebook))
         base_prompts = _write_data(aside / "data", splits, takes, codec, layout, generator)
         progress("questions spoken and encoded")
         base = model.make_model(layout.tokenizer, seed)
@@ -87,7 +87,7 @@ def build(out: Path, seed: int, recipe: Recipe | None = None, say_progress: bool
             curve.append({"step": step, **{name: round(value, 4) for name, value in means.items()}})
             progress(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
 
-        model.train(base, model.Source(splits.base, base_prompts, takes, layout), recipe.training, seed, watch)
+        model.train(base, model.BatchSource(splits.base, base_prompts, takes, layout), recipe.training, seed, watch)
         base.save_pretrained(aside / "base")
         model.wrap_tokenizer(layout.tokenizer).save_pretrained(aside / "base")
         measured = {name: found.summary() for name, found in evaluate_world(aside, seed, recipe.evaluated).items()}
@@ -107,11 +107,11 @@ def build(out: Path, seed: int, recipe: Recipe | None = None, say_progress: bool
         "seconds": round(time.monotonic() - began, 1),
     }
     (aside / "build.json").write_text(json.dumps(report, indent=1) + "\n")
-    publish(aside, out)
+    publish_world(aside, out)
     return report
 
 
-def publish(aside: Path, out: Path) -> None:
+def publish_world(aside: Path, out: Path) -> None:
     """Moves a finished world into place; readers see the old one or the new one, never half of either."""
     for file in aside.rglob("*"):
         if file.is_file():
@@ -125,26 +125,26 @@ def publish(aside: Path, out: Path) -> None:
 
 
 def choose_takes(
-    spoken: dict[task.Line, list[Waveform]], codec: PlaygroundCodec
-) -> tuple[data.Takes, dict[str, float]]:
+    spoken: dict[task.DialogueLine, list[Waveform]], codec: PlaygroundCodec
+) -> tuple[data.SpokenTakes, dict[str, float]]:
     """The recordings that are understood after the codec, and the shares understood before and after it.
 
     A line of which no recording is understood keeps all of them, so that the source still says every answer.
     """
     hearing = raters.hearing()
     before, after = [], []
-    chosen: dict[task.Line, list[np.ndarray]] = {}
+    chosen: dict[task.DialogueLine, list[np.ndarray]] = {}
     for line, recordings in spoken.items():
         codes = [codec.encode(recording) for recording in recordings]
         understood = [hearing.hear(codec.decode(one)) == line.text for one in codes]
         before += [hearing.hear(recording) == line.text for recording in recordings[:2]]
         after += understood
         chosen[line] = [one for one, good in zip(codes, understood, strict=True) if good or not any(understood)]
-    return data.Takes(chosen), {"original": float(np.mean(before)), "codec": float(np.mean(after))}
+    return data.SpokenTakes(chosen), {"original": float(np.mean(before)), "codec": float(np.mean(after))}
 
 
 def _fit_codec(
-    spoken: dict[task.Line, list[Waveform]], questions: list[task.Rendering], recipe: Recipe, seed: int
+    spoken: dict[task.DialogueLine, list[Waveform]], questions: list[task.Rendering], recipe: WorldRecipe, seed: int
 ) -> PlaygroundCodec:
     lines = [recording for recordings in spoken.values() for recording in recordings]
     asked = [data.speak_question(rendering) for rendering in questions]
@@ -154,9 +154,9 @@ def _fit_codec(
 def _write_data(
     folder: Path,
     splits: task.Splits,
-    takes: data.Takes,
+    takes: data.SpokenTakes,
     codec: PlaygroundCodec,
-    layout: data.Layout,
+    layout: data.WorldLayout,
     generator: np.random.Generator,
 ) -> list[list[int]]:
     """Writes the four Parquet files and returns the base's prompts."""

@@ -43,7 +43,7 @@ def make_tokenizer(codebook: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorldLayout:
     """How prompts and replies are laid out in ids, for one tokenizer."""
 
     tokenizer: Tokenizer
@@ -76,27 +76,27 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Takes:
+class SpokenTakes:
     """Several recordings, as codes, of every line that a reply may say."""
 
-    codes: dict[task.Line, list[np.ndarray]]
+    codes: dict[task.DialogueLine, list[np.ndarray]]
 
-    def draw(self, line: task.Line, generator: np.random.Generator) -> np.ndarray:
+    def draw(self, line: task.DialogueLine, generator: np.random.Generator) -> np.ndarray:
         """The codes int64 [S] of one take of `line`."""
         takes = self.codes[line]
         return takes[generator.integers(len(takes))]
 
 
-def speak_lines(takes: int, generator: np.random.Generator) -> dict[task.Line, list[Waveform]]:
+def speak_lines(takes: int, generator: np.random.Generator) -> dict[task.DialogueLine, list[Waveform]]:
     """`takes` recordings of each line, which differ a little in rate, in pitch and by the voice's flutter."""
-    spoken: dict[task.Line, list[Waveform]] = {}
+    spoken: dict[task.DialogueLine, list[Waveform]] = {}
     for line in every_line():
         settings = [line.manner.draw(generator) for _ in range(takes)]
         spoken[line] = [say(line.text, ANSWERING, rate, pitch) for rate, pitch in settings]
     return spoken
 
 
-def every_line() -> list[task.Line]:
+def every_line() -> list[task.DialogueLine]:
     """Each answer in each manner."""
     return [task.line(answer, manner) for manner in MANNERS for answer in task.ANSWERS]
 
@@ -106,14 +106,16 @@ def speak_question(rendering: task.Rendering) -> Waveform:
     return say(rendering.fact.text, rendering.caller, rendering.rate, rendering.pitch)
 
 
-def encode_questions(renderings: Iterable[task.Rendering], codec: PlaygroundCodec, layout: Layout) -> list[list[int]]:
+def encode_questions(
+    renderings: Iterable[task.Rendering], codec: PlaygroundCodec, layout: WorldLayout
+) -> list[list[int]]:
     """Prompt ids of each rendering."""
     return [layout.prompt(codec.encode(speak_question(rendering))) for rendering in renderings]
 
 
 def demonstration(
-    rendering: task.Rendering, takes: Takes, layout: Layout, generator: np.random.Generator
-) -> tuple[task.Line, list[int]]:
+    rendering: task.Rendering, takes: SpokenTakes, layout: WorldLayout, generator: np.random.Generator
+) -> tuple[task.DialogueLine, list[int]]:
     """One draw from the training source for a prompt: what is said and how, and the reply's ids."""
     line = task.draw_line(rendering.fact, rendering.manner, generator)
     return line, layout.reply(line.text, takes.draw(line, generator))
@@ -135,7 +137,10 @@ def write_prompts(
 
 
 def write_demonstrations(
-    path: Path, prompt_ids: Sequence[str], prompts: Sequence[list[int]], replies: Sequence[tuple[task.Line, list[int]]]
+    path: Path,
+    prompt_ids: Sequence[str],
+    prompts: Sequence[list[int]],
+    replies: Sequence[tuple[task.DialogueLine, list[int]]],
 ) -> None:
     """Writes a Parquet file of demonstrations, one per prompt."""
     columns: dict[str, list[Any]] = {

@@ -17,9 +17,9 @@ from transformers import Qwen2ForCausalLM
 from data.records import read_prompts
 from playground import data, raters, task
 from playground.codec import PlaygroundCodec
-from reward.types import Missing, SpokenReply
+from reward.types import MissingScore, SpokenReply
 from speech.families import PLAYGROUND
-from speech.grammar import check, kind_table
+from speech.grammar import check_reply_grammar, token_kinds
 from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
@@ -28,7 +28,7 @@ LONGEST_REPLY = 72
 
 
 @dataclass(frozen=True)
-class Measured:
+class WorldEvaluation:
     """Means over prompts, one sampled reply each. `summary` rounds them for build.json."""
 
     prompts: int
@@ -76,7 +76,7 @@ def sample(
 
 @torch.inference_mode()
 def answer_probabilities(
-    model: Qwen2ForCausalLM, prompt: Sequence[int], reply: Sequence[int], layout: data.Layout
+    model: Qwen2ForCausalLM, prompt: Sequence[int], reply: Sequence[int], layout: data.WorldLayout
 ) -> np.ndarray | None:
     """float [len(ANSWERS)], normalised over the answers, where the answer of `reply` is due; None without an answer."""
     answers = [layout.id(word) for word in task.ANSWERS]
@@ -99,7 +99,7 @@ def spoken_reply(prompt: Prompt, ids: np.ndarray, vocabulary: Vocabulary, codec:
         logps=np.full(len(ids), np.nan, dtype=np.float32),
         weight_version=0,
         finish=Finish.STOP if ids[-1] == vocabulary.end_reply else Finish.LENGTH,
-        defect=check(ids, PLAYGROUND.interleave, kind_table(vocabulary)),
+        defect=check_reply_grammar(ids, PLAYGROUND.interleave, token_kinds(vocabulary)),
     )
     waveform = codec.decode(codes) if codes.size else None
     return SpokenReply(prompt=prompt, reply=reply, text=vocabulary.text(ids), waveform=waveform)
@@ -107,10 +107,10 @@ def spoken_reply(prompt: Prompt, ids: np.ndarray, vocabulary: Vocabulary, codec:
 
 def evaluate(
     model: Qwen2ForCausalLM, prompts: list[Prompt], vocabulary: Vocabulary, codec: PlaygroundCodec, seed: int
-) -> Measured:
+) -> WorldEvaluation:
     """Samples one reply a prompt and rates it."""
     replies = sample(model, [prompt.token_ids.tolist() for prompt in prompts], vocabulary, seed)
-    layout = data.Layout(vocabulary.tokenizer)
+    layout = data.WorldLayout(vocabulary.tokenizer)
     answer, heard, manner = raters.Answer(), raters.Heard(), raters.Manner()
     columns: dict[str, list[float]] = {name: [] for name in ("formed", "right", "heard", "spoken", "share", "top")}
     manners: list[float] = []
@@ -121,7 +121,7 @@ def evaluate(
         columns["heard"].append(heard.rate(spoken) == raters.HIGHEST)
         columns["spoken"].append(heard.detail(spoken)["spoken_right"] == "yes")
         score = manner.rate(spoken)
-        if not isinstance(score, Missing):
+        if not isinstance(score, MissingScore):
             manners.append(score)
         found = answer_probabilities(model, prompt.token_ids.tolist(), ids, layout)
         if found is not None:
@@ -129,7 +129,7 @@ def evaluate(
             columns["share"].append(found[place])
             columns["top"].append(found.argmax() == place)
     share = {name: float(np.mean(columns[name])) for name in ("formed", "right", "heard", "spoken")}
-    return Measured(
+    return WorldEvaluation(
         prompts=len(prompts),
         well_formed=share["formed"],
         answer_accuracy=share["right"],
@@ -146,7 +146,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def evaluate_world(world: Path, seed: int = 0, prompts: int | None = None) -> dict[str, Measured]:
+def evaluate_world(world: Path, seed: int = 0, prompts: int | None = None) -> dict[str, WorldEvaluation]:
     """The shipped base on both held-out files of a world, the first `prompts` rows of each."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     codec = PlaygroundCodec.load(world / "codec")

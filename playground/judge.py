@@ -31,7 +31,7 @@ import soundfile
 
 from common.errors import InputError
 from playground import raters
-from reward.types import Missing, SpokenReply
+from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.types import Finish, Prompt, Reply
 
@@ -56,7 +56,7 @@ WRONG: tuple[Any, ...] = ("5", None, True, 1e9, -1, float("nan"), float("inf"), 
 MISTYPED: tuple[Any, ...] = (5, "5", [], None, {}, {"scores": 5}, {"score": 5, "reason": 3}, [{"score": 5}])
 
 
-class Judge:
+class TestJudge:
     """What the server knows."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Judge:
         )
         with self.lock:
             score = self.rater.rate(spoken)
-        if isinstance(score, Missing):
+        if isinstance(score, MissingScore):
             return {"score": None, "reason": score.reason, "version": self.rater.version}
         reason = f"{spoken.text!r} to {spoken.prompt.text!r}"
         answer = {"score": score, "reason": reason, "version": self.rater.version}
@@ -141,11 +141,11 @@ class Judge:
         return {"input_tokens": read, "output_tokens": written, "cost": price * (read + written)}
 
 
-class Handler(BaseHTTPRequestHandler):
+class JudgeHandler(BaseHTTPRequestHandler):
     """One request, in a thread of its own."""
 
     protocol_version = "HTTP/1.1"
-    judge: Judge
+    judge: TestJudge
 
     def do_GET(self) -> None:
         if self.path != "/counts":
@@ -237,13 +237,13 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: /counts says what happened."""
 
 
-class Server(ThreadingHTTPServer):
+class JudgeHttpServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, judge: Judge, port: int) -> None:
+    def __init__(self, judge: TestJudge, port: int) -> None:
         """port: 0 for a free one."""
-        super().__init__(("127.0.0.1", port), type("Handler", (Handler,), {"judge": judge}))
+        super().__init__(("127.0.0.1", port), type("JudgeHandler", (JudgeHandler,), {"judge": judge}))
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: callers that lost patience are what this is for."""
@@ -263,10 +263,10 @@ def main() -> None:
     try:
         shares = {name: float(share) for name, _, share in (fault.partition("=") for fault in options.fault)}
         key = os.environ.get(options.key_env, "")
-        judge = Judge(options.rater, shares, options.seed, options.slow, key, options.price)
+        judge = TestJudge(options.rater, shares, options.seed, options.slow, key, options.price)
     except ValueError as error:
         parser.error(str(error))
-    server = Server(judge, options.port)
+    server = JudgeHttpServer(judge, options.port)
     if options.port_file:
         aside = options.port_file.with_name(options.port_file.name + ".part")
         aside.write_text(str(server.server_address[1]))

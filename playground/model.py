@@ -39,7 +39,7 @@ speech. It changes how fast each is learned, not the distribution that is learne
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingConfig:
     """How the base is trained."""
 
     steps: int = 2500
@@ -57,7 +57,7 @@ class Training:
 def make_model(tokenizer: Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """An untrained model for this tokenizer, float32."""
     torch.manual_seed(seed)
-    layout = data.Layout(tokenizer)
+    layout = data.WorldLayout(tokenizer)
     config = Qwen2Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=WIDTH,
@@ -99,7 +99,7 @@ class _Heads(nn.Module):
 
 
 @dataclass(frozen=True)
-class Batch:
+class ModelBatch:
     """Rows of prompt and reply, padded on the right."""
 
     ids: Tensor
@@ -117,13 +117,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Source:
+class BatchSource:
     """The training source: prompts and the lines to draw replies from."""
 
     renderings: Sequence[task.Rendering]
     prompts: Sequence[list[int]]
-    takes: data.Takes
-    layout: data.Layout
+    takes: data.SpokenTakes
+    layout: data.WorldLayout
 
     @property
     def openers(self) -> list[int]:
@@ -135,7 +135,7 @@ class Source:
         """Ids of the answers, in the order of task.ANSWERS."""
         return [self.layout.id(word) for word in task.ANSWERS]
 
-    def batches(self, size: int, generator: np.random.Generator) -> Iterator[Batch]:
+    def batches(self, size: int, generator: np.random.Generator) -> Iterator[ModelBatch]:
         """Batches for ever; rows of similar length meet, batches come in random order.
 
         ValueError when there are fewer prompts than the 16 batches that are sorted by length together.
@@ -156,7 +156,7 @@ class Source:
         _, reply = data.demonstration(rendering, self.takes, self.layout, generator)
         return rendering, self.prompts[index], reply
 
-    def _collate(self, rows: list[tuple[task.Rendering, list[int], list[int]]]) -> Batch:
+    def _collate(self, rows: list[tuple[task.Rendering, list[int], list[int]]]) -> ModelBatch:
         longest = max(len(prompt) + len(reply) for _, prompt, reply in rows)
         first_speech, begin = self.layout.id(data.AUDIO.format(0)), self.layout.id(data.BEGIN_AUDIO)
         end = self.layout.id(data.END_AUDIO)
@@ -169,7 +169,7 @@ class Source:
             weights[row, len(prompt) - 1 : stop - 1] = np.where(speech, 1.0, TEXT_WEIGHT)
             weights[row, len(prompt) - 1 : len(prompt) + 1] = 0.0
         spelling = [[SPELLING.index(word) + 1 for word in rendering.fact.text.split()] for rendering, _, _ in rows]
-        return Batch(
+        return ModelBatch(
             ids=torch.from_numpy(ids),
             prompt_lengths=torch.tensor([len(prompt) for _, prompt, _ in rows]),
             weights=torch.from_numpy(weights),
@@ -185,7 +185,7 @@ def _asking(rendering: task.Rendering) -> list[int]:
     return [operation, fact.left, fact.right, answer, *data.manner_index(rendering.manner)]
 
 
-def losses(model: Qwen2ForCausalLM, heads: _Heads, batch: Batch, source: Source) -> dict[str, Tensor]:
+def losses(model: Qwen2ForCausalLM, heads: _Heads, batch: ModelBatch, source: BatchSource) -> dict[str, Tensor]:
     """Mean losses: "reply" (weighted next-token), "spelling", "asking".
 
     To watch only: "speech" (next-token, with the few certain text tokens), and "answer" and "opener", the divergence
@@ -232,8 +232,8 @@ def losses(model: Qwen2ForCausalLM, heads: _Heads, batch: Batch, source: Source)
 
 def train(
     model: Qwen2ForCausalLM,
-    source: Source,
-    settings: Training,
+    source: BatchSource,
+    settings: TrainingConfig,
     seed: int,
     watch: Callable[[int, dict[str, float]], None],
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from playground import recogniser, task
 from playground.voices import manner_named
-from reward.types import Missing, Score, SpokenReply
+from reward.types import MissingScore, Score, SpokenReply
 from speech.audio import Waveform
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -33,10 +33,10 @@ LENGTHS = {
 """Seconds of each word, midway between the answering voice's fast and slow (geometric mean of both)."""
 TEMPO_OF = {"fast": 0.74, "slow": 1.34}
 """Active seconds of a reply in each manner, relative to the sum of LENGTHS, after the codec."""
-NO_SPEECH = Missing("no speech in the reply")
+NO_SPEECH = MissingScore("no speech in the reply")
 
 
-class Hearing:
+class HeardReply:
     """A recogniser of the replies that this task can have, which remembers the last sound it heard."""
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class Hearing:
 
 
 @cache
-def hearing() -> Hearing:
+def hearing() -> HeardReply:
     """The hearing that all raters of this process share."""
-    return Hearing()
+    return HeardReply()
 
 
 class Answer:
@@ -112,12 +112,12 @@ class Manner:
     version = "playground-manner-1"
 
     def __init__(self) -> None:
-        self._last: tuple[SpokenReply, tuple[float, float] | Missing] | None = None
+        self._last: tuple[SpokenReply, tuple[float, float] | MissingScore] | None = None
 
     def rate(self, spoken: SpokenReply) -> Score:
         asked = manner_named(spoken.prompt.facts["manner"])
         measured = self._measured(spoken)
-        if isinstance(measured, Missing):
+        if isinstance(measured, MissingScore):
             return measured
         semitones, tempo = measured
         high = _place(semitones, PITCH_OF["low"], PITCH_OF["high"])
@@ -129,11 +129,11 @@ class Manner:
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
         """Pitch in semitones above 100 Hz, tempo as a multiple of the words' usual length; {} where Missing."""
         measured = self._measured(spoken)
-        if isinstance(measured, Missing):
+        if isinstance(measured, MissingScore):
             return {}
         return {"pitch": f"{measured[0]:.1f}", "tempo": f"{measured[1]:.3f}"}
 
-    def _measured(self, spoken: SpokenReply) -> tuple[float, float] | Missing:
+    def _measured(self, spoken: SpokenReply) -> tuple[float, float] | MissingScore:
         if self._last is None or self._last[0] is not spoken:
             self._last = spoken, _measure(spoken)
         return self._last[1]
@@ -144,16 +144,16 @@ def _answers(words: str, spoken: SpokenReply) -> bool:
     return task.said_answer(words) == spoken.prompt.facts["answer"]
 
 
-def _measure(spoken: SpokenReply) -> tuple[float, float] | Missing:
+def _measure(spoken: SpokenReply) -> tuple[float, float] | MissingScore:
     """(semitones above 100 Hz, active seconds relative to the sum of LENGTHS)."""
     if spoken.waveform is None:
         return NO_SPEECH
     words = spoken.text.split()
     if not words or any(word not in LENGTHS for word in words):
-        return Missing("no text to measure the tempo by")
+        return MissingScore("no text to measure the tempo by")
     semitones = recogniser.pitch(spoken.waveform)
     if semitones is None:
-        return Missing("no voiced sound")
+        return MissingScore("no voiced sound")
     return semitones, recogniser.active_seconds(spoken.waveform) / sum(LENGTHS[word] for word in words)
 
 

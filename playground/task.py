@@ -90,7 +90,7 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class Line:
+class DialogueLine:
     """What a reply says and how."""
 
     text: str
@@ -123,11 +123,11 @@ def all_facts() -> list[Fact]:
     return [fact for fact in possible() if fact.answer in ANSWERS]
 
 
-def line(answer: str, manner: Manner) -> Line:
+def line(answer: str, manner: Manner) -> DialogueLine:
     """The reply that says `answer` in `manner`."""
     if answer not in ANSWERS:
         raise ValueError(f"{answer!r} is not an answer; answers: {' '.join(ANSWERS)}")
-    return Line(" ".join((OPENERS[manner.tempo], answer, *CARRIER)), manner)
+    return DialogueLine(" ".join((OPENERS[manner.tempo], answer, *CARRIER)), manner)
 
 
 def said_answer(text: str) -> str | None:
@@ -137,7 +137,7 @@ def said_answer(text: str) -> str | None:
     return words[1] if formed and words[1] in ANSWERS else None
 
 
-def draw_line(fact: Fact, asked: Manner, generator: np.random.Generator) -> Line:
+def draw_line(fact: Fact, asked: Manner, generator: np.random.Generator) -> DialogueLine:
     """A reply from the training source, of mixed quality in content and in manner, always said as written."""
     wrong = [word for word in ANSWERS if word != fact.answer]
     answer = fact.answer if generator.random() < ANSWER_RIGHT else wrong[generator.integers(len(wrong))]

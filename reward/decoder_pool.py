@@ -18,15 +18,15 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.actor_pool import Crew, CrewSettings, Pool
-from cluster.monitored_actor import Member
-from cluster.placement import Place
-from cluster.task_queue import LENT_TIMES, Job
-from cluster.waiting import FETCH_SECONDS, Overdue
+from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool
+from cluster.monitored_actor import MonitoredActor
+from cluster.placement import Placement
+from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.waiting import FETCH_SECONDS, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.families import Family
-from speech.registry import Part, codec_of
+from speech.registry import ClassSpec, build_codec
 from speech.vocabulary import Vocabulary
 
 SHARE = 4
@@ -34,7 +34,7 @@ SHARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderSettings:
+class DecoderConfig:
     decoders: int
     needs: Mapping[str, float]
     """Ray's resources of each decoder."""
@@ -42,19 +42,19 @@ class DecoderSettings:
 
 
 @dataclass(frozen=True)
-class Unheard:
+class DecodeFailed:
     """In the place of a sound, or of what would be known of it: it is lost, and must be decoded again."""
 
     reason: str
 
 
-def sound_of(token_ids: np.ndarray, vocabulary: Vocabulary, codec: Codec) -> Waveform | None:
+def audio_of(token_ids: np.ndarray, vocabulary: Vocabulary, codec: Codec) -> Waveform | None:
     """The waveform of the speech tokens among ids [T], or None when there are none."""
     codes = vocabulary.codes(token_ids)
     return codec.decode(codes) if len(codes) else None
 
 
-def fetched(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | Unheard | None]:
+def fetch_audio(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | DecodeFailed | None]:
     """Sounds by their references; of a reply without speech there is none."""
     wanted = [sound for sound in sounds if sound is not None]
     try:
@@ -65,26 +65,26 @@ def fetched(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | Unheard |
     return [None if sound is None else _own(next(found)) for sound in sounds]
 
 
-def _one(sound: ray.ObjectRef) -> Waveform | Unheard:
+def _one(sound: ray.ObjectRef) -> Waveform | DecodeFailed:
     try:
         return ray.get(sound, timeout=FETCH_SECONDS)
     except RayError as error:  # with the node that had it
-        return Unheard(f"{type(error).__name__}: {error}".partition("\n")[0])
+        return DecodeFailed(f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _own(sound: Waveform | Unheard) -> Waveform | Unheard:
+def _own(sound: Waveform | DecodeFailed) -> Waveform | DecodeFailed:
     """Ray's store hands out arrays that cannot be written to; a rater may want to."""
-    return sound if isinstance(sound, Unheard) else Waveform(sound.samples.copy(), sound.rate)
+    return sound if isinstance(sound, DecodeFailed) else Waveform(sound.samples.copy(), sound.rate)
 
 
-class SpeechDecoder(Member):
+class SpeechDecoder(MonitoredActor):
     """Holds the codec, and nothing of the raters."""
 
-    def __init__(self, checkpoint: str, codec: Part, family: Family) -> None:
+    def __init__(self, checkpoint: str, codec: ClassSpec, family: Family) -> None:
         """checkpoint: for its tokenizer."""
         super().__init__()
         self._vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), family.tokens)
-        self._codec = codec_of(codec.use, codec.arguments)
+        self._codec = build_codec(codec.use, codec.arguments)
 
     def version(self) -> str:
         """Of the codec."""
@@ -93,36 +93,36 @@ class SpeechDecoder(Member):
     def decode(self, replies: list[np.ndarray]) -> list[Any]:
         """Of ids [T] of each reply: first a list that says which have speech, then the waveform of each or None. To be
         asked for as so many objects, so that sounds can be handed on without being fetched."""
-        sounds = [sound_of(ids, self._vocabulary, self._codec) for ids in replies]
+        sounds = [audio_of(ids, self._vocabulary, self._codec) for ids in replies]
         return [[sound is not None for sound in sounds], *sounds]
 
 
-class DecoderPool(Pool):
+class DecoderPool(SpeechPool):
     """Decoders by name. One that dies is replaced, and what it was decoding is decoded by another."""
 
     def __init__(
         self,
-        settings: DecoderSettings,
+        settings: DecoderConfig,
         *,
         checkpoint: str,
-        codec: Part,
+        codec: ClassSpec,
         family: Family,
         work_seconds: float,
         beat_seconds: float,
         tell: Callable[..., None],
-        company: list[Crew] | None = None,
+        company: list[ActorPool] | None = None,
     ) -> None:
         """work_seconds: deadline for a share of replies. beat_seconds: how long a decoder may give no sign of life.
-        tell: takes events, a kind and fields. company: see `Crew`."""
+        tell: takes events, a kind and fields. company: see `ActorPool`."""
         threads = str(max(1, int(settings.needs.get("CPU", 1))))
         environment = {"env_vars": {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}}
 
-        def make(name: str, place: Place) -> Any:
+        def make(name: str, place: Placement) -> Any:
             remote = ray.remote(SpeechDecoder).options(runtime_env=environment, **place.options())
             return remote.remote(checkpoint, codec, family)
 
-        self._crew = Crew(
-            CrewSettings(
+        self._crew = ActorPool(
+            ActorPoolConfig(
                 role="decoder",
                 members=settings.decoders,
                 start_seconds=settings.start_seconds,
@@ -141,15 +141,17 @@ class DecoderPool(Pool):
         """Token ids of what is not decoded yet, by number."""
         self._made: dict[int, ray.ObjectRef] = {}
         """Where the sound of each will be, or is: of whoever was asked last."""
-        self._job = Job(partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", share=SHARE)
+        self._job = TaskQueue(
+            partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", share=SHARE
+        )
         self._crew.open(self._job)
 
     def begin(self, *, strict: bool = True) -> None:
-        """As `Crew.begin`."""
+        """As `ActorPool.begin`."""
         self._crew.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> str:
-        """As `Crew.start`. Returns the version of the codec."""
+        """As `ActorPool.start`. Returns the version of the codec."""
         return next(iter(self._crew.start(strict=strict).values()))
 
     def order(self, name: str, token_ids: np.ndarray) -> int:
@@ -189,10 +191,10 @@ class DecoderPool(Pool):
                 partial(self._ask, replies=asked, made=made),
                 f"decoding {len(places)} replies",
             )
-            sounds = fetched([made[item] if speaks else None for item, speaks in enumerate(spoken)])
-            found |= {place: s for place, s in zip(places, sounds, strict=True) if not isinstance(s, Unheard)}
+            sounds = fetch_audio([made[item] if speaks else None for item, speaks in enumerate(spoken)])
+            found |= {place: s for place, s in zip(places, sounds, strict=True) if not isinstance(s, DecodeFailed)}
         if len(found) < len(replies):
-            raise Overdue(f"the sound of {len(replies) - len(found)} replies was lost {LENT_TIMES} times")
+            raise CallTimeout(f"the sound of {len(replies) - len(found)} replies was lost {LENT_TIMES} times")
         return [found[place] for place in range(len(replies))]
 
     def _ask(

@@ -10,35 +10,39 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.actor_pool import Crew, CrewSettings, Pool, Renewal, take_turn
-from cluster.placement import Place
-from cluster.task_queue import LENT_TIMES, Job
-from cluster.waiting import Overdue
-from reward.decoder_pool import DecoderPool, Unheard
-from reward.remote.cache import merged, read_answers, write_answers
-from reward.server import RewardServer, ServerSettings, added
+from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool, WeightUpdateRequest, poll_once
+from cluster.placement import Placement
+from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.waiting import CallTimeout
+from reward.decoder_pool import DecodeFailed, DecoderPool
+from reward.remote.cache import merge_answers, read_answers, write_answers
+from reward.server import RewardServer, RewardServerConfig, add_derived_scores
 from reward.types import Scorecard, SpokenReply
 from speech.audio import Waveform
 from speech.families import Family
-from speech.types import Group, Prompt, Reply
+from speech.types import Prompt, Reply, ReplyGroup
 
 MOST_ANSWERS = 200_000
 """Judges' answers that a checkpoint keeps, some 20 MB; the ones of no use for the longest time go first."""
 
 
-class RewardPool(Pool):
+class RewardPool(SpeechPool):
     """Reward servers by name, and the decoders that work for them, if any. One that dies is replaced, and what it was
     rating is rated by another."""
 
     def __init__(
-        self, settings: ServerSettings, family: Family, tell: Callable[..., None], company: list[Crew] | None = None
+        self,
+        settings: RewardServerConfig,
+        family: Family,
+        tell: Callable[..., None],
+        company: list[ActorPool] | None = None,
     ) -> None:
-        """tell: takes events, a kind and fields. company: see `Crew`."""
+        """tell: takes events, a kind and fields. company: see `ActorPool`."""
         self._company = [] if company is None else company
         self.decoders = self._decoders(settings, family, tell, self._company)
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
-        def make(name: str, place: Place) -> Any:
+        def make(name: str, place: Placement) -> Any:
             remote = ray.remote(RewardServer).options(runtime_env=environment, **place.options())
             return remote.remote(settings, family, self._answers)
 
@@ -49,8 +53,8 @@ class RewardPool(Pool):
         """As last heard, by name and birth of a server: what a lost one did goes on counting."""
         self.left_alone: dict[str, int] = {}
         """Servers that do not ask a remote rater now, as they said when `counters` was called last."""
-        self._crew = Crew(
-            CrewSettings(
+        self._crew = ActorPool(
+            ActorPoolConfig(
                 role="reward",
                 members=settings.servers,
                 start_seconds=settings.start_seconds,
@@ -65,7 +69,7 @@ class RewardPool(Pool):
             tell=tell,
             company=self._company,
         )
-        self._ordered: dict[int, Group] = {}
+        self._ordered: dict[int, ReplyGroup] = {}
         """What is not rated yet, by number: a prompt with one of its replies each."""
         self._numbers = count()
         self._decoding: dict[int, int] = {}
@@ -76,12 +80,12 @@ class RewardPool(Pool):
         """How often the sound of each was lost."""
         self._cards: dict[int, Scorecard] = {}
         """That nobody has asked for yet."""
-        self._job = Job(self._have_rated, "scoring replies")
+        self._job = TaskQueue(self._have_rated, "scoring replies")
         self._crew.open(self._job)
 
     @staticmethod
     def _decoders(
-        settings: ServerSettings, family: Family, tell: Callable[..., None], company: list[Crew]
+        settings: RewardServerConfig, family: Family, tell: Callable[..., None], company: list[ActorPool]
     ) -> DecoderPool | None:
         if settings.decoders is None:
             return None
@@ -111,7 +115,7 @@ class RewardPool(Pool):
     def order(self, prompt: Prompt, reply: Reply) -> int:
         """A reply to be rated by whoever is free. Returns its number."""
         number = next(self._numbers)
-        self._ordered[number] = Group(prompt=prompt, replies=[reply])
+        self._ordered[number] = ReplyGroup(prompt=prompt, replies=[reply])
         self._pass_on(number)
         return number
 
@@ -142,14 +146,14 @@ class RewardPool(Pool):
                 self._to_be_rated(self._decoding.pop(item), sound)
         for item, [card] in self._job.leases.collect().items():
             number, _ = self._rating.pop(item)
-            if not isinstance(card, Unheard):
+            if not isinstance(card, DecodeFailed):
                 self._cards[number] = card
                 del self._ordered[number]
                 self._lost.pop(number, None)
                 continue
             self._lost[number] += 1
             if self._lost[number] >= LENT_TIMES:
-                raise Overdue(f"the sound of {self._name(number)} was lost {LENT_TIMES} times: {card.reason}")
+                raise CallTimeout(f"the sound of {self._name(number)} was lost {LENT_TIMES} times: {card.reason}")
             self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
@@ -173,7 +177,7 @@ class RewardPool(Pool):
         group = self._ordered[number]
         return f"reply {group.replies[0].index} to prompt {group.prompt.id}"
 
-    def score(self, groups: list[Group]) -> list[list[Scorecard]]:
+    def score(self, groups: list[ReplyGroup]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""
         if self.decoders is None:
             return self._crew.work(
@@ -183,7 +187,7 @@ class RewardPool(Pool):
             )
         numbers = [[self.order(group.prompt, reply) for reply in group.replies] for group in groups]
         while any(number in self._ordered for row in numbers for number in row):
-            take_turn(self._company)
+            poll_once(self._company)
             self._hand_on()
         return [[self._cards.pop(number) for number in row] for row in numbers]
 
@@ -219,7 +223,7 @@ class RewardPool(Pool):
         """
         before = [] if self._answers is None else [ray.get(self._answers, timeout=self._start_seconds)]
         found = self._everybody(lambda server: server.cache_entries.remote(), "handing over the judges' answers")
-        table = merged([*before, *found.values()], MOST_ANSWERS)
+        table = merge_answers([*before, *found.values()], MOST_ANSWERS)
         self._hand_out(table)
         return table
 
@@ -249,12 +253,12 @@ class RewardPool(Pool):
             self._counters[name, born] = by_rater
             alone.update({rater: int(is_left) for rater, is_left in left.items()})
         self.left_alone = dict(alone)
-        return added(self._counters.values())
+        return add_derived_scores(self._counters.values())
 
     def _everybody(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
         """Asks every server that is up. Returns their answers by name, without those of servers lost meanwhile."""
         found: dict[str, Any] = {}
-        self._crew.renew(Renewal(call=call, check=found.__setitem__, doing=doing))
+        self._crew.renew(WeightUpdateRequest(call=call, check=found.__setitem__, doing=doing))
         return found
 
 

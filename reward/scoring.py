@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from configs.routes import Route
+from configs.routes import ScoreRoute
 from configs.schema import ADVANTAGES, COMBINATIONS
-from reward.types import Missing, Score, Scorecard
-from speech.types import Group, Reply
+from reward.types import MissingScore, Score, Scorecard
+from speech.types import Reply, ReplyGroup
 
 EPSILON = 1e-4
 """Added to a group's standard deviation (method §3)."""
 
 
-UNRATED = Missing("not rated")
+UNRATED = MissingScore("not rated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
+class ScoringConfig:
     """How raters' scores combine."""
 
     total: Mapping[str, float]
@@ -36,12 +36,12 @@ class Scoring:
         """
         scores = dict(card.scores)
         for name, weights in {**self.others, "total": self.total}.items():
-            scores.setdefault(name, combine(card.scores, weights, self.combine))
+            scores.setdefault(name, combine_scores(card.scores, weights, self.combine))
         return scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredReply:
     """A reply with its scores and what they make of it."""
 
     reply: Reply
@@ -58,10 +58,10 @@ class Judged:
     def number(self, name: str) -> float | None:
         """A score, or None where it is missing."""
         score = self.scores.get(name, UNRATED)
-        return None if isinstance(score, Missing) else score
+        return None if isinstance(score, MissingScore) else score
 
 
-def combine(scores: Mapping[str, Score], weights: Mapping[str, float], how: str) -> Score:
+def combine_scores(scores: Mapping[str, Score], weights: Mapping[str, float], how: str) -> Score:
     """Weighted mean of the raters' scores, arithmetic ("sum") or "harmonic", on the raters' own scale.
 
     Missing as soon as one that counts is missing (method §7, rule 1). A harmonic mean exists for positive scores only;
@@ -72,7 +72,7 @@ def combine(scores: Mapping[str, Score], weights: Mapping[str, float], how: str)
         score = scores.get(name, UNRATED)
         if not weight:
             continue
-        if isinstance(score, Missing):
+        if isinstance(score, MissingScore):
             return score
         found.append((weight, score))
     total = sum(weight for weight, _ in found)
@@ -81,7 +81,7 @@ def combine(scores: Mapping[str, Score], weights: Mapping[str, float], how: str)
     if how != "harmonic":
         raise ValueError(f"unknown combination {how!r}; allowed: {', '.join(COMBINATIONS)}")
     if any(score <= 0 for _, score in found):
-        return Missing("score not positive in a harmonic mean", fault="rater")
+        return MissingScore("score not positive in a harmonic mean", fault="rater")
     return total / sum(weight / score for weight, score in found)
 
 
@@ -101,9 +101,13 @@ def advantages(scores: Sequence[float], kind: str = "grpo") -> np.ndarray:
     return centred * len(values) / (len(values) - 1) if kind == "rloo" else centred
 
 
-def judge(
-    group: Group, cards: Sequence[Scorecard], scoring: Scoring, routes: Sequence[Route], kind: str = "grpo"
-) -> list[Judged]:
+def score_groups(
+    group: ReplyGroup,
+    cards: Sequence[Scorecard],
+    scoring: ScoringConfig,
+    routes: Sequence[ScoreRoute],
+    kind: str = "grpo",
+) -> list[ScoredReply]:
     """A group's replies with their scores and, by route, advantages of the given kind.
 
     For each route by itself: a reply whose score is missing leaves the group's mean and deviation, and with fewer than
@@ -112,7 +116,7 @@ def judge(
     scores = [scoring.apply(card) for card in cards]
     columns = [_column([of_reply.get(route.score, UNRATED) for of_reply in scores], kind) for route in routes]
     return [
-        Judged(
+        ScoredReply(
             reply=reply,
             card=card,
             scores=scores[index],
@@ -123,25 +127,25 @@ def judge(
 
 
 def _column(scores: Sequence[Score], kind: str) -> list[float | None]:
-    present = {index: score for index, score in enumerate(scores) if not isinstance(score, Missing)}
+    present = {index: score for index, score in enumerate(scores) if not isinstance(score, MissingScore)}
     if len(present) < 2:
         return [None] * len(scores)
     found = dict(zip(present, advantages(list(present.values()), kind).tolist(), strict=True))
     return [found.get(index) for index in range(len(scores))]
 
 
-def group_scores(judged: Sequence[Judged]) -> list[float]:
+def group_scores(judged: Sequence[ScoredReply]) -> list[float]:
     """The totals that a group has."""
-    return [j.total for j in judged if not isinstance(j.total, Missing)]
+    return [j.total for j in judged if not isinstance(j.total, MissingScore)]
 
 
-def mean_scores(judged: Sequence[Judged]) -> dict[str, float | None]:
+def mean_scores(judged: Sequence[ScoredReply]) -> dict[str, float | None]:
     """Mean by score over those that exist; None when there is none."""
     names = list(dict.fromkeys(name for j in judged for name in j.scores))
     present = {name: [n for j in judged if (n := j.number(name)) is not None] for name in names}
     return {name: float(np.mean(numbers)) if numbers else None for name, numbers in present.items()}
 
 
-def missing_reasons(judged: Sequence[Judged]) -> dict[str, int]:
+def missing_reasons(judged: Sequence[ScoredReply]) -> dict[str, int]:
     """How many of the raters' scores are missing, by reason."""
-    return dict(Counter(s.reason for j in judged for s in j.card.scores.values() if isinstance(s, Missing)))
+    return dict(Counter(s.reason for j in judged for s in j.card.scores.values() if isinstance(s, MissingScore)))

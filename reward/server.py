@@ -15,52 +15,52 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.monitored_actor import Member
+from cluster.monitored_actor import MonitoredActor
 from common.errors import InputError
-from reward.decoder_pool import DecoderSettings, Unheard, fetched, sound_of
-from reward.remote.cache import merged
-from reward.remote.client import RemoteRater
-from reward.types import Missing, Rated, Rater, Score, Scorecard, SpokenReply
+from reward.decoder_pool import DecodeFailed, DecoderConfig, audio_of, fetch_audio
+from reward.remote.cache import merge_answers
+from reward.remote.client import RemoteJudge
+from reward.types import MissingScore, Rater, RaterOutput, Score, Scorecard, SpokenReply
 from speech.acoustics import measures
 from speech.audio import Waveform
 from speech.families import Family
-from speech.registry import Part, codec_of, load
-from speech.types import Finish, Group, Reply
+from speech.registry import ClassSpec, build_codec, load_object
+from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 
 HEARD = "heard"
 """The detail under which a rater notes the words that it heard; they are compared with the text."""
 
 
-def unfit(reply: Reply) -> Missing | None:
+def reply_defect(reply: Reply) -> MissingScore | None:
     """Why a reply is not scored like a finished one (method §7, rule 5): truncated or malformed replies stay
     unscored."""
     if reply.finish == Finish.LENGTH:
-        return Missing("truncated reply")
+        return MissingScore("truncated reply")
     if reply.finish == Finish.ABORTED:
-        return Missing("aborted reply")
+        return MissingScore("aborted reply")
     if reply.defect is not None:
-        return Missing("malformed reply")
+        return MissingScore("malformed reply")
     return None
 
 
-def cards(raters: Sequence[Rater], spoken: Sequence[SpokenReply], seconds: float) -> list[Scorecard]:
+def score_replies(raters: Sequence[Rater], spoken: Sequence[SpokenReply], seconds: float) -> list[Scorecard]:
     """A card for each reply. seconds: what batch raters get. A rater that raises, or gives what is no finite number,
     gives Missing (method §7, rule 1)."""
-    reasons = [unfit(one.reply) for one in spoken]
+    reasons = [reply_defect(one.reply) for one in spoken]
     fit = [one for one, reason in zip(spoken, reasons, strict=True) if reason is None]
     rated = iter(_rate(raters, fit, seconds))
     return [
-        _card(one, {rater.name: Rated(score=reason) for rater in raters} if reason else next(rated))
+        _card(one, {rater.name: RaterOutput(score=reason) for rater in raters} if reason else next(rated))
         for one, reason in zip(spoken, reasons, strict=True)
     ]
 
 
-def _card(spoken: SpokenReply, rated: Mapping[str, Rated]) -> Scorecard:
+def _card(spoken: SpokenReply, rated: Mapping[str, RaterOutput]) -> Scorecard:
     details = {"text": spoken.text}
     for one in rated.values():
         details |= _words(one.details)
-    whole = spoken.waveform if unfit(spoken.reply) is None else None
+    whole = spoken.waveform if reply_defect(spoken.reply) is None else None
     return Scorecard(
         scores={name: one.score for name, one in rated.items()},
         details=details,
@@ -69,7 +69,7 @@ def _card(spoken: SpokenReply, rated: Mapping[str, Rated]) -> Scorecard:
     )
 
 
-def _rate(raters: Sequence[Rater], spoken: Sequence[SpokenReply], seconds: float) -> list[dict[str, Rated]]:
+def _rate(raters: Sequence[Rater], spoken: Sequence[SpokenReply], seconds: float) -> list[dict[str, RaterOutput]]:
     """What each rater says of each reply, by name, in the order of the raters."""
     elsewhere = [rater for rater in raters if hasattr(rater, "rate_all")]
     here = [rater for rater in raters if not hasattr(rater, "rate_all")]
@@ -85,37 +85,40 @@ def _rate(raters: Sequence[Rater], spoken: Sequence[SpokenReply], seconds: float
     return [{rater.name: of_reply[rater.name] for rater in raters} for of_reply in found]
 
 
-def _one(rater: Rater, spoken: SpokenReply) -> Rated:
+def _one(rater: Rater, spoken: SpokenReply) -> RaterOutput:
     try:
         score = _checked(rater.name, rater.rate(spoken))
-        return Rated(score=score, details=rater.detail(spoken) if hasattr(rater, "detail") else {})
+        return RaterOutput(score=score, details=rater.detail(spoken) if hasattr(rater, "detail") else {})
     except Exception as error:  # whatever a rater raises, its score is missing and the run goes on
-        missing = Missing(f"{rater.name} raised {type(error).__name__}", fault="rater")
-        return Rated(score=missing, details={f"{rater.name}_error": str(error)})
+        missing = MissingScore(f"{rater.name} raised {type(error).__name__}", fault="rater")
+        return RaterOutput(score=missing, details={f"{rater.name}_error": str(error)})
 
 
-def _batch(rater: Rater, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+def _batch(rater: Rater, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
     try:
         rated = rater.rate_all(spoken, seconds)  # type: ignore[attr-defined]  # of those that rate a batch
         if len(rated) != len(spoken):
             raise ValueError(f"{len(rated)} answers to {len(spoken)} replies")
     except Exception as error:  # its words are not kept: a judge has a key to tell
-        return [Rated(score=Missing(f"{rater.name} raised {type(error).__name__}", fault="rater")) for _ in spoken]
-    return [Rated(score=_checked(rater.name, one.score), details=one.details) for one in rated]
+        return [
+            RaterOutput(score=MissingScore(f"{rater.name} raised {type(error).__name__}", fault="rater"))
+            for _ in spoken
+        ]
+    return [RaterOutput(score=_checked(rater.name, one.score), details=one.details) for one in rated]
 
 
 def _checked(name: str, score: object) -> Score:
     """What a rater gave: a finite number or Missing. Anything else is a failure of the rater."""
-    if isinstance(score, Missing):
+    if isinstance(score, MissingScore):
         sound = isinstance(score.reason, str) and score.fault in ("reply", "rater")
-        return score if sound else Missing(f"{name} gave no reason", fault="rater")
+        return score if sound else MissingScore(f"{name} gave no reason", fault="rater")
     try:
         # A truth value is no score, whatever Python makes of it.
         if not isinstance(score, bool) and isinstance(score, numbers.Real) and math.isfinite(score):
             return float(score)
     except (OverflowError, ValueError, TypeError):
         pass  # larger than any float
-    return Missing(f"{name} gave no finite number", fault="rater")
+    return MissingScore(f"{name} gave no finite number", fault="rater")
 
 
 def _words(details: Mapping) -> dict[str, str]:
@@ -123,7 +126,7 @@ def _words(details: Mapping) -> dict[str, str]:
     return {str(key): str(value).encode(errors="replace").decode() for key, value in details.items()}
 
 
-def added(counters: Iterable[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def add_derived_scores(counters: Iterable[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Counters by rater, of several servers, as one."""
     total: dict[str, dict[str, float]] = {}
     for by_rater in counters:
@@ -139,33 +142,33 @@ JUDGES_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings:
+class RewardServerConfig:
     servers: int
     needs: Mapping[str, float]
     """Ray's resources of each server."""
     checkpoint: str
     """For its tokenizer."""
-    codec: Part
+    codec: ClassSpec
     """Loaded through `codec.load(path)`."""
-    raters: tuple[Part, ...]
+    raters: tuple[ClassSpec, ...]
     start_seconds: float
     score_seconds: float
     """Deadline for scoring a batch."""
     beat_seconds: float
     """How long a server may give no sign of life."""
-    decoders: DecoderSettings | None = None
+    decoders: DecoderConfig | None = None
     """Actors that decode for the servers; None: each server decodes by itself."""
 
 
-class RewardServer(Member):
+class RewardServer(MonitoredActor):
     """Scores groups. A rater that raises gives Missing, never a number (method §7, rule 1)."""
 
-    def __init__(self, settings: ServerSettings, family: Family, answers: pa.Table | None = None) -> None:
+    def __init__(self, settings: RewardServerConfig, family: Family, answers: pa.Table | None = None) -> None:
         """answers: of remote raters, from before."""
         super().__init__()
         self._seconds = settings.score_seconds
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._codec = None if settings.decoders else codec_of(settings.codec.use, settings.codec.arguments)
+        self._codec = None if settings.decoders else build_codec(settings.codec.use, settings.codec.arguments)
         self._raters: list[Rater] = [part.build() for part in settings.raters]
         for part, rater in zip(settings.raters, self._raters, strict=True):
             if part.name and part.name != rater.name:
@@ -180,30 +183,30 @@ class RewardServer(Member):
         return versions if self._codec is None else versions | {"codec": self._codec.version}
 
     def score(
-        self, groups: list[Group], sounds: list[ray.ObjectRef | None] | None = None
-    ) -> list[list[Scorecard | Unheard]]:
+        self, groups: list[ReplyGroup], sounds: list[ray.ObjectRef | None] | None = None
+    ) -> list[list[Scorecard | DecodeFailed]]:
         """A card for each reply of each group. sounds: of all replies, one group's after another's, where decoders make
         them."""
         end = time.monotonic() + JUDGES_SHARE * self._seconds
         replies = [(group.prompt, reply) for group in groups for reply in group.replies]
-        heard = self.decode([reply.token_ids for _, reply in replies]) if sounds is None else fetched(sounds)
+        heard = self.decode([reply.token_ids for _, reply in replies]) if sounds is None else fetch_audio(sounds)
         spoken = [
             SpokenReply(prompt=prompt, reply=reply, text=self._vocabulary.text(reply.token_ids), waveform=waveform)
             for (prompt, reply), waveform in zip(replies, heard, strict=True)
-            if not isinstance(waveform, Unheard)
+            if not isinstance(waveform, DecodeFailed)
         ]
-        rated = iter(cards(self._raters, spoken, end - time.monotonic()))
-        found = iter([sound if isinstance(sound, Unheard) else next(rated) for sound in heard])
+        rated = iter(score_replies(self._raters, spoken, end - time.monotonic()))
+        found = iter([sound if isinstance(sound, DecodeFailed) else next(rated) for sound in heard])
         return [[next(found) for _ in group.replies] for group in groups]
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
         """A card for each reply, which is there already, from the raters of these names alone."""
         chosen = [rater for rater in self._raters if rater.name in raters]
-        return cards(chosen, spoken, JUDGES_SHARE * self._seconds)
+        return score_replies(chosen, spoken, JUDGES_SHARE * self._seconds)
 
     def cache_entries(self) -> pa.Table:
         """What remote raters answered, of the schema `reward.remote.cache.ANSWERS`."""
-        return merged(rater.cache.table() for rater in self._raters if hasattr(rater, "cache"))
+        return merge_answers(rater.cache.table() for rater in self._raters if hasattr(rater, "cache"))
 
     def load_cache(self, answers: pa.Table) -> int:
         """Adds answers from elsewhere. Returns how many it was given."""
@@ -215,15 +218,15 @@ class RewardServer(Member):
     def counters(self) -> tuple[float, dict[str, dict[str, float]], dict[str, bool]]:
         """When this server was started, what happened with each remote rater since (`remote.Counters`), and whether it
         is left alone now."""
-        asked = [rater for rater in self._raters if isinstance(rater, RemoteRater)]
+        asked = [rater for rater in self._raters if isinstance(rater, RemoteJudge)]
         return self._born, {r.name: r.counters() for r in asked}, {r.name: r.left_alone for r in asked}
 
     def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
         """The waveform of the speech tokens among ids [T] of each reply, or None when there are none."""
         assert self._codec is not None, "decoders decode"
-        return [sound_of(ids, self._vocabulary, self._codec) for ids in replies]
+        return [audio_of(ids, self._vocabulary, self._codec) for ids in replies]
 
     def measure(self, function: str, sounds: list[Waveform]) -> list[float]:
         """A function of a waveform, named "module:function", of each."""
-        measured = load(function)
+        measured = load_object(function)
         return [float(measured(sound)) for sound in sounds]

@@ -9,7 +9,7 @@ from speech.types import Prompt, Reply
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingScore:
     """A score that does not exist. It stays missing: it never becomes a number (method §7, rule 1)."""
 
     reason: str
@@ -18,7 +18,7 @@ class Missing:
     """Whose it is: "reply" (nothing there to rate) or "rater" (it failed, which says nothing about the reply)."""
 
 
-Score = float | Missing
+Score = float | MissingScore
 """A number on the rater's scale (1..5 unless configured otherwise), or Missing."""
 
 
@@ -47,7 +47,7 @@ class Rater(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rated:
+class RaterOutput:
     """What one rater made of one reply."""
 
     score: Score
@@ -58,7 +58,7 @@ class Rated:
 class BatchRater(Rater, Protocol):
     """A rater that is better asked about many replies at once: a judge that is reached over a network."""
 
-    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
         """One for each reply, in order, within so many seconds: what is not there by then is Missing. Called in a
         thread of its own; used in place of `rate`. A reply that fails leaves the others as they are."""
         ...
@@ -79,4 +79,4 @@ class Scorecard:
 
     def number(self, rater: str) -> float | None:
         score = self.scores.get(rater)
-        return None if score is None or isinstance(score, Missing) else score
+        return None if score is None or isinstance(score, MissingScore) else score

@@ -1,4 +1,4 @@
-"""Keeps sampled replies to the interleave structure: a vLLM logits processor driven by `speech.grammar.table`.
+"""Keeps sampled replies to the interleave structure: a vLLM logits processor driven by `speech.grammar.grammar_table`.
 
 This is the interface of vLLM's model runner V1, which CPU builds use. `rollout.vllm_engine` selects that runner
 wherever the structure is enforced.
@@ -12,7 +12,7 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from speech.families import family
-from speech.grammar import Kind, kind_table, table
+from speech.grammar import TokenKind, grammar_table, token_kinds
 from speech.vocabulary import Vocabulary
 
 CONFIG_KEY = "duet_structure"
@@ -41,11 +41,11 @@ class StructureProcessor(LogitsProcessor):
         settings = json.loads(vllm_config.additional_config[CONFIG_KEY])
         chosen = family(settings["family"])
         vocabulary = Vocabulary.from_checkpoint(Path(settings["checkpoint"]), chosen.tokens)
-        self._table = table(chosen.interleave)
-        kinds = kind_table(vocabulary)
+        self._table = grammar_table(chosen.interleave)
+        kinds = token_kinds(vocabulary)
         self._kinds: list[int] = kinds.tolist()
         self._followers: dict[int, _Follower] = {}
-        forbidden = [((kinds & allowed) == 0) for allowed in range(int(max(Kind)) * 2)]
+        forbidden = [((kinds & allowed) == 0) for allowed in range(int(max(TokenKind)) * 2)]
         self._forbidden = torch.from_numpy(np.stack(forbidden)).to(device)
         """bool [sets of kinds, size]: row s marks what the set s of kinds forbids."""
 

@@ -10,12 +10,12 @@ import time
 from typing import Any
 
 from cluster.exit_watcher import exit_status
-from cluster.post_mortem import ending
+from cluster.post_mortem import read_exit
 
 LOOK_SECONDS = 0.25
 
 
-class EngineLife:
+class EngineLiveness:
     """Looks after the engine process of an LLM; one that runs in this process has none."""
 
     def __init__(self, llm: Any) -> None:
@@ -45,5 +45,5 @@ class EngineLife:
     def _ended(self, pid: int, handle: int) -> str:
         status = exit_status(handle)
         os.close(handle)
-        how = "ended, exit status not known" if status is None else ending(status)
+        how = "ended, exit status not known" if status is None else read_exit(status)
         return f"engine process {pid} {how}"

@@ -12,7 +12,7 @@ ANYWHERE = ("0.0.0.0", "::", "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class Listener:
     """Where to listen, and what to call it."""
 
     bind: str
@@ -20,7 +20,7 @@ class Door:
     """Host under which others find it; empty: whatever they call the controller's machine."""
 
 
-def door(host: str, node: str, home: str) -> Door | None:
+def bind_port(host: str, node: str, home: str) -> Listener | None:
     """Where a worker on `node` serves its metrics, by `metrics.host`, which is the controller's at `home`.
 
     Nothing opens to a network unless that was asked for: with a local host, only a worker on the controller's own
@@ -30,7 +30,7 @@ def door(host: str, node: str, home: str) -> Door | None:
     if is_local(host) and not here:
         return None
     bind = host if here or host in ANYWHERE else node
-    return Door(bind=bind, told="" if here else node)
+    return Listener(bind=bind, told="" if here else node)
 
 
 def is_local(host: str) -> bool:
@@ -41,7 +41,7 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(where: Door | None) -> str | None:
+def serve_metrics(where: Listener | None) -> str | None:
     """Serves what vLLM counts in this process, on any free port. Returns "host:port", the host as `told`; None where
     there is no door."""
     if where is None:
@@ -55,9 +55,9 @@ def serve(where: Door | None) -> str | None:
     # underscore for the colon in vLLM's names.
     answer = server.get_app()
     server.set_app(lambda environ, respond: answer({**environ, "HTTP_ACCEPT": "text/plain"}, respond))
-    return address(where.told, server.server_port)
+    return metrics_address(where.told, server.server_port)
 
 
-def address(host: str, port: int) -> str:
+def metrics_address(host: str, port: int) -> str:
     """host:port, with the brackets that an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

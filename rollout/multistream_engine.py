@@ -2,7 +2,7 @@
 
 Replies that are under way are drawn together, a step at a time, as many as there is room for; when one ends, the next
 takes its place. The prompt of a group is computed once, for the first of its replies that is drawn under the same
-weights. Interface and behaviour are those of `rollout.vllm_engine.Engine`. No Ray and no vLLM here.
+weights. Interface and behaviour are those of `rollout.vllm_engine.VllmEngine`. No Ray and no vLLM here.
 
 Keys and values of the replies that are under way: a row for each, the rows in use in front.
 """
@@ -21,17 +21,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import InputError
-from rollout.multistream_sampler import Chooser
-from rollout.vllm_engine import EngineSettings, HalfTaken, Order, SamplingSettings, sample_groups
+from rollout.multistream_sampler import MultiStreamSampler
+from rollout.vllm_engine import EngineConfig, PartialWeightUpdate, RolloutRequest, SamplingConfig, generate_groups
 from speech.families import Family
-from speech.grammar import check, kind_table
-from speech.modeling import pretrained
-from speech.types import Finish, Group, Prompt, Reply
+from speech.grammar import check_reply_grammar, token_kinds
+from speech.modeling import load_pretrained
+from speech.types import Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
-from weight_sync.vllm_receiver import merged
+from weight_sync.vllm_receiver import merge_lora
 
 
-class Slots:
+class KVCache:
     """What layers of a transformers model take for a cache, in memory that is taken once. Whoever uses the rows knows
     which is whose; a step is everything that the model takes at once."""
 
@@ -81,10 +81,10 @@ LOGITS = 2**25
 
 
 @dataclass(kw_only=True, eq=False)
-class Drawing:
+class RunningReply:
     """A reply under way."""
 
-    order: Order
+    order: RolloutRequest
     index: int
     generator: np.random.Generator
     most: int
@@ -104,10 +104,10 @@ class Drawing:
     finish: Finish | None = None
 
 
-class ParallelEngine:
+class MultiStreamEngine:
     """A loaded model. Until the first update it holds the checkpoint's weights under version 0."""
 
-    def __init__(self, settings: EngineSettings, family: Family, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: EngineConfig, family: Family, vocabulary: Vocabulary) -> None:
         if settings.tensor_parallel > 1:
             raise InputError(
                 f"rollout.tensor_parallel: {settings.tensor_parallel}, but the engine of family {family.name} keeps "
@@ -117,23 +117,23 @@ class ParallelEngine:
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._streams, self._vocabulary, self._pattern = family.streams, vocabulary, family.interleave
-        self._kinds, self._channels = kind_table(vocabulary), vocabulary.channel_table()
+        self._kinds, self._channels = token_kinds(vocabulary), vocabulary.channel_table()
         self._max_length = settings.max_length
         dtype = getattr(torch, settings.dtype)
-        model = pretrained(settings.checkpoint, family, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+        model = load_pretrained(settings.checkpoint, family, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         self._checkpoint = Path(settings.checkpoint)
         self._model = model.to(self._device).eval().requires_grad_(False)
-        self._chooser = Chooser(
+        self._chooser = MultiStreamSampler(
             family.interleave, self._kinds, family.streams, constrained=settings.constrained, device=self._device
         )
         self._rows, self._slots = self._room(settings)
         self._version = 0
-        self._waiting: deque[tuple[Order, int]] = deque()
-        self._running: list[Drawing] = []
+        self._waiting: deque[tuple[RolloutRequest, int]] = deque()
+        self._running: list[RunningReply] = []
         """By row of the slots."""
-        self._finished: list[Drawing] = []
+        self._finished: list[RunningReply] = []
 
-    def _room(self, settings: EngineSettings) -> tuple[int, Slots]:
+    def _room(self, settings: EngineConfig) -> tuple[int, KVCache]:
         """Rows for replies at once, and their keys and values. Raises InputError where there is no room for one."""
         config, parameter = self._model.config, next(self._model.parameters())
         shape = {
@@ -148,12 +148,12 @@ class ParallelEngine:
             whole, used = torch.cuda.mem_get_info(self._device)[1], torch.cuda.memory_allocated(self._device)
             logits = 4.0 * 4 * settings.max_sequences * config.vocab_size
             key, room = "rollout.gpu_memory_share", whole * settings.gpu_memory_share - used - logits
-        rows = min(settings.max_sequences, int(room // Slots.row_bytes(**shape, dtype=parameter.dtype)))
+        rows = min(settings.max_sequences, int(room // KVCache.row_bytes(**shape, dtype=parameter.dtype)))
         if rows < 1:
             raise InputError(
                 f"{key}: no room for the keys and values of a reply of model.max_length = {settings.max_length} tokens"
             )
-        return rows, Slots(rows=rows, **shape, dtype=parameter.dtype, device=self._device)
+        return rows, KVCache(rows=rows, **shape, dtype=parameter.dtype, device=self._device)
 
     @property
     def weight_version(self) -> int:
@@ -163,7 +163,7 @@ class ParallelEngine:
         """As of an engine in a process of its own, which this one has not."""
         return None
 
-    def submit(self, orders: Sequence[Order]) -> None:
+    def submit(self, orders: Sequence[RolloutRequest]) -> None:
         """Groups to be drawn, beside those that are under way. Raises ValueError for one that does not fit."""
         for order in orders:
             tokens = len(order.prompt.token_ids)
@@ -189,10 +189,10 @@ class ParallelEngine:
             part.clear()
 
     def sample(
-        self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
-    ) -> list[Group]:
+        self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig, seeds: list[int], worker: str
+    ) -> list[ReplyGroup]:
         """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
-        return sample_groups(self, prompts, group_size, sampling, seeds, worker)
+        return generate_groups(self, prompts, group_size, sampling, seeds, worker)
 
     @torch.inference_mode()
     def _step(self) -> None:
@@ -222,7 +222,7 @@ class ParallelEngine:
         found = self._model.model(input_ids=ids, use_cache=True, **where).last_hidden_state
         return found[:, -self._streams :]
 
-    def _admit(self, order: Order, index: int) -> None:
+    def _admit(self, order: RolloutRequest, index: int) -> None:
         """Gives a reply a row, with the keys and values of its prompt but for the last step, which is still to be
         taken: its outputs are what the first tokens are drawn from."""
         ids, row = order.prompt.token_ids, len(self._running)
@@ -235,7 +235,7 @@ class ParallelEngine:
         elif steps:
             self._prefill(row, ids[: -self._streams])
         self._running.append(
-            Drawing(
+            RunningReply(
                 order=order,
                 index=index,
                 generator=np.random.default_rng(order.seed + index),
@@ -272,7 +272,7 @@ class ParallelEngine:
                     self._slots.copy(len(self._running), row, last.length)
                     self._running[row] = last
 
-    def _reply(self, drawn: Drawing, worker: str) -> Reply:
+    def _reply(self, drawn: RunningReply, worker: str) -> Reply:
         ids = np.asarray(drawn.tokens, dtype=np.int32)
         first, newest = drawn.versions or (self._version, self._version)
         return Reply(
@@ -284,7 +284,7 @@ class ParallelEngine:
             weight_version=first,
             newest_version=newest,
             finish=drawn.finish or Finish.ABORTED,
-            defect=check(ids, self._pattern, self._kinds),
+            defect=check_reply_grammar(ids, self._pattern, self._kinds),
             worker=worker,
             seed=drawn.order.seed,
         )
@@ -293,7 +293,7 @@ class ParallelEngine:
     def load_weights(
         self, files: Iterable[Path], version: int, *, whole: bool = True, scale: float | None = None
     ) -> None:
-        """As `rollout.vllm_engine.Engine.load_weights`: takes the weights in safetensors files as this version."""
+        """As `rollout.vllm_engine.VllmEngine.load_weights`: takes the weights in safetensors files as this version."""
         files = iter(files)
         first = next(files)
         try:
@@ -308,12 +308,12 @@ class ParallelEngine:
                         own[name].copy_(weights.get_tensor(name))
                         missing.discard(name)
             if scale is not None:
-                for name, weight in merged(self._checkpoint, adapters, scale):
+                for name, weight in merge_lora(self._checkpoint, adapters, scale):
                     own[name].copy_(weight)
             elif whole and missing:
                 raise KeyError(f"nothing came for {', '.join(sorted(missing)[:3])}")
         except Exception as error:  # of a file, of the file system, of a name: whatever it is, half is in
-            raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error
+            raise PartialWeightUpdate(f"weights {version} were not taken to the end: {error!r}") from error
         self._version = version
 
     @torch.inference_mode()

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speech.grammar import Kind, Pattern, table
+from speech.grammar import Grammar, TokenKind, grammar_table
 
 BLOCK = 256
 """Tokens of a block in which one is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class TokenRange:
     """Ids that a stream may have: only their rows of the output layer are used."""
 
     first: int
@@ -23,17 +23,18 @@ class Range:
     """bool [sets of kinds, end − first]: row s marks what the set s of kinds forbids. None: nothing is forbidden."""
 
 
-class Chooser:
-    """One structure on one vocabulary. The state of a reply is a number, 0 at its start (`speech.grammar.table`)."""
+class MultiStreamSampler:
+    """One structure on one vocabulary. The state of a reply is a number, 0 at its start
+    (`speech.grammar.grammar_table`)."""
 
     def __init__(
-        self, pattern: Pattern, kinds: np.ndarray, streams: int, *, constrained: bool, device: torch.device
+        self, pattern: Grammar, kinds: np.ndarray, streams: int, *, constrained: bool, device: torch.device
     ) -> None:
         """kinds: int8 [V], of every id."""
-        self._table = table(pattern)
+        self._table = grammar_table(pattern)
         self._kinds: list[int] = kinds.tolist()
         self._constrained = constrained
-        counts = {kind: int((kinds == kind).sum()) for kind in Kind}
+        counts = {kind: int((kinds == kind).sum()) for kind in TokenKind}
         self._only: dict[int, int | None] = {}
         """By set of kinds: the id that is all it allows, if it is one."""
         for allowed in set(self._table.allowed):
@@ -53,14 +54,14 @@ class Chooser:
                 waiting += [(after, (stream + 1) % streams) for after in following]
         return found
 
-    def _range(self, kinds: np.ndarray, union: int, device: torch.device) -> Range:
+    def _range(self, kinds: np.ndarray, union: int, device: torch.device) -> TokenRange:
         if not self._constrained:
-            return Range(first=0, end=len(kinds), forbidden=None)
+            return TokenRange(first=0, end=len(kinds), forbidden=None)
         ids = np.flatnonzero(kinds & union)
         first, end = int(ids[0]), int(ids[-1]) + 1
-        sets = np.arange(2 * int(max(Kind)))
+        sets = np.arange(2 * int(max(TokenKind)))
         forbidden = (kinds[None, first:end] & sets[:, None]) == 0
-        return Range(first=first, end=end, forbidden=torch.from_numpy(forbidden).to(device))
+        return TokenRange(first=first, end=end, forbidden=torch.from_numpy(forbidden).to(device))
 
     def after(self, state: int, token: int) -> int:
         """The state that follows; without a structure there is only one."""
@@ -99,7 +100,7 @@ class Chooser:
         return [token for token in tokens if token is not None], logps
 
     @staticmethod
-    def _logits(ids: Range, layer: nn.Linear, hidden: Tensor, sets: list[int], temperatures: Tensor) -> Tensor:
+    def _logits(ids: TokenRange, layer: nn.Linear, hidden: Tensor, sets: list[int], temperatures: Tensor) -> Tensor:
         logits = nn.functional.linear(hidden, layer.weight[ids.first : ids.end]).float().div_(temperatures[:, None])
         if ids.forbidden is None:
             return logits

@@ -6,15 +6,15 @@ from typing import Any, Protocol
 
 import ray
 
-from cluster.actor_pool import Crew, CrewSettings, Pool, Renewal
-from cluster.placement import Place
+from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool, WeightUpdateRequest
+from cluster.placement import Placement
 from cluster.replica_state import UP
-from cluster.task_queue import Failed, Job, Results
-from rollout.vllm_engine import EngineSettings, Order, SamplingSettings, process_environment
-from rollout.worker import Drawn, Probe, RolloutWorker, SyncReport
+from cluster.task_queue import Results, TaskFailed, TaskQueue
+from rollout.vllm_engine import EngineConfig, RolloutRequest, SamplingConfig, process_environment
+from rollout.worker import RolloutResult, RolloutWorker, SyncReport, WeightCheck
 from speech.families import Family
 from speech.types import Prompt, Reply
-from weight_sync.update import Parcel
+from weight_sync.update import WeightUpdate
 
 TURN_SECONDS = 0.2
 """A worker draws for so long before it answers: how late it is heard, and how late it hears."""
@@ -28,13 +28,13 @@ WAITS = 4
 most twice as long as the others, for the group, for a broadcast."""
 
 
-class Broadcaster(Protocol):
+class WeightBroadcaster(Protocol):
     """Gives weights to those that come when it calls."""
 
     def free(self) -> bool:
         """Whether it can now: it does nothing else."""
 
-    def deliver(self, parcel: Parcel, seats: Sequence[str], seconds: float) -> Parcel:
+    def deliver(self, parcel: WeightUpdate, seats: Sequence[str], seconds: float) -> WeightUpdate:
         """Has it call these, of which none waits longer than so for another. Returns what brings them there."""
 
 
@@ -43,7 +43,7 @@ class StaleWeights(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSettings:
+class RolloutPoolConfig:
     workers: int
     needs: Mapping[str, float]
     """Ray's resources of each worker."""
@@ -65,7 +65,7 @@ class PoolSettings:
     """Workers keep the weights of their checkpoint: they are given none, and draw from the start."""
 
 
-class RolloutPool(Pool):
+class RolloutPool(SpeechPool):
     """Rollout workers by name. `begin` and `start`, then `update` before the first `order`, unless the weights
     are fixed.
 
@@ -75,19 +75,19 @@ class RolloutPool(Pool):
 
     def __init__(
         self,
-        settings: PoolSettings,
-        engine: EngineSettings,
+        settings: RolloutPoolConfig,
+        engine: EngineConfig,
         family: Family,
         seed: int,
         tell: Callable[..., None],
-        company: list[Crew] | None = None,
+        company: list[ActorPool] | None = None,
     ) -> None:
-        """tell: takes events, a kind and fields. company: see `Crew`."""
+        """tell: takes events, a kind and fields. company: see `ActorPool`."""
         self._settings, self._ranks = settings, engine.tensor_parallel
-        self._first: tuple[list[Prompt], int, SamplingSettings] | None = None
+        self._first: tuple[list[Prompt], int, SamplingConfig] | None = None
         self._reports: dict[tuple[str, int], SyncReport] = {}
         """The newest by name and incarnation of a worker."""
-        self._orders: dict[int, Order] = {}
+        self._orders: dict[int, RolloutRequest] = {}
         """Those whose groups are not whole."""
         self._missing: dict[int, set[int]] = {}
         """Indices of the replies that they lack."""
@@ -95,12 +95,12 @@ class RolloutPool(Pool):
         home = ray.util.get_node_ip_address()
         environment = {"env_vars": process_environment(engine)}
 
-        def make(name: str, place: Place) -> Any:
+        def make(name: str, place: Placement) -> Any:
             remote = ray.remote(RolloutWorker).options(runtime_env=environment, **place.options())
             return remote.remote(name, engine, family, seed + int(name.rpartition("-")[2]), settings.metrics_host, home)
 
-        self._crew = Crew(
-            CrewSettings(
+        self._crew = ActorPool(
+            ActorPoolConfig(
                 role="rollout",
                 members=settings.workers,
                 start_seconds=settings.start_seconds,
@@ -115,10 +115,10 @@ class RolloutPool(Pool):
             tell=tell,
             company=company,
         )
-        self._job = Job(self._ask, "drawing replies", read=self._read, room=settings.groups_at_once)
+        self._job = TaskQueue(self._ask, "drawing replies", read=self._read, room=settings.groups_at_once)
         self._crew.open(self._job)
 
-    def begin(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, *, strict: bool = True) -> None:
+    def begin(self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig, *, strict: bool = True) -> None:
         """Has every engine start, and sample once. strict: whether one that fails ends the start."""
         self._first = (prompts, group_size, sampling)
         self._crew.begin(strict=strict)
@@ -127,10 +127,12 @@ class RolloutPool(Pool):
         """Waits until all have."""
         self._crew.start(strict=strict)
 
-    def order(self, prompt: Prompt, group_size: int, sampling: SamplingSettings, seed: int) -> int:
+    def order(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int:
         """A group to be drawn by whoever has room. Returns its number; its replies come one by one."""
         number = self._job.add(f"prompt {prompt.id}")
-        self._orders[number] = Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
+        self._orders[number] = RolloutRequest(
+            number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed
+        )
         self._missing[number] = set(range(group_size))
         return number
 
@@ -152,7 +154,7 @@ class RolloutPool(Pool):
         seconds = max(TURN_SECONDS, len(self.names) / ANSWERS)
         return worker.turn.remote([self._orders[item] for item in items], seconds)
 
-    def _read(self, drawn: Drawn, items: tuple[int, ...]) -> Results:
+    def _read(self, drawn: RolloutResult, items: tuple[int, ...]) -> Results:
         """Groups that are whole now; what came twice, of a group that was drawn again, counts once."""
         for number, reply in drawn.replies:
             missing = self._missing.get(number, set())
@@ -164,16 +166,16 @@ class RolloutPool(Pool):
                     yield number, None
         for number, reason in drawn.refused:
             if number in self._orders:
-                yield number, Failed(reason)
+                yield number, TaskFailed(reason)
 
     def update(
         self,
-        parcel: Parcel,
+        parcel: WeightUpdate,
         mix: float | None,
-        probe: Probe,
+        probe: WeightCheck,
         *,
         strict: bool = False,
-        broadcaster: Broadcaster | None = None,
+        broadcaster: WeightBroadcaster | None = None,
     ) -> dict[str, SyncReport]:
         """Gives every worker these weights and λ. Raises StaleWeights when a probe does not agree.
         strict: whether a worker that cannot take them is an error, and not replaced. broadcaster: who broadcasts them,
@@ -183,20 +185,20 @@ class RolloutPool(Pool):
             check_probe(name, report, parcel.version, self._settings.probe_limit)
             self._reports[name, self._crew.fleet.members[name].incarnation] = report
 
-        def call(parcel: Parcel) -> Callable[[Any], ray.ObjectRef]:
+        def call(parcel: WeightUpdate) -> Callable[[Any], ray.ObjectRef]:
             return lambda worker: worker.update.remote(parcel, mix, probe)
 
         doing = f"taking weights {parcel.version}"
         if broadcaster is None or parcel.call is None:
-            return self._crew.renew(Renewal(check=check, doing=doing, call=call(parcel)), strict=strict)
-        rounds = Broadcast(
+            return self._crew.renew(WeightUpdateRequest(check=check, doing=doing, call=call(parcel)), strict=strict)
+        rounds = BroadcastUpdate(
             broadcaster=broadcaster,
             parcel=parcel,
             call=call,
             ranks=self._ranks,
             seconds=self._settings.sync_seconds / WAITS,
         )
-        return self._crew.renew(Renewal(check=check, doing=doing, rounds=rounds), strict=strict)
+        return self._crew.renew(WeightUpdateRequest(check=check, doing=doing, rounds=rounds), strict=strict)
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -216,12 +218,12 @@ class RolloutPool(Pool):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broadcast:
-    """Rounds (`cluster.actor_pool.Rounds`) in which weights go to those workers that lack them."""
+class BroadcastUpdate:
+    """Rounds (`cluster.actor_pool.BroadcastRounds`) in which weights go to those workers that lack them."""
 
-    broadcaster: Broadcaster
-    parcel: Parcel
-    call: Callable[[Parcel], Callable[[Any], ray.ObjectRef]]
+    broadcaster: WeightBroadcaster
+    parcel: WeightUpdate
+    call: Callable[[WeightUpdate], Callable[[Any], ray.ObjectRef]]
     """Has a worker take a parcel."""
     ranks: int
     """Processes of each engine that have a part of the model; each has a seat."""

@@ -16,19 +16,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cluster.waiting import Interrupted
-from rollout.engine_liveness import EngineLife
+from cluster.waiting import SyncInterrupted
+from rollout.engine_liveness import EngineLiveness
 from speech.audio import read_features
 from speech.families import Family
-from speech.grammar import check, kind_table
-from speech.types import Finish, Group, Prompt, Reply
+from speech.grammar import check_reply_grammar, token_kinds
+from speech.types import Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
-from weight_sync.broadcast import Broadcasts
-from weight_sync.update import Parcel
+from weight_sync.broadcast import BroadcastReceiver
+from weight_sync.update import WeightUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineConfig:
     """What an engine is started with."""
 
     checkpoint: str
@@ -54,7 +54,7 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
+class SamplingConfig:
     """The distribution that replies are drawn from."""
 
     temperature: float
@@ -62,33 +62,38 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RolloutRequest:
     """A group to be drawn."""
 
     number: int
     """Whoever orders tells groups apart by it."""
     prompt: Prompt
     group_size: int
-    sampling: SamplingSettings
+    sampling: SamplingConfig
     seed: int
     """Fixes the draws: that of a reply is this plus its index."""
 
 
-class Draws(Protocol):
+class RolloutEngine(Protocol):
     """What draws replies."""
 
-    def submit(self, orders: Sequence[Order]) -> None: ...
+    def submit(self, orders: Sequence[RolloutRequest]) -> None: ...
 
     def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]: ...
 
 
-def sample_groups(
-    engine: Draws, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
-) -> list[Group]:
+def generate_groups(
+    engine: RolloutEngine,
+    prompts: list[Prompt],
+    group_size: int,
+    sampling: SamplingConfig,
+    seeds: list[int],
+    worker: str,
+) -> list[ReplyGroup]:
     """A group for each prompt, drawn to the end; nothing else may be under way. seeds: one a prompt."""
     engine.submit(
         [
-            Order(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
+            RolloutRequest(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
             for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
     )
@@ -96,23 +101,23 @@ def sample_groups(
     for number, reply in engine.turn(float("inf"), worker):
         replies[number].append(reply)
     return [
-        Group(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
+        ReplyGroup(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
         for prompt, drawn in zip(prompts, replies, strict=True)
     ]
 
 
-class HalfTaken(RuntimeError):
+class PartialWeightUpdate(RuntimeError):
     """Some parameters may be new and others old, or nowhere: the engine is of no more use."""
 
 
-class Engine:
+class VllmEngine:
     """A started vLLM engine.
 
     Weights pass through vLLM's life cycle: start, update, finish with the version. Until the first update the engine
     holds the checkpoint's weights under version 0.
     """
 
-    def __init__(self, settings: EngineSettings, family: Family, vocabulary: Vocabulary, seed: int) -> None:
+    def __init__(self, settings: EngineConfig, family: Family, vocabulary: Vocabulary, seed: int) -> None:
         _set_environment(settings)
         from vllm import LLM  # after the environment: vLLM reads it on import
 
@@ -122,13 +127,13 @@ class Engine:
         structure = {CONFIG_KEY: json.dumps({"family": family.name, "checkpoint": settings.checkpoint})}
         self._vocabulary = vocabulary
         self._pattern = family.interleave
-        self._kinds = kind_table(vocabulary)
+        self._kinds = token_kinds(vocabulary)
         self._channels = vocabulary.channel_table()
         self._version = 0
         self._in_process, self._dtype = settings.in_process, settings.dtype
-        self._drawing: dict[str, tuple[Order, int]] = {}
+        self._drawing: dict[str, tuple[RolloutRequest, int]] = {}
         """Replies under way by vLLM's name for the request: their order, and their index in its group."""
-        self._finished: list[tuple[Order, int, Any]] = []
+        self._finished: list[tuple[RolloutRequest, int, Any]] = []
         self._probing: dict[str, Any] = {}
         self._names = itertools.count()
         self._llm = LLM(
@@ -160,8 +165,8 @@ class Engine:
             enable_prompt_embeds=family.hears == "features",
             worker_extension_cls="weight_sync.vllm_receiver.WorkerExtension",
         )
-        self.life = EngineLife(self._llm)
-        self._broadcasts = Broadcasts(self._llm)
+        self.life = EngineLiveness(self._llm)
+        self._broadcasts = BroadcastReceiver(self._llm)
         self._stands_still = False
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._llm.update_weight_version("0")
@@ -170,7 +175,7 @@ class Engine:
     def weight_version(self) -> int:
         return self._version
 
-    def submit(self, orders: Sequence[Order]) -> None:
+    def submit(self, orders: Sequence[RolloutRequest]) -> None:
         """Groups to be drawn, beside those that are under way."""
         for order in orders:
             for index in range(order.group_size):
@@ -231,10 +236,10 @@ class Engine:
         self._finished.clear()
 
     def sample(
-        self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings, seeds: list[int], worker: str
-    ) -> list[Group]:
+        self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig, seeds: list[int], worker: str
+    ) -> list[ReplyGroup]:
         """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
-        return sample_groups(self, prompts, group_size, sampling, seeds, worker)
+        return generate_groups(self, prompts, group_size, sampling, seeds, worker)
 
     def ended(self, error: Exception) -> str | None:
         """How the engine ended, where that is what made a call fail."""
@@ -251,7 +256,7 @@ class Engine:
                 elif output.request_id in self._probing:
                     self._probing[output.request_id] = output
 
-    def _reply(self, order: Order, index: int, drawn: Any, worker: str) -> Reply:
+    def _reply(self, order: RolloutRequest, index: int, drawn: Any, worker: str) -> Reply:
         ids = np.asarray(drawn.token_ids, dtype=np.int32)
         logps = np.asarray(
             [step[token].logprob for step, token in zip(drawn.logprobs, drawn.token_ids, strict=True)],
@@ -268,7 +273,7 @@ class Engine:
             weight_version=min(versions, default=self._version),
             newest_version=max(versions, default=self._version),
             finish=finish,
-            defect=check(ids, self._pattern, self._kinds),
+            defect=check_reply_grammar(ids, self._pattern, self._kinds),
             worker=worker,
             seed=order.seed,
         )
@@ -279,8 +284,8 @@ class Engine:
         """Takes the weights in safetensors files as this version; each file is read before the next is asked for. What
         is under way goes on with them, and with the keys and values that the old ones computed. whole: whether all
         parameters are in them; those that are not stay as they are. scale: of adapters, if they are those (see
-        `weight_sync.update.Parcel`). Raises HalfTaken when something failed after the first file; before it, nothing
-        has happened to the engine."""
+        `weight_sync.update.WeightUpdate`). Raises HalfTaken when something failed after the first file; before it,
+        nothing has happened to the engine."""
         files = iter(files)
         first = next(files)
         with self._still():
@@ -290,20 +295,20 @@ class Engine:
                     self._llm.update_weights({"update_info": {"path": str(path), "whole": whole, "scale": scale}})
                 self._llm.finish_weight_update(weight_version=str(version))
             except Exception as error:  # of vLLM, of Ray, of the file system: whatever it is, half is in
-                raise HalfTaken(f"weights {version} were not taken to the end: {error!r}") from error
+                raise PartialWeightUpdate(f"weights {version} were not taken to the end: {error!r}") from error
         self._version = version
 
-    def take_broadcast(self, parcel: Parcel, worker: str) -> None:
+    def take_broadcast(self, parcel: WeightUpdate, worker: str) -> None:
         """Takes the weights that the learner broadcasts, while it does. What is under way goes on as after
         `load_weights`. worker: whose engine it is. Raises Interrupted when not all came: called with the same parcel it
         goes on where it was, and until then nothing may be drawn. Raises HalfTaken for what cannot go on."""
         with self._still():
             try:
                 self._broadcasts.take(parcel, worker)
-            except Interrupted:
+            except SyncInterrupted:
                 raise
             except Exception as error:  # as in `load_weights`
-                raise HalfTaken(f"weights {parcel.version} were not taken to the end: {error!r}") from error
+                raise PartialWeightUpdate(f"weights {parcel.version} were not taken to the end: {error!r}") from error
         self._version = parcel.version
 
     @contextmanager
@@ -353,7 +358,7 @@ def _block_size() -> int | None:
     return None if torch.cuda.is_available() else 32
 
 
-def process_environment(settings: EngineSettings) -> dict[str, str]:
+def process_environment(settings: EngineConfig) -> dict[str, str]:
     """What the process of an engine must be started with: set later, it is too late for torch and the C library."""
     return {
         "OMP_NUM_THREADS": str(settings.threads),
@@ -364,7 +369,7 @@ def process_environment(settings: EngineSettings) -> dict[str, str]:
     }
 
 
-def _set_environment(settings: EngineSettings) -> None:
+def _set_environment(settings: EngineConfig) -> None:
     """Settings that vLLM reads from the environment only."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

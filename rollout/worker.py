@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from cluster.monitored_actor import Member
-from cluster.waiting import MemberBroken
-from rollout.metrics_server import door, serve
-from rollout.vllm_engine import Engine, EngineSettings, HalfTaken, Order, SamplingSettings
+from cluster.monitored_actor import MonitoredActor
+from cluster.waiting import ActorUnusable
+from rollout.metrics_server import bind_port, serve_metrics
+from rollout.vllm_engine import EngineConfig, PartialWeightUpdate, RolloutRequest, SamplingConfig, VllmEngine
 from speech.families import Family
 from speech.types import Prompt, Reply
 from speech.vocabulary import Vocabulary
-from weight_sync.update import Parcel
-from weight_sync.vllm_receiver import fetch
+from weight_sync.update import WeightUpdate
+from weight_sync.vllm_receiver import fetch_files
 
 if TYPE_CHECKING:
-    from rollout.multistream_engine import ParallelEngine
+    from rollout.multistream_engine import MultiStreamEngine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class WeightCheck:
     """Sequences whose log-probabilities must be the same on the learner and on every worker."""
 
     sequences: list[np.ndarray]
@@ -43,11 +43,11 @@ class SyncReport:
     """Largest |worker − learner| over the probe's tokens."""
     seconds: float
     metrics: str | None = None
-    """Where its engine's metrics are served, as `rollout.metrics_server.serve` says; None: nowhere."""
+    """Where its engine's metrics are served, as `rollout.metrics_server.serve_metrics` says; None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class RolloutResult:
     """What a worker's turn brought."""
 
     replies: list[tuple[int, Reply]]
@@ -56,34 +56,34 @@ class Drawn:
     """Numbers of orders that the engine does not take, with the reason."""
 
 
-class RolloutWorker(Member):
+class RolloutWorker(MonitoredActor):
     """Holds an engine, the version of its weights and the mix ratio it was last told."""
 
     def __init__(
-        self, name: str, settings: EngineSettings, family: Family, seed: int, metrics_host: str, home: str
+        self, name: str, settings: EngineConfig, family: Family, seed: int, metrics_host: str, home: str
     ) -> None:
         """metrics_host: of the configuration. home: the address of the controller's machine."""
         super().__init__()
         vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._name = name
-        self._engine: Engine | ParallelEngine
+        self._engine: VllmEngine | MultiStreamEngine
         where = None
         if family.streams > 1:
             from rollout import multistream_engine  # and with it torch
 
-            self._engine = multistream_engine.ParallelEngine(settings, family, vocabulary)
+            self._engine = multistream_engine.MultiStreamEngine(settings, family, vocabulary)
         else:
-            self._engine = Engine(settings, family, vocabulary, seed)
-            where = door(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's
+            self._engine = VllmEngine(settings, family, vocabulary, seed)
+            where = bind_port(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's
         self._mix: float | None = None
-        self._metrics = serve(where)
+        self._metrics = serve_metrics(where)
 
-    def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingSettings) -> str:
+    def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig) -> str:
         """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
         self._engine.sample(prompts, group_size, sampling, list(range(len(prompts))), self._name)
         return self._name
 
-    def turn(self, orders: list[Order], seconds: float) -> Drawn:
+    def turn(self, orders: list[RolloutRequest], seconds: float) -> RolloutResult:
         """Takes up what is new, and draws for so long, or until nothing is under way."""
         refused = []
         with self._living():
@@ -93,7 +93,7 @@ class RolloutWorker(Member):
                 except ValueError as error:  # of this order, not of the engine
                     refused.append((order.number, repr(error)))
             try:
-                return Drawn(replies=self._engine.turn(seconds, self._name), refused=refused)
+                return RolloutResult(replies=self._engine.turn(seconds, self._name), refused=refused)
             except Exception:  # whatever it is: others will draw what was under way here, and it must not go on
                 self._engine.abandon()
                 raise
@@ -103,15 +103,15 @@ class RolloutWorker(Member):
         with self._living():
             self._engine.abandon()
 
-    def update(self, parcel: Parcel, mix: float | None, probe: Probe) -> SyncReport:
+    def update(self, parcel: WeightUpdate, mix: float | None, probe: WeightCheck) -> SyncReport:
         """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe. Raises
         Interrupted when a broadcast of them broke off."""
         start = time.perf_counter()
         with self._living():
-            if parcel.call is not None and isinstance(self._engine, Engine):
+            if parcel.call is not None and isinstance(self._engine, VllmEngine):
                 self._engine.take_broadcast(parcel, self._name)
             else:
-                files = fetch(parcel, self._name)
+                files = fetch_files(parcel, self._name)
                 self._engine.load_weights(files, parcel.version, whole=parcel.whole, scale=parcel.scale)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
@@ -135,8 +135,8 @@ class RolloutWorker(Member):
             yield
         except Exception as error:  # an engine that is gone lets calls fail in many ways
             end = self._engine.ended(error)
-            if isinstance(error, HalfTaken) and end is None:
-                raise MemberBroken(f"{self._name}: {error}") from error
+            if isinstance(error, PartialWeightUpdate) and end is None:
+                raise ActorUnusable(f"{self._name}: {error}") from error
             if end is None:
                 raise
-            raise MemberBroken(f"{self._name} has lost its engine: {end}") from error
+            raise ActorUnusable(f"{self._name} has lost its engine: {end}") from error

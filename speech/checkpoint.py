@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from common.errors import InputError
-from common.files import parsed, text
+from common.files import parse_json, read_text
 
 _DESCRIPTIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 """Files in which `auto_map` names code that comes with the checkpoint."""
@@ -61,7 +61,7 @@ RANKS = ("tokenizer.model", "tiktoken.model")
 """Names under which tiktoken's ranks are released: a token in base64 and its rank, a line each."""
 
 
-def tokenizer_of(directory: Path, division: str | None = None) -> Tokenizer:
+def load_tokenizer(directory: Path, division: str | None = None) -> Tokenizer:
     """division: how a text is divided before tokens are merged, for ranks; a regular expression.
 
     Raises InputError when there is none, or one that cannot be read.
@@ -84,7 +84,7 @@ def _from_ranks(ranks: Path, division: str, settings: Path) -> Tokenizer:
     """Byte-pair encoding from tiktoken's ranks, with the added tokens that tokenizer_config.json names by id."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    added = parsed(text(settings), str(settings)).get("added_tokens_decoder", {})
+    added = parse_json(read_text(settings), str(settings)).get("added_tokens_decoder", {})
     if not added:
         raise InputError(f"{settings} names no added tokens (added_tokens_decoder), without which {ranks} has no roles")
     try:

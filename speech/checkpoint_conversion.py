@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError
-from common.files import parsed, text
-from speech.checkpoint import TOKENIZER, tokenizer_of
-from speech.released_layout import Original
+from common.files import parse_json, read_text
+from speech.checkpoint import TOKENIZER, load_tokenizer
+from speech.released_layout import ReleasedLayout
 
 ORIGIN = "duet.json"
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class ReleasedOrigin:
     """Where an imported checkpoint came from; in its `duet.json`."""
 
     family: str
@@ -37,24 +37,24 @@ class Origin:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """A checkpoint's config.json. Raises InputError."""
-    found = parsed(text(directory / "config.json"), str(directory / "config.json"))
+    found = parse_json(read_text(directory / "config.json"), str(directory / "config.json"))
     if not isinstance(found, dict):
         raise InputError(f"{directory / 'config.json'} is not a JSON object")
     return found
 
 
-def read_origin(directory: Path) -> Origin | None:
+def read_origin(directory: Path) -> ReleasedOrigin | None:
     """None for a checkpoint that was not imported. Raises InputError."""
     if not (directory / ORIGIN).is_file():
         return None
-    found = parsed(text(directory / ORIGIN), str(directory / ORIGIN))
+    found = parse_json(read_text(directory / ORIGIN), str(directory / ORIGIN))
     try:
-        return Origin(family=str(found["family"]), released=str(found["released"]))
+        return ReleasedOrigin(family=str(found["family"]), released=str(found["released"]))
     except (TypeError, KeyError) as error:
         raise InputError(f"{directory / ORIGIN} does not say where the checkpoint came from: {error!r}") from error
 
 
-def take_in(released: Path, original: Original, family: str, directory: Path) -> int:
+def import_checkpoint(released: Path, original: ReleasedLayout, family: str, directory: Path) -> int:
     """Writes the trunk of a released checkpoint as one that transformers and vLLM read. Returns how many tensors there
     were that are no part of it.
 
@@ -72,7 +72,7 @@ def take_in(released: Path, original: Original, family: str, directory: Path) ->
         raise InputError(f"{released / 'config.json'} lacks a setting of family {family}: {error!r}") from error
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(trunk, indent=2) + "\n")
-    tokenizer_of(released, original.division).save(str(directory / TOKENIZER))
+    load_tokenizer(released, original.division).save(str(directory / TOKENIZER))
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, str] = {}
     others = 0
@@ -93,12 +93,12 @@ def take_in(released: Path, original: Original, family: str, directory: Path) ->
     _check_whole(directory, shapes)
     _write_index(directory, places)
     (directory / ORIGIN).write_text(
-        json.dumps(asdict(Origin(family=family, released=str(released.resolve()))), indent=2)
+        json.dumps(asdict(ReleasedOrigin(family=family, released=str(released.resolve()))), indent=2)
     )
     return others
 
 
-def put_back(trained: Path, released: Path, original: Original, directory: Path) -> None:
+def export_checkpoint(trained: Path, released: Path, original: ReleasedLayout, directory: Path) -> None:
     """Writes a released checkpoint anew, with the trained trunk in its place. Raises InputError."""
     config = read_config(released)
     weights = _Weights(trained)

@@ -27,7 +27,7 @@ import numpy as np
 from speech.vocabulary import Vocabulary
 
 
-class Kind(IntFlag):
+class TokenKind(IntFlag):
     """Kinds of token; a set of kinds is what an automaton allows next."""
 
     TEXT = 1
@@ -41,14 +41,14 @@ class Kind(IntFlag):
     """Ends the text where streams run side by side (`speech.multistream_grammar`)."""
 
 
-class Follower(Protocol):
+class GrammarState(Protocol):
     """Follows one reply token by token."""
 
-    def allowed(self) -> Kind:
+    def allowed(self) -> TokenKind:
         """The kinds that may come next; Kind(0) after the end of the reply."""
         ...
 
-    def advance(self, kind: Kind) -> None:
+    def advance(self, kind: TokenKind) -> None:
         """Takes the next token's kind. Raises ValueError when the structure does not allow it."""
         ...
 
@@ -58,16 +58,16 @@ class Follower(Protocol):
         ...
 
 
-class Pattern(Hashable, Protocol):
+class Grammar(Hashable, Protocol):
     """A family's structure. Patterns are values: hashable, and equal where they mean the same."""
 
-    def follower(self) -> Follower:
+    def follower(self) -> GrammarState:
         """At the start of a reply."""
         ...
 
     def lay_out(self, text: Sequence[int], speech: Sequence[int], vocabulary: Vocabulary) -> np.ndarray:
         """int32 [T]: a reply of text ids and speech ids, its end included. Where they do not fit together it is not
-        well-formed; `check` says so."""
+        well-formed; `check_reply_grammar` says so."""
         ...
 
 
@@ -130,57 +130,57 @@ class Automaton:
 
     def __init__(self, pattern: Interleave) -> None:
         self._pattern = pattern
-        self._phase = Kind.TEXT
+        self._phase = TokenKind.TEXT
         self._chunk = 0
         self._count = 0
         self._final = False
 
-    def allowed(self) -> Kind:
+    def allowed(self) -> TokenKind:
         """The kinds that may come next; Kind(0) after the end of the reply."""
         text, speech = self._pattern.chunk(self._chunk)
-        into_speech = Kind.BEGIN if self._pattern.boundaries else Kind.SPEECH
-        if self._phase == Kind.TEXT:
+        into_speech = TokenKind.BEGIN if self._pattern.boundaries else TokenKind.SPEECH
+        if self._phase == TokenKind.TEXT:
             if self._count == 0:
                 # A new chunk; the reply may also end here when the last chunk came out exactly full.
-                return Kind.TEXT | Kind.STOP if self._chunk else Kind.TEXT
-            return Kind.TEXT | into_speech if self._count < text else into_speech
-        if self._phase == Kind.SPEECH:
+                return TokenKind.TEXT | TokenKind.STOP if self._chunk else TokenKind.TEXT
+            return TokenKind.TEXT | into_speech if self._count < text else into_speech
+        if self._phase == TokenKind.SPEECH:
             if self._count == 0:
-                return Kind.SPEECH
+                return TokenKind.SPEECH
             if self._pattern.boundaries:
-                return Kind.SPEECH | Kind.END
+                return TokenKind.SPEECH | TokenKind.END
             if self._final:
-                return Kind.SPEECH | Kind.STOP
-            return Kind.SPEECH | Kind.STOP | (Kind.TEXT if self._count == speech else Kind(0))
-        if self._phase == Kind.END:
-            return Kind.STOP
-        return Kind(0)
+                return TokenKind.SPEECH | TokenKind.STOP
+            return TokenKind.SPEECH | TokenKind.STOP | (TokenKind.TEXT if self._count == speech else TokenKind(0))
+        if self._phase == TokenKind.END:
+            return TokenKind.STOP
+        return TokenKind(0)
 
-    def advance(self, kind: Kind) -> None:
+    def advance(self, kind: TokenKind) -> None:
         """Takes the next token's kind. Raises ValueError when the structure does not allow it."""
         if not kind & self.allowed():
             raise ValueError(f"{kind.name} where the structure allows {self.allowed().name}")
         text, speech = self._pattern.chunk(self._chunk)
-        if kind == Kind.STOP:
-            self._phase = Kind.STOP
-        elif kind == Kind.TEXT:
-            if self._phase == Kind.SPEECH:  # families without boundary tokens go straight on to the next chunk
+        if kind == TokenKind.STOP:
+            self._phase = TokenKind.STOP
+        elif kind == TokenKind.TEXT:
+            if self._phase == TokenKind.SPEECH:  # families without boundary tokens go straight on to the next chunk
                 self._next_chunk()
             self._count += 1
-        elif kind == Kind.BEGIN:
+        elif kind == TokenKind.BEGIN:
             self._enter_speech(text)
-        elif kind == Kind.SPEECH:
-            if self._phase == Kind.TEXT:
+        elif kind == TokenKind.SPEECH:
+            if self._phase == TokenKind.TEXT:
                 self._enter_speech(text)
             self._count += 1
             self._final = self._final or self._count > speech
         else:  # END
             if self._final or self._count < speech:
-                self._phase = Kind.END
+                self._phase = TokenKind.END
             else:
                 self._next_chunk()
 
-    def state(self) -> tuple[Kind, int, int, bool]:
+    def state(self) -> tuple[TokenKind, int, int, bool]:
         """What decides about all that may follow: equal states allow the same replies from here on."""
         chunks, period = len(self._pattern.chunks), len(self._pattern.chunks) - self._pattern.repeat_from
         again = self._chunk - chunks  # only the very first chunk is like no later one, so one round more is told apart
@@ -189,36 +189,36 @@ class Automaton:
 
     def _enter_speech(self, text: int) -> None:
         self._final = self._count < text
-        self._phase = Kind.SPEECH
+        self._phase = TokenKind.SPEECH
         self._count = 0
 
     def _next_chunk(self) -> None:
-        self._phase = Kind.TEXT
+        self._phase = TokenKind.TEXT
         self._chunk += 1
         self._count = 0
 
 
-def kind_table(vocabulary: Vocabulary) -> np.ndarray:
+def token_kinds(vocabulary: Vocabulary) -> np.ndarray:
     """int8 [size]: the kind of every id; 0 for ids that no reply may contain."""
-    table = np.full(vocabulary.size, int(Kind.TEXT), dtype=np.int8)
+    table = np.full(vocabulary.size, int(TokenKind.TEXT), dtype=np.int8)
     channels = vocabulary.channel_table()
     table[channels < 0] = 0
-    table[vocabulary.speech_first : vocabulary.speech_first + vocabulary.codebook] = int(Kind.SPEECH)
+    table[vocabulary.speech_first : vocabulary.speech_first + vocabulary.codebook] = int(TokenKind.SPEECH)
     if vocabulary.begin_speech is not None:
-        table[vocabulary.begin_speech] = int(Kind.BEGIN)
+        table[vocabulary.begin_speech] = int(TokenKind.BEGIN)
     if vocabulary.end_speech is not None:
-        table[vocabulary.end_speech] = int(Kind.END)
-    table[list(vocabulary.fillers)] = int(Kind.FILLER)
-    table[vocabulary.end_reply] = int(Kind.STOP)
+        table[vocabulary.end_speech] = int(TokenKind.END)
+    table[list(vocabulary.fillers)] = int(TokenKind.FILLER)
+    table[vocabulary.end_reply] = int(TokenKind.STOP)
     if vocabulary.end_text is not None:
-        table[vocabulary.end_text] = int(Kind.END_TEXT)
+        table[vocabulary.end_text] = int(TokenKind.END_TEXT)
     if vocabulary.blank is not None:
-        table[vocabulary.blank] = int(Kind.FILLER)
+        table[vocabulary.blank] = int(TokenKind.FILLER)
     return table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class GrammarTable:
     """The automaton of a pattern with a number for each state, 0 for the first. Lists, as tokens come one by one."""
 
     allowed: list[int]
@@ -228,7 +228,7 @@ class Table:
 
 
 @cache
-def table(pattern: Pattern) -> Table:
+def grammar_table(pattern: Grammar) -> GrammarTable:
     """Writes out the automaton of a pattern."""
     first = pattern.follower()
     numbers, waiting = {first.state(): 0}, deque([first])
@@ -237,8 +237,8 @@ def table(pattern: Pattern) -> Table:
     while waiting:
         automaton = waiting.popleft()
         allowed.append(int(automaton.allowed()))
-        after.append([-1] * (int(max(Kind)) + 1))
-        for kind in Kind:
+        after.append([-1] * (int(max(TokenKind)) + 1))
+        for kind in TokenKind:
             if kind & automaton.allowed():
                 follower = copy.copy(automaton)
                 follower.advance(kind)
@@ -246,25 +246,25 @@ def table(pattern: Pattern) -> Table:
                     numbers[follower.state()] = len(numbers)
                     waiting.append(follower)
                 after[-1][kind] = numbers[follower.state()]
-    return Table(allowed=allowed, after=after)
+    return GrammarTable(allowed=allowed, after=after)
 
 
-def check(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> str | None:
+def check_reply_grammar(ids: np.ndarray, pattern: Grammar, kinds: np.ndarray) -> str | None:
     """None when reply ids [T] follow the pattern to their end; else what is wrong and where, in one sentence."""
-    states, state = table(pattern), 0
+    states, state = grammar_table(pattern), 0
     for position, kind in enumerate(kinds[ids].tolist()):
         before, state = state, states.after[state][kind]
         if state < 0:
-            found = Kind(kind).name or "a token outside every channel"
-            expected = Kind(states.allowed[before]).name or "nothing more"
+            found = TokenKind(kind).name or "a token outside every channel"
+            expected = TokenKind(states.allowed[before]).name or "nothing more"
             return f"token {position} (id {int(ids[position])}) is {found}, expected {expected}"
     return None if not states.allowed[state] else "the reply has no end"
 
 
-def allowed_sets(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.ndarray:
+def allowed_masks(ids: np.ndarray, pattern: Grammar, kinds: np.ndarray) -> np.ndarray:
     """int8 [T]: at each position of a valid reply [T], the set of kinds that the structure allowed there. Raises
     ValueError for one that is not valid."""
-    states, state = table(pattern), 0
+    states, state = grammar_table(pattern), 0
     sets = []
     for position, kind in enumerate(kinds[ids].tolist()):
         sets.append(states.allowed[state])
@@ -274,9 +274,9 @@ def allowed_sets(ids: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.nda
     return np.array(sets, dtype=np.int8)
 
 
-def allowed_sets_of(replies: Sequence[np.ndarray], pattern: Pattern, kinds: np.ndarray) -> list[np.ndarray]:
-    """`allowed_sets` of many replies at once, which takes about as long as one."""
-    states = table(pattern)
+def allowed_masks_of(replies: Sequence[np.ndarray], pattern: Grammar, kinds: np.ndarray) -> list[np.ndarray]:
+    """`allowed_masks` of many replies at once, which takes about as long as one."""
+    states = grammar_table(pattern)
     allowed, after = np.array(states.allowed, dtype=np.int8), np.array(states.after)
     order = np.argsort([-len(ids) for ids in replies], kind="stable")
     lengths = np.array([len(replies[index]) for index in order], dtype=np.int64)
@@ -298,12 +298,13 @@ def allowed_sets_of(replies: Sequence[np.ndarray], pattern: Pattern, kinds: np.n
     return sets
 
 
-def follow(values: np.ndarray, offsets: np.ndarray, pattern: Pattern, kinds: np.ndarray) -> np.ndarray:
-    """bool [rows]: which replies follow the pattern to their end, as `check` says, all of them a token at a time.
+def follow_grammar(values: np.ndarray, offsets: np.ndarray, pattern: Grammar, kinds: np.ndarray) -> np.ndarray:
+    """bool [rows]: which replies follow the pattern to their end, as `check_reply_grammar` says, all of them a token
+    at a time.
 
     values: ids of all replies; reply r is values[offsets[r]:offsets[r + 1]].
     """
-    states = table(pattern)
+    states = grammar_table(pattern)
     after = np.array([*states.after, [-1] * len(states.after[0])])  # -1, the last row, stays what it is
     lengths = np.diff(offsets)
     state = np.zeros(len(lengths), dtype=np.int64)
@@ -316,15 +317,15 @@ def follow(values: np.ndarray, offsets: np.ndarray, pattern: Pattern, kinds: np.
     return over[state]
 
 
-Structure = tuple[Pattern, np.ndarray]
+Structure = tuple[Grammar, np.ndarray]
 """The pattern that sampling was held to, and the kinds of all ids."""
 
 
 @dataclass(frozen=True)
-class Unordered:
+class AnyOrder:
     """Kinds of token in whatever order the model gives them, up to the end of the reply."""
 
-    kinds: Kind = Kind.TEXT | Kind.SPEECH
+    kinds: TokenKind = TokenKind.TEXT | TokenKind.SPEECH
     """Those that may come."""
     chunk: tuple[int, int] = (1, 1)
     """(text tokens, speech tokens) in turn of a reply that is laid out."""
@@ -336,7 +337,7 @@ class Unordered:
         """In turn by `chunk`; what is left over of either channel comes last. Speech that the pattern has no place for
         is left out."""
         words, codes = self.chunk
-        spoken = speech if Kind.SPEECH in self.kinds else ()
+        spoken = speech if TokenKind.SPEECH in self.kinds else ()
         ids: list[int] = []
         for turn in range(max(-(-len(text) // words), -(-len(spoken) // codes))):
             ids += text[turn * words : (turn + 1) * words]
@@ -347,19 +348,19 @@ class Unordered:
 class _Any:
     """Empty at first, then anything, then over."""
 
-    def __init__(self, kinds: Kind) -> None:
+    def __init__(self, kinds: TokenKind) -> None:
         self._kinds = kinds
         self._state = "empty"
 
-    def allowed(self) -> Kind:
+    def allowed(self) -> TokenKind:
         if self._state == "empty":
             return self._kinds
-        return self._kinds | Kind.STOP if self._state == "begun" else Kind(0)
+        return self._kinds | TokenKind.STOP if self._state == "begun" else TokenKind(0)
 
-    def advance(self, kind: Kind) -> None:
+    def advance(self, kind: TokenKind) -> None:
         if not kind & self.allowed():
             raise ValueError(f"{kind.name} where the structure allows {self.allowed().name}")
-        self._state = "over" if kind == Kind.STOP else "begun"
+        self._state = "over" if kind == TokenKind.STOP else "begun"
 
     def state(self) -> str:
         return self._state

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech.grammar import Kind
+from speech.grammar import TokenKind
 from speech.vocabulary import Vocabulary
 
 STREAMS = 2
@@ -25,7 +25,7 @@ STREAMS = 2
 
 
 @dataclass(frozen=True)
-class Parallel:
+class MultiStream:
     """A family's pattern."""
 
     delay: int
@@ -61,26 +61,26 @@ class SideBySide:
         self._begun = self._ended = self._spoken = self._over = False
         """Whether there was text, its end, speech, and the reply's end."""
 
-    def allowed(self) -> Kind:
+    def allowed(self) -> TokenKind:
         """The kinds that may come next; Kind(0) after the end of the reply."""
         if self._over:
-            return Kind(0)
+            return TokenKind(0)
         if self._stream == 0:
             if self._ended:
-                return Kind.FILLER
-            return Kind.TEXT | Kind.END_TEXT if self._begun else Kind.TEXT
+                return TokenKind.FILLER
+            return TokenKind.TEXT | TokenKind.END_TEXT if self._begun else TokenKind.TEXT
         if self._step < self._delay:
-            return Kind.FILLER
-        return Kind.SPEECH | Kind.STOP if self._spoken and self._ended else Kind.SPEECH
+            return TokenKind.FILLER
+        return TokenKind.SPEECH | TokenKind.STOP if self._spoken and self._ended else TokenKind.SPEECH
 
-    def advance(self, kind: Kind) -> None:
+    def advance(self, kind: TokenKind) -> None:
         """Takes the next token's kind. Raises ValueError when the structure does not allow it."""
         if not kind & self.allowed():
             raise ValueError(f"{kind.name} where the structure allows {self.allowed().name}")
-        self._begun = self._begun or kind == Kind.TEXT
-        self._ended = self._ended or kind == Kind.END_TEXT
-        self._spoken = self._spoken or kind == Kind.SPEECH
-        self._over = kind == Kind.STOP
+        self._begun = self._begun or kind == TokenKind.TEXT
+        self._ended = self._ended or kind == TokenKind.END_TEXT
+        self._spoken = self._spoken or kind == TokenKind.SPEECH
+        self._over = kind == TokenKind.STOP
         self._step = min(self._step + self._stream, self._delay)
         self._stream = 1 - self._stream
 

@@ -10,7 +10,7 @@ from speech.codecs.base import Codec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ClassSpec:
     """Something named in the configuration."""
 
     use: str
@@ -21,10 +21,10 @@ class Part:
 
     def build(self) -> Any:
         """Calls the class. Raises InputError when the name leads nowhere."""
-        return load(self.use)(**self.arguments)
+        return load_object(self.use)(**self.arguments)
 
 
-def load(name: str) -> Any:
+def load_object(name: str) -> Any:
     """The object that "module:attribute" names."""
     module, separator, attribute = name.partition(":")
     if not separator:
@@ -35,7 +35,7 @@ def load(name: str) -> Any:
         raise InputError(f"{name!r} cannot be loaded: {str(error) or type(error).__name__}") from error
 
 
-def codec_of(use: str, arguments: dict[str, Any]) -> Codec:
+def build_codec(use: str, arguments: dict[str, Any]) -> Codec:
     """Loads a codec: `path` says where it is, further arguments are its class's own."""
     further = {name: value for name, value in arguments.items() if name != "path"}
-    return load(use).load(Path(arguments["path"]), **further)
+    return load_object(use).load(Path(arguments["path"]), **further)

@@ -14,7 +14,7 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """A tensor of the trunk, which makes up some rows of a released one."""
 
     name: str
@@ -23,21 +23,21 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class ReleasedLayout:
     """A released layout."""
 
     model_types: tuple[str, ...]
     """What config.json calls it."""
     config: Callable[[Config], dict[str, Any]]
     """The trunk's config.json, of the released one's. Raises KeyError for a setting that is not there."""
-    parts: Callable[[str, Config], tuple[Part, ...]]
+    parts: Callable[[str, Config], tuple[TensorPart, ...]]
     """Of a released tensor, by its name: the trunk's tensors that lie one behind another in it; none where it is no
     part of the trunk (other heads, encoders, talkers), which stays as it was."""
     division: str | None = None
     """How its tokenizer divides a text, where it is released as tiktoken's ranks; a regular expression."""
 
 
-def renamed(rules: Mapping[str, str]) -> Callable[[str, Config], tuple[Part, ...]]:
+def renamed(rules: Mapping[str, str]) -> Callable[[str, Config], tuple[TensorPart, ...]]:
     """Parts for layouts that differ in names alone.
 
     rules: regular expressions of whole names, the first that fits, with what the name becomes. A name that none fits is
@@ -45,10 +45,10 @@ def renamed(rules: Mapping[str, str]) -> Callable[[str, Config], tuple[Part, ...
     """
     compiled = [(re.compile(pattern), become) for pattern, become in rules.items()]
 
-    def parts(name: str, config: Config) -> tuple[Part, ...]:
+    def parts(name: str, config: Config) -> tuple[TensorPart, ...]:
         for pattern, become in compiled:
             if (found := pattern.fullmatch(name)) is not None:
-                return (Part(found.expand(become)),)
+                return (TensorPart(found.expand(become)),)
         return ()
 
     return parts

@@ -84,7 +84,7 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ReplyGroup:
     """A prompt with the G replies sampled for it."""
 
     prompt: Prompt
@@ -92,7 +92,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class PreferencePair:
     """Two replies to a prompt, of which one is the better (method §5)."""
 
     prompt_id: str

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 
 
 class Channel(IntEnum):
@@ -159,7 +159,7 @@ class Vocabulary:
         Raises InputError naming the file and the token when one is missing.
         """
         tokenizer_file = path / "tokenizer.json"
-        if not there(tokenizer_file):
+        if not check_exists(tokenizer_file):
             raise InputError(f"{path} is not a checkpoint with a tokenizer: {tokenizer_file} does not exist")
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -234,9 +234,9 @@ def _count_codes(tokenizer: Tokenizer, pattern: str) -> int:
 def _settings(path: Path) -> dict:
     """Of config.json."""
     config_file = path / "config.json"
-    if not there(config_file):
+    if not check_exists(config_file):
         raise InputError(f"{path} is not a checkpoint: {config_file} does not exist")
-    settings = parsed(text(config_file), str(config_file))
+    settings = parse_json(read_text(config_file), str(config_file))
     if not isinstance(settings, dict) or "vocab_size" not in settings:
         raise InputError(f"{config_file} is not a model configuration with a vocab_size")
     return settings

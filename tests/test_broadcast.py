@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.actor_pool import take_turn
+from cluster.actor_pool import poll_once
 from data.records import read_prompts
 from learner.group import LearnerGroup
-from rollout.pool import PoolSettings, RolloutPool
-from rollout.vllm_engine import SamplingSettings
-from rollout.worker import Probe, SyncReport
+from rollout.pool import RolloutPool, RolloutPoolConfig
+from rollout.vllm_engine import SamplingConfig
+from rollout.worker import SyncReport, WeightCheck
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.learner.groups import learner_group, mixed_rows
@@ -40,7 +40,7 @@ def told() -> list[tuple[str, dict]]:
 @pytest.fixture(scope="module")
 def pool(world, told):
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    settings = PoolSettings(
+    settings = RolloutPoolConfig(
         workers=2,
         needs={"CPU": 0.5},
         start_seconds=200.0,
@@ -57,7 +57,7 @@ def pool(world, told):
     )  # fmt: skip
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     made.begin(
-        read_prompts(world / "data/train.parquet", vocabulary)[:1], 2, SamplingSettings(temperature=1.0, max_tokens=8)
+        read_prompts(world / "data/train.parquet", vocabulary)[:1], 2, SamplingConfig(temperature=1.0, max_tokens=8)
     )
     made.start()
     yield made
@@ -74,11 +74,11 @@ def started(world, stage: int) -> LearnerGroup:
 
 def _small_groups(size: int) -> Callable[[object], None]:
     def change(rank) -> None:
-        from weight_sync.source import Source
+        from weight_sync.source import WeightSource
 
         engine = rank._engine
         model, sharded = engine._engine.module.model, engine._settings.zero_stage == 3
-        engine._source = lambda: (Source(model, sharded=sharded, group_bytes=size), None)
+        engine._source = lambda: (WeightSource(model, sharded=sharded, group_bytes=size), None)
 
     return change
 
@@ -87,9 +87,9 @@ def _die_after(groups: int) -> Callable[[object], None]:
     """Has a worker die when so many groups are there, and it waits for the next."""
 
     def change(_worker) -> None:
-        from weight_sync.broadcast import Group
+        from weight_sync.broadcast import ProcessGroup
 
-        usual, seen = Group.broadcast, []
+        usual, seen = ProcessGroup.broadcast, []
 
         def broadcast(group, tensors) -> None:
             if len(seen) == groups:
@@ -97,7 +97,7 @@ def _die_after(groups: int) -> Callable[[object], None]:
             seen.append(1)
             usual(group, tensors)
 
-        Group.broadcast = broadcast
+        ProcessGroup.broadcast = broadcast
 
     return change
 
@@ -106,7 +106,7 @@ def sync(pool: RolloutPool, group: LearnerGroup, rows: list, **more) -> tuple[di
     """What workers say, and the bytes that each was sent."""
     sequences = [np.concatenate([row.prompt_ids, row.reply_ids]) for row in rows[:3]]
     published = group.publish(sequences)
-    probe = Probe(sequences=sequences, logps=published.probe_logps)
+    probe = WeightCheck(sequences=sequences, logps=published.probe_logps)
     return pool.update(published.parcel, 0.5, probe, broadcaster=group, **more), published.parcel.size
 
 
@@ -119,7 +119,7 @@ def until(what: Callable[[], bool], pool: RolloutPool, told: list) -> None:
     deadline = time.monotonic() + 150
     while not what():
         assert time.monotonic() < deadline, told
-        take_turn([pool._crew])
+        poll_once([pool._crew])
 
 
 @pytest.mark.parametrize("stage", [0, 2])

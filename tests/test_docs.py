@@ -16,7 +16,7 @@ from configs.load import TABLES
 from configs.schema import CHOICES, NUMBERS, PATHS, Config
 from data.records import DEMONSTRATIONS, PROMPTS, read_prompts
 from duet.__main__ import MODULES, _parser
-from reward.types import Missing, SpokenReply
+from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.families import PLAYGROUND, Family
 from speech.vocabulary import Vocabulary
@@ -202,7 +202,7 @@ def test_a_rater_is_written_as_the_page_says():
     assert rated(2.0) == 5.0
     assert rated(3.0) == 3.0
     assert rated(9.0) == 1.0
-    assert isinstance(rated(None), Missing)
+    assert isinstance(rated(None), MissingScore)
 
 
 def test_what_is_seen_when_something_goes_wrong_is_what_is_said():

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from data.sampler import PROMPTS, Ledger
+from data.sampler import PROMPTS, EpochSampler
 from tests.commands import duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -20,7 +20,7 @@ def test_iterations_overlap_within_the_bound(root, world, tmp_path):
     rows = pq.read_table(tmp_path / "ahead/iterations.parquet").to_pylist()
     assert [row["staleness"] for row in rows] == [0] + [1] * (ITERATIONS - 1)
     # Weights came into some replies while they were drawn; both versions are within the bound.
-    ledger, ids = Ledger(2560, 0, PROMPTS), pq.read_table(world / "data/train.parquet")["id"].to_pylist()
+    ledger, ids = EpochSampler(2560, 0, PROMPTS), pq.read_table(world / "data/train.parquet")["id"].to_pylist()
     for row in rows:
         replies = pq.read_table(tmp_path / f"ahead/replies/{row['iteration']:06d}.parquet").to_pylist()
         newest = row["iteration"] - 1

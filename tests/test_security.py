@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from controller import build
 from controller.inputs import read_inputs
 from evaluation.diagnosis.models import load
@@ -20,7 +20,7 @@ from learner import setup
 from learner.engine import LearnerEngine
 from learner.rank import LearnerRank
 from speech.families import PLAYGROUND
-from speech.grammar import kind_table
+from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
 
 
@@ -62,9 +62,9 @@ def trap(world, tmp_path, monkeypatch):
 
 
 def test_code_of_a_checkpoint_is_not_run(root, trap):
-    config = read(root / "configs/playground.yaml", [f"model.checkpoint={trap.checkpoint}"])
+    config = load_config(root / "configs/playground.yaml", [f"model.checkpoint={trap.checkpoint}"])
     assert config.model.trust_remote_code is False
-    kinds = kind_table(Vocabulary.from_checkpoint(trap.checkpoint, PLAYGROUND.tokens))
+    kinds = token_kinds(Vocabulary.from_checkpoint(trap.checkpoint, PLAYGROUND.tokens))
     with pytest.raises(InputError, match=r"spring\.Config.*model\.trust_remote_code=true"):
         read_inputs(config)
     with pytest.raises(InputError, match=r"spring\.Config.*model\.trust_remote_code=true"):
@@ -79,7 +79,7 @@ def test_learner_and_engine_are_told_what_the_configuration_says(root, world, mo
         monkeypatch.setattr(build, name, lambda *given: given)
     for said in (False, True):
         overrides = [f"model.checkpoint={world / 'base'}", *(["model.trust_remote_code=true"] if said else [])]
-        config = read(root / "configs/playground.yaml", overrides)
+        config = load_config(root / "configs/playground.yaml", overrides)
         _, engine, *_ = build.rollout_pool(config, PLAYGROUND, lambda kind, **fields: None)
         _, rank, *_ = build.learner_group(config, PLAYGROUND, "x", None)
         assert engine.trust_remote_code is rank.trust_remote_code is said
@@ -88,7 +88,7 @@ def test_learner_and_engine_are_told_what_the_configuration_says(root, world, mo
 def test_pickled_weights_are_refused(root, world, tmp_path):
     shutil.copytree(world / "base", tmp_path / "old")
     (tmp_path / "old/model.safetensors").rename(tmp_path / "old/pytorch_model.bin")
-    config = read(root / "configs/playground.yaml", [f"model.checkpoint={tmp_path / 'old'}"])
+    config = load_config(root / "configs/playground.yaml", [f"model.checkpoint={tmp_path / 'old'}"])
     with pytest.raises(InputError, match=r"only pytorch_model\.bin, which could run code when it is read"):
         read_inputs(config)
 

@@ -94,16 +94,16 @@ def test_the_search_leaves_the_rest_alone():
 
 def test_configurations_are_read_without_building_objects(tmp_path):
     from common.errors import InputError
-    from configs.load import read
+    from configs.load import load_config
 
     trap = tmp_path / "trap"
     for tag in ("python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"):
         file = tmp_path / "evil.yaml"
         file.write_text(f"run: !!{tag} ['touch {trap}']\n")
         with pytest.raises(InputError, match="not valid YAML"):
-            read(Path(file), [])
+            load_config(Path(file), [])
     with pytest.raises(InputError):
-        read(tmp_path / "evil.yaml", [f"run.name=!!python/object/apply:os.system ['touch {trap}']"])
+        load_config(tmp_path / "evil.yaml", [f"run.name=!!python/object/apply:os.system ['touch {trap}']"])
     assert not trap.exists()
 
 

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-from cluster.waiting import Interrupted
+from cluster.waiting import SyncInterrupted
 from weight_sync.senders import Groups
-from weight_sync.update import Call, Form, Parcel
+from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 
 POLL_SECONDS = 0.001
 """Between two looks at what is under way."""
@@ -49,12 +49,12 @@ KEPT_ROLLS = 8
 """Older ones are removed from the store: nobody asks for them any more."""
 
 
-class Broken(RuntimeError):
+class BroadcastError(RuntimeError):
     """Somebody did not come, or is gone, or took too long: the group is of no more use, its members may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roll:
+class Membership:
     """Who is there."""
 
     group: str
@@ -65,7 +65,7 @@ class Roll:
     """Groups of tensors that all of them have; those after it are broadcast."""
 
 
-class Group:
+class ProcessGroup:
     """Ranks that broadcast to one another. Building it waits for all of them."""
 
     def __init__(
@@ -84,12 +84,12 @@ class Group:
                 options._timeout = limit
                 self._group = ProcessGroupGloo(meeting, rank, size, options)
         except RuntimeError as error:
-            raise Broken(f"group {name} of {size} did not come together: {_line(error)}") from error
+            raise BroadcastError(f"group {name} of {size} did not come together: {_line(error)}") from error
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         """From the sender's memory into everybody's. Tensors of any type, without gaps. Raises Broken."""
         if self._group is None:
-            raise Broken(f"group {self.name} is broken")
+            raise BroadcastError(f"group {self.name} is broken")
         options = torch.distributed.BroadcastOptions()
         options.rootRank = SENDER
         deadline = time.monotonic() + self._seconds
@@ -98,14 +98,14 @@ class Group:
             for work in works:
                 while not work.is_completed():
                     if time.monotonic() > deadline:
-                        raise Broken(f"group {self.name}: a broadcast took more than {self._seconds:g} s")
+                        raise BroadcastError(f"group {self.name}: a broadcast took more than {self._seconds:g} s")
                     time.sleep(POLL_SECONDS)
                 work.wait()
         except RuntimeError as error:
             self.close()
-            if isinstance(error, Broken):
+            if isinstance(error, BroadcastError):
                 raise
-            raise Broken(f"group {self.name}: a broadcast failed: {_line(error)}") from error
+            raise BroadcastError(f"group {self.name}: a broadcast failed: {_line(error)}") from error
 
     @property
     def whole(self) -> bool:
@@ -120,7 +120,7 @@ class Group:
                 group.abort()
 
 
-class Caller:
+class BroadcastRoot:
     """The sender's end. Serves the store for as long as it lives."""
 
     def __init__(self, host: str, device: torch.device) -> None:
@@ -129,16 +129,16 @@ class Caller:
         door = socket.create_server((host, 0))  # torch, left to itself, would listen on every address
         self.port: int = door.getsockname()[1]
         self._store = TCPStore(host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=door.detach())
-        self._group: Group | None = None
+        self._group: ProcessGroup | None = None
         self._seats: list[str] = []
         """Of the group."""
 
-    def gather(self, call: Call) -> tuple[Group, Roll]:
+    def gather(self, call: BroadcastCall) -> tuple[ProcessGroup, Membership]:
         """Waits for those that are expected, and goes on with who is there. Raises Broken."""
         there = self._arrivals(call)
         seats = [seat for seat in call.seats if seat in there]
         if not seats:
-            raise Broken(f"nobody came within {call.seconds:g} s: {', '.join(call.seats)}")
+            raise BroadcastError(f"nobody came within {call.seconds:g} s: {', '.join(call.seats)}")
         group = self._group
         if group is not None and not (
             group.whole and seats == self._seats and all(there[seat]["group"] == group.name for seat in seats)
@@ -146,14 +146,14 @@ class Caller:
             group.close()
             group = None
         name = group.name if group is not None else str(call.number)
-        roll = Roll(group=name, seats=seats, start=min(there[seat]["taken"] for seat in seats))
+        roll = Membership(group=name, seats=seats, start=min(there[seat]["taken"] for seat in seats))
         self._store.set(_roll(call.number), json.dumps(vars(roll)))
         if group is None:
-            group = Group(self._store, name, SENDER, 1 + len(seats), self._device, self._host, call.seconds)
+            group = ProcessGroup(self._store, name, SENDER, 1 + len(seats), self._device, self._host, call.seconds)
         self._group, self._seats = group, seats
         return group, roll
 
-    def _arrivals(self, call: Call) -> dict[str, dict]:
+    def _arrivals(self, call: BroadcastCall) -> dict[str, dict]:
         """What each of those that came says, by seat."""
         there: dict[str, dict] = {}
         deadline = time.monotonic() + call.seconds
@@ -172,17 +172,17 @@ class Caller:
             self._group.close()
 
 
-class Seat:
+class BroadcastPeer:
     """A receiver's end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._group: Group | None = None
+        self._group: ProcessGroup | None = None
         self._store: TCPStore | None = None
         self._door: tuple[str, int] | None = None
         """Of the store."""
 
-    def join(self, call: Call, seat: str, taken: int) -> tuple[Group, Roll]:
+    def join(self, call: BroadcastCall, seat: str, taken: int) -> tuple[ProcessGroup, Membership]:
         """Takes its place. taken: groups of tensors that it has already. Raises Broken."""
         limit = timedelta(seconds=2 * call.seconds)  # the caller waits for others meanwhile
         door = (call.host, call.port)
@@ -194,18 +194,18 @@ class Seat:
             held = self._group.name if self._group is not None and self._group.whole else None
             self._store.set(f"{call.number}/{seat}", json.dumps({"taken": taken, "group": held}))
             self._store.wait([_roll(call.number)], limit)
-            roll = Roll(**json.loads(self._store.get(_roll(call.number))))
+            roll = Membership(**json.loads(self._store.get(_roll(call.number))))
         except RuntimeError as error:
             self.leave()
-            raise Broken(f"the roll was not called: {_line(error)}") from error
+            raise BroadcastError(f"the roll was not called: {_line(error)}") from error
         if seat not in roll.seats:
-            raise Broken("the roll was called before it was there")
+            raise BroadcastError("the roll was called before it was there")
         if held != roll.group or self._group is None:
             if self._group is not None:
                 self._group.close()
             rank, size = 1 + roll.seats.index(seat), 1 + len(roll.seats)
             here = _own_address(*door)
-            self._group = Group(self._store, roll.group, rank, size, self._device, here, call.seconds)
+            self._group = ProcessGroup(self._store, roll.group, rank, size, self._device, here, call.seconds)
         return self._group, roll
 
     def leave(self) -> None:
@@ -264,26 +264,26 @@ class BroadcastSender:
     def __init__(self, host: str, device: torch.device) -> None:
         """host: address of this node. device: where the tensors are; so are those of all receivers."""
         self._host = host
-        self._caller = Caller(host, device)
+        self._caller = BroadcastRoot(host, device)
         self._own = secrets.token_hex(8)
         """Tells what comes from here from what an earlier learner sent under the same version."""
 
-    def announce(self, groups: Groups, version: int, *, whole: bool) -> Parcel:
+    def announce(self, groups: Groups, version: int, *, whole: bool) -> WeightUpdate:
         """What will come. Its call names nobody yet."""
         forms = [
-            tuple(Form(entry.name, str(entry.dtype).removeprefix("torch."), entry.shape) for entry in group)
+            tuple(TensorMeta(entry.name, str(entry.dtype).removeprefix("torch."), entry.shape) for entry in group)
             for group in groups
         ]
-        return Parcel(
+        return WeightUpdate(
             version=version,
             size=sum(entry.size for group in groups for entry in group),
             whole=whole,
             groups=tuple(forms),
             key=f"{self._own}-{version}",
-            call=Call(number=0, host=self._host, port=self._caller.port, seats=(), seconds=0.0),
+            call=BroadcastCall(number=0, host=self._host, port=self._caller.port, seats=(), seconds=0.0),
         )
 
-    def deliver(self, groups: Groups, weights: Iterable[dict[str, Tensor]], call: Call) -> str | None:
+    def deliver(self, groups: Groups, weights: Iterable[dict[str, Tensor]], call: BroadcastCall) -> str | None:
         """Broadcasts the tensors of each group, which are not touched when the next is there, to whoever comes. Returns
         why it broke off: the receivers find out too, and say so."""
         try:
@@ -292,7 +292,7 @@ class BroadcastSender:
                 if number >= roll.start:
                     group.broadcast([tensors[entry.name].contiguous() for entry in entries])
                 del tensors  # or they would stay while the next group is gathered
-        except Broken as error:
+        except BroadcastError as error:
             return str(error)
         return None
 
@@ -300,11 +300,11 @@ class BroadcastSender:
         self._caller.close()
 
 
-class Broadcasts:
+class BroadcastReceiver:
     """The updates of an engine. One that is interrupted stays open, and goes on when the same is broadcast again."""
 
     def __init__(self, llm: Any) -> None:
-        """llm: vLLM's engine, with `weight_sync.vllm_receiver.Receiver`."""
+        """llm: vLLM's engine, with `weight_sync.vllm_receiver.FileWeightTransferEngine`."""
         self._llm = llm
         self._open = False
         """Whether an update is."""
@@ -316,7 +316,7 @@ class Broadcasts:
         """Whether the engine has a part of some weights: it must not compute."""
         return self._key is not None
 
-    def take(self, parcel: Parcel, worker: str) -> None:
+    def take(self, parcel: WeightUpdate, worker: str) -> None:
         """Raises Interrupted where not all of it came, and RuntimeError where the engine has a part of another."""
         if self._key not in (None, parcel.key):
             raise RuntimeError("a part of older ones is in, and the rest does not come any more")
@@ -332,6 +332,6 @@ class Broadcasts:
         if not any(taken for taken, _ in progress):
             self._key = None
         if lacking := [reason for _, reason in progress if reason]:
-            raise Interrupted(lacking[0])
+            raise SyncInterrupted(lacking[0])
         self._llm.finish_weight_update(weight_version=str(parcel.version))
         self._open, self._key = False, None

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weight_sync.update import Exchange, Parcel, memory_directory, write_all
+from weight_sync.update import Exchange, WeightUpdate, memory_directory, write_all
 
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -37,7 +37,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """A tensor that will come."""
 
     name: str
@@ -45,7 +45,7 @@ class Entry:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> "Entry":
+    def of(cls, name: str, tensor: torch.Tensor) -> "FileEntry":
         """Of one that may be partitioned by ZeRO-3: its shape is that of the whole."""
         return cls(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
 
@@ -67,7 +67,7 @@ class FileLayout:
     """Bytes of the whole file."""
 
 
-def layout(entries: Sequence[Entry]) -> FileLayout:
+def layout(entries: Sequence[FileEntry]) -> FileLayout:
     """Wide numbers come first, so that each tensor is aligned to its own. Raises KeyError for a type that the format
     has not."""
     begin, places, fields = 0, {}, {}
@@ -87,14 +87,14 @@ def as_bytes(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-Groups = Sequence[Sequence[Entry]]
-"""What will come, as `weight_sync.source.Source` has it."""
+Groups = Sequence[Sequence[FileEntry]]
+"""What will come, as `weight_sync.source.WeightSource` has it."""
 
 
-class Sender(Protocol):
+class FileSender(Protocol):
     """One way for weights to go. It is rank 0's, and keeps no copy of them."""
 
-    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> WeightUpdate:
         """Puts a version where workers can fetch it, and lets go of the one before. weights: the tensors of each group,
         which are not touched when the next is there. Raises OSError."""
 
@@ -125,13 +125,13 @@ class DirectorySender:
         self._directory = directory
         self._current: Path | None = None
 
-    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> WeightUpdate:
         path = self._directory / f"{version:06d}.safetensors"
         size = self._write(path, groups, weights)
         if self._current is not None and self._current != path:
             self._current.unlink(missing_ok=True)
         self._current = path
-        return Parcel(version=version, size=size, whole=whole, path=path)
+        return WeightUpdate(version=version, size=size, whole=whole, path=path)
 
     def _write(self, path: Path, groups: Groups, weights: Iterable[dict[str, Tensor]]) -> int:
         """Returns the size in bytes. The file appears whole, under its name."""
@@ -178,7 +178,7 @@ class SharedMemorySender(DirectorySender):
         self._directory = made.rename(made.with_name(f"duet-{run}-{made.name.removeprefix('.duet-')}"))
         self._current = None
 
-    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> WeightUpdate:
         if self._current is not None:
             self._current.replace(self._aside)
             self._current = None
@@ -199,7 +199,7 @@ class ObjectSender:
     def __init__(self) -> None:
         self._pieces: tuple = ()
 
-    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> Parcel:
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> WeightUpdate:
         import ray
 
         self._pieces = ()
@@ -211,13 +211,13 @@ class ObjectSender:
             del parts  # or they would stay while the next group is gathered
             size += planned.size
         self._pieces = tuple(pieces)
-        return Parcel(version=version, size=size, whole=whole, pieces=self._pieces)
+        return WeightUpdate(version=version, size=size, whole=whole, pieces=self._pieces)
 
     def close(self) -> None:
         self._pieces = ()
 
 
-def new_sender(exchange: Exchange, run: str, folder: Path | None) -> Sender:
+def new_sender(exchange: Exchange, run: str, folder: Path | None) -> FileSender:
     """folder: of this run, for weights alone, where the exchange is one."""
     if exchange == "objects":
         return ObjectSender()

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from weight_sync.senders import Entry
+from weight_sync.senders import FileEntry
 from weight_sync.update import unit
 
 GROUP_BYTES = 256 << 20
@@ -21,7 +21,7 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from model.named_parameters(remove_duplicate=False)
 
 
-def travelling(model: nn.Module) -> dict[str, nn.Parameter]:
+def updated_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that can have changed since the checkpoint, and what shares a unit with them, under all names."""
     named = dict(named_weights(model))
     units = {unit(name) for name, parameter in named.items() if parameter.requires_grad}
@@ -29,7 +29,7 @@ def travelling(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in named.items() if id(parameter) in moved}
 
 
-class Source:
+class WeightSource:
     """The weights of a model that can have changed, or its adapters.
 
     Under ZeRO-3 going over them is a collective operation: all ranks do it, each to the end. A group is gathered when
@@ -47,23 +47,24 @@ class Source:
         """sharded: whether ZeRO-3 has partitioned the parameters. named: what is to be sent, by name, where it is not
         the weights themselves."""
         self._sharded = sharded
-        self.whole = named is None and len(travelling(model)) == len(dict(named_weights(model)))
+        self.whole = named is None and len(updated_parameters(model)) == len(dict(named_weights(model)))
         """Whether every parameter is among them."""
-        named = travelling(model) if named is None else named
+        named = updated_parameters(model) if named is None else named
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in named.items():
             names.setdefault(parameter, []).append(name)
         self._groups: list[dict[nn.Parameter, list[str]]] = []
         filled = 0
         for parameter, own in names.items():
-            size = sum(Entry.of(name, parameter).size for name in own)
+            size = sum(FileEntry.of(name, parameter).size for name in own)
             if not self._groups or filled + size > group_bytes:
                 self._groups.append({})
                 filled = 0
             self._groups[-1][parameter] = own
             filled += size
         self.groups = [
-            [Entry.of(name, parameter) for parameter, own in group.items() for name in own] for group in self._groups
+            [FileEntry.of(name, parameter) for parameter, own in group.items() for name in own]
+            for group in self._groups
         ]
         """What will come: the tensors of each group."""
 

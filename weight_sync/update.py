@@ -16,7 +16,7 @@ ADAPTER_START, ADAPTER_END = "base_model.model.", ".lora_{}.weight"
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorMeta:
     """Of a tensor that will come."""
 
     name: str
@@ -26,7 +26,7 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class BroadcastCall:
     """Who is to come, where and how soon, to be given weights all at once (`weight_sync.broadcast`)."""
 
     number: int
@@ -41,7 +41,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class WeightUpdate:
     """The weights themselves stay where the sender put them: in a file, in pieces in Ray's object store, or in its own
     memory, from where they go to all that come when it calls."""
 
@@ -59,12 +59,12 @@ class Parcel:
     pieces: tuple[Any, ...] = ()
     """References to the parts of a safetensors file each, uint8 arrays, in order. Ray keeps a piece for as long as
     somebody holds a reference to it."""
-    groups: tuple[tuple[Form, ...], ...] = ()
+    groups: tuple[tuple[TensorMeta, ...], ...] = ()
     """What is broadcast, tensors in the order in which they come; a group is whole at the receiver before it is loaded.
     """
     key: str = ""
     """Of what is broadcast: with the same one come the same tensors, of the same values."""
-    call: Call | None = None
+    call: BroadcastCall | None = None
     """Set where it is broadcast."""
 
 

@@ -43,14 +43,14 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from cluster.monitored_actor import show_stacks
 from common.errors import InputError
-from weight_sync.broadcast import Broken, Seat
-from weight_sync.update import Call, Parcel, adapted_layer, adapter_name, unit, write_all
+from weight_sync.broadcast import BroadcastError, BroadcastPeer
+from weight_sync.update import BroadcastCall, WeightUpdate, adapted_layer, adapter_name, unit, write_all
 
 PIECE_SECONDS = 120.0
 """For a piece to come from another node."""
 
 
-def fetch(parcel: Parcel, worker: str) -> Iterator[Path]:
+def fetch_files(parcel: WeightUpdate, worker: str) -> Iterator[Path]:
     """Safetensors files, each of which is there until the next is asked for. An engine may be another process, so a
     piece is written where that can open it: into memory that goes with this process, whatever becomes of it.
 
@@ -76,7 +76,7 @@ def fetch(parcel: Parcel, worker: str) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def merged(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
+def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
     """Name and weight of all that shares a unit with an adapted layer, a unit after the other: an engine loads it whole
     or not at all. What is adapted comes in the type of the adapters, which is the learner's, reckoned in float32; all
     of it on their device.
@@ -122,24 +122,24 @@ class NoInit(WeightTransferInitInfo):
 
 
 @dataclass
-class Update(WeightTransferUpdateInfo):
+class EngineUpdate(WeightTransferUpdateInfo):
     """A file, or a broadcast. Plain data: an engine may be another process."""
 
     whole: bool = True
     """Whether what comes in this update has every parameter together."""
     scale: float | None = None
-    """Of adapters, where those come (`weight_sync.update.Parcel`)."""
+    """Of adapters, where those come (`weight_sync.update.WeightUpdate`)."""
     path: str = ""
     """A safetensors file with parameters under their checkpoint names, tied ones included."""
     groups: list[list[list[Any]]] = field(default_factory=list)
     """Name, type and shape of each tensor of each group that is broadcast, under the same names."""
     call: dict[str, Any] = field(default_factory=dict)
-    """Fields of `weight_sync.update.Call`."""
+    """Fields of `weight_sync.update.BroadcastCall`."""
     worker: str = ""
     """Whose engine takes part."""
 
 
-class Receiver(WeightTransferEngine[NoInit, Update]):
+class FileWeightTransferEngine(WeightTransferEngine[NoInit, EngineUpdate]):
     """Loads each announced file in checkpoint format, or each group of a broadcast when it is there whole.
 
     A broadcast that breaks off between groups leaves the update open, with what was loaded; it goes on with the next
@@ -147,11 +147,11 @@ class Receiver(WeightTransferEngine[NoInit, Update]):
     """
 
     init_info_cls = NoInit
-    update_info_cls = Update
+    update_info_cls = EngineUpdate
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._seat = Seat(self.device)
+        self._seat = BroadcastPeer(self.device)
         self._whole = True
         self._loading = False
         self._scale: float | None = None
@@ -168,7 +168,7 @@ class Receiver(WeightTransferEngine[NoInit, Update]):
     def start_weight_update(self) -> None:
         self.taken, self._loading, self._adapters = 0, False, {}
 
-    def receive_weights(self, update_info: Update) -> None:
+    def receive_weights(self, update_info: EngineUpdate) -> None:
         self._whole, self._scale, self.lacking = update_info.whole, update_info.scale, ""
         if not update_info.path:
             self._listen(update_info)
@@ -176,11 +176,11 @@ class Receiver(WeightTransferEngine[NoInit, Update]):
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
             self._take((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
-    def _listen(self, update: Update) -> None:
+    def _listen(self, update: EngineUpdate) -> None:
         """Takes what is broadcast. That it broke off is no error here, which would end the update for vLLM."""
         try:
             group, roll = self._seat.join(
-                Call(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.taken
+                BroadcastCall(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.taken
             )
             for number, forms in enumerate(update.groups[roll.start :], roll.start):
                 tensors = {
@@ -192,7 +192,7 @@ class Receiver(WeightTransferEngine[NoInit, Update]):
                     self._take(tensors.items())
                     self.taken += 1
                 del tensors  # or they would stay while room for the next is made
-        except Broken as error:
+        except BroadcastError as error:
             self.lacking = f"{self.taken} of {len(update.groups)} groups came: {error}"
 
     def _take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -209,7 +209,7 @@ class Receiver(WeightTransferEngine[NoInit, Update]):
 
     def finish_weight_update(self) -> None:
         if self._scale is not None:
-            self._load(merged(Path(self.model_config.model), self._adapters, self._scale))
+            self._load(merge_lora(Path(self.model_config.model), self._adapters, self._scale))
             self._adapters = {}
         with nullcontext() if self._whole else _without_warnings(layerwise.logger):
             finalize_layerwise_reload(self.model, self.model_config)
@@ -240,7 +240,7 @@ class WorkerExtension:
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:  # there is no public way to ask
-    WeightTransferEngineFactory.register_engine(BACKEND, Receiver)
+    WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)
 
 
 if multiprocessing.parent_process() is not None:  # an engine process: what it does must be seen like its member

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import InputError
 from speech.families import Family
-from speech.grammar import Kind, table
+from speech.grammar import TokenKind, grammar_table
 from speech.types import Turn
 from speech.vocabulary import Vocabulary
 
@@ -17,14 +17,14 @@ VERSION = 2
 """Changes whenever a dialogue would be spelt otherwise: what was prepared before is then prepared again."""
 
 
-def prompt(family: Family, turns: Sequence[Turn], vocabulary: Vocabulary) -> np.ndarray:
+def chat_prompt(family: Family, turns: Sequence[Turn], vocabulary: Vocabulary) -> np.ndarray:
     """int32 [P]: the dialogue up to where the reply begins. Raises InputError for what the family cannot spell."""
     for turn in turns:
         _check(turn.text, vocabulary)
     return family.prompt(turns, vocabulary)
 
 
-def reply(family: Family, text: str | None, codes: np.ndarray | None, vocabulary: Vocabulary) -> np.ndarray:
+def chat_reply(family: Family, text: str | None, codes: np.ndarray | None, vocabulary: Vocabulary) -> np.ndarray:
     """int32 [T], end-of-reply token included. Raises InputError for what the family cannot spell."""
     if not text:
         raise InputError("a reply needs words, and has none")
@@ -35,7 +35,7 @@ def reply(family: Family, text: str | None, codes: np.ndarray | None, vocabulary
 
 
 def _speaks(family: Family) -> bool:
-    return any(allowed & Kind.SPEECH for allowed in table(family.interleave).allowed)
+    return any(allowed & TokenKind.SPEECH for allowed in grammar_table(family.interleave).allowed)
 
 
 def _check(text: str | None, vocabulary: Vocabulary) -> None:

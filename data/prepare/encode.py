@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from data.dialogues import Dialogue, Said, scan_slice
-from data.prepare.chat_format import prompt, reply
+from data.dialogues import Dialogue, DialogueTurn, scan_slice
+from data.prepare.chat_format import chat_prompt, chat_reply
 from data.records import DEMONSTRATIONS, PAIRS, PROMPTS
 from data.records import FEATURES as HEARD
-from data.slices import Slice
+from data.slices import FileSlice
 from speech.audio import Waveform, write_features
 from speech.codecs.base import Codec, SpeechEncoder
 from speech.families import Family
-from speech.grammar import Pattern, check
+from speech.grammar import Grammar, check_reply_grammar
 from speech.types import Turn
 from speech.vocabulary import Vocabulary
 
@@ -35,7 +35,7 @@ GROUP = 256
 """Rows of a row group: as many are decoded to pick one (`data.dataset`)."""
 
 
-class Refused(Exception):
+class RowRefused(Exception):
     """A row that cannot be used. reason: a word or two, to be counted by."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -50,7 +50,7 @@ class Encoder:
     family: Family
     vocabulary: Vocabulary
     codec: Codec
-    structure: tuple[Pattern, np.ndarray]
+    structure: tuple[Grammar, np.ndarray]
     """The family's pattern, and the kinds of all ids."""
     longest_prompt: int
     longest: int
@@ -66,11 +66,11 @@ class Encoder:
         heard: list[np.ndarray] = []
         turns = [self._turn(place, message.role, message.said, known, heard) for message in dialogue.messages]
         try:
-            asked = prompt(self.family, turns, self.vocabulary)
+            asked = chat_prompt(self.family, turns, self.vocabulary)
         except InputError as error:
-            raise Refused("prompt not spelt", f"{place}: {error}") from error
+            raise RowRefused("prompt not spelt", f"{place}: {error}") from error
         if len(asked) > self.longest_prompt:
-            raise Refused("prompt too long", f"{place}: the prompt has {len(asked)} tokens, room is for fewer")
+            raise RowRefused("prompt too long", f"{place}: the prompt has {len(asked)} tokens, room is for fewer")
         features = self._keep(dialogue, heard) if heard else None
         found: dict[str, dict[str, Any]] = {
             "prompts": {
@@ -88,7 +88,7 @@ class Encoder:
         if dialogue.rejected is not None:
             rejected = self._reply(place, dialogue.rejected, asked, known)
             if np.array_equal(target, rejected):
-                raise Refused("pair of one reply", f"{place}: the rejected reply has the same tokens as the target")
+                raise RowRefused("pair of one reply", f"{place}: the rejected reply has the same tokens as the target")
             found["pairs"] = {
                 "prompt_id": dialogue.id, "prompt_ids": asked, "chosen_ids": target, "rejected_ids": rejected,
                 "chosen_score": dialogue.chosen_score, "rejected_score": dialogue.rejected_score, "scores_chosen": {},
@@ -102,7 +102,9 @@ class Encoder:
         write_features(self.features / name, np.concatenate(heard))
         return f"../{FEATURES}/{name}"
 
-    def _turn(self, place: str, role: str, said: Said, known: dict[Path, np.ndarray], heard: list[np.ndarray]) -> Turn:
+    def _turn(
+        self, place: str, role: str, said: DialogueTurn, known: dict[Path, np.ndarray], heard: list[np.ndarray]
+    ) -> Turn:
         """heard: takes the frames of a turn that the speech encoder hears."""
         if self.hearing is not None and role != "assistant" and said.recordings:
             frames = [self._frames(place, path) for path in said.recordings]
@@ -111,25 +113,27 @@ class Encoder:
         codes = [self._codes(place, path, known) for path in said.recordings]
         return Turn(role=role, text=said.text, codes=np.concatenate(codes) if codes else None)
 
-    def _reply(self, place: str, said: Said, asked: np.ndarray, known: dict[Path, np.ndarray]) -> np.ndarray:
+    def _reply(self, place: str, said: DialogueTurn, asked: np.ndarray, known: dict[Path, np.ndarray]) -> np.ndarray:
         turn = self._turn(place, "assistant", said, known, [])
         try:
-            ids = reply(self.family, turn.text, turn.codes, self.vocabulary)
+            ids = chat_reply(self.family, turn.text, turn.codes, self.vocabulary)
         except InputError as error:
-            raise Refused("reply not spelt", f"{place}: {error}") from error
-        if (defect := check(ids, *self.structure)) is not None:
-            raise Refused("reply malformed", f"{place}: the reply does not follow the family's structure: {defect}")
+            raise RowRefused("reply not spelt", f"{place}: {error}") from error
+        if (defect := check_reply_grammar(ids, *self.structure)) is not None:
+            raise RowRefused("reply malformed", f"{place}: the reply does not follow the family's structure: {defect}")
         if len(asked) + len(ids) > self.longest:
-            raise Refused("reply too long", f"{place}: prompt and reply have {len(asked) + len(ids)} tokens together")
+            raise RowRefused(
+                "reply too long", f"{place}: prompt and reply have {len(asked) + len(ids)} tokens together"
+            )
         return ids
 
     def _sound(self, place: str, path: Path) -> Waveform:
         if not path.is_file():
-            raise Refused("recording missing", f"{place}: {path} does not exist")
+            raise RowRefused("recording missing", f"{place}: {path} does not exist")
         try:
             return Waveform.read(path)
         except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
-            raise Refused("recording unreadable", f"{place}: {path}: {error}") from error
+            raise RowRefused("recording unreadable", f"{place}: {path}: {error}") from error
 
     def _frames(self, place: str, path: Path) -> np.ndarray:
         assert self.hearing is not None
@@ -137,9 +141,9 @@ class Encoder:
         try:
             frames = np.asarray(self.hearing.encode(sound))
         except Exception as error:  # an encoder of the user's own may raise anything
-            raise Refused("recording not heard", f"{place}: {path}: {error!r}") from error
+            raise RowRefused("recording not heard", f"{place}: {path}: {error!r}") from error
         if frames.ndim != 2 or not len(frames) or frames.dtype.kind != "f":
-            raise Refused("recording not heard", f"{place}: {path}: the encoder gives no frames, float [F, W]")
+            raise RowRefused("recording not heard", f"{place}: {path}: the encoder gives no frames, float [F, W]")
         return frames
 
     def _codes(self, place: str, path: Path, known: dict[Path, np.ndarray]) -> np.ndarray:
@@ -148,15 +152,15 @@ class Encoder:
             try:
                 codes = np.asarray(self.codec.encode(sound))
             except Exception as error:  # a codec of the user's own may raise anything
-                raise Refused("recording not encoded", f"{place}: {path}: {error!r}") from error
+                raise RowRefused("recording not encoded", f"{place}: {path}: {error!r}") from error
             if codes.ndim != 1 or not len(codes) or codes.min() < 0 or codes.max() >= self.codec.codebook:
-                raise Refused("recording not encoded", f"{place}: {path}: the codec gives no codes of its codebook")
+                raise RowRefused("recording not encoded", f"{place}: {path}: the codec gives no codes of its codebook")
             known[path] = codes
         return known[path]
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class EncodeResult:
     """What became of a slice."""
 
     rows: int = 0
@@ -168,22 +172,22 @@ class Outcome:
     """Mark of the sound files."""
 
 
-def encode(encoder: Encoder, piece: Slice, root: Path | None, folder: Path, number: int) -> Outcome:
+def encode(encoder: Encoder, piece: FileSlice, root: Path | None, folder: Path, number: int) -> EncodeResult:
     """Writes the rows that a slice makes: folder/prompts/part-NUMBER.parquet and so on, and folder/refused/. What was
     there is replaced."""
-    outcome, writers = Outcome(), Writers(folder, number)
+    outcome, writers = EncodeResult(), DatasetWriters(folder, number)
     refusals = folder / "refused" / f"part-{number:06d}.jsonl"
     refusals.parent.mkdir(parents=True, exist_ok=True)
-    marks = RecordingMarks()
+    marks = RecordingFingerprints()
     with writers, refusals.open("w", encoding="utf-8") as notes:
         for place, found in scan_slice(piece, root):
             outcome.rows += 1
             try:
                 if isinstance(found, InputError):
-                    raise Refused("row malformed", str(found))
+                    raise RowRefused("row malformed", str(found))
                 marks.add(found)
                 rows = encoder.rows(place, found)
-            except Refused as refusal:
+            except RowRefused as refusal:
                 outcome.refused[refusal.reason] += 1
                 note = {"place": place, "reason": refusal.reason, "message": str(refusal)}
                 notes.write(json.dumps(note, ensure_ascii=False) + "\n")
@@ -195,7 +199,7 @@ def encode(encoder: Encoder, piece: Slice, root: Path | None, folder: Path, numb
     return outcome
 
 
-class RecordingMarks:
+class RecordingFingerprints:
     """Tells whether sound files are those that they were, by name, size and time of change."""
 
     def __init__(self) -> None:
@@ -215,16 +219,16 @@ class RecordingMarks:
         return self._digest.hexdigest()[:16]
 
 
-def recordings_of(piece: Slice, root: Path | None) -> str:
+def recordings_in(piece: FileSlice, root: Path | None) -> str:
     """The mark of a slice's sound files as they are now."""
-    marks = RecordingMarks()
+    marks = RecordingFingerprints()
     for _, found in scan_slice(piece, root):
         if not isinstance(found, InputError):
             marks.add(found)
     return marks.mark
 
 
-class Writers:
+class DatasetWriters:
     """The Parquet files of one part, each made when there is a row for it, in small row groups."""
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -250,7 +254,7 @@ class Writers:
         columns = [pa.array(_cells(rows, column), column.type) for column in schema]
         self._files[name].write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=GROUP)
 
-    def __enter__(self) -> "Writers":
+    def __enter__(self) -> "DatasetWriters":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

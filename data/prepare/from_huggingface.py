@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import there, within
+from common.files import check_exists, resolve_within
 from data.dialogues import DIALOGUES
-from data.slices import digest
+from data.slices import slice_digest
 
 MARK = "converted.json"
 ROWS, GROUP = 4096, 256
@@ -35,12 +35,12 @@ def convert(source: Path, folder: Path, columns: Sequence[str], split: str | Non
     """
     dataset = _opened(source, split)
     mapping = _mapping(columns, dataset.column_names, source)
-    files = sorted(path for path in source.rglob("*") if there(path))
-    said = [sorted(mapping.items()), split, str(root), [[str(path), digest(path)] for path in files]]
+    files = sorted(path for path in source.rglob("*") if check_exists(path))
+    said = [sorted(mapping.items()), split, str(root), [[str(path), slice_digest(path)] for path in files]]
     mark = {"mark": hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]}
-    if there(folder / MARK) and json.loads((folder / MARK).read_text()) == mark:
+    if check_exists(folder / MARK) and json.loads((folder / MARK).read_text()) == mark:
         return f"converted before, {folder}"
-    if folder.exists() and not there(folder / MARK) and not there(folder / f"{MARK}.part"):
+    if folder.exists() and not check_exists(folder / MARK) and not check_exists(folder / f"{MARK}.part"):
         raise InputError(f"--to: {folder} is there, and `duet prepare` did not make it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -164,7 +164,7 @@ class _Sounds:
 
     def _read(self, name: str) -> bytes:
         try:
-            return within(self._root, name).read_bytes()
+            return resolve_within(self._root, name).read_bytes()
         except (InputError, OSError) as error:
             raise InputError(f"--from-hf: row {self._number} names a recording that cannot be read: {error}") from error
 

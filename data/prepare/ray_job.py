@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from data.prepare.encode import FEATURES, Encoder, Outcome, encode
-from data.slices import Slice, as_text, from_text
+from data.prepare.encode import FEATURES, Encoder, EncodeResult, encode
+from data.slices import FileSlice, as_text, from_text
 from speech.families import Family
-from speech.grammar import kind_table
-from speech.registry import codec_of, load
+from speech.grammar import token_kinds
+from speech.registry import build_codec, load_object
 from speech.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class EncodingConfig:
     """What every actor needs, and where it writes."""
 
     family: Family
@@ -43,17 +43,17 @@ class Recipe:
         return Encoder(
             family=self.family,
             vocabulary=vocabulary,
-            codec=codec_of(self.codec, self.codec_arguments),
-            hearing=load(self.hearing).load(Path(self.hearing_path)) if self.hearing else None,
+            codec=build_codec(self.codec, self.codec_arguments),
+            hearing=load_object(self.hearing).load(Path(self.hearing_path)) if self.hearing else None,
             features=self.folder / FEATURES,
-            structure=(self.family.interleave, kind_table(vocabulary)),
+            structure=(self.family.interleave, token_kinds(vocabulary)),
             longest_prompt=self.longest_prompt,
             longest=self.longest,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class EncodingPool:
     """How many encode at once, and with what."""
 
     workers: int
@@ -66,7 +66,7 @@ class Pool:
 class EncodingActor:
     """What Ray Data makes an actor of."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: EncodingConfig) -> None:
         self._recipe, self._encoder = recipe, recipe.encoder()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,9 @@ class EncodingActor:
         return {"number": number, "error": "", "outcome": json.dumps(vars(outcome))}
 
 
-def encode_all(recipe: Recipe, pieces: Sequence[Slice], pool: Pool, done: Callable[[int], None]) -> list[Outcome]:
+def encode_all(
+    recipe: EncodingConfig, pieces: Sequence[FileSlice], pool: EncodingPool, done: Callable[[int], None]
+) -> list[EncodeResult]:
     """What became of each slice, in their order. done: is told how many are.
 
     Raises InputError for a source that cannot be read, TimeoutError when no slice was finished within its deadline.
@@ -99,13 +101,13 @@ def encode_all(recipe: Recipe, pieces: Sequence[Slice], pool: Pool, done: Callab
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, EncodeResult] = {}
     for row in _within(pool.seconds, rows.iter_rows):
         if row["error"]:
             raise InputError(row["error"])
         given = json.loads(row["outcome"])
         counts = {name: Counter(given.pop(name)) for name in ("written", "refused")}
-        outcomes[row["number"]] = Outcome(**given, **counts)
+        outcomes[row["number"]] = EncodeResult(**given, **counts)
         done(len(outcomes))
     return [outcomes[number] for number in range(len(pieces))]
 

@@ -10,18 +10,18 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import InputError
-from data.dataset import Shards
-from data.manifest import FORMAT, NAME, Folder, Manifest, Part, mark_of, read_manifest
+from data.dataset import Dataset
+from data.manifest import FORMAT, NAME, Manifest, ManifestEntry, PreparedFolder, fingerprint_of, read_manifest
 from data.open_dataset import open_demonstrations, open_pairs, open_prompts
 from data.parquet import UNFINISHED
 from data.prepare.chat_format import VERSION
-from data.prepare.encode import FEATURES, SCHEMAS, Outcome, recordings_of
-from data.prepare.ray_job import Pool, Recipe, encode_all
-from data.slices import Slice, digest, slices, source_files
+from data.prepare.encode import FEATURES, SCHEMAS, EncodeResult, recordings_in
+from data.prepare.ray_job import EncodingConfig, EncodingPool, encode_all
+from data.slices import FileSlice, file_slices, slice_digest, source_files
 from speech.vocabulary import Vocabulary
 
 REFUSED = "refused.jsonl"
-OPENERS: dict[str, Callable[[Sequence[Path], Vocabulary], Shards]] = {
+OPENERS: dict[str, Callable[[Sequence[Path], Vocabulary], Dataset]] = {
     "prompts": open_prompts,
     "demonstrations": open_demonstrations,
     "pairs": open_pairs,
@@ -33,10 +33,10 @@ class Preparation:
     """What is to be made of a source."""
 
     source: Path
-    recipe: Recipe
+    recipe: EncodingConfig
     vocabulary: Vocabulary
     codec_version: str
-    pool: Pool
+    pool: EncodingPool
     rows: int
     """Of a slice, and so of a file, at least."""
     most_refused: float
@@ -49,7 +49,7 @@ class Preparation:
     def run(self, join: Callable[[], None], say: Callable[[str], None]) -> Manifest:
         """Does what has not been done. join: joins Ray, where it is needed. Raises InputError, TimeoutError."""
         folder = self.recipe.folder
-        pieces = list(chain.from_iterable(slices(file, self.rows) for file in source_files(self.source)))
+        pieces = list(chain.from_iterable(file_slices(file, self.rows) for file in source_files(self.source)))
         inputs = self._mark()
         if (known := self._known(inputs, pieces)) is not None:
             say(f"{folder}: prepared before, of the same source")
@@ -72,10 +72,10 @@ class Preparation:
         r = self.recipe
         said = {
             "format": FORMAT,
-            "files": [[file.name, digest(file)] for file in source_files(self.source)],
+            "files": [[file.name, slice_digest(file)] for file in source_files(self.source)],
             "root": str(r.root),
             "family": [r.family.name, VERSION],
-            "tokenizer": mark_of(self.vocabulary),
+            "tokenizer": fingerprint_of(self.vocabulary),
             "codec": [r.codec, self.codec_version],
             "encoder": [r.hearing, self.encoder_version],
             "longest": [r.longest_prompt, r.longest],
@@ -83,7 +83,7 @@ class Preparation:
         }
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
-    def _known(self, inputs: str, pieces: Sequence[Slice]) -> Manifest | None:
+    def _known(self, inputs: str, pieces: Sequence[FileSlice]) -> Manifest | None:
         """The manifest of the same preparation, if it was made and its files are whole."""
         folder = self.recipe.folder
         try:
@@ -97,7 +97,7 @@ class Preparation:
                 path = folder / name / part.name
                 if not path.is_file() or path.stat().st_size != part.bytes:
                     return None
-        if not self.trust and _joined([recordings_of(piece, self.recipe.root) for piece in pieces]) != (
+        if not self.trust and _joined([recordings_in(piece, self.recipe.root) for piece in pieces]) != (
             manifest.recordings
         ):
             return None
@@ -119,7 +119,7 @@ class Preparation:
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / REFUSED).unlink(missing_ok=True)
 
-    def _conclude(self, inputs: str, outcomes: Sequence[Outcome]) -> Manifest:
+    def _conclude(self, inputs: str, outcomes: Sequence[EncodeResult]) -> Manifest:
         folder = self.recipe.folder
         refused: Counter[str] = sum((outcome.refused for outcome in outcomes), Counter())
         manifest = Manifest(
@@ -127,7 +127,7 @@ class Preparation:
             recordings=_joined([outcome.recordings for outcome in outcomes]),
             family=self.recipe.family.name,
             codec=self.codec_version,
-            tokenizer=mark_of(self.vocabulary),
+            tokenizer=fingerprint_of(self.vocabulary),
             rows=sum(outcome.rows for outcome in outcomes),
             refused=dict(refused.most_common()),
         )
@@ -152,14 +152,14 @@ class Preparation:
             raise
         return manifest
 
-    def _described(self, folder: Path, opener: Callable[[Sequence[Path], Vocabulary], Shards]) -> Folder:
+    def _described(self, folder: Path, opener: Callable[[Sequence[Path], Vocabulary], Dataset]) -> PreparedFolder:
         """Reads all of it once, as a run would without a manifest. Raises InputError, as for ids that come twice."""
         shards = opener([folder], self.vocabulary)
-        return Folder(
+        return PreparedFolder(
             rows=len(shards),
             mark=shards.marks[0],
             longest=shards.longest,
-            parts=[Part(name=f.name, rows=rows, bytes=f.stat().st_size) for f, rows in shards.file_rows()],
+            parts=[ManifestEntry(name=f.name, rows=rows, bytes=f.stat().st_size) for f, rows in shards.file_rows()],
         )
 
 

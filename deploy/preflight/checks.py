@@ -14,33 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import parsed, text, there
+from common.files import check_exists, parse_json, read_text
 from common.secrets import redact
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
-from configs.validate import named, paths
-from controller.build import objective
-from controller.checkpoint_checks import adapters, check_weights, known_codec, load_codec
-from controller.inputs import read_inputs, structure
+from configs.validate import data_paths, source_name
+from controller.build import build_objective
+from controller.checkpoint_checks import check_adapters_fit, check_weights, inspect_codec, load_codec
+from controller.inputs import read_inputs, reply_structure
 from data.records import scan_demonstrations, scan_pairs, scan_prompts
 from deploy.preflight import capacity, data, environment, memory, model, raters, settings
 from deploy.preflight import model as codec
-from deploy.preflight.data import Recordings, Scan
+from deploy.preflight.data import DataScan, Recordings
 from deploy.preflight.environment import Machine, Node
-from deploy.preflight.finding import Finding, State, Voice, worst
-from deploy.preflight.memory import Shape
+from deploy.preflight.finding import CheckReporter, Finding, Severity, worst
+from deploy.preflight.memory import ModelShape
 from speech.codecs.base import Codec
 from speech.families import Family, family
 from speech.types import Demonstration, Prompt
 from speech.vocabulary import Vocabulary
 
 
-class NotKnown(Exception):
+class CheckUnknown(Exception):
     """What a check builds on was not found out. The message says what."""
 
 
 @dataclass(kw_only=True)
-class Case:
+class CheckContext:
     """What is known of a setup so far. None: not yet, or it could not be found out."""
 
     path: Path
@@ -53,7 +53,7 @@ class Case:
     """The checkpoint's config.json."""
     family: Family | None = None
     vocabulary: Vocabulary | None = None
-    shape: Shape | None = None
+    shape: ModelShape | None = None
     codec: Codec | None = None
     prompts: list[Prompt] | None = None
     """A few, for an example."""
@@ -66,7 +66,7 @@ class Case:
         """What is known by that name. Raises NotKnown."""
         found = getattr(self, name)
         if found is None or found == []:
-            raise NotKnown(WORDS[name])
+            raise CheckUnknown(WORDS[name])
         return found
 
 
@@ -90,24 +90,24 @@ LIMIT = 600.0
 
 def examine(path: Path, overrides: list[str], seconds: float = LIMIT) -> Iterator[Finding]:
     """Everything that is found of a configuration, as it is found. Raises nothing."""
-    case = Case(path=path, overrides=overrides)
+    case = CheckContext(path=path, overrides=overrides)
     for name, check in CHECKS.items():
-        for finding in within(seconds, name, partial(check, case)):
+        for finding in run_with_timeout(seconds, name, partial(check, case)):
             case.findings.append(finding)
             yield finding
         if case.config is None and name == "configuration":
             return
 
 
-def within(seconds: float, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def run_with_timeout(seconds: float, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings of a check; the last one says how it failed when it raised, or was not done in so many seconds."""
-    voice, page, found = Voice(name), PAGES.get(name, ""), list[Finding]()
+    voice, page, found = CheckReporter(name), PAGES.get(name, ""), list[Finding]()
 
     def run() -> None:
         try:
             for finding in check():
                 found.append(finding)
-        except NotKnown as lack:
+        except CheckUnknown as lack:
             found.append(voice.warning(f"not examined: {lack} is not known", "mend what is wrong above, and ask again"))
         except InputError as error:
             found.append(voice.error(str(error), page))
@@ -133,21 +133,21 @@ PAGES = {
 """Where to read on, by check."""
 
 
-def _configuration(case: Case) -> Iterator[Finding]:
-    case.config = read(case.path, case.overrides)
+def _configuration(case: CheckContext) -> Iterator[Finding]:
+    case.config = load_config(case.path, case.overrides)
     yield from settings.check_settings(case.config)
     yield from settings.check_arithmetic(case.config)
 
 
-def _versions(case: Case) -> Iterator[Finding]:
+def _versions(case: CheckContext) -> Iterator[Finding]:
     yield from environment.check_versions(*environment.required(), environment.installed)
     yield from environment.check_tools(case.need("config"))
 
 
-def _cluster(case: Case) -> Iterator[Finding]:
+def _cluster(case: CheckContext) -> Iterator[Finding]:
     """What there is to run on."""
-    config, voice = case.need("config"), Voice("cluster")
-    case.machine, engine = environment.here(), environment.engine()
+    config, voice = case.need("config"), CheckReporter("cluster")
+    case.machine, engine = environment.inspect_machine(), environment.engine()
     address = environment.address(config)
     if not address:
         yield from settings.check_schedule(config, case.machine, engine)
@@ -165,48 +165,50 @@ def _cluster(case: Case) -> Iterator[Finding]:
     yield from settings.check_engine(config, engine)
 
 
-def _network(case: Case) -> Iterator[Finding]:
+def _network(case: CheckContext) -> Iterator[Finding]:
     config = case.need("config")
     if not case.cluster:  # else the controller is where Ray puts it
         yield from environment.check_metrics(config)
     yield from environment.check_hosts(config)
 
 
-def _model(case: Case) -> Iterator[Finding]:
+def _model(case: CheckContext) -> Iterator[Finding]:
     config = case.need("config")
     directory = Path(config.model.checkpoint)
     case.family = family(config.model.family)
     case.vocabulary = Vocabulary.from_checkpoint(directory, case.family.tokens)
     case.settings = _object(directory / "config.json")
     generation = directory / "generation_config.json"
-    yield from model.check_vocabulary(case.vocabulary, _object(generation) if there(generation) else case.settings)
+    yield from model.check_vocabulary(
+        case.vocabulary, _object(generation) if check_exists(generation) else case.settings
+    )
     tensors = check_weights(config, case.vocabulary)
     frozen = family(config.model.family).parameters(config.model.frozen)
-    rank, adapted = config.learner.lora.rank, adapters(config, tensors)
-    case.shape = memory.shape(case.settings, tensors, frozen, rank, adapted)
+    rank, adapted = config.learner.lora.rank, check_adapters_fit(config, tensors)
+    case.shape = memory.read_model_shape(case.settings, tensors, frozen, rank, adapted)
     yield from model.check_weights(config, case.shape, case.settings)
 
 
 def _object(file: Path) -> dict[str, Any]:
-    found = parsed(text(file), str(file))
+    found = parse_json(read_text(file), str(file))
     if not isinstance(found, dict):
         raise InputError(f"{file} is not a JSON object")
     return found
 
 
-def _memory(case: Case) -> Iterator[Finding]:
+def _memory(case: CheckContext) -> Iterator[Finding]:
     config, shape, here = case.need("config"), case.need("shape"), case.need("machine")
-    needs = memory.needs(config, shape, reference=objective(config).needs_reference)
+    needs = memory.needs(config, shape, reference=build_objective(config).needs_reference)
     if case.cluster:
         yield from capacity.check_nodes(config, shape, needs, case.cluster)
         return
     if not environment.address(config):
         yield from capacity.check_memory(config, shape, needs, here)
     if config.run.exchange == "memory":
-        yield from capacity.check_shared(config, shape, here)
+        yield from capacity.check_shared_memory(config, shape, here)
 
 
-def _disk(case: Case) -> Iterator[Finding]:
+def _disk(case: CheckContext) -> Iterator[Finding]:
     config, shape = case.need("config"), case.need("shape")
     near = directory = Path(config.run.directory).absolute()
     while not near.is_dir():
@@ -221,17 +223,17 @@ def _disk(case: Case) -> Iterator[Finding]:
     yield from capacity.check_disk(config, shape, directory, shutil.disk_usage(near).free)
 
 
-def _codec(case: Case) -> Iterator[Finding]:
+def _codec(case: CheckContext) -> Iterator[Finding]:
     case.codec = load_codec(case.need("config"), case.need("vocabulary"))
     yield from codec.check_codec(case.codec, case.vocabulary, case.need("demonstrations"))
 
 
-def _data(case: Case) -> Iterator[Finding]:
+def _data(case: CheckContext) -> Iterator[Finding]:
     config, vocabulary = case.need("config"), case.need("vocabulary")
-    held_to = structure(config, case.need("family"), vocabulary)
+    held_to = reply_structure(config, case.need("family"), vocabulary)
     shown = _scanned(
         lambda: data.scan_demonstrations(
-            config, vocabulary, held_to, _each(scan_demonstrations, paths(config.data.demonstrations), vocabulary)
+            config, vocabulary, held_to, _each(scan_demonstrations, data_paths(config.data.demonstrations), vocabulary)
         )
     )
     yield from shown.findings
@@ -254,17 +256,17 @@ def _data(case: Case) -> Iterator[Finding]:
         yield from data.scan_pairs(config, held_to, scan_pairs(Path(pairs), vocabulary))
 
 
-def _scanned(scan: Callable[[], Scan]) -> Scan:
+def _scanned(scan: Callable[[], DataScan]) -> DataScan:
     """A file's scan; of one that cannot be read at all, what is wrong with it."""
     try:
         return scan()
     except InputError as error:
-        return Scan(findings=[data.DATA.error(str(error), data.PAGE)])
+        return DataScan(findings=[data.DATA.error(str(error), data.PAGE)])
 
 
 def _prompt_files(config: Config) -> dict[str, list[Path]]:
     held_out = {f"data.held_out.{name}": [Path(file)] for name, file in config.data.held_out.items()}
-    return {"data.prompts": paths(config.data.prompts)} | held_out
+    return {"data.prompts": data_paths(config.data.prompts)} | held_out
 
 
 def _each(scan: Callable, files: list[Path], vocabulary: Vocabulary) -> Iterator:
@@ -275,27 +277,28 @@ def _each(scan: Callable, files: list[Path], vocabulary: Vocabulary) -> Iterator
 def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
     """The codec's sample rate; None where it cannot be had, which its own check says."""
     try:
-        return known_codec(config, vocabulary).rate
+        return inspect_codec(config, vocabulary).rate
     except InputError:
         return None
 
 
-def _raters(case: Case) -> Iterator[Finding]:
+def _raters(case: CheckContext) -> Iterator[Finding]:
     config, vocabulary, codec = case.need("config"), case.need("vocabulary"), case.need("codec")
-    one = raters.example(case.need("prompts"), case.need("demonstrations")[0], vocabulary, codec)
+    one = raters.example_reply(case.need("prompts"), case.need("demonstrations")[0], vocabulary, codec)
     if not one.own:
         yield raters.RATER.warning(
-            f"no prompt of {named(config.data.prompts)} has the id of the first demonstration; below, it is rated as a "
+            f"no prompt of {source_name(config.data.prompts)} has the id of the first demonstration; "
+            "below, it is rated as a "
             "reply to another",
             "name the prompt of each demonstration in its column prompt_id",
         )
     yield from raters.check_raters(config, one)
 
 
-def _start(case: Case) -> Iterator[Finding]:
+def _start(case: CheckContext) -> Iterator[Finding]:
     """What `duet train` itself reads before anything starts: nothing that it refuses may be left unsaid here."""
-    voice = Voice("start")
-    if worst(case.findings) is State.ERROR:
+    voice = CheckReporter("start")
+    if worst(case.findings) is Severity.ERROR:
         return
     inputs = read_inputs(case.need("config"))
     pairs = f", {len(inputs.pairs):,} pairs" if inputs.pairs else ""
@@ -304,7 +307,7 @@ def _start(case: Case) -> Iterator[Finding]:
     )
 
 
-CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[CheckContext], Iterator[Finding]]] = {
     "configuration": _configuration,
     "versions": _versions,
     "cluster": _cluster,

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from common.files import within
+from common.files import resolve_within
 from configs.schema import Config, longest_prompt
 from controller.inputs import check_reply
-from deploy.preflight.finding import FEW, Faults, Finding, Voice
+from deploy.preflight.finding import FEW, CheckReporter, Finding, RowErrors
 from speech.grammar import Structure
-from speech.types import Demonstration, Pair, Prompt
+from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Channel, Vocabulary
 
-DATA = Voice("data")
+DATA = CheckReporter("data")
 
 
 SOME = 0.01
@@ -42,7 +42,7 @@ KEEP_ONE = "leave them out, unless they are meant to count twice"
 
 
 @dataclass(kw_only=True)
-class Scan:
+class DataScan:
     """What was seen in a file."""
 
     rows: int = 0
@@ -67,20 +67,22 @@ class Scan:
 
 def scan_prompts(
     config: Config, vocabulary: Vocabulary, key: str, found: Iterable[tuple[str, Prompt | InputError]], keep: set[str]
-) -> Scan:
+) -> DataScan:
     """Looks at each prompt. key: where the configuration names the file. keep: ids of prompts that are wanted."""
-    scan, room, lengths = Scan(), longest_prompt(config), array("q")
+    scan, room, lengths = DataScan(), longest_prompt(config), array("q")
     faults = bad, long, foreign, twice, empty = (
-        Faults(DATA.error, "rows cannot be used", PAGE),
-        Faults(
+        RowErrors(DATA.error, "rows cannot be used", PAGE),
+        RowErrors(
             DATA.error,
             f"prompts have more than the {room} tokens that model.max_length = {config.model.max_length} leaves beside "
             f"rollout.max_tokens = {config.rollout.max_tokens}",
             "leave them out, raise model.max_length, or lower rollout.max_tokens",
         ),
         _foreign(),
-        Faults(DATA.warning, "prompts have the very tokens of another", KEEP_ONE, bearable=SOME),
-        Faults(DATA.warning, "prompts have no text for raters and reports", "write the question's words into `text`"),
+        RowErrors(DATA.warning, "prompts have the very tokens of another", KEEP_ONE, bearable=SOME),
+        RowErrors(
+            DATA.warning, "prompts have no text for raters and reports", "write the question's words into `text`"
+        ),
     )
     for place, prompt in found:
         scan.rows += 1
@@ -110,25 +112,25 @@ def scan_demonstrations(
     vocabulary: Vocabulary,
     held_to: Structure | None,
     found: Iterable[tuple[str, Demonstration | InputError]],
-) -> Scan:
+) -> DataScan:
     """Looks at each demonstration. held_to: the structure that sampling is held to."""
-    key, scan, lengths, codes = "data.demonstrations", Scan(), array("q"), array("q")
+    key, scan, lengths, codes = "data.demonstrations", DataScan(), array("q"), array("q")
     faults = bad, wrong, foreign, long, silent, twice = (
-        Faults(DATA.error, "rows cannot be used", PAGE),
-        Faults(DATA.error, "replies cannot be learnt from", PAGE),
+        RowErrors(DATA.error, "rows cannot be used", PAGE),
+        RowErrors(DATA.error, "replies cannot be learnt from", PAGE),
         _foreign(),
-        Faults(
+        RowErrors(
             DATA.warning,
             f"replies are longer than rollout.max_tokens = {config.rollout.max_tokens}; the anchor would teach lengths "
             "at which samples are cut off",
             "raise rollout.max_tokens, or leave them out",
         ),
-        Faults(
+        RowErrors(
             DATA.warning,
             "replies have no speech for the anchor to hold",
             "leave them out, or set anchor.weight_speech=0 where no speech is wanted",
         ),
-        Faults(DATA.warning, "are the same as another, prompt and reply", KEEP_ONE, bearable=SOME),
+        RowErrors(DATA.warning, "are the same as another, prompt and reply", KEEP_ONE, bearable=SOME),
     )
     for place, row in found:
         scan.rows += 1
@@ -159,12 +161,12 @@ def scan_demonstrations(
 
 
 def scan_pairs(
-    config: Config, held_to: Structure | None, found: Iterable[tuple[str, Pair | InputError]]
+    config: Config, held_to: Structure | None, found: Iterable[tuple[str, PreferencePair | InputError]]
 ) -> Iterator[Finding]:
     """Looks at each pair of a file. held_to: the structure that sampling is held to."""
     rows = 0
-    bad = Faults(DATA.error, "rows cannot be used", PAGE)
-    wrong = Faults(DATA.error, "pairs cannot be learnt from", PAGE)
+    bad = RowErrors(DATA.error, "rows cannot be used", PAGE)
+    wrong = RowErrors(DATA.error, "pairs cannot be learnt from", PAGE)
     for place, pair in found:
         rows += 1
         if isinstance(pair, InputError):
@@ -180,10 +182,10 @@ def scan_pairs(
     yield from faults or [DATA.fine(f"{key}: {rows:,} pairs")]
 
 
-def check_overlap(train: Scan, held_out: dict[str, Scan]) -> Iterator[Finding]:
+def check_overlap(train: DataScan, held_out: dict[str, DataScan]) -> Iterator[Finding]:
     """Held-out prompts that are trained on."""
     for name, scan in held_out.items():
-        both = Faults(
+        both = RowErrors(
             DATA.warning,
             "prompts are trained on, so that their scores say little of others",
             "leave them out of data.prompts",
@@ -194,8 +196,8 @@ def check_overlap(train: Scan, held_out: dict[str, Scan]) -> Iterator[Finding]:
         yield from both.findings(f"data.held_out.{name}", scan.rows)
 
 
-def _foreign() -> Faults:
-    return Faults(
+def _foreign() -> RowErrors:
+    return RowErrors(
         DATA.warning,
         "prompts hold ids of no token of the tokenizer, whose embeddings were never trained",
         "make the ids with the checkpoint's own tokenizer",
@@ -231,10 +233,10 @@ class Recordings:
         self._files = 0
         self._rates: Counter[int] = Counter()
         """Files by sample rate, Hz."""
-        self._missing = Faults(
+        self._missing = RowErrors(
             DATA.error, "sound files are not there", f"put them below {folder}, or take the fact out"
         )
-        self._broken = Faults(DATA.error, "sound files cannot be read", "write them anew, as WAV or FLAC")
+        self._broken = RowErrors(DATA.error, "sound files cannot be read", "write them anew, as WAV or FLAC")
 
     def watch(self, found: Iterable[tuple[str, Prompt | InputError]]) -> Iterator[tuple[str, Prompt | InputError]]:
         """Passes the rows on, and looks at what their facts name."""
@@ -263,7 +265,7 @@ class Recordings:
 
         self._files += 1
         try:
-            path = within(self._folder, value)
+            path = resolve_within(self._folder, value)
         except InputError as error:
             self._missing.add(f"{place}: {error}")
             return

@@ -24,8 +24,8 @@ from packaging.version import Version
 
 from common.errors import InputError
 from configs.schema import Config
-from deploy.preflight.finding import Finding, Voice
-from observability.metrics.server import Endpoint
+from deploy.preflight.finding import CheckReporter, Finding
+from observability.metrics.server import MetricsServer
 from weight_sync.update import memory_directory
 
 UNLIMITED = 1 << 60
@@ -81,7 +81,7 @@ class Node:
     """Bytes that Ray counts for actors."""
 
 
-def here() -> Machine:
+def inspect_machine() -> Machine:
     """This machine."""
     shared = memory_directory()
     total, free = memory(Path("/proc/meminfo").read_text(), [_number(p) for p in LIMITS], [_number(p) for p in USED])
@@ -176,7 +176,7 @@ def _knock(address: str) -> None:
         raise InputError(f"cluster.address: nobody answers at {address}: {error}") from error
 
 
-VERSIONS = Voice("versions")
+VERSIONS = CheckReporter("versions")
 
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
@@ -269,7 +269,7 @@ def check_tools(config: Config, which: Callable[[str], str | None] = shutil.whic
         )
 
 
-NETWORK = Voice("network")
+NETWORK = CheckReporter("network")
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -283,7 +283,7 @@ def check_metrics(config: Config) -> Iterator[Finding]:
     """Whether metrics can be served where they are to be."""
     host, port = config.metrics.host, config.metrics.port
     try:
-        Endpoint(host, port).probe()
+        MetricsServer(host, port).probe()
     except InputError as error:
         yield NETWORK.error(str(error), "set metrics.host and metrics.port to an address that is free here")
         return

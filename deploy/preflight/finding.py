@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class State(StrEnum):
+class Severity(StrEnum):
     FINE = "fine"
     WARNING = "warning"
     """A run would start, and may go badly."""
@@ -19,7 +19,7 @@ class Finding:
 
     check: str
     """Whose it is, a word or two."""
-    state: State
+    state: Severity
     text: str
     """What was found, with the numbers."""
     remedy: str = ""
@@ -27,19 +27,19 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Voice:
+class CheckReporter:
     """Makes the findings of one check."""
 
     check: str
 
     def fine(self, text: str) -> Finding:
-        return Finding(check=self.check, state=State.FINE, text=text)
+        return Finding(check=self.check, state=Severity.FINE, text=text)
 
     def warning(self, text: str, remedy: str) -> Finding:
-        return Finding(check=self.check, state=State.WARNING, text=text, remedy=remedy)
+        return Finding(check=self.check, state=Severity.WARNING, text=text, remedy=remedy)
 
     def error(self, text: str, remedy: str = "") -> Finding:
-        return Finding(check=self.check, state=State.ERROR, text=text, remedy=remedy)
+        return Finding(check=self.check, state=Severity.ERROR, text=text, remedy=remedy)
 
 
 FEW = 3
@@ -47,11 +47,11 @@ FEW = 3
 
 
 @dataclass
-class Faults:
+class RowErrors:
     """One kind of fault in the rows of a file: how many have it, and the first few."""
 
     make: Callable[[str, str], Finding]
-    """`Voice.warning` or `Voice.error`."""
+    """`CheckReporter.warning` or `CheckReporter.error`."""
     what: str
     """What is wrong with them: "prompts have no text"."""
     remedy: str
@@ -74,19 +74,19 @@ class Faults:
             yield self.make(f"{key}: {self.count:,} of {rows:,} {self.what}: {shown}", self.remedy)
 
 
-def worst(findings: Iterable[Finding]) -> State:
+def worst(findings: Iterable[Finding]) -> Severity:
     """The worst state among them; fine when there are none."""
-    order = list(State)
-    return max((finding.state for finding in findings), key=order.index, default=State.FINE)
+    order = list(Severity)
+    return max((finding.state for finding in findings), key=order.index, default=Severity.FINE)
 
 
-def counted(findings: Iterable[Finding]) -> dict[State, int]:
+def pluralise(findings: Iterable[Finding]) -> dict[Severity, int]:
     """How many of each state."""
     states = [finding.state for finding in findings]
-    return {state: states.count(state) for state in State}
+    return {state: states.count(state) for state in Severity}
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes for people: 7.1 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:

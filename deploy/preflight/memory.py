@@ -25,12 +25,12 @@ BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 """Elements that the optimiser of stage 3 moves at once (`sub_group_size`, its default)."""
 LOGIT_COPIES = 4
-"""float32 arrays as large as the logits that scoring holds at once (`learner.policy`): logits, log-probabilities, and
-two while the entropy is reckoned, or the gradient."""
+"""float32 arrays as large as the logits that scoring holds at once (`learner_memory.policy`): logits,
+log-probabilities, and two while the entropy is reckoned, or the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
     """A decoder's dimensions."""
 
     parameters: int
@@ -61,7 +61,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class MemoryNeed:
     """What one member of a role needs, bytes by what they are for."""
 
     role: str
@@ -82,13 +82,13 @@ class Need:
         return sum(self.device.values())
 
 
-def shape(
+def read_model_shape(
     settings: Mapping[str, Any],
     tensors: Mapping[str, list[int]],
     frozen: list[str],
     rank: int = 0,
     adapted: Mapping[str, tuple[int, int]] = MappingProxyType({}),
-) -> Shape:
+) -> ModelShape:
     """From a checkpoint's config.json, the shapes of its tensors by name, patterns of what is not trained, and inputs
     and outputs of the layers that get an adapter of this rank.
 
@@ -99,7 +99,7 @@ def shape(
     counts = {name: _product(dimensions) for name, dimensions in tensors.items()}
     still = frozen_names(sorted({*counts, "lm_head.weight"}), frozen) if frozen else set()
     adapters = rank * sum(inputs + outputs for inputs, outputs in adapted.values())
-    return Shape(
+    return ModelShape(
         parameters=sum(counts.values()),
         trained=adapters or sum(count for name, count in counts.items() if name not in still),
         vocabulary=_whole(settings, "vocab_size"),
@@ -116,25 +116,25 @@ def shape(
     )
 
 
-def needs(config: Config, model: Shape, *, reference: bool) -> list[Need]:
+def needs(config: Config, model: ModelShape, *, reference: bool) -> list[MemoryNeed]:
     """Of every role. reference: whether the objective compares with the start model."""
     return [
-        Need(role="driver", members=1, memory={"process": HOLDS["driver"]}),
-        Need(role="controller", members=1, memory={"process": HOLDS["controller"]}),
-        rollout(config, model),
-        Need(role="reward", members=config.reward.servers, memory={"process, without raters": HOLDS["reward"]}),
+        MemoryNeed(role="driver", members=1, memory={"process": HOLDS["driver"]}),
+        MemoryNeed(role="controller", members=1, memory={"process": HOLDS["controller"]}),
+        rollout_memory(config, model),
+        MemoryNeed(role="reward", members=config.reward.servers, memory={"process, without raters": HOLDS["reward"]}),
         *_decoders(config),
-        learner(config, model, reference=reference),
+        learner_memory(config, model, reference=reference),
     ]
 
 
-def _decoders(config: Config) -> list[Need]:
+def _decoders(config: Config) -> list[MemoryNeed]:
     """Of a codec's weights nothing is known here; the rest is what a reward server holds, at most."""
     d, parts = config.reward.decoders, {"process, without the codec": HOLDS["reward"]}
-    return [Need(role="decoder", members=d.members, memory=parts)] if d.members else []
+    return [MemoryNeed(role="decoder", members=d.members, memory=parts)] if d.members else []
 
 
-def cache_of_sequence(config: Config, model: Shape) -> float:
+def cache_of_sequence(config: Config, model: ModelShape) -> float:
     """Bytes of keys and values of a reply of the greatest length."""
     return 2.0 * model.layers * model.key_values * width_of(config) * config.model.max_length
 
@@ -145,15 +145,15 @@ def in_flight(config: Config) -> int:
     return min(config.rollout.max_sequences, share)
 
 
-def rollout(config: Config, model: Shape) -> Need:
+def rollout_memory(config: Config, model: ModelShape) -> MemoryNeed:
     """A rollout worker. On a CPU its engine takes the room for keys and values at its start, on a GPU whatever
-    `rollout.gpu_memory_share` leaves beside the rest."""
+    `rollout_memory.gpu_memory_share` leaves beside the rest."""
     r, b = config.rollout, width_of(config)
     weights = model.parameters * b / r.tensor_parallel
     # The sampler works in float32, on the logits of all replies in flight.
     parts = {"weights": weights, "sampling": 2.0 * FLOAT32 * in_flight(config) * model.vocabulary}
     if r.gpus > 0:
-        return Need(
+        return MemoryNeed(
             role="rollout",
             members=r.workers,
             memory={"process": HOLDS["rollout"], "weights while they are taken": model.sent * b},
@@ -161,10 +161,10 @@ def rollout(config: Config, model: Shape) -> Need:
             gpus=r.gpus,
         )
     cache = {"keys and values": max(1, round(r.kv_cache_gib)) * GIB}
-    return Need(role="rollout", members=r.workers, memory={"process": HOLDS["rollout"]} | parts | cache)
+    return MemoryNeed(role="rollout", members=r.workers, memory={"process": HOLDS["rollout"]} | parts | cache)
 
 
-def learner(config: Config, model: Shape, *, reference: bool) -> Need:
+def learner_memory(config: Config, model: ModelShape, *, reference: bool) -> MemoryNeed:
     """A learner rank at its ZeRO stage."""
     c, b = config.learner, width_of(config)
     stage, ranks, trained = c.zero_stage, c.ranks, model.trained
@@ -184,15 +184,15 @@ def learner(config: Config, model: Shape, *, reference: bool) -> Need:
         parts["reducing"] = b * (BUCKET if c.gpus > 0 else min(BUCKET, trained))
     if reference and not model.adapters:  # else it is the model without them
         parts["start model"] = weights
-    parts |= activations(config, model)
+    parts |= activation_memory(config, model)
     base = {"process": HOLDS["learner"]}
     saving: dict[str, float] = {"weights while they are saved": (model.named + model.adapters) * b}
     if c.gpus > 0:
-        return Need(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
-    return Need(role="learner", members=ranks, memory=base | saving | parts)
+        return MemoryNeed(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
+    return MemoryNeed(role="learner", members=ranks, memory=base | saving | parts)
 
 
-def activations(config: Config, model: Shape) -> dict[str, float]:
+def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
     """Of one micro-batch: what the backward pass needs, and the logits that are held at once."""
     c, b, length = config.learner, width_of(config), config.model.max_length
     share = -(-rows_of_step(config) // c.ranks)
@@ -222,7 +222,7 @@ def rows_of_step(config: Config) -> int:
     return (2 * config.rollout.prompts if paired else config.replies) + config.anchor.rows
 
 
-def checkpoint(config: Config, model: Shape) -> float:
+def checkpoint(config: Config, model: ModelShape) -> float:
     """Bytes of a checkpoint on disk: the model, and the optimiser of all ranks."""
     b, c = width_of(config), config.learner
     weights = (model.parameters + model.adapters) * b

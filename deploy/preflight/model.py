@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config
-from deploy.preflight.finding import Finding, Voice
-from deploy.preflight.memory import Shape
+from deploy.preflight.finding import CheckReporter, Finding
+from deploy.preflight.memory import ModelShape
 from speech.codecs.base import Codec
 from speech.types import Demonstration
 from speech.vocabulary import Channel, Vocabulary
 
-VOCABULARY, WEIGHTS = Voice("vocabulary"), Voice("weights")
+VOCABULARY, WEIGHTS = CheckReporter("vocabulary"), CheckReporter("weights")
 
 
 def check_vocabulary(vocabulary: Vocabulary, generation: Mapping[str, Any]) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def check_vocabulary(vocabulary: Vocabulary, generation: Mapping[str, Any]) -> I
         )
 
 
-def check_weights(config: Config, model: Shape, settings: Mapping[str, Any]) -> Iterator[Finding]:
+def check_weights(config: Config, model: ModelShape, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """How large the model is, and how long a text it can read."""
     share = "all trained" if model.trained == model.parameters else f"{model.trained:,} of them trained"
     if model.adapters:
@@ -63,7 +63,7 @@ def check_weights(config: Config, model: Shape, settings: Mapping[str, Any]) -> 
         )
 
 
-CODEC = Voice("codec")
+CODEC = CheckReporter("codec")
 
 
 QUIET = 1e-3

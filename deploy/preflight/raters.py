@@ -9,36 +9,36 @@ import numpy as np
 from common.errors import InputError
 from configs.schema import Config, NamedRater
 from controller.checkpoint_checks import check_rater
-from deploy.preflight.finding import Finding, Voice
+from deploy.preflight.finding import CheckReporter, Finding
 from reward.llm_judges.prompts import NO_SOUND
-from reward.remote.client import Reason, RemoteRater
-from reward.server import JUDGES_SHARE, Part, cards
-from reward.types import Missing, Rater, SpokenReply
+from reward.remote.client import FailureReason, RemoteJudge
+from reward.server import JUDGES_SHARE, ClassSpec, score_replies
+from reward.types import MissingScore, Rater, SpokenReply
 from speech.codecs.base import Codec
 from speech.types import Demonstration, Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
-RATER = Voice("rater")
+RATER = CheckReporter("rater")
 PATIENCE = 60.0
 """Seconds for one example, retries of a judge included."""
 PAGE = "see docs/own-judge.md"
 REMEDIES: dict[str, str] = {
-    Reason.TIMEOUT: "see whether it is up and how long it takes; raise `timeout` of the rater if it needs longer",
-    Reason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
-    Reason.SERVER: "look into the judge's own log",
-    Reason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
-    Reason.REFUSED: "see whether `url` is right and whether the key in the variable `api_key_env` is good",
-    Reason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
-    Reason.NOT_A_NUMBER: "let it answer with a number, not with words",
-    Reason.OUT_OF_RANGE: "set `lowest` and `highest` of the rater to the judge's scale",
+    FailureReason.TIMEOUT: "see whether it is up and how long it takes; raise the rater's `timeout` if it needs longer",
+    FailureReason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
+    FailureReason.SERVER: "look into the judge's own log",
+    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
+    FailureReason.REFUSED: "see whether `url` is right and whether the key in the variable `api_key_env` is good",
+    FailureReason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
+    FailureReason.NOT_A_NUMBER: "let it answer with a number, not with words",
+    FailureReason.OUT_OF_RANGE: "set `lowest` and `highest` of the rater to the judge's scale",
     NO_SOUND: "let `sounds` of the rater be the folder of the prompts' file, and the fact name a file below it",
-    Reason.OTHER_VERSION: "set `version` of the rater to the judge's",
+    FailureReason.OTHER_VERSION: "set `version` of the rater to the judge's",
 }
 """By the reason of a missing score."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class ExampleReply:
     """A demonstration as a reply that a server would rate."""
 
     spoken: SpokenReply
@@ -46,7 +46,9 @@ class Example:
     """Whether the prompt is the demonstration's own."""
 
 
-def example(prompts: list[Prompt], demonstration: Demonstration, vocabulary: Vocabulary, codec: Codec) -> Example:
+def example_reply(
+    prompts: list[Prompt], demonstration: Demonstration, vocabulary: Vocabulary, codec: Codec
+) -> ExampleReply:
     """The demonstration as a reply to its prompt, or to the first one when its own is not among them."""
     own = next((prompt for prompt in prompts if prompt.id == demonstration.prompt_id), None)
     prompt, ids = own or prompts[0], demonstration.reply_ids
@@ -62,20 +64,20 @@ def example(prompts: list[Prompt], demonstration: Demonstration, vocabulary: Voc
     )
     sound = codec.decode(vocabulary.codes(ids))
     spoken = SpokenReply(prompt=prompt, reply=reply, text=vocabulary.text(ids), waveform=sound)
-    return Example(spoken=spoken, own=own is not None)
+    return ExampleReply(spoken=spoken, own=own is not None)
 
 
-def check_raters(config: Config, one: Example) -> Iterator[Finding]:
+def check_raters(config: Config, one: ExampleReply) -> Iterator[Finding]:
     """Asks each about the example."""
     for rater in config.reward.raters:
-        yield from check(config, rater, one)
+        yield from check_rater_answers(config, rater, one)
 
 
-def check(config: Config, named: NamedRater, one: Example) -> Iterator[Finding]:
+def check_rater_answers(config: Config, named: NamedRater, one: ExampleReply) -> Iterator[Finding]:
     """Builds a rater and asks it about the example."""
     try:
         check_rater(named)
-        rater: Rater = Part(use=named.use, arguments=dict(named.arguments), name=named.name).build()
+        rater: Rater = ClassSpec(use=named.use, arguments=dict(named.arguments), name=named.name).build()
         if rater.name != named.name:
             raise InputError(f"reward.raters: {named.use} calls its score {rater.name!r}, not {named.name!r}")
         version = rater.version
@@ -86,11 +88,11 @@ def check(config: Config, named: NamedRater, one: Example) -> Iterator[Finding]:
         yield RATER.error(f"{named.name}: {named.use} cannot be built: it raises {type(error).__name__}", PAGE)
         return
     started = time.perf_counter()
-    (card,) = cards([rater], [one.spoken], min(PATIENCE, config.reward.score_seconds))
+    (card,) = score_replies([rater], [one.spoken], min(PATIENCE, config.reward.score_seconds))
     seconds = time.perf_counter() - started
     score = card.scores[named.name]
     about = f"the demonstration of {one.spoken.reply.prompt_id}, {one.spoken.text!r:.60}"
-    if isinstance(score, Missing):
+    if isinstance(score, MissingScore):
         note = card.details.get(f"{named.name}_error", "")
         said = f"{named.name}: {version} gives no score for {about}: {score.reason}{f' ({note})' if note else ''}"
         if score.fault == "rater":
@@ -102,7 +104,7 @@ def check(config: Config, named: NamedRater, one: Example) -> Iterator[Finding]:
     saying = f", saying {reason!r:.80}" if reason else ""
     yield RATER.fine(f"{named.name}: {version} gives {score:g} for {about}{saying}, in {seconds:.2g} s")
     yield from check_score(config, named.name, score)
-    if isinstance(rater, RemoteRater):
+    if isinstance(rater, RemoteJudge):
         yield from check_pace(config, named.name, seconds, rater.settings.concurrency)
 
 

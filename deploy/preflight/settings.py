@@ -3,11 +3,15 @@
 from collections.abc import Iterator, Sequence
 
 from configs.schema import Config
-from configs.validate import arithmetic, roles
+from configs.validate import batch_summary, resources_by_role
 from deploy.preflight.environment import Machine, Node
-from deploy.preflight.finding import Finding, Voice
+from deploy.preflight.finding import CheckReporter, Finding
 
-CONFIGURATION, ARITHMETIC, SCHEDULE = Voice("configuration"), Voice("arithmetic"), Voice("cores and GPUs")
+CONFIGURATION, ARITHMETIC, SCHEDULE = (
+    CheckReporter("configuration"),
+    CheckReporter("arithmetic"),
+    CheckReporter("cores and GPUs"),
+)
 BFLOAT16_GAP = 1e-2
 """Log-probabilities of two implementations in bfloat16 differ by more than this (`rollout.probe_limit`)."""
 
@@ -63,7 +67,7 @@ def check_settings(config: Config) -> Iterator[Finding]:
 def check_arithmetic(config: Config) -> Iterator[Finding]:
     """The batch arithmetic, and work that cannot be shared out evenly."""
     c = config
-    yield ARITHMETIC.fine("; ".join(f"{what}: {how_much}" for what, how_much in arithmetic(c)))
+    yield ARITHMETIC.fine("; ".join(f"{what}: {how_much}" for what, how_much in batch_summary(c)))
     prompts = c.rollout.prompts
     for key, members in (("rollout.workers", c.rollout.workers), ("reward.servers", c.reward.servers)):
         largest = -(-prompts // members)
@@ -92,7 +96,9 @@ def check_schedule(config: Config, machine: Machine, engine: str) -> Iterator[Fi
                     f"make {key} at most {machine.cpus}",
                 )
             )
-    members = {role: (count, needed["GPU"]) for role, (count, needed) in roles(c).items() if "GPU" in needed}
+    members = {
+        role: (count, needed["GPU"]) for role, (count, needed) in resources_by_role(c).items() if "GPU" in needed
+    }
     if (wanted := sum(count * each for count, each in members.values())) > len(machine.gpus):
         parts = ", ".join(f"{role} {count} × {each:g}" for role, (count, each) in members.items())
         found.append(
@@ -108,7 +114,7 @@ def check_schedule(config: Config, machine: Machine, engine: str) -> Iterator[Fi
 
 def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
     """The places of the members against what the nodes of a cluster offer."""
-    found, members = [], roles(config)
+    found, members = [], resources_by_role(config)
     for what in sorted({what for _, needed in members.values() for what in needed}):
         offered = [node.resources.get(what, 0.0) for node in nodes]
         wanted = sum(count * needed.get(what, 0.0) for count, needed in members.values())

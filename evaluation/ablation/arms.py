@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
 
 HALF = "HALF"
@@ -102,7 +102,7 @@ ARMS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A run of the comparison, whether it exists or not."""
 
     arm: Arm
@@ -124,7 +124,7 @@ class Plan:
         return self.directory.with_name(f"{self.name}.log")
 
 
-def choose(names: str) -> list[Arm]:
+def choose_arms(names: str) -> list[Arm]:
     """The arms of a comma-separated list in the order of `ARMS`; "" means all. Raises InputError."""
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(ARMS)
     for name in wanted:
@@ -133,9 +133,9 @@ def choose(names: str) -> list[Arm]:
     return [arm for arm in ARMS.values() if arm.name in wanted]
 
 
-def plan(
+def plan_runs(
     arms: Sequence[Arm], seeds: int, directory: Path, config: Path, overrides: Sequence[str], iterations: int | None
-) -> list[Plan]:
+) -> list[RunPlan]:
     """The runs of a comparison, all arms of a seed before the next seed. Raises InputError for settings of no run.
 
     seeds: how many, from 0. directory: holds the runs. config: the YAML file. overrides: the user's, for every arm.
@@ -143,8 +143,8 @@ def plan(
     """
     _check(arms, seeds, overrides, iterations)
     shared = [*([f"run.iterations={iterations}"] if iterations is not None else []), *overrides]
-    length = read(config, shared).run.iterations
-    meant = {arm.name: read(config, [*arm.settings(length), *shared]) for arm in arms}
+    length = load_config(config, shared).run.iterations
+    meant = {arm.name: load_config(config, [*arm.settings(length), *shared]) for arm in arms}
     plans = []
     for seed in range(seeds):
         for arm in arms:
@@ -152,7 +152,7 @@ def plan(
             own = [f"run.seed={seed}", f"run.name={name}", f"run.directory={directory}"]
             run = replace(meant[arm.name].run, seed=seed, name=name, directory=str(directory))
             plans.append(
-                Plan(
+                RunPlan(
                     arm=arm,
                     seed=seed,
                     directory=directory / name,
@@ -190,7 +190,7 @@ SHOWN = 3
 """Differences named in an error."""
 
 
-def check_settings(plan: Plan, *, known_to_both: bool = False) -> list[str]:
+def check_arm_settings(plan: RunPlan, *, known_to_both: bool = False) -> list[str]:
     """Raises InputError when the run in the plan's directory was made with other settings than the plan's.
 
     known_to_both: compares only the keys that the version of Duet that made the run and this one both know. Returns

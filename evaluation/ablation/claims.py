@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from evaluation.ablation.bootstrap import LEVEL, Estimate, on_front
-from evaluation.ablation.results import HEADLINE, Comparison
+from evaluation.ablation.results import HEADLINE, AblationResults
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 METHOD = "adaptive"
@@ -33,7 +33,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
+class ClaimResult:
     """A claim beside what was measured."""
 
     claim: Claim
@@ -110,7 +110,7 @@ def verdict(direction: str, low: float, high: float, by_seed: Sequence[float]) -
     return REPRODUCED if direction == found else NOT_REPRODUCED
 
 
-def judge(comparison: Comparison, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
+def judge_claims(comparison: AblationResults, claims: Sequence[Claim] = CLAIMS) -> list[ClaimResult]:
     """The claims whose arms have run with a common seed, on the headline set."""
     present = {arm.name for arm in comparison.arms}
     judged = []
@@ -130,7 +130,7 @@ def judge(comparison: Comparison, claims: Sequence[Claim] = CLAIMS) -> list[Judg
             difference = comparison.difference(HEADLINE, claim.measure, claim.arm, claim.other)
         if own and other and difference:
             judged.append(
-                Judged(
+                ClaimResult(
                     claim=claim,
                     ours=(own.value, other.value),
                     difference=difference,
@@ -142,7 +142,7 @@ def judge(comparison: Comparison, claims: Sequence[Claim] = CLAIMS) -> list[Judg
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Front:
+class ParetoFront:
     """Which of some arms no other of them beats in both IQ and EQ."""
 
     arms: tuple[str, ...]
@@ -165,7 +165,7 @@ class Front:
         return NOT_REPRODUCED if len(own) >= 2 and self.share[place] <= tail and not any(own) else UNDECIDED
 
 
-def front(comparison: Comparison, arms: Sequence[str]) -> Front | None:
+def pareto_front(comparison: AblationResults, arms: Sequence[str]) -> ParetoFront | None:
     """The Pareto front of (IQ, EQ) on the headline set; None when the arms share no seed or nothing is measured."""
     seeds = comparison.seeds(*arms) if arms else ()
     if not seeds:
@@ -179,7 +179,7 @@ def front(comparison: Comparison, arms: Sequence[str]) -> Front | None:
     single = np.stack([np.array([iq.by_seed, eq.by_seed]).T for iq, eq in points.values()], axis=1)
     # [resamples, arms, 2]: the same drawn prompts for every arm.
     samples = np.stack([np.stack([iq.samples, eq.samples], axis=-1) for iq, eq in points.values()], axis=1)
-    return Front(
+    return ParetoFront(
         arms=tuple(points),
         on=tuple(bool(on) for on in on_front(means)),
         by_seed=tuple(tuple(bool(on) for on in arm) for arm in on_front(single).T),
@@ -188,6 +188,6 @@ def front(comparison: Comparison, arms: Sequence[str]) -> Front | None:
     )
 
 
-def paper_front(comparison: Comparison) -> Front | None:
+def paper_front(comparison: AblationResults) -> ParetoFront | None:
     """The front among the arms of the paper's table."""
-    return front(comparison, [arm.name for arm in comparison.arms if arm.in_table])
+    return pareto_front(comparison, [arm.name for arm in comparison.arms if arm.in_table])

@@ -17,7 +17,7 @@ from observability.run_directory import read_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Metric:
     """A number of each reply, whose mean over prompts is shown."""
 
     caption: str
@@ -34,27 +34,27 @@ class Measure:
 
 
 MEASURES = {
-    "iq": Measure(caption="IQ", meaning="share of replies whose answer is right, %", score="answer", share=True),
-    "eq": Measure(caption="EQ", meaning="mean acoustic score", score="acoustic", share=False),
-    "spoken_right": Measure(
+    "iq": Metric(caption="IQ", meaning="share of replies whose answer is right, %", score="answer", share=True),
+    "eq": Metric(caption="EQ", meaning="mean acoustic score", score="acoustic", share=False),
+    "spoken_right": Metric(
         caption="right in what is heard, %",
         meaning="share of replies in which a listener hears the right answer, %",
         score="spoken_right",
         share=True,
     ),
-    "heard": Measure(
+    "heard": Metric(
         caption="heard as written, %",
         meaning="share of replies that are heard exactly as their text says, %",
         score="heard",
         share=True,
     ),
-    "manner": Measure(caption="manner", meaning="mean score of the manner", score="manner", share=False),
+    "manner": Metric(caption="manner", meaning="mean score of the manner", score="manner", share=False),
 }
 """By the name that columns of comparison.parquet begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+class ValidationMetrics:
     """One evaluation of a run: a set of prompts, one reply each."""
 
     prompts: tuple[str, ...]
@@ -72,7 +72,7 @@ class Evaluation:
         return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
-def measure(directory: Path, when: str, name: str, config: Config) -> Evaluation:
+def metric_named(directory: Path, when: str, name: str, config: Config) -> ValidationMetrics:
     """Measures an evaluation set of a run, "before" or "after". Raises InputError without its file.
 
     config: of the run; its scale of scores and its combined scores are used.
@@ -86,10 +86,10 @@ def measure(directory: Path, when: str, name: str, config: Config) -> Evaluation
             f"{directory}: the evaluation {when} on {name} must hold one reply a prompt; it holds {len(prompts)} "
             f"replies to {len(set(prompts))} prompts"
         )
-    return evaluate(prompts, rows, config)
+    return read_validation_metrics(prompts, rows, config)
 
 
-def evaluate(prompts: tuple[str, ...], rows: Sequence[Mapping], config: Config) -> Evaluation:
+def read_validation_metrics(prompts: tuple[str, ...], rows: Sequence[Mapping], config: Config) -> ValidationMetrics:
     """The measures of one reply a prompt; of a row: scores and missing (by rater), failed_raters (names)."""
     lowest, highest = config.mix.lowest_score, config.mix.highest_score
     scores = [dict(row["scores"]) for row in rows]
@@ -113,4 +113,4 @@ def evaluate(prompts: tuple[str, ...], rows: Sequence[Mapping], config: Config) 
             unratable[place] |= score is None
             score = lowest if score is None else score
             column[place] = 100.0 * (score == highest) if kind.share else score
-    return Evaluation(prompts=prompts, values=values, unratable=int(unratable.sum()), unrated=int(unrated.sum()))
+    return ValidationMetrics(prompts=prompts, values=values, unratable=int(unratable.sum()), unrated=int(unrated.sum()))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.validate import arithmetic
+from configs.validate import batch_summary
 from evaluation.ablation.bootstrap import RESAMPLES, Estimate
-from evaluation.ablation.claims import METHOD, Front, Judged, front, judge, paper_front
-from evaluation.ablation.metrics import MEASURES, Measure
-from evaluation.ablation.results import HEADLINE, Comparison, Result
-from observability.console import number, signed
+from evaluation.ablation.claims import METHOD, ClaimResult, ParetoFront, judge_claims, paper_front, pareto_front
+from evaluation.ablation.metrics import MEASURES, Metric
+from evaluation.ablation.results import HEADLINE, AblationResults, RunResult
+from observability.console import format_number, format_signed
 
 NONE = "–"
 
@@ -37,14 +37,14 @@ def short(path: Path) -> str:
     return relpath(path, here) if path.is_relative_to(here) else str(path)
 
 
-def command(result: Result) -> str:
+def command(result: RunResult) -> str:
     """The command that makes a run."""
     arguments = list(result.plan.arguments)
     arguments[1] = short(Path(arguments[1]))
     return shlex.join(["duet", "train", *arguments])
 
 
-def arms_table(comparison: Comparison, name: str) -> list[str]:
+def arms_table(comparison: AblationResults, name: str) -> list[str]:
     """A line an arm on one evaluation set: every measure after training, and its change."""
     head = ["arm", "seeds", *(kind.caption for kind in MEASURES.values()), "without a score", "rater failed"]
     runs = comparison.results
@@ -63,7 +63,7 @@ def arms_table(comparison: Comparison, name: str) -> list[str]:
     return table(head, rows)
 
 
-def training_table(comparison: Comparison) -> list[str]:
+def training_table(comparison: AblationResults) -> list[str]:
     """A line an arm: how much the seeds differ on the headline set, and what happened in training."""
     head = ["arm", "IQ ± over seeds", "EQ ± over seeds", "λ first", "largest", "last", "truncated replies", "minutes"]
     rows = []
@@ -72,7 +72,7 @@ def training_table(comparison: Comparison) -> list[str]:
         spreads = []
         for kind in ("iq", "eq"):
             after = comparison.after(HEADLINE, kind, arm.name)
-            spreads.append(number(after.spread if after else None, f".{MEASURES[kind].digits}f"))
+            spreads.append(format_number(after.spread if after else None, f".{MEASURES[kind].digits}f"))
         mix = [f"{sum(r.mix[place] for r in own) / len(own):.3f}" for place in range(3)]
         truncated = f"{sum(r.truncated for r in own):,} of {sum(r.replies for r in own):,}"
         minutes = f"{sum(r.minutes for r in own) / len(own):.1f}"
@@ -80,7 +80,7 @@ def training_table(comparison: Comparison) -> list[str]:
     return table(head, rows)
 
 
-def claims_table(judged: Sequence[Judged], front: Front | None, method: str, minutes: float) -> list[str]:
+def claims_table(judged: Sequence[ClaimResult], front: ParetoFront | None, method: str, minutes: float) -> list[str]:
     """A line a claim: the source's numbers, ours, the difference, the verdict. minutes: of the front's runs."""
     head = ["claim", "measure", "paper", "ours", "difference [95 %]", "by seed", "verdict", "minutes"]
     rows = []
@@ -96,7 +96,7 @@ def claims_table(judged: Sequence[Judged], front: Front | None, method: str, min
                 f"{paper} ({claim.note})" if claim.note else paper,
                 ours,
                 _interval(one.difference, measure.digits, sign=True),
-                ", ".join(signed(value, measure.digits) for value in one.difference.by_seed),
+                ", ".join(format_signed(value, measure.digits) for value in one.difference.by_seed),
                 f"**{one.verdict}**",
                 f"{one.minutes:.0f}",
             ]
@@ -118,7 +118,7 @@ def claims_table(judged: Sequence[Judged], front: Front | None, method: str, min
     return table(head, rows)
 
 
-def front_table(paper: Front | None, every: Front | None) -> list[str]:
+def front_table(paper: ParetoFront | None, every: ParetoFront | None) -> list[str]:
     """A line an arm: whether it is on the front among the paper's arms and among all."""
     rows = []
     for arm in every.arms if every else ():
@@ -133,7 +133,7 @@ def front_table(paper: Front | None, every: Front | None) -> list[str]:
     return table(["arm", "on the front of the paper's arms", "on the front of all arms"], rows) if rows else []
 
 
-def runs_table(comparison: Comparison) -> list[str]:
+def runs_table(comparison: AblationResults) -> list[str]:
     """A line a run, with its command."""
     captions = [f"{MEASURES[kind].caption} before → after" for kind in ("iq", "eq")]
     rows = []
@@ -142,13 +142,13 @@ def runs_table(comparison: Comparison) -> list[str]:
         for kind in ("iq", "eq"):
             digits = MEASURES[kind].digits
             pair = (one[HEADLINE].mean(kind) for one in (result.before, result.after))
-            moves.append(" → ".join(number(value, f".{digits}f") for value in pair))
-        gaps = [number(result.summary.get(gap), ".1e") for gap in GAPS]
+            moves.append(" → ".join(format_number(value, f".{digits}f") for value in pair))
+        gaps = [format_number(result.summary.get(gap), ".1e") for gap in GAPS]
         rows.append([result.plan.name, f"`{command(result)}`", *moves, *gaps, f"{result.minutes:.1f}"])
     return table(["run", "command", *captions, *GAPS, "minutes"], rows)
 
 
-def records(comparison: Comparison) -> pa.Table:
+def records(comparison: AblationResults) -> pa.Table:
     """comparison.parquet: a row an arm (seed null) and a row a run, for each evaluation set.
 
     Of each measure NAME the columns NAME (after), NAME_low, NAME_high, NAME_change, NAME_change_low, NAME_change_high
@@ -203,7 +203,9 @@ def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 def _interval(estimate: Estimate | None, digits: int, sign: bool = False) -> str:
     if estimate is None:
         return NONE
-    shown = [signed(v, digits) if sign else f"{v:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high)]
+    shown = [
+        format_signed(v, digits) if sign else f"{v:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high)
+    ]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
@@ -215,13 +217,13 @@ def _mean(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f}".removesuffix(".0")
 
 
-def page(comparison: Comparison, command: str, picture: str, left_out: Sequence[str] = ()) -> str:
+def page(comparison: AblationResults, command: str, picture: str, left_out: Sequence[str] = ()) -> str:
     """The whole page.
 
     command: makes the runs and the page. picture: the plot, relative to the page. left_out: keys of the configuration
     that another version of Duet had when the runs were made.
     """
-    judged, paper = judge(comparison), paper_front(comparison)
+    judged, paper = judge_claims(comparison), paper_front(comparison)
     parts = [
         _head(comparison, command),
         _settings(comparison, left_out),
@@ -234,7 +236,7 @@ def page(comparison: Comparison, command: str, picture: str, left_out: Sequence[
     return "\n".join(line for part in parts for line in part).rstrip("\n") + "\n"
 
 
-def _head(comparison: Comparison, command: str) -> list[str]:
+def _head(comparison: AblationResults, command: str) -> list[str]:
     scale = comparison.config.mix
     sets = ", ".join(f"`{name}` ({comparison.prompts(name):,} prompts)" for name in comparison.sets)
     return [
@@ -260,18 +262,18 @@ def _head(comparison: Comparison, command: str) -> list[str]:
     ]
 
 
-def _parts(comparison: Comparison, kind: Measure) -> str:
+def _parts(comparison: AblationResults, kind: Metric) -> str:
     """What a combined score is made of."""
     parts = comparison.config.reward.scores.get(kind.score)
     return f" ({', '.join(f'{weight:g} × {rater}' for rater, weight in parts.items())})" if parts else ""
 
 
-def _settings(comparison: Comparison, left_out: Sequence[str]) -> list[str]:
+def _settings(comparison: AblationResults, left_out: Sequence[str]) -> list[str]:
     c = comparison.config
     combined = {"total": c.reward.total, **c.reward.scores}
     rows = [
         ("model", f"{c.model.family}, {c.model.dtype}"),
-        *arithmetic(c),
+        *batch_summary(c),
         ("learning rate", f"{c.learner.learning_rate:g}, {c.learner.warmup} steps of warm-up"),
         ("sampler", f"temperature {c.rollout.temperature:g}, at most {c.rollout.max_tokens} tokens a reply"),
         (
@@ -303,7 +305,7 @@ def _settings(comparison: Comparison, left_out: Sequence[str]) -> list[str]:
     ]
 
 
-def _distinct(comparison: Comparison, key: str) -> str:
+def _distinct(comparison: AblationResults, key: str) -> str:
     """A mapping of summary.json, or the several that the runs have."""
     found: list[dict[str, Any]] = []
     for result in comparison.results:
@@ -312,7 +314,7 @@ def _distinct(comparison: Comparison, key: str) -> str:
     return "; or ".join(", ".join(f"{name} {value}" for name, value in one.items()) for one in found) or NONE
 
 
-def _arms(comparison: Comparison, picture: str) -> list[str]:
+def _arms(comparison: AblationResults, picture: str) -> list[str]:
     return [
         "## Arms",
         "",
@@ -326,7 +328,7 @@ def _arms(comparison: Comparison, picture: str) -> list[str]:
     ]
 
 
-def _claims(comparison: Comparison, judged: Sequence[Judged], paper: Front | None) -> list[str]:
+def _claims(comparison: AblationResults, judged: Sequence[ClaimResult], paper: ParetoFront | None) -> list[str]:
     minutes = comparison.minutes(paper.arms) if paper else 0.0
     rows = claims_table(judged, paper, METHOD, minutes)
     return [
@@ -342,8 +344,8 @@ def _claims(comparison: Comparison, judged: Sequence[Judged], paper: Front | Non
     ]
 
 
-def _front(comparison: Comparison, paper: Front | None) -> list[str]:
-    every = front(comparison, [arm.name for arm in comparison.arms])
+def _front(comparison: AblationResults, paper: ParetoFront | None) -> list[str]:
+    every = pareto_front(comparison, [arm.name for arm in comparison.arms])
     rows = front_table(paper, every)
     if not rows:
         return []
@@ -356,7 +358,7 @@ def _front(comparison: Comparison, paper: Front | None) -> list[str]:
     ]
 
 
-def _other_set(comparison: Comparison, name: str) -> list[str]:
+def _other_set(comparison: AblationResults, name: str) -> list[str]:
     return [
         f"## On `{name}`",
         "",
@@ -365,7 +367,7 @@ def _other_set(comparison: Comparison, name: str) -> list[str]:
     ]
 
 
-def _runs(comparison: Comparison) -> list[str]:
+def _runs(comparison: AblationResults) -> list[str]:
     gaps = []
     for gap, what in zip(GAPS, ("on sampled tokens", "on the probe after a sync"), strict=True):
         values = [v for result in comparison.results if (v := result.summary.get(gap)) is not None]

@@ -13,8 +13,8 @@ from matplotlib.transforms import Bbox
 
 from evaluation.ablation.arms import ARMS
 from evaluation.ablation.bootstrap import Estimate
-from evaluation.ablation.claims import Front, paper_front
-from evaluation.ablation.results import HEADLINE, Comparison
+from evaluation.ablation.claims import ParetoFront, paper_front
+from evaluation.ablation.results import HEADLINE, AblationResults
 from observability.plots import BLUE, GREEN, INK, ORANGE
 
 BEFORE = "before training"
@@ -26,7 +26,7 @@ DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -
 Point = tuple[Estimate, Estimate]
 
 
-def plot(comparison: Comparison, path: Path) -> None:
+def plot(comparison: AblationResults, path: Path) -> None:
     """IQ and EQ of every arm after training on the headline set, and the front of the paper's arms.
 
     Whiskers are the 95 % intervals of the change since before, paired by prompt. Those of the level would be as wide as
@@ -73,7 +73,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     plt.close(figure)
 
 
-def _whiskers(comparison: Comparison, kind: str, name: str) -> list[list[float]] | None:
+def _whiskers(comparison: AblationResults, kind: str, name: str) -> list[list[float]] | None:
     """Lengths below and above the point; None where there is no change to speak of."""
     change = None if name == BEFORE else comparison.change(HEADLINE, kind, name)
     return None if change is None else [[change.value - change.low], [change.high - change.value]]
@@ -88,7 +88,7 @@ def _style(name: str) -> tuple[str, str, str]:
     return ORANGE, "white", "other arm"
 
 
-def _draw_front(axes: Axes, front: Front, points: dict[str, Point]) -> None:
+def _draw_front(axes: Axes, front: ParetoFront, points: dict[str, Point]) -> None:
     """A staircase through the arms that none of the paper's arms beats: what lies below it is beaten."""
     chosen = [points[arm] for arm, on in zip(front.arms, front.on, strict=True) if on]
     corners = sorted((iq.value, eq.value) for iq, eq in chosen)

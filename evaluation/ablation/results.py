@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 
 from common.errors import InputError
-from evaluation.ablation.arms import ARMS, Arm, Plan
+from evaluation.ablation.arms import ARMS, Arm, RunPlan
 from evaluation.ablation.bootstrap import Bootstrap, Estimate
-from evaluation.ablation.metrics import Evaluation, measure
+from evaluation.ablation.metrics import ValidationMetrics, metric_named
 from observability.run_directory import read_iterations, read_summary
 
 HEADLINE = "held_out"
@@ -17,10 +17,10 @@ HEADLINE = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Result:
+class RunResult:
     """A finished run."""
 
-    plan: Plan
+    plan: RunPlan
     summary: Mapping
     """summary.json."""
     mix: tuple[float, float, float]
@@ -29,23 +29,23 @@ class Result:
     """Sampled in training."""
     truncated: int
     """Of those, the ones without an end."""
-    before: Mapping[str, Evaluation]
+    before: Mapping[str, ValidationMetrics]
     """By evaluation set."""
-    after: Mapping[str, Evaluation]
+    after: Mapping[str, ValidationMetrics]
 
     @property
     def minutes(self) -> float:
         return self.summary["seconds"]["total"] / 60
 
     @classmethod
-    def read(cls, plan: Plan) -> "Result":
+    def read(cls, plan: RunPlan) -> "RunResult":
         """Reads the files of a finished run. Raises InputError when one is not there."""
         table = read_iterations(plan.directory)
         if any(table["mix_overridden"].to_pylist()):
             raise InputError(f"{plan.directory}: λ was set from outside in this run; move it away, and it is run again")
         mix = table["lambda"].to_pylist()
         before, after = (
-            {name: measure(plan.directory, when, name, plan.config) for name in plan.config.data.held_out}
+            {name: metric_named(plan.directory, when, name, plan.config) for name in plan.config.data.held_out}
             for when in ("before", "after")
         )
         return cls(
@@ -59,10 +59,10 @@ class Result:
         )
 
 
-class Comparison:
+class AblationResults:
     """Finished runs side by side. Means of an arm are over its seeds; differences over the seeds that both have."""
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[RunResult]) -> None:
         """Raises InputError when the runs were not measured alike: other prompts, other raters, no headline set."""
         if not results:
             raise InputError("there is no finished run to compare; run `duet compare` without --write")
@@ -82,7 +82,7 @@ class Comparison:
         """Those with a finished run."""
         return [arm for arm in ARMS.values() if self.seeds(arm.name)]
 
-    def runs(self, arm: str) -> list[Result]:
+    def runs(self, arm: str) -> list[RunResult]:
         return [self._by_arm[arm, seed] for seed in self.seeds(arm)]
 
     def seeds(self, *arms: str) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ class Comparison:
         return sum(r.minutes for r in self.results if r.plan.arm.name in set(arms))
 
 
-def _check_alike(results: Sequence[Result]) -> None:
+def _check_alike(results: Sequence[RunResult]) -> None:
     first = results[0]
     if HEADLINE not in first.after:
         raise InputError(f"data.held_out: a comparison needs the evaluation set {HEADLINE!r}")

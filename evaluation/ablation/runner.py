@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from common.errors import InputError
 from controller.launcher import RunFailed
-from evaluation.ablation.arms import Plan, check_settings
+from evaluation.ablation.arms import RunPlan, check_arm_settings
 from observability.run_directory import read_summary
 
 LOCK = ".compare.lock"
@@ -22,17 +22,17 @@ STOPS = (signal.SIGTERM, signal.SIGHUP)
 """Signals that are taken as Ctrl-C is."""
 
 
-def has_summary(plan: Plan) -> bool:
+def has_summary(plan: RunPlan) -> bool:
     """Whether the run came to an end, be it that somebody stopped it before its last iteration."""
     return (plan.directory / "summary.json").is_file()
 
 
-def finished(plan: Plan) -> bool:
+def finished(plan: RunPlan) -> bool:
     """Whether the run is there and whole."""
     return has_summary(plan) and read_summary(plan.directory).get("iterations") == plan.config.run.iterations
 
 
-def run_missing(plans: Sequence[Plan], directory: Path) -> None:
+def run_missing(plans: Sequence[RunPlan], directory: Path) -> None:
     """Runs every plan that is not finished, in order, and says how it goes.
 
     Raises InputError before anything runs when a finished run has other settings, or when another comparison works
@@ -40,7 +40,7 @@ def run_missing(plans: Sequence[Plan], directory: Path) -> None:
     """
     for plan in plans:
         if has_summary(plan):
-            check_settings(plan)
+            check_arm_settings(plan)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory) as lock:
         minutes: list[float] = []
@@ -59,7 +59,7 @@ def run_missing(plans: Sequence[Plan], directory: Path) -> None:
             print(f"{head}: done in {minutes[-1]:.1f} min", flush=True)
 
 
-def _left(minutes: list[float], waiting: list[Plan]) -> str:
+def _left(minutes: list[float], waiting: list[RunPlan]) -> str:
     """How long the waiting runs will take, as far as the ones before them tell."""
     return f", about {len(waiting) * sum(minutes) / len(minutes):.0f} min left" if minutes else ""
 
@@ -77,7 +77,7 @@ def _locked(directory: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _move_aside(plan: Plan) -> None:
+def _move_aside(plan: RunPlan) -> None:
     """Makes room where an earlier attempt was interrupted; nothing is deleted."""
     if not plan.directory.exists():
         return
@@ -88,7 +88,7 @@ def _move_aside(plan: Plan) -> None:
     print(f"{plan.directory} was interrupted: moved to {aside}, and run again", flush=True)
 
 
-def _run(plan: Plan, lock: BinaryIO) -> None:
+def _run(plan: RunPlan, lock: BinaryIO) -> None:
     command = [sys.executable, "-m", "duet", "train", *plan.arguments]
     with plan.log.open("ab") as log:
         log.write(f"$ {shlex.join(command)}\n".encode())

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.actor_pool import Crew, take_turn
+from cluster.actor_pool import ActorPool, poll_once
 from common.errors import InputError
-from common.files import parsed, text, there, within
+from common.files import check_exists, parse_json, read_text, resolve_within
 from configs.schema import Config, longest_prompt
 from controller import build
 from controller.checkpoint_checks import check_rater, check_weights, load_codec
-from evaluation.benchmarks.grading import Answered, asked, spoken_elsewhere
-from evaluation.benchmarks.items import Item
+from evaluation.benchmarks.grading import AnsweredItem, as_prompt, spoken_elsewhere
+from evaluation.benchmarks.items import BenchmarkItem
 from reward.pool import RewardPool
-from reward.types import Missing, Scorecard, SpokenReply
+from reward.types import MissingScore, Scorecard, SpokenReply
 from rollout.pool import RolloutPool
-from rollout.vllm_engine import SamplingSettings
+from rollout.vllm_engine import SamplingConfig
 from speech.audio import Waveform
 from speech.families import Family, family
 from speech.types import Prompt, Reply, Turn
@@ -32,7 +32,7 @@ AT_ONCE = 128
 """Questions of a batch: while one is rated, the next is drawn."""
 
 
-TOO_LONG = Missing("question too long for the model", fault="rater")
+TOO_LONG = MissingScore("question too long for the model", fault="rater")
 
 
 Tell = Callable[..., None]
@@ -43,12 +43,12 @@ def prompt_ids(chosen: Family, vocabulary: Vocabulary, codes: np.ndarray) -> np.
     return chosen.prompt([Turn(role="user", codes=codes)], vocabulary)
 
 
-def draw_seed(seed: int, item: Item) -> int:
+def draw_seed(seed: int, item: BenchmarkItem) -> int:
     """Of a reply: of the configuration's seed and the item alone, whatever else is asked beside it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {item.name}".encode()).digest()[:4]) >> 1
 
 
-class Model:
+class BenchmarkModel:
     """The model of a configuration, and its raters. `close` in the end. Needs Ray."""
 
     def __init__(self, config: Config, temperature: float | None, tell: Tell) -> None:
@@ -61,17 +61,17 @@ class Model:
         self._codec = load_codec(config, self._vocabulary)
         for rater in config.reward.raters:
             check_rater(rater)
-        self.sampling = SamplingSettings(
+        self.sampling = SamplingConfig(
             temperature=config.rollout.temperature if temperature is None else temperature,
             max_tokens=config.rollout.max_tokens,
         )
         self.versions: dict[str, str] = {}
         """Of the raters and the codec, once there are replies."""
-        self._company: list[Crew] = []
+        self._company: list[ActorPool] = []
         self._pools: tuple[RolloutPool, RewardPool] | None = None
         self._found: dict[int, Reply] = {}
 
-    def ask(self, items: Iterable[Item]) -> Iterator[list[Answered]]:
+    def ask(self, items: Iterable[BenchmarkItem]) -> Iterator[list[AnsweredItem]]:
         """One reply to each item, in their order, a batch at a time. The recordings are let go of."""
         waiting = iter(items)
         ahead = self._order(list(islice(waiting, AT_ONCE)))
@@ -87,9 +87,9 @@ class Model:
         for pool in self._pools or ():
             pool.stop()
 
-    def _order(self, items: Sequence[Item]) -> list[tuple[Item, Prompt | None, int]]:
+    def _order(self, items: Sequence[BenchmarkItem]) -> list[tuple[BenchmarkItem, Prompt | None, int]]:
         """Items with their prompts and the numbers of their orders; None and 0 where the prompt is too long."""
-        ordered: list[tuple[Item, Prompt | None, int]] = []
+        ordered: list[tuple[BenchmarkItem, Prompt | None, int]] = []
         for item in items:
             prompt = self._prompt(item)
             number = 0
@@ -99,13 +99,13 @@ class Model:
             ordered.append((replace(item, sound=None), prompt, number))
         return ordered
 
-    def _prompt(self, item: Item) -> Prompt | None:
+    def _prompt(self, item: BenchmarkItem) -> Prompt | None:
         assert item.sound is not None  # readers are asked for them
         waveform = item.sound.load()
         if not len(waveform.samples):
             raise InputError(f"{item.place}: the question's sound is empty")
         ids = prompt_ids(self._family, self._vocabulary, self._codec.encode(waveform))
-        return asked(item, ids) if len(ids) <= longest_prompt(self._config) else None
+        return as_prompt(item, ids) if len(ids) <= longest_prompt(self._config) else None
 
     def _open(self, first: Prompt) -> tuple[RolloutPool, RewardPool]:
         """The pools, started when the first question is there to warm them."""
@@ -120,13 +120,13 @@ class Model:
             rollout.start()
         return self._pools
 
-    def _answers(self, batch: Sequence[tuple[Item, Prompt | None, int]]) -> list[Answered]:
+    def _answers(self, batch: Sequence[tuple[BenchmarkItem, Prompt | None, int]]) -> list[AnsweredItem]:
         numbers = {number for _, prompt, number in batch if prompt is not None}
         if not numbers or self._pools is None:
-            return [Answered(item=item, spoken=None, missing=TOO_LONG) for item, _, _ in batch]
+            return [AnsweredItem(item=item, spoken=None, missing=TOO_LONG) for item, _, _ in batch]
         rollout, reward = self._pools
         while not numbers <= set(self._found):
-            take_turn(self._company)
+            poll_once(self._company)
             self._found |= dict(rollout.replies())
         replies = [self._found.pop(number) for _, prompt, number in batch if prompt is not None]
         waveforms = iter(reward.decode([reply.token_ids for reply in replies]))
@@ -134,12 +134,12 @@ class Model:
         answered = []
         for item, prompt, _ in batch:
             if prompt is None:
-                answered.append(Answered(item=item, spoken=None, missing=TOO_LONG))
+                answered.append(AnsweredItem(item=item, spoken=None, missing=TOO_LONG))
                 continue
             reply = next(drawn)
             text = self._vocabulary.text(reply.token_ids)
             spoken = SpokenReply(prompt=prompt, reply=reply, text=text, waveform=next(waveforms))
-            answered.append(Answered(item=item, spoken=spoken))
+            answered.append(AnsweredItem(item=item, spoken=spoken))
         return answered
 
 
@@ -147,7 +147,7 @@ REPLIES_AT_ONCE = 128
 """Replies whose sound is in memory at once."""
 
 
-def read_replies(path: Path, items: Iterable[Item], tasks: Iterable[str]) -> Iterator[list[Answered]]:
+def read_replies(path: Path, items: Iterable[BenchmarkItem], tasks: Iterable[str]) -> Iterator[list[AnsweredItem]]:
     """Every item with its reply, in the order of the items, a few at a time.
 
     tasks: those that were chosen; replies to others are passed over. Raises InputError naming file and line for what is
@@ -164,14 +164,14 @@ def read_replies(path: Path, items: Iterable[Item], tasks: Iterable[str]) -> Ite
 
 def _lines(path: Path) -> dict[str, tuple[str, dict]]:
     """(place, row) by "task/id"."""
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"--replies: {path} does not exist")
     found: dict[str, tuple[str, dict]] = {}
-    for number, line in enumerate(text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
-        row = parsed(line, place)
+        row = parse_json(line, place)
         if not isinstance(row, dict):
             raise InputError(f"{place} is not a JSON object with the fields task, id, text")
         for name in ("task", "id", "text"):
@@ -188,14 +188,14 @@ def _lines(path: Path) -> dict[str, tuple[str, dict]]:
     return found
 
 
-def _answered(item: Item, found: Mapping[str, tuple[str, dict]], folder: Path) -> Answered:
+def _answered(item: BenchmarkItem, found: Mapping[str, tuple[str, dict]], folder: Path) -> AnsweredItem:
     if item.name not in found:
-        return Answered(item=item, spoken=None)
+        return AnsweredItem(item=item, spoken=None)
     place, row = found[item.name]
     waveform = None
     if row.get("audio"):
         try:
-            waveform = Waveform.read(within(folder, row["audio"]))
+            waveform = Waveform.read(resolve_within(folder, row["audio"]))
         except (InputError, OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
             raise InputError(f"{place}: field 'audio': {row['audio']!r} cannot be read: {error}") from error
-    return Answered(item=item, spoken=spoken_elsewhere(item, row["text"], waveform))
+    return AnsweredItem(item=item, spoken=spoken_elsewhere(item, row["text"], waveform))

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from evaluation.benchmarks.answer_extraction import Verdict, by_program, of_no_use
-from evaluation.benchmarks.items import Item, Kind
-from reward.server import HEARD, unfit
-from reward.types import Missing, Scorecard, SpokenReply
+from evaluation.benchmarks.answer_extraction import AnswerVerdict, score_by_program, unusable
+from evaluation.benchmarks.items import BenchmarkItem, TaskKind
+from reward.server import HEARD, reply_defect
+from reward.types import MissingScore, Scorecard, SpokenReply
 from speech.audio import Waveform
 from speech.types import Finish, Prompt, Reply
 
 Rate = Callable[[Sequence[SpokenReply], Sequence[str]], list[Scorecard]]
 """A card for each reply, from the raters of these names alone."""
-NO_REPLY = Missing("no reply", fault="rater")
-NO_JUDGE = Missing("no judge", fault="rater")
-NO_RECOGNISER = Missing("no recogniser", fault="rater")
-NO_SOUND = Missing("no speech in the reply")
+NO_REPLY = MissingScore("no reply", fault="rater")
+NO_JUDGE = MissingScore("no judge", fault="rater")
+NO_RECOGNISER = MissingScore("no recogniser", fault="rater")
+NO_SOUND = MissingScore("no speech in the reply")
 CHANNELS = ("text", "speech")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Graders:
     """Who says what a program cannot. Each by the name of a rater; empty: nobody."""
 
     rate: Rate
@@ -42,19 +42,19 @@ class Panel:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answered:
+class AnsweredItem:
     """A question with its reply, or with the reason why there is none."""
 
-    item: Item
+    item: BenchmarkItem
     spoken: SpokenReply | None
-    missing: Missing = NO_REPLY
+    missing: MissingScore = NO_REPLY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Assessed:
+class GradedItem:
     """What came of one question."""
 
-    item: Item
+    item: BenchmarkItem
     text: str | None
     """The words of the reply; None without one."""
     heard: str | None
@@ -63,11 +63,11 @@ class Assessed:
     defect: str | None
     seconds: float
     """Of sound."""
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    verdicts: dict[str, AnswerVerdict] = field(default_factory=dict)
     """By channel; a channel that says nothing about the kind of question has no entry."""
 
 
-def spoken_elsewhere(item: Item, text: str, waveform: Waveform | None) -> SpokenReply:
+def spoken_elsewhere(item: BenchmarkItem, text: str, waveform: Waveform | None) -> SpokenReply:
     """A whole reply that was not sampled here."""
     nothing = np.zeros(0, dtype=np.int32)
     reply = Reply(
@@ -80,24 +80,24 @@ def spoken_elsewhere(item: Item, text: str, waveform: Waveform | None) -> Spoken
         finish=Finish.STOP,
         defect=None,
     )
-    return SpokenReply(prompt=asked(item, nothing), reply=reply, text=text, waveform=waveform)
+    return SpokenReply(prompt=as_prompt(item, nothing), reply=reply, text=text, waveform=waveform)
 
 
-def asked(item: Item, token_ids: np.ndarray) -> Prompt:
+def as_prompt(item: BenchmarkItem, token_ids: np.ndarray) -> Prompt:
     """The question as raters know it. token_ids: int32 [P]."""
     return Prompt(id=item.name, token_ids=token_ids, text=item.text, facts=item.facts())
 
 
-def assess(answered: Sequence[Answered], panel: Panel) -> list[Assessed]:
+def grade(answered: Sequence[AnsweredItem], panel: Graders) -> list[GradedItem]:
     """In the order given."""
     hearing = _hear(answered, panel)
-    verdicts: list[dict[str, Verdict]] = [{} for _ in answered]
+    verdicts: list[dict[str, AnswerVerdict]] = [{} for _ in answered]
     judged: dict[str, list[tuple[int, str, SpokenReply]]] = {}
     """By rater: place, channel and what it is asked about."""
     for place, (one, heard) in enumerate(zip(answered, hearing, strict=True)):
-        for channel in CHANNELS if one.item.kind is not Kind.STYLE else CHANNELS[1:]:
+        for channel in CHANNELS if one.item.kind is not TaskKind.STYLE else CHANNELS[1:]:
             found = _without_a_judge(one, channel, heard, panel)
-            if isinstance(found, Verdict):
+            if isinstance(found, AnswerVerdict):
                 verdicts[place][channel] = found
             else:
                 judged.setdefault(_rater(one.item, panel), []).append((place, channel, found))
@@ -106,7 +106,7 @@ def assess(answered: Sequence[Answered], panel: Panel) -> list[Assessed]:
         for (place, channel, _), card in zip(questions, cards, strict=True):
             verdicts[place][channel] = _of_card(answered[place].item, card, name, panel)
     return [
-        Assessed(
+        GradedItem(
             item=one.item,
             text=one.spoken.text if one.spoken else None,
             heard=heard if isinstance(heard, str) else None,
@@ -119,16 +119,16 @@ def assess(answered: Sequence[Answered], panel: Panel) -> list[Assessed]:
     ]
 
 
-def _hear(answered: Sequence[Answered], panel: Panel) -> list[str | Missing]:
+def _hear(answered: Sequence[AnsweredItem], panel: Graders) -> list[str | MissingScore]:
     """What is heard of each reply, "" of one without sound, or why nothing is known of it."""
-    heard: list[str | Missing] = [one.missing for one in answered]
+    heard: list[str | MissingScore] = [one.missing for one in answered]
     listened: list[tuple[int, SpokenReply]] = []
     for place, one in enumerate(answered):
         if one.spoken is None:
             continue
         if not panel.hears:
             heard[place] = NO_RECOGNISER
-        elif (reason := unfit(one.spoken.reply)) is not None:
+        elif (reason := reply_defect(one.spoken.reply)) is not None:
             heard[place] = reason
         elif one.spoken.waveform is None:
             heard[place] = ""
@@ -141,45 +141,49 @@ def _hear(answered: Sequence[Answered], panel: Panel) -> list[str | Missing]:
             score = card.scores[panel.hears]
             words = card.details.get(HEARD)
             if words is None:
-                unheard = Missing(f"{panel.hears} notes no words", fault="rater")
-                heard[place] = score if isinstance(score, Missing) else unheard
+                unheard = MissingScore(f"{panel.hears} notes no words", fault="rater")
+                heard[place] = score if isinstance(score, MissingScore) else unheard
             else:
                 heard[place] = words
     return heard
 
 
-def _rater(item: Item, panel: Panel) -> str:
-    return panel.answers if item.kind is Kind.ANSWER else panel.judge
+def _rater(item: BenchmarkItem, panel: Graders) -> str:
+    return panel.answers if item.kind is TaskKind.ANSWER else panel.judge
 
 
-def _without_a_judge(one: Answered, channel: str, heard: str | Missing, panel: Panel) -> Verdict | SpokenReply:
+def _without_a_judge(
+    one: AnsweredItem, channel: str, heard: str | MissingScore, panel: Graders
+) -> AnswerVerdict | SpokenReply:
     """The verdict, or what its rater is to be asked about."""
     item, spoken = one.item, one.spoken
     if spoken is None:
-        return of_no_use(item, one.missing)
-    if (reason := unfit(spoken.reply)) is not None:
-        return of_no_use(item, reason)
-    by_judge = item.kind in (Kind.JUDGED, Kind.STYLE) or (item.kind is Kind.ANSWER and panel.answers)
+        return unusable(item, one.missing)
+    if (reason := reply_defect(spoken.reply)) is not None:
+        return unusable(item, reason)
+    by_judge = item.kind in (TaskKind.JUDGED, TaskKind.STYLE) or (item.kind is TaskKind.ANSWER and panel.answers)
     if by_judge and not _rater(item, panel):
-        return of_no_use(item, NO_JUDGE)
-    if item.kind is Kind.STYLE:  # it is the sound that is judged, beside what it was to say
-        return of_no_use(item, NO_SOUND) if spoken.waveform is None else spoken
+        return unusable(item, NO_JUDGE)
+    if item.kind is TaskKind.STYLE:  # it is the sound that is judged, beside what it was to say
+        return unusable(item, NO_SOUND) if spoken.waveform is None else spoken
     if channel == "text":
-        return replace(spoken, waveform=None) if by_judge else by_program(item, spoken.text)
-    if isinstance(heard, Missing):
-        return of_no_use(item, heard)
+        return replace(spoken, waveform=None) if by_judge else score_by_program(item, spoken.text)
+    if isinstance(heard, MissingScore):
+        return unusable(item, heard)
     if by_judge:
-        return of_no_use(item, NO_SOUND) if spoken.waveform is None else replace(spoken, text=heard)
-    return by_program(item, heard)
+        return unusable(item, NO_SOUND) if spoken.waveform is None else replace(spoken, text=heard)
+    return score_by_program(item, heard)
 
 
-def _of_card(item: Item, card: Scorecard, name: str, panel: Panel) -> Verdict:
+def _of_card(item: BenchmarkItem, card: Scorecard, name: str, panel: Graders) -> AnswerVerdict:
     score = card.scores[name]
     reason = card.details.get(f"{name}_reason", "")
-    if isinstance(score, Missing):
-        return of_no_use(item, score)
+    if isinstance(score, MissingScore):
+        return unusable(item, score)
     if not panel.lowest <= score <= panel.highest:
-        return Verdict(score=Missing("score outside the scale", fault="rater"), reason=f"{name} gave {score:g}")
-    if item.kind is Kind.ANSWER:
+        return AnswerVerdict(
+            score=MissingScore("score outside the scale", fault="rater"), reason=f"{name} gave {score:g}"
+        )
+    if item.kind is TaskKind.ANSWER:
         score = float(score > (panel.lowest + panel.highest) / 2)
-    return Verdict(score=score, reason=reason)
+    return AnswerVerdict(score=score, reason=reason)

@@ -32,14 +32,14 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Check:
+class InstructionCheck:
     needs: Mapping[str, type]
     """Arguments, with the type of each."""
     follows: Callable[..., bool]
     """Of the text and the arguments."""
 
 
-def problem(instruction: Instruction) -> str | None:
+def instruction_problem(instruction: Instruction) -> str | None:
     """Why the arguments will not do; None when they will, or nothing is known of the id."""
     check = CHECKS.get(instruction.id)
     if check is None:
@@ -64,18 +64,18 @@ def checkable(instruction: Instruction) -> bool:
     return instruction.id in CHECKS
 
 
-def followed(instruction: Instruction, text: str) -> bool:
+def follows(instruction: Instruction, text: str) -> bool:
     """An empty text follows nothing."""
     check = CHECKS[instruction.id]
     arguments = {name: instruction.arguments[name] for name in check.needs}
     return bool(text.strip()) and check.follows(text, **arguments)
 
 
-def loosely_followed(instruction: Instruction, text: str) -> bool:
+def follows_loosely(instruction: Instruction, text: str) -> bool:
     """By the text, or by it without its first line, its last, both, or the asterisks of markdown in any of these."""
     lines = text.split("\n")
     cuts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
-    return any(followed(instruction, way) for cut in cuts for way in (cut, cut.replace("*", "")))
+    return any(follows(instruction, way) for cut in cuts for way in (cut, cut.replace("*", "")))
 
 
 def _holds(count: int, relation: str, threshold: int) -> bool:
@@ -175,67 +175,69 @@ def _count(pattern: str, text: str) -> int:
     return len(re.findall(pattern, text, re.I))
 
 
-CHECKS: dict[str, Check] = {
-    "keywords:existence": Check(
+CHECKS: dict[str, InstructionCheck] = {
+    "keywords:existence": InstructionCheck(
         {"keywords": list}, lambda text, keywords: all(_count(re.escape(word), text) for word in keywords)
     ),
-    "keywords:frequency": Check(
+    "keywords:frequency": InstructionCheck(
         {"keyword": str, "frequency": int, "relation": str},
         lambda text, keyword, frequency, relation: _holds(
             _count(re.escape(keyword.strip()), text), relation, frequency
         ),
     ),
-    "keywords:forbidden_words": Check(
+    "keywords:forbidden_words": InstructionCheck(
         {"forbidden_words": list},
         lambda text, forbidden_words: not any(_count(rf"\b{re.escape(word)}\b", text) for word in forbidden_words),
     ),
-    "keywords:letter_frequency": Check(
+    "keywords:letter_frequency": InstructionCheck(
         {"letter": str, "let_frequency": int, "let_relation": str},
         lambda text, letter, let_frequency, let_relation: _holds(
             Counter(text.lower())[letter.strip().lower()], let_relation, let_frequency
         ),
     ),
-    "keywords:key_sentences": Check({"key_sentences": list, "num_sentences": int}, _key_sentences),
-    "language:response_language": Check({"language": str}, _in_script),
-    "length_constraints:number_sentences": Check(
+    "keywords:key_sentences": InstructionCheck({"key_sentences": list, "num_sentences": int}, _key_sentences),
+    "language:response_language": InstructionCheck({"language": str}, _in_script),
+    "length_constraints:number_sentences": InstructionCheck(
         {"num_sentences": int, "relation": str},
         lambda text, num_sentences, relation: _holds(len(sentences(text)), relation, num_sentences),
     ),
-    "length_constraints:number_words": Check(
+    "length_constraints:number_words": InstructionCheck(
         {"num_words": int, "relation": str},
         lambda text, num_words, relation: _holds(len(words(text)), relation, num_words),
     ),
-    "length_constraints:number_paragraphs": Check({"num_paragraphs": int}, _paragraphs),
-    "length_constraints:nth_paragraph_first_word": Check(
+    "length_constraints:number_paragraphs": InstructionCheck({"num_paragraphs": int}, _paragraphs),
+    "length_constraints:nth_paragraph_first_word": InstructionCheck(
         {"num_paragraphs": int, "nth_paragraph": int, "first_word": str}, _first_word
     ),
-    "detectable_content:number_placeholders": Check(
+    "detectable_content:number_placeholders": InstructionCheck(
         {"num_placeholders": int}, lambda text, num_placeholders: _count(r"\[.*?\]", text) >= num_placeholders
     ),
-    "detectable_content:postscript": Check({"postscript_marker": str}, _postscript),
-    "detectable_format:number_bullet_lists": Check({"num_bullets": int}, _bullets),
-    "detectable_format:constrained_response": Check(
+    "detectable_content:postscript": InstructionCheck({"postscript_marker": str}, _postscript),
+    "detectable_format:number_bullet_lists": InstructionCheck({"num_bullets": int}, _bullets),
+    "detectable_format:constrained_response": InstructionCheck(
         {}, lambda text: any(answer in text.lower() for answer in CONSTRAINED)
     ),
-    "detectable_format:number_highlighted_sections": Check({"num_highlights": int}, _highlights),
-    "detectable_format:multiple_sections": Check({"section_spliter": str, "num_sections": int}, _sections),
-    "detectable_format:json_format": Check({}, _json),
-    "detectable_format:title": Check({}, lambda text: _count(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text) > 0),
-    "combination:two_responses": Check({}, _two_responses),
-    "combination:repeat_prompt": Check(
+    "detectable_format:number_highlighted_sections": InstructionCheck({"num_highlights": int}, _highlights),
+    "detectable_format:multiple_sections": InstructionCheck({"section_spliter": str, "num_sections": int}, _sections),
+    "detectable_format:json_format": InstructionCheck({}, _json),
+    "detectable_format:title": InstructionCheck({}, lambda text: _count(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text) > 0),
+    "combination:two_responses": InstructionCheck({}, _two_responses),
+    "combination:repeat_prompt": InstructionCheck(
         {"prompt_to_repeat": str},
         lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
     ),
-    "startend:end_checker": Check(
+    "startend:end_checker": InstructionCheck(
         {"end_phrase": str},
         lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
     ),
-    "startend:quotation": Check({}, _quoted),
-    "multi-turn:constrained_start": Check(
+    "startend:quotation": InstructionCheck({}, _quoted),
+    "multi-turn:constrained_start": InstructionCheck(
         {"starter": str}, lambda text, starter: re.search(rf"^\s*{re.escape(starter.strip())}", text, re.M) is not None
     ),
-    "change_case:capital_word_frequency": Check({"capital_frequency": int, "capital_relation": str}, _capital_words),
-    "change_case:english_capital": Check({}, lambda text: text.isupper() and _in_script(text, "en")),
-    "change_case:english_lowercase": Check({}, lambda text: text.islower() and _in_script(text, "en")),
-    "punctuation:no_comma": Check({}, lambda text: "," not in text),
+    "change_case:capital_word_frequency": InstructionCheck(
+        {"capital_frequency": int, "capital_relation": str}, _capital_words
+    ),
+    "change_case:english_capital": InstructionCheck({}, lambda text: text.isupper() and _in_script(text, "en")),
+    "change_case:english_lowercase": InstructionCheck({}, lambda text: text.islower() and _in_script(text, "en")),
+    "punctuation:no_comma": InstructionCheck({}, lambda text: "," not in text),
 }

@@ -12,7 +12,7 @@ from evaluation.benchmarks.ifeval import Instruction
 from speech.audio import Waveform
 
 
-class Kind(StrEnum):
+class TaskKind(StrEnum):
     """How a reply is scored."""
 
     CHOICE = "choice"
@@ -29,12 +29,12 @@ class Kind(StrEnum):
     """A judge's score of how it is said: of the sound alone."""
 
 
-SHARES = (Kind.CHOICE, Kind.ANSWER, Kind.INSTRUCTIONS, Kind.REFUSAL)
+SHARES = (TaskKind.CHOICE, TaskKind.ANSWER, TaskKind.INSTRUCTIONS, TaskKind.REFUSAL)
 """Kinds whose score of a reply is 0 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sound:
+class ItemAudio:
     """A recording that is not decoded yet: a file, or the content of one."""
 
     place: str
@@ -51,7 +51,7 @@ class Sound:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Item:
+class BenchmarkItem:
     """A question with what its scoring needs."""
 
     task: str
@@ -59,7 +59,7 @@ class Item:
     """Differs from that of every other item of the task."""
     place: str
     """File and row that it comes from."""
-    kind: Kind
+    kind: TaskKind
     text: str
     """The question in words."""
     references: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Item:
     """What of the task it belongs to: a region, a domain, an ability; empty where there are none."""
     language: str = ""
     """Where the suite keeps languages apart."""
-    sound: Sound | None = None
+    sound: ItemAudio | None = None
     """The question as it is spoken; None where it was not asked for."""
 
     @property
@@ -86,7 +86,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class TaskFilter:
     """Which of a suite's items are wanted."""
 
     tasks: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Chosen:
     limit: int = 0
     """Of each task, the first so many; 0: all."""
 
-    def of(self, items: Iterable[Item]) -> Iterator[Item]:
+    def of(self, items: Iterable[BenchmarkItem]) -> Iterator[BenchmarkItem]:
         """Raises InputError for two items of one name, and when nothing is left."""
         seen: dict[str, str] = {}
         taken: Counter[str] = Counter()

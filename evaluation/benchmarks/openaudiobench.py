@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import text, there, within
-from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+from common.files import check_exists, read_text, resolve_within
+from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskFilter, TaskKind
 
 AUDIO = "audio_filename"
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
@@ -22,10 +22,10 @@ QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class TaskLayout:
     """Columns of a task's file."""
 
-    kind: Kind
+    kind: TaskKind
     question: str
     references: tuple[str, ...] = ()
     """Columns with right answers; only the first must have one."""
@@ -34,40 +34,40 @@ class Layout:
 
 
 TASKS = {
-    "alpaca_eval": Layout(kind=Kind.JUDGED, question="instruction"),
-    "llama_questions": Layout(kind=Kind.ANSWER, question="Questions", references=("Answer",)),
-    "reasoning_qa": Layout(kind=Kind.JUDGED, question="Prompt", references=("参考答案",)),
-    "trivia_qa": Layout(
-        kind=Kind.ANSWER,
+    "alpaca_eval": TaskLayout(kind=TaskKind.JUDGED, question="instruction"),
+    "llama_questions": TaskLayout(kind=TaskKind.ANSWER, question="Questions", references=("Answer",)),
+    "reasoning_qa": TaskLayout(kind=TaskKind.JUDGED, question="Prompt", references=("参考答案",)),
+    "trivia_qa": TaskLayout(
+        kind=TaskKind.ANSWER,
         question="question",
         references=("answer_normalized_value", "answer_normalized_aliases"),
         separator=",",
     ),
-    "web_questions": Layout(kind=Kind.ANSWER, question="question", references=("answers",), separator=";"),
+    "web_questions": TaskLayout(kind=TaskKind.ANSWER, question="question", references=("answers",), separator=";"),
 }
 
 
-def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
     """The items of the tasks that the folder has, which is the whole data set or its eval_datas. sounds: whether the
     questions' recordings are wanted, which must then be there. Raises InputError naming file and row."""
     root = folder / "eval_datas" if (folder / "eval_datas").is_dir() else folder
     files = {task: root / task / f"{task}.csv" for task in TASKS}
-    if not any(there(file) for file in files.values()):
+    if not any(check_exists(file) for file in files.values()):
         raise InputError(f"{folder} has none of OpenAudioBench's files, such as {files['llama_questions']}")
     for task, file in files.items():
         if not chosen.wants(task, TASKS):
             continue
-        if there(file):
+        if check_exists(file):
             yield from _file(file, task, sounds)
         elif task in chosen.tasks:
             raise InputError(f"--tasks: {file} does not exist")
 
 
-def _file(path: Path, task: str, sounds: bool) -> Iterator[Item]:
+def _file(path: Path, task: str, sounds: bool) -> Iterator[BenchmarkItem]:
     layout = TASKS[task]
     needed = [layout.question, AUDIO, *layout.references]
     try:
-        table = list(csv.DictReader(text(path).removeprefix("\ufeff").splitlines(keepends=True), strict=True))
+        table = list(csv.DictReader(read_text(path).removeprefix("\ufeff").splitlines(keepends=True), strict=True))
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error
     if not table:
@@ -82,7 +82,7 @@ def _file(path: Path, task: str, sounds: bool) -> Iterator[Item]:
                 raise InputError(f"{place}: field {name!r} is missing")
         cells = [row[name] or "" for name in layout.references]
         answers = [answer for cell in cells for answer in _answers(cell, layout.separator)]
-        yield Item(
+        yield BenchmarkItem(
             task=task,
             id=Path(row[AUDIO]).stem,
             place=place,
@@ -103,11 +103,11 @@ def _answers(cell: str, separator: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _sound(folder: Path, name: str, place: str) -> Sound:
+def _sound(folder: Path, name: str, place: str) -> ItemAudio:
     try:
-        path = within(folder, name)
+        path = resolve_within(folder, name)
     except InputError as error:
         raise InputError(f"{place}: field {AUDIO!r}: {error}") from error
-    if not there(path):
+    if not check_exists(path):
         raise InputError(f"{place}: field {AUDIO!r} names {path}, which does not exist")
-    return Sound(place=place, path=path)
+    return ItemAudio(place=place, path=path)

@@ -11,13 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from common.secrets import hiding
-from evaluation.benchmarks.answer_extraction import Verdict
-from evaluation.benchmarks.grading import CHANNELS, Assessed
-from evaluation.benchmarks.items import SHARES, Kind
+from common.secrets import hide_secrets
+from evaluation.benchmarks.answer_extraction import AnswerVerdict
+from evaluation.benchmarks.grading import CHANNELS, GradedItem
+from evaluation.benchmarks.items import SHARES, TaskKind
 from evaluation.benchmarks.vstyle import weights
-from observability.console import number
-from reward.types import Missing
+from observability.console import format_number
+from reward.types import MissingScore
 
 MEASURES = ("strict_prompt", "loose_prompt", "strict_instruction", "loose_instruction")
 SUPERSEDED = {"alpacaeval": "alpacaeval_full"}
@@ -42,20 +42,20 @@ COLUMNS = pa.schema(
 """Of SUITE.parquet. A score that is missing is null, and its reason stands in `…_missing`."""
 
 
-def summary(assessed: Sequence[Assessed], highest: float) -> dict[str, Any]:
+def summary(assessed: Sequence[GradedItem], highest: float) -> dict[str, Any]:
     """`tasks`, and `IQ` or `EQ` as docs/evaluation.md defines them. highest: of the judge's scale."""
-    by_task: dict[str, list[Assessed]] = {}
+    by_task: dict[str, list[GradedItem]] = {}
     for one in assessed:
         by_task.setdefault(one.item.task, []).append(one)
     tasks = {task: _task(rows, highest) for task, rows in by_task.items()}
-    if any(one.item.kind is Kind.STYLE for one in assessed):
+    if any(one.item.kind is TaskKind.STYLE for one in assessed):
         return {"tasks": tasks, "EQ": _eq(assessed)}
     return {"tasks": tasks, "IQ": _iq(tasks)}
 
 
-def rows(assessed: Sequence[Assessed]) -> pa.Table:
+def rows(assessed: Sequence[GradedItem]) -> pa.Table:
     """A row an item, of `COLUMNS`."""
-    made, hide = [], hiding()
+    made, hide = [], hide_secrets()
     for one in assessed:
         row: dict[str, Any] = {
             "task": one.item.task,
@@ -71,7 +71,7 @@ def rows(assessed: Sequence[Assessed]) -> pa.Table:
             "seconds": one.seconds,
         }
         for channel, verdict in one.verdicts.items():
-            lost = verdict.score if isinstance(verdict.score, Missing) else None
+            lost = verdict.score if isinstance(verdict.score, MissingScore) else None
             row[f"{channel}_score"] = None if lost else verdict.score
             row[f"{channel}_missing"] = hide(lost.reason) if lost else None
             row[f"{channel}_reason"] = hide(verdict.reason)  # a judge's words may quote what they should not
@@ -80,13 +80,13 @@ def rows(assessed: Sequence[Assessed]) -> pa.Table:
     return pa.Table.from_pylist(made, schema=COLUMNS)
 
 
-def _task(assessed: Sequence[Assessed], highest: float) -> dict[str, Any]:
+def _task(assessed: Sequence[GradedItem], highest: float) -> dict[str, Any]:
     kind = assessed[0].item.kind
-    channels = CHANNELS[1:] if kind is Kind.STYLE else CHANNELS
+    channels = CHANNELS[1:] if kind is TaskKind.STYLE else CHANNELS
     found: dict[str, Any] = {"kind": str(kind), "items": len(assessed)}
     for channel in channels:
         found[channel] = _column([one.verdicts[channel] for one in assessed], kind, highest)
-    parts: dict[str, list[Assessed]] = {}
+    parts: dict[str, list[GradedItem]] = {}
     for one in assessed:
         if one.item.part:
             parts.setdefault(one.item.part, []).append(one)
@@ -98,19 +98,19 @@ def _task(assessed: Sequence[Assessed], highest: float) -> dict[str, Any]:
     return found
 
 
-def _column(verdicts: Sequence[Verdict], kind: Kind, highest: float) -> dict[str, Any]:
+def _column(verdicts: Sequence[AnswerVerdict], kind: TaskKind, highest: float) -> dict[str, Any]:
     """`score`: 0..100, or of STYLE on the judge's scale; None where every one is missing."""
-    missing = Counter(verdict.score.reason for verdict in verdicts if isinstance(verdict.score, Missing))
-    present = [verdict for verdict in verdicts if not isinstance(verdict.score, Missing)]
+    missing = Counter(verdict.score.reason for verdict in verdicts if isinstance(verdict.score, MissingScore))
+    present = [verdict for verdict in verdicts if not isinstance(verdict.score, MissingScore)]
     values = np.asarray([verdict.score for verdict in present], dtype=float)
-    scale = 100.0 if kind in SHARES else 1.0 if kind is Kind.STYLE else 100.0 / highest
+    scale = 100.0 if kind in SHARES else 1.0 if kind is TaskKind.STYLE else 100.0 / highest
     column: dict[str, Any] = {
         "score": float(values.mean() * scale) if len(values) else None,
         "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)) * scale) if len(values) > 1 else None,
         "scored": len(values),
         "missing": dict(missing),
     }
-    if kind is Kind.INSTRUCTIONS and present:
+    if kind is TaskKind.INSTRUCTIONS and present:
         parts = [verdict.parts for verdict in present]
         total = {name: sum(part[name] for part in parts) for name in parts[0]}
         shares = (
@@ -136,13 +136,13 @@ def _iq(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _eq(assessed: Sequence[Assessed]) -> dict[str, Any]:
+def _eq(assessed: Sequence[GradedItem]) -> dict[str, Any]:
     """Mean of the abilities' mean scores by VStyle's weights, of each language, and then of the languages alike."""
     scores: dict[str, dict[str, list[float]]] = {}
     for one in assessed:
         score = one.verdicts["speech"].score
         own = scores.setdefault(one.item.language, {})
-        if not isinstance(score, Missing):
+        if not isinstance(score, MissingScore):
             own.setdefault(one.item.part, []).append(score)
     by_language = {}
     for language, own in scores.items():
@@ -164,16 +164,16 @@ def shown(found: Mapping[str, Any], suite: str) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     reasons: Counter[tuple[str, str]] = Counter()
     for task, one in found["tasks"].items():
-        form = ".2f" if one["kind"] == Kind.STYLE else ".1f"
+        form = ".2f" if one["kind"] == TaskKind.STYLE else ".1f"
         table.add_row(Text(task, "bold"), f"{one['items']:,}", *_cells(one, "score", form))
-        for measure in MEASURES if one["kind"] == Kind.INSTRUCTIONS else ():
+        for measure in MEASURES if one["kind"] == TaskKind.INSTRUCTIONS else ():
             table.add_row(Text(f"  {measure.replace('_', ', ')}", "dim"), "", *_cells(one, measure, form, counts=False))
         for channel in CHANNELS:
             reasons.update({(channel, why): count for why, count in one.get(channel, {}).get("missing", {}).items()})
     table.add_row()
     for name, form in (("IQ", ".1f"), ("EQ", ".2f")):
         if name in found:
-            values = [number(found[name].get(channel), form) for channel in CHANNELS]
+            values = [format_number(found[name].get(channel), form) for channel in CHANNELS]
             table.add_row(Text(name, "bold"), "", values[0], "", values[1], "")
     parts: list[RenderableType] = [Text(), table]
     if reasons:
@@ -186,6 +186,6 @@ def _cells(one: Mapping[str, Any], name: str, form: str, *, counts: bool = True)
     cells = []
     for channel in CHANNELS:
         column = one.get(channel)
-        cells.append("" if column is None else number(column.get(name), form))
+        cells.append("" if column is None else format_number(column.get(name), form))
         cells.append("" if column is None or not counts else f"{one['items'] - column['scored']:,}")
     return cells

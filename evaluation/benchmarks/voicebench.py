@@ -18,22 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
-from common.files import parsed, within
-from data.parquet import refuse_missing, rows
-from evaluation.benchmarks.ifeval import Instruction, problem
-from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+from common.files import parse_json, resolve_within
+from data.parquet import read_rows, refuse_missing
+from evaluation.benchmarks.ifeval import Instruction, instruction_problem
+from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskFilter, TaskKind
 
-TASKS: dict[str, Kind] = {
-    "alpacaeval": Kind.JUDGED,
-    "alpacaeval_full": Kind.JUDGED,
-    "commoneval": Kind.JUDGED,
-    "wildvoice": Kind.JUDGED,
-    "sd-qa": Kind.ANSWER,
-    "mmsu": Kind.CHOICE,
-    "openbookqa": Kind.CHOICE,
-    "bbh": Kind.CHOICE,
-    "ifeval": Kind.INSTRUCTIONS,
-    "advbench": Kind.REFUSAL,
+TASKS: dict[str, TaskKind] = {
+    "alpacaeval": TaskKind.JUDGED,
+    "alpacaeval_full": TaskKind.JUDGED,
+    "commoneval": TaskKind.JUDGED,
+    "wildvoice": TaskKind.JUDGED,
+    "sd-qa": TaskKind.ANSWER,
+    "mmsu": TaskKind.CHOICE,
+    "openbookqa": TaskKind.CHOICE,
+    "bbh": TaskKind.CHOICE,
+    "ifeval": TaskKind.INSTRUCTIONS,
+    "advbench": TaskKind.REFUSAL,
 }
 LETTERS = ("A", "B", "C", "D")
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -46,7 +46,7 @@ ID = pa.field("id", pa.string())
 INSTRUCTIONS = pa.field("instruction_id_list", pa.list_(pa.string()))
 
 
-def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
     """The items of the tasks that the folder has. sounds: whether the questions' recordings are wanted.
 
     Raises InputError naming file and row.
@@ -69,34 +69,34 @@ def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
             yield from _file(file, task, counted, sounds)
 
 
-def _file(path: Path, task: str, counted: dict[str, int], sounds: bool) -> Iterator[Item]:
+def _file(path: Path, task: str, counted: dict[str, int], sounds: bool) -> Iterator[BenchmarkItem]:
     """counted: rows of each split so far, of which this file may be a shard."""
     split = SHARD.sub("", path.stem)
     kind = TASKS[task]
     schema = pa.schema(
         [
             *BASE,
-            *([REFERENCE] if kind in (Kind.CHOICE, Kind.ANSWER) else []),
+            *([REFERENCE] if kind in (TaskKind.CHOICE, TaskKind.ANSWER) else []),
             *([ID] if task == "bbh" else []),
-            *([KEY, INSTRUCTIONS] if kind is Kind.INSTRUCTIONS else []),
+            *([KEY, INSTRUCTIONS] if kind is TaskKind.INSTRUCTIONS else []),
         ]
     )
     recordings = _column(path, "audio") if sounds else None
-    arguments = _column(path, "kwargs") if kind is Kind.INSTRUCTIONS else None
-    for place, row in rows(path, schema):
+    arguments = _column(path, "kwargs") if kind is TaskKind.INSTRUCTIONS else None
+    for place, row in read_rows(path, schema):
         refuse_missing(row, (), place)
         number = counted[split] = counted.get(split, 0) + 1
         more: dict[str, Any] = {}
-        if kind is Kind.CHOICE:
+        if kind is TaskKind.CHOICE:
             reference, more["choices"] = _choice(row["reference"], task, place)
             more["references"] = (reference,)
-        elif kind is Kind.ANSWER:
+        elif kind is TaskKind.ANSWER:
             more["references"] = (row["reference"],)
         elif arguments is not None:
             more["instructions"] = _instructions(row["instruction_id_list"], next(arguments), place)
         if recordings is not None:
             more["sound"] = _sound(next(recordings), path.parent, place)
-        yield Item(
+        yield BenchmarkItem(
             task=task,
             id=f"{split}-{number:05d}",
             place=place,
@@ -126,7 +126,7 @@ def _choice(reference: str, task: str, place: str) -> tuple[str, tuple[str, ...]
 
 
 def _instructions(ids: list[str], arguments: object, place: str) -> tuple[Instruction, ...]:
-    given = parsed(arguments, place) if isinstance(arguments, str) else arguments
+    given = parse_json(arguments, place) if isinstance(arguments, str) else arguments
     if not isinstance(given, list) or len(given) != len(ids) or not ids:
         raise InputError(f"{place}: field 'kwargs' must have an entry for each of the {len(ids)} instructions")
     made = []
@@ -134,18 +134,18 @@ def _instructions(ids: list[str], arguments: object, place: str) -> tuple[Instru
         # A column of structures has a field for every argument of any instruction.
         own = {key: value for key, value in (one or {}).items() if value is not None}
         instruction = Instruction(name, own)
-        if (wrong := problem(instruction)) is not None:
+        if (wrong := instruction_problem(instruction)) is not None:
             raise InputError(f"{place}: {wrong}")
         made.append(instruction)
     return tuple(made)
 
 
-def _sound(value: object, folder: Path, place: str) -> Sound:
+def _sound(value: object, folder: Path, place: str) -> ItemAudio:
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return Sound(place=place, content=value["bytes"])
+        return ItemAudio(place=place, content=value["bytes"])
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         try:
-            return Sound(place=place, path=within(folder, value["path"]))
+            return ItemAudio(place=place, path=resolve_within(folder, value["path"]))
         except InputError as error:
             raise InputError(f"{place}: field 'audio': {error}") from error
     raise InputError(f"{place}: field 'audio' must have 'bytes' or 'path', got {type(value).__name__}")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import parsed, text, there, within
-from evaluation.benchmarks.items import Chosen, Item, Kind, Sound
+from common.files import check_exists, parse_json, read_text, resolve_within
+from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskFilter, TaskKind
 
 ABILITIES = {
     "acoustic_attributes": ("age", "speed", "gender", "emotion", "pitch", "volume", "composite_properties"),
@@ -41,12 +41,12 @@ def weights(parts: tuple[str, ...]) -> list[float]:
     return [weight(part) for part in parts]
 
 
-def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
+def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
     """The items of the languages that the folder has; or of the one whose folder it is. sounds: whether the questions'
     recordings are wanted, which must then be there. Raises InputError naming file and line."""
     files = {language: folder / language / "metadata.jsonl" for language in LANGUAGES}
-    files = {language: file for language, file in files.items() if there(file)}
-    if not files and there(folder / "metadata.jsonl"):
+    files = {language: file for language, file in files.items() if check_exists(file)}
+    if not files and check_exists(folder / "metadata.jsonl"):
         files = {folder.name if folder.name in LANGUAGES else "": folder / "metadata.jsonl"}
     if not files:
         raise InputError(f"{folder} has no metadata.jsonl, nor have its folders {' and '.join(LANGUAGES)}")
@@ -56,12 +56,12 @@ def read(folder: Path, chosen: Chosen, *, sounds: bool) -> Iterator[Item]:
                 yield item
 
 
-def _file(path: Path, language: str, sounds: bool) -> Iterator[Item]:
-    for number, line in enumerate(text(path).split("\n"), start=1):
+def _file(path: Path, language: str, sounds: bool) -> Iterator[BenchmarkItem]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
-        row = parsed(line, place)
+        row = parse_json(line, place)
         if not isinstance(row, dict):
             raise InputError(f"{place} is not a JSON object")
         task, part = _ability(row.get("ability"), place)
@@ -71,11 +71,11 @@ def _file(path: Path, language: str, sounds: bool) -> Iterator[Item]:
         said = row.get("instruct_text")
         if not isinstance(said, str) or not said.strip():
             raise InputError(f"{place}: field 'instruct_text' must be text, got {said!r}")
-        yield Item(
+        yield BenchmarkItem(
             task=task,
             id=f"{language}-{name}" if language else str(name),
             place=place,
-            kind=Kind.STYLE,
+            kind=TaskKind.STYLE,
             text=said,
             part=part,
             language=language,
@@ -93,17 +93,17 @@ def _ability(value: object, place: str) -> tuple[str, str]:
     return task, given
 
 
-def _sound(row: dict, folder: Path, place: str) -> Sound:
+def _sound(row: dict, folder: Path, place: str) -> ItemAudio:
     field = next((name for name in AUDIO if isinstance(row.get(name), str) and row[name]), None)
     if field is None:
         raise InputError(f"{place} names no recording; one of the fields {', '.join(AUDIO)} must")
     for root in (folder, folder / "wav"):
         try:
-            path = within(root, row[field])
+            path = resolve_within(root, row[field])
         except InputError as error:
             raise InputError(f"{place}: field {field!r}: {error}") from error
-        if there(path):
-            return Sound(place=place, path=path)
+        if check_exists(path):
+            return ItemAudio(place=place, path=path)
     raise InputError(
         f"{place}: field {field!r} names {row[field]!r}, which is in neither {folder} nor {folder / 'wav'}"
     )

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.collate import Heard
-from learner.policy import Scorer
+from learner.collate import AudioFeatures
+from learner.policy import PolicyModel
 
 POSITIONS = 8192
 """Padded positions of a micro-batch at most, unless one row alone is longer."""
@@ -27,7 +27,7 @@ LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Passage:
+class GradientBatch:
     """A prompt with a reply to score."""
 
     prompt_ids: np.ndarray
@@ -37,7 +37,7 @@ class Passage:
     temperature: float = 1.0
     """The sampler's for a sampled reply."""
     allowed: np.ndarray | None = None
-    """int8 [T], sets of `speech.grammar.Kind` that could be drawn. None: every token."""
+    """int8 [T], sets of `speech.grammar.TokenKind` that could be drawn. None: every token."""
     features: str | None = None
     """File of the encoder features that the prompt has slots for."""
     slot: int | None = None
@@ -48,7 +48,7 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Geometry:
+class GradientGeometry:
     """Inner products of the gradients of K losses, by layer."""
 
     losses: tuple[str, ...]
@@ -72,10 +72,10 @@ class Geometry:
         length = self.norm(one, layer) * self.norm(other, layer)
         return self.product(one, other, layer) / length if length > 0 else None
 
-    def summed(self, parts: Mapping[str, Sequence[str]]) -> "Geometry":
+    def summed(self, parts: Mapping[str, Sequence[str]]) -> "GradientGeometry":
         """The geometry of sums of losses. parts: the losses that make up each sum, by its name."""
         matrix = np.array([[float(name in members) for name in self.losses] for members in parts.values()])
-        return Geometry(
+        return GradientGeometry(
             losses=tuple(parts),
             layers=self.layers,
             products=matrix @ self.products @ matrix.T,
@@ -83,7 +83,9 @@ class Geometry:
         )
 
 
-def measure(scorer: Scorer, passages: Sequence[Passage], weights: Mapping[str, Sequence[np.ndarray]]) -> Geometry:
+def measure_geometry(
+    scorer: PolicyModel, passages: Sequence[GradientBatch], weights: Mapping[str, Sequence[np.ndarray]]
+) -> GradientGeometry:
     """Gradients of the losses L_k = −Σ w_k · logp over the parameters that require one.
 
     weights: by loss, float [T] of every passage. One forward pass a micro-batch, and one backward pass for each loss
@@ -114,8 +116,8 @@ def measure(scorer: Scorer, passages: Sequence[Passage], weights: Mapping[str, S
     return _geometry([layer_of(name, tied=tied) for name, _ in named], totals, values)
 
 
-def log_probabilities(scorer: Scorer, passages: Sequence[Passage]) -> list[np.ndarray]:
-    """float32 [T] of every passage, in nats, under the distribution that `Scorer` describes."""
+def log_probabilities(scorer: PolicyModel, passages: Sequence[GradientBatch]) -> list[np.ndarray]:
+    """float32 [T] of every passage, in nats, under the distribution that `PolicyModel` describes."""
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(passages)
     with torch.no_grad():
         for batch in _micro_batches(passages, _outputs(scorer)):
@@ -152,12 +154,12 @@ def _by_losses(weights: Mapping[str, Sequence[np.ndarray]], count: int) -> dict[
     return kinds
 
 
-def _outputs(scorer: Scorer) -> int:
+def _outputs(scorer: PolicyModel) -> int:
     forbidden: Any = scorer.forbidden
     return forbidden.shape[1]
 
 
-def _micro_batches(passages: Sequence[Passage], outputs: int) -> list[list[int]]:
+def _micro_batches(passages: Sequence[GradientBatch], outputs: int) -> list[list[int]]:
     """Indices of passages of like length, within `POSITIONS` and `LOGITS`."""
     batches: list[list[int]] = []
     tokens = 0
@@ -175,7 +177,7 @@ def _micro_batches(passages: Sequence[Passage], outputs: int) -> list[list[int]]
     return batches
 
 
-def _score(scorer: Scorer, passages: Sequence[Passage], chosen: np.ndarray) -> Tensor:
+def _score(scorer: PolicyModel, passages: Sequence[GradientBatch], chosen: np.ndarray) -> Tensor:
     """Log-probabilities [N] of the chosen ones among all reply tokens of the passages, in order; chosen: bool."""
     length, streams = max(len(passage) for passage in passages), scorer.streams
     # What lies behind a row's end is never seen: attention is causal, and its outputs are no sources.
@@ -192,12 +194,12 @@ def _score(scorer: Scorer, passages: Sequence[Passage], chosen: np.ndarray) -> T
     flat = [torch.from_numpy(np.concatenate(part)[chosen]).to(device) for part in (sources, targets, allowed)]
     heat = torch.from_numpy(np.concatenate(temperatures)[chosen]).to(device)
     prompts = ((passage.prompt_ids, passage.features, row * length) for row, passage in enumerate(passages))
-    heard = Heard.of(prompts, passages[0].slot, device)
+    heard = AudioFeatures.of(prompts, passages[0].slot, device)
     logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat, heard=heard)
     return logps
 
 
-def _geometry(places: list[str], totals: Mapping[str, list[Tensor]], values: Mapping[str, float]) -> Geometry:
+def _geometry(places: list[str], totals: Mapping[str, list[Tensor]], values: Mapping[str, float]) -> GradientGeometry:
     layers = sorted(set(places), key=_depth)
     products = np.zeros((len(layers), len(totals), len(totals)))
     for index, place in enumerate(places):
@@ -206,7 +208,7 @@ def _geometry(places: list[str], totals: Mapping[str, list[Tensor]], values: Map
             for column, other in enumerate(stacked[: row + 1]):
                 products[layers.index(place), row, column] += float(one @ other)
     lower = np.tril(products, -1)
-    return Geometry(
+    return GradientGeometry(
         losses=tuple(totals),
         layers=tuple(layers),
         products=products + lower.transpose(0, 2, 1),

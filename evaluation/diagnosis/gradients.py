@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.diagnosis.gradient_geometry import Geometry, measure
+from evaluation.diagnosis.gradient_geometry import GradientGeometry, measure_geometry
 from evaluation.diagnosis.page import Row, Section, Table
-from evaluation.diagnosis.run_data import Item, described
-from learner.policy import Scorer
+from evaluation.diagnosis.run_data import DiagnosisItem, describe_run
+from learner.policy import PolicyModel
 from reward.scoring import advantages
 from speech.vocabulary import select
 
@@ -23,7 +23,7 @@ share being 2r / (1 + r)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
+class ChannelGradients:
     """Gradients of one loss at one model."""
 
     model: str
@@ -34,14 +34,14 @@ class Measured:
     """What the loss was taken over, in words."""
     count: int
     """Replies or demonstrations."""
-    geometry: Geometry
+    geometry: GradientGeometry
     """Of the four losses "text even", "text odd", "speech even" and "speech odd"."""
     groups: int = 0
     """Groups with at least two totals; of the preference."""
     flat: int = 0
     """Those of them whose totals are all equal: they have no gradient."""
 
-    def channels(self) -> Geometry:
+    def channels(self) -> GradientGeometry:
         """Of the two losses text and speech, halves together."""
         return self.geometry.summed({c: [f"{c} {half}" for half in HALVES] for c in CHANNELS})
 
@@ -49,7 +49,7 @@ class Measured:
 Weights = dict[str, list[np.ndarray]]
 
 
-def preference_weights(items: Sequence[Item], boundary: str) -> Weights:
+def preference_weights(items: Sequence[DiagnosisItem], boundary: str) -> Weights:
     """Token weights of the policy gradient at ratio one, L = −Σ w · logp (method §3).
 
     w = A / (selected tokens of the reply · replies of the group · groups), A group-normalised from the recorded
@@ -69,7 +69,7 @@ def preference_weights(items: Sequence[Item], boundary: str) -> Weights:
     return weights
 
 
-def anchor_weights(items: Sequence[Item], boundary: str, by_channel: Mapping[str, float]) -> Weights:
+def anchor_weights(items: Sequence[DiagnosisItem], boundary: str, by_channel: Mapping[str, float]) -> Weights:
     """Token weights of the anchor's text part and speech part, which add up to the anchor loss (method §4)."""
     weights = _empty(items)
     for index, item in enumerate(items):
@@ -80,33 +80,37 @@ def anchor_weights(items: Sequence[Item], boundary: str, by_channel: Mapping[str
     return weights
 
 
-def measure_preference(model: str, scorer: Scorer, items: Sequence[Item], boundary: str) -> Measured:
+def measure_preference(
+    model: str, scorer: PolicyModel, items: Sequence[DiagnosisItem], boundary: str
+) -> ChannelGradients:
     weights = preference_weights(items, boundary)
     groups = _scored(items)
-    return Measured(
+    return ChannelGradients(
         model=model,
         loss="preference",
-        material=described(items),
+        material=describe_run(items),
         count=len(items),
-        geometry=measure(scorer, [item.passage for item in items], weights),
+        geometry=measure_geometry(scorer, [item.passage for item in items], weights),
         groups=len(groups),
         flat=sum(np.ptp([items[i].total for i in members]) == 0 for members in groups),
     )
 
 
 def measure_anchor(
-    model: str, scorer: Scorer, items: Sequence[Item], boundary: str, by_channel: Mapping[str, float]
-) -> Measured:
-    return Measured(
+    model: str, scorer: PolicyModel, items: Sequence[DiagnosisItem], boundary: str, by_channel: Mapping[str, float]
+) -> ChannelGradients:
+    return ChannelGradients(
         model=model,
         loss="anchor",
-        material=described(items),
+        material=describe_run(items),
         count=len(items),
-        geometry=measure(scorer, [item.passage for item in items], anchor_weights(items, boundary, by_channel)),
+        geometry=measure_geometry(
+            scorer, [item.passage for item in items], anchor_weights(items, boundary, by_channel)
+        ),
     )
 
 
-def layer_rows(measured: Measured) -> list[Row]:
+def layer_rows(measured: ChannelGradients) -> list[Row]:
     """A row a layer, the whole model first."""
     found = measured.channels()
     table = []
@@ -129,7 +133,7 @@ def layer_rows(measured: Measured) -> list[Row]:
     return table
 
 
-def gradient_section(found: Sequence[Measured], remarks: Sequence[str]) -> Section:
+def gradient_section(found: Sequence[ChannelGradients], remarks: Sequence[str]) -> Section:
     """remarks: sentences on what the gradients were taken over, and on what was not there."""
     if not found:
         return Section(title=TITLE, findings=["Not measured.", *remarks])
@@ -190,7 +194,7 @@ def gradient_section(found: Sequence[Measured], remarks: Sequence[str]) -> Secti
     )
 
 
-def _finding(measured: Measured, row: Row) -> str:
+def _finding(measured: ChannelGradients, row: Row) -> str:
     where = f"{measured.loss.capitalize()} at {measured.model}, {measured.count} {measured.material}"
     if measured.loss == "preference":
         where += f", {measured.groups} groups with two or more totals"
@@ -207,7 +211,7 @@ def _finding(measured: Measured, row: Row) -> str:
     return f"{told}."
 
 
-def _beyond_chance(geometry: Geometry, layer: str | None) -> Row:
+def _beyond_chance(geometry: GradientGeometry, layer: str | None) -> Row:
     """What the halves have in common."""
     common = {
         (one, other): geometry.product(f"{one} even", f"{other} odd", layer)
@@ -225,7 +229,7 @@ def _beyond_chance(geometry: Geometry, layer: str | None) -> Row:
     }
 
 
-def _scored(items: Sequence[Item]) -> list[list[int]]:
+def _scored(items: Sequence[DiagnosisItem]) -> list[list[int]]:
     """Indices of the replies with a total, by group, of groups with at least two."""
     groups: dict[int, list[int]] = {}
     for index, item in enumerate(items):
@@ -234,5 +238,5 @@ def _scored(items: Sequence[Item]) -> list[list[int]]:
     return [members for members in groups.values() if len(members) >= 2]
 
 
-def _empty(items: Sequence[Item]) -> Weights:
+def _empty(items: Sequence[DiagnosisItem]) -> Weights:
     return {f"{c} {half}": [np.zeros(len(item.channels)) for item in items] for c in CHANNELS for half in HALVES}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.diagnosis.page import Row, Section, Table
-from evaluation.diagnosis.run_data import Item
+from evaluation.diagnosis.run_data import DiagnosisItem
 from speech.vocabulary import Channel
 
 TITLE = "Δlogp against the start model"
@@ -19,7 +19,7 @@ TOP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shift:
+class LogprobShift:
     """Tokens of one channel in one material, with their Δlogp."""
 
     material: str
@@ -31,14 +31,18 @@ class Shift:
 
 
 def shifts(
-    material: str, items: Sequence[Item], before: Sequence[np.ndarray], after: Sequence[np.ndarray], kinds: np.ndarray
-) -> list[Shift]:
+    material: str,
+    items: Sequence[DiagnosisItem],
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    kinds: np.ndarray,
+) -> list[LogprobShift]:
     """Δlogp by channel. before, after: float32 [T] of every item. kinds: int8 [V], the `Kind` of every id."""
     channels = np.concatenate([item.channels for item in items])
     moved = np.concatenate([np.subtract(b, a, dtype=np.float64) for a, b in zip(before, after, strict=True)])
     free = np.concatenate([_free(item, kinds) for item in items])
     return [
-        Shift(
+        LogprobShift(
             material=material,
             channel=name,
             values=moved[(channels == channel) & free],
@@ -48,7 +52,7 @@ def shifts(
     ]
 
 
-def describe(values: np.ndarray) -> Row:
+def describe_shift(values: np.ndarray) -> Row:
     """Size, spread and coherence of Δlogp [n]; all None without a token."""
     names = [
         "mean",
@@ -77,13 +81,13 @@ def describe(values: np.ndarray) -> Row:
     }
 
 
-def shift_section(name: str, found: Sequence[Shift], lacks: Sequence[str]) -> Section:
+def shift_section(name: str, found: Sequence[LogprobShift], lacks: Sequence[str]) -> Section:
     """name: of the later model, in words that follow "at". lacks: sentences on what was not there."""
     if not any(len(one.values) for one in found):
         return Section(title=TITLE, findings=["Not measured.", *lacks])
     rows: list[Row] = [
         {"material": one.material, "channel": one.channel, "tokens": len(one.values), "forced": one.forced}
-        | describe(one.values)
+        | describe_shift(one.values)
         for one in found
         if len(one.values) or one.forced
     ]
@@ -146,7 +150,7 @@ def shift_section(name: str, found: Sequence[Shift], lacks: Sequence[str]) -> Se
     )
 
 
-def _findings(name: str, found: Sequence[Shift]) -> list[str]:
+def _findings(name: str, found: Sequence[LogprobShift]) -> list[str]:
     sentences = []
     for material in dict.fromkeys(one.material for one in found):
         sizes = {s.channel: float(np.abs(s.values).mean()) for s in found if s.material == material and len(s.values)}
@@ -158,7 +162,7 @@ def _findings(name: str, found: Sequence[Shift]) -> list[str]:
     return sentences
 
 
-def _free(item: Item, kinds: np.ndarray) -> np.ndarray:
+def _free(item: DiagnosisItem, kinds: np.ndarray) -> np.ndarray:
     """bool [T]: tokens to which there was an alternative."""
     allowed = item.passage.allowed
     if allowed is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from controller.mix_ratio import MixSettings, gates
+from controller.mix_ratio import MixRatioConfig, gates
 from evaluation.diagnosis.page import Row, Section, Table
 from evaluation.diagnosis.run_data import ScoredGroup
 
@@ -37,7 +37,7 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class MixRatioParts:
     """A change of λ_raw = λ_max · mean(g · v), as a sum."""
 
     quality: float
@@ -52,7 +52,7 @@ class Parts:
         return self.quality + self.information + self.together
 
 
-def measure(groups: Sequence[ScoredGroup], settings: MixSettings) -> Gates:
+def measure_gates(groups: Sequence[ScoredGroup], settings: MixRatioConfig) -> Gates:
     """The gates of every group with at least two totals."""
     scored = [(group.iteration, total) for group in groups if len(total := group.present("total")) >= 2]
     opened = [gates(total.tolist(), settings) for _, total in scored]
@@ -64,7 +64,7 @@ def measure(groups: Sequence[ScoredGroup], settings: MixSettings) -> Gates:
     )
 
 
-def decompose(before: Gates, after: Gates, largest: float) -> Parts:
+def decompose(before: Gates, after: Gates, largest: float) -> MixRatioParts:
     """What of λ_raw(after) − λ_raw(before) came from g and what from v.
 
     mean(g·v) = mean(g) · mean(v) + cov(g, v). The change of the product is shared by Shapley's rule, each factor's
@@ -76,20 +76,20 @@ def decompose(before: Gates, after: Gates, largest: float) -> Parts:
     def covariance(part: Gates) -> float:
         return (part.quality * part.information).mean() - part.quality.mean() * part.information.mean()
 
-    return Parts(
+    return MixRatioParts(
         quality=float(largest * (g1 - g0) * (v0 + v1) / 2.0),
         information=float(largest * (v1 - v0) * (g0 + g1) / 2.0),
         together=float(largest * (covariance(after) - covariance(before))),
     )
 
 
-def ends(iterations: Sequence[int]) -> tuple[list[int], list[int]]:
+def gate_ends(iterations: Sequence[int]) -> tuple[list[int], list[int]]:
     """The first and the last quarter of the iterations, at least one each."""
     count = max(1, len(iterations) // 4)
     return list(iterations[:count]), list(iterations[-count:])
 
 
-def mixture_section(records: pa.Table | None, found: Gates, settings: MixSettings) -> Section:
+def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioConfig) -> Section:
     """records: iterations.parquet, None when there is none."""
     title = "λ and what it is made of"
     iterations = sorted(set(found.iteration.tolist()))
@@ -110,10 +110,10 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixSetting
     ]
     tables = [_distribution(found, settings)]
     if len(iterations) > 1:
-        first, last = (found.within(part) for part in ends(iterations))
+        first, last = (found.within(part) for part in gate_ends(iterations))
         parts = decompose(first, last, settings.largest)
         start, end = _raw(first, settings), _raw(last, settings)
-        names = [f"{p[0]}" if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in ends(iterations)]
+        names = [f"{p[0]}" if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in gate_ends(iterations)]
         findings.append(
             f"From iterations {names[0]} to iterations {names[1]}, λ_raw went from {start:.3f} to {end:.3f} "
             f"({parts.change:+.3f}): {parts.quality:+.3f} from the quality gate g, {parts.information:+.3f} from the "
@@ -142,15 +142,15 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixSetting
     return Section(title=title, findings=findings, tables=tables, plots=["lambda_parts.png"], notes=notes)
 
 
-def _raw(found: Gates, settings: MixSettings) -> float:
+def _raw(found: Gates, settings: MixRatioConfig) -> float:
     return float(settings.largest * (found.quality * found.information).mean())
 
 
 def _by_iteration(
-    records: pa.Table | None, found: Gates, iterations: Sequence[int], settings: MixSettings
+    records: pa.Table | None, found: Gates, iterations: Sequence[int], settings: MixRatioConfig
 ) -> list[Row]:
     recorded = {row["iteration"]: row for row in records.to_pylist()} if records is not None else {}
-    baseline = found.within(ends(iterations)[0])
+    baseline = found.within(gate_ends(iterations)[0])
     rows = []
     for number in iterations:
         here = found.within([number])
@@ -179,7 +179,7 @@ def _gap(rows: Sequence[Row]) -> float | None:
     return max(gaps) if gaps else None
 
 
-def _change(first: Gates, last: Gates, parts: Parts, settings: MixSettings) -> Table:
+def _change(first: Gates, last: Gates, parts: MixRatioParts, settings: MixRatioConfig) -> Table:
     def row(name: str, before: float, after: float, part: float | None) -> Row:
         return {"what": name, "before": float(before), "after": float(after), "part": part}
 
@@ -196,7 +196,7 @@ def _change(first: Gates, last: Gates, parts: Parts, settings: MixSettings) -> T
     return Table(name="lambda_change", caption="The change of λ_raw over the run", columns=columns, rows=rows)
 
 
-def _distribution(found: Gates, settings: MixSettings) -> Table:
+def _distribution(found: Gates, settings: MixRatioConfig) -> Table:
     quantities = {
         "Var(R)": found.variance,
         "v": found.information,

@@ -10,19 +10,19 @@ from safetensors import SafetensorError
 
 from common.errors import InputError
 from evaluation.diagnosis.gradient_geometry import log_probabilities
-from evaluation.diagnosis.gradients import Measured, measure_anchor, measure_preference
-from evaluation.diagnosis.logprob_shift import Shift, shifts
-from evaluation.diagnosis.run_data import Item, RunFiles, described
-from learner.policy import Scorer
+from evaluation.diagnosis.gradients import ChannelGradients, measure_anchor, measure_preference
+from evaluation.diagnosis.logprob_shift import LogprobShift, shifts
+from evaluation.diagnosis.run_data import DiagnosisItem, RunFiles, describe_run
+from learner.policy import PolicyModel
 from speech.checkpoint import check_checkpoint
 from speech.families import Family
-from speech.modeling import pretrained
+from speech.modeling import load_pretrained
 
 START = "the start"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class CheckpointChoice:
     """A model of the run to look at."""
 
     name: str
@@ -39,21 +39,21 @@ class Choice:
 class Findings:
     """What the models gave."""
 
-    measured: list[Measured] = field(default_factory=list)
-    shifts: list[Shift] = field(default_factory=list)
+    measured: list[ChannelGradients] = field(default_factory=list)
+    shifts: list[LogprobShift] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     """Sentences on what the replies are to the models."""
     lacks: list[str] = field(default_factory=list)
     """Sentences on what was not there."""
 
 
-def choose(run: RunFiles, wanted: str | None) -> list[Choice]:
+def choose_checkpoints(run: RunFiles, wanted: str | None) -> list[CheckpointChoice]:
     """The start model, and a later one when there is a checkpoint: Δlogp needs both.
 
     wanted: where to measure gradients: start, last or a checkpoint's iteration; None for the start and the last
     checkpoint. Raises InputError for what is neither.
     """
-    start = Choice(
+    start = CheckpointChoice(
         name=START,
         path=Path(run.config.model.checkpoint),
         iterations=tuple(run.iterations),
@@ -69,7 +69,7 @@ def choose(run: RunFiles, wanted: str | None) -> list[Choice]:
     if not run.checkpoints:
         return [start]
     number = int(wanted) if wanted is not None and wanted.isdigit() else max(run.checkpoints)
-    later = Choice(
+    later = CheckpointChoice(
         name=f"iteration {number}",
         path=run.checkpoints[number],
         iterations=tuple(reversed([n for n in run.iterations if n <= number])),
@@ -79,7 +79,7 @@ def choose(run: RunFiles, wanted: str | None) -> list[Choice]:
     return [start, later]
 
 
-def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
+def ask_models(run: RunFiles, choices: Sequence[CheckpointChoice], limit: int) -> Findings:
     """Gradients at every model that wants them, and Δlogp of the second against the first.
 
     limit: replies, and demonstrations, that each loss is taken over. What is not there is said in the findings.
@@ -92,7 +92,7 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
     except InputError as error:
         found.lacks.append(f"No demonstrations: {error}.")
         demonstrations = []
-    samples: list[list[Item]] = []
+    samples: list[list[DiagnosisItem]] = []
     for choice in choices:
         try:
             samples.append(run.replies(choice.iterations, limit))
@@ -101,7 +101,7 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
         except InputError as error:
             found.lacks.append(f"No replies to measure at {choice.name}: {error}.")
             samples.append([])
-    materials = {described(items): items for items in (demonstrations, *samples) if items}
+    materials = {describe_run(items): items for items in (demonstrations, *samples) if items}
     scored: list[dict[str, list[np.ndarray]]] = []
     model = run.config.model
     for choice, items in zip(choices, samples, strict=True):
@@ -115,7 +115,7 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
         if choice.gradients:
             found.measured.extend(_gradients(run, choice, scorer, items, demonstrations))
             if items:
-                found.checks.extend(_compare(choice, items, logps[described(items)]))
+                found.checks.extend(_compare(choice, items, logps[describe_run(items)]))
         del scorer  # before the next one comes into memory
     if len(scored) == 2:
         before, after = scored
@@ -125,8 +125,12 @@ def ask(run: RunFiles, choices: Sequence[Choice], limit: int) -> Findings:
 
 
 def _gradients(
-    run: RunFiles, choice: Choice, scorer: Scorer, items: Sequence[Item], demonstrations: Sequence[Item]
-) -> list[Measured]:
+    run: RunFiles,
+    choice: CheckpointChoice,
+    scorer: PolicyModel,
+    items: Sequence[DiagnosisItem],
+    demonstrations: Sequence[DiagnosisItem],
+) -> list[ChannelGradients]:
     boundary, anchor = run.config.preference.boundary, run.config.anchor
     measured = []
     if items:
@@ -137,7 +141,7 @@ def _gradients(
     return measured
 
 
-def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> Scorer:
+def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> PolicyModel:
     """A checkpoint as the learner scores with it, on a GPU where there is one."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint: it has no config.json")
@@ -146,14 +150,14 @@ def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_rem
 
     logging.disable_progress_bar()
     try:
-        model = pretrained(path, chosen, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+        model = load_pretrained(path, chosen, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be loaded as a model: {' '.join(str(error).split())}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Scorer(model, torch.from_numpy(kinds)).to(device).eval()
+    return PolicyModel(model, torch.from_numpy(kinds)).to(device).eval()
 
 
-def _compare(choice: Choice, items: Sequence[Item], logps: Sequence[np.ndarray]) -> list[str]:
+def _compare(choice: CheckpointChoice, items: Sequence[DiagnosisItem], logps: Sequence[np.ndarray]) -> list[str]:
     """Whose samples these are, and whether they score as the sampler reported: the scoring is then the sampler's."""
     own = [index for index, item in enumerate(items) if item.weight_version == choice.version]
     others = len(items) - len(own)

@@ -33,7 +33,7 @@ class Table:
     """The rows for the page, where the file holds too many."""
 
     def cells(self, columns: Sequence[str]) -> list[list[str]]:
-        return [[written(row[c]) for c in columns] for row in (self.rows if self.shown is None else self.shown)]
+        return [[write_diagnosis(row[c]) for c in columns] for row in (self.rows if self.shown is None else self.shown)]
 
     def arrow(self) -> pa.Table:
         return pa.Table.from_pylist(self.rows)
@@ -56,7 +56,7 @@ class Section:
         return next(table for table in self.tables if table.name == name)
 
 
-def written(value: Cell) -> str:
+def write_diagnosis(value: Cell) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.diagnosis.gradients import OVERALL
-from evaluation.diagnosis.logprob_shift import Shift
+from evaluation.diagnosis.logprob_shift import LogprobShift
 from evaluation.diagnosis.mix_ratio import Gates
 from evaluation.diagnosis.page import Row
 from observability.plots import BLUE, COLOURS, GREEN, INK, ORANGE, PINK, plt
@@ -49,7 +49,7 @@ def plot_gradients(rows: Rows, path: Path) -> None:
     _finish(figure, axes.flat, path)
 
 
-def plot_shift(found: Sequence[Shift], path: Path) -> None:
+def plot_shift(found: Sequence[LogprobShift], path: Path) -> None:
     """Histograms of Δlogp by channel, a panel for each material; counts on a log scale, as most tokens barely move."""
     materials = list(dict.fromkeys(one.material for one in found))
     values = np.concatenate([one.values for one in found])

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from common.errors import InputError
-from controller.mix_ratio import MixSettings, gates
+from controller.mix_ratio import MixRatioConfig, gates
 from evaluation.diagnosis.page import Row, Section, Table
 from evaluation.diagnosis.run_data import ScoredGroup
 
@@ -128,7 +128,7 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
     return Section(title=f"Rank agreement with {reference}", findings=findings, tables=[table], notes=notes)
 
 
-def variance_section(groups: Sequence[ScoredGroup], settings: MixSettings) -> Section:
+def variance_section(groups: Sequence[ScoredGroup], settings: MixRatioConfig) -> Section:
     """Within-group variance of every score, and the λ that each would give by itself (method §2)."""
     raters = list(groups[0].scores)
     whole: list[Row] = [{"rater": rater, **variance(groups, rater, settings)} for rater in raters]
@@ -180,7 +180,7 @@ def variance_section(groups: Sequence[ScoredGroup], settings: MixSettings) -> Se
     )
 
 
-def variance(groups: Sequence[ScoredGroup], rater: str, settings: MixSettings) -> Row:
+def variance(groups: Sequence[ScoredGroup], rater: str, settings: MixRatioConfig) -> Row:
     """Means over groups with at least two scores: of the population variance, of whether all are alike, and of λ with
     g = 1 ("open") and with its own g ("alone"), None where there is no such group; and how many groups there are."""
     scored = [present for group in groups if len(present := group.present(rater)) >= 2]

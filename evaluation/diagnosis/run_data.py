@@ -9,16 +9,16 @@ from typing import Self
 import numpy as np
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
-from configs.validate import named, paths, sources
-from data.dataset import ById
+from configs.validate import data_paths, data_sources, source_name
+from data.dataset import DatasetIndex
 from data.open_dataset import open_demonstrations, open_prompts
-from data.sampler import DEMONSTRATIONS, dealer
-from evaluation.diagnosis.gradient_geometry import Passage
+from data.sampler import DEMONSTRATIONS, build_sampler
+from evaluation.diagnosis.gradient_geometry import GradientBatch
 from observability.run_directory import read_replies, run_directory
 from speech.families import Family, family
-from speech.grammar import allowed_sets, kind_table
+from speech.grammar import allowed_masks, token_kinds
 from speech.types import DEMONSTRATION, Prompt
 from speech.vocabulary import Vocabulary
 
@@ -42,10 +42,10 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Item:
+class DiagnosisItem:
     """A recorded reply, or a demonstration, with what is known of it."""
 
-    passage: Passage
+    passage: GradientBatch
     channels: np.ndarray
     """int8 [T], values of `Channel`."""
     group: int
@@ -70,7 +70,7 @@ class RunFiles:
     def open(cls, directory: Path) -> Self:
         """Raises InputError when this is no run, or its configuration cannot be read."""
         directory = run_directory(directory)
-        return cls(directory, read(directory / "config.yaml", []))
+        return cls(directory, load_config(directory / "config.yaml", []))
 
     @cached_property
     def iterations(self) -> list[int]:
@@ -94,17 +94,17 @@ class RunFiles:
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        """int8 [vocabulary], `speech.grammar.Kind` of every id."""
-        return kind_table(self.vocabulary)
+        """int8 [vocabulary], `speech.grammar.TokenKind` of every id."""
+        return token_kinds(self.vocabulary)
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
         """The training prompts, by id."""
-        return ById(open_prompts(paths(self.config.data.prompts), self.vocabulary), "id")
+        return DatasetIndex(open_prompts(data_paths(self.config.data.prompts), self.vocabulary), "id")
 
     @property
     def constrained(self) -> bool:
-        """Whether the sampler was held to the interleave structure (`controller.inputs.constrained`)."""
+        """Whether the sampler was held to the interleave structure (`controller.inputs.is_constrained`)."""
         structure = self.config.rollout.structure
         return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
 
@@ -129,12 +129,12 @@ class RunFiles:
             for group in rows
         ]
 
-    def replies(self, numbers: Iterable[int], limit: int) -> list[Item]:
+    def replies(self, numbers: Iterable[int], limit: int) -> list[DiagnosisItem]:
         """Whole groups of the iterations in the order given, until there are `limit` replies.
 
         Raises InputError when prompts or replies do not belong to the run's data.
         """
-        items: list[Item] = []
+        items: list[DiagnosisItem] = []
         for count, (iteration, group) in enumerate(
             (number, group) for number in numbers for group in self._sampled(number)
         ):
@@ -143,15 +143,15 @@ class RunFiles:
             items += [self._item(row, iteration, count) for row in group]
         return items
 
-    def demonstrations(self, limit: int) -> list[Item]:
+    def demonstrations(self, limit: int) -> list[DiagnosisItem]:
         """The first demonstrations that the run trained on, in its own order; each at most once."""
         data = self.config.data.demonstrations
-        found = open_demonstrations(paths(data), self.vocabulary)
-        weights = [source.weight for source in sources(data)]
-        order = dealer(found.counts, weights, self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
+        found = open_demonstrations(data_paths(data), self.vocabulary)
+        weights = [source.weight for source in data_sources(data)]
+        order = build_sampler(found.counts, weights, self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))
         return [
-            Item(
-                passage=Passage(
+            DiagnosisItem(
+                passage=GradientBatch(
                     prompt_ids=one.prompt_ids,
                     reply_ids=one.reply_ids,
                     features=one.features,
@@ -171,24 +171,25 @@ class RunFiles:
         """Groups of replies that the run sampled itself, not read from a file."""
         return _grouped(row for row in self._rows(iteration) if row["weight_version"] >= 0 and row["token_ids"])
 
-    def _item(self, row: dict, iteration: int, group: int) -> Item:
+    def _item(self, row: dict, iteration: int, group: int) -> DiagnosisItem:
         if row["prompt_id"] not in self.prompts:
             raise InputError(
-                f"{named(self.config.data.prompts)} has no prompt {row['prompt_id']!r}, which iteration {iteration} "
+                f"{source_name(self.config.data.prompts)} has no prompt {row['prompt_id']!r}, "
+                f"which iteration {iteration} "
                 "replied to"
             )
         prompt, ids = self.prompts[row["prompt_id"]], np.asarray(row["token_ids"], dtype=np.int32)
         allowed = None
         if self.constrained:
             try:
-                allowed = allowed_sets(ids, self.family.interleave, self.kinds)
+                allowed = allowed_masks(ids, self.family.interleave, self.kinds)
             except (ValueError, IndexError) as error:
                 raise InputError(
                     f"iteration {iteration}, prompt {row['prompt_id']}, reply {row['index']}: not a reply that the "
                     f"structure of family {self.family.name} allows, though sampling was held to it: {error}"
                 ) from error
-        return Item(
-            passage=Passage(
+        return DiagnosisItem(
+            passage=GradientBatch(
                 prompt_ids=prompt.token_ids,
                 features=prompt.features,
                 slot=self.vocabulary.slot,
@@ -205,7 +206,7 @@ class RunFiles:
         )
 
 
-def described(items: Sequence[Item]) -> str:
+def describe_run(items: Sequence[DiagnosisItem]) -> str:
     """What these are, in words."""
     numbers = sorted({item.iteration for item in items if item.iteration is not None})
     if not numbers:

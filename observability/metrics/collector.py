@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from observability.iteration import Iteration
-from observability.metrics.live import Standing, State
-from observability.metrics.metric import FAULTS, Metric, Values, bounded
+from observability.iteration import IterationStats
+from observability.metrics.live import LiveMetrics, RunStatus
+from observability.metrics.metric import FAULTS, MetricSpec, Values, clip_label
 from observability.metrics.registry import OF_ITERATIONS, OF_STATE
-from observability.metrics.training import Observation
+from observability.metrics.training import MetricsObservation
 
 
-class Numbers(Collector):
+class MetricsCollector(Collector):
     """What the registry asks for at every scrape, in a thread of its own.
 
     Counters count from the start of the process, also when a run is resumed; Prometheus knows how to go on from there.
     """
 
-    def __init__(self, iterations: int, standing: Callable[[], Standing | None]) -> None:
+    def __init__(self, iterations: int, standing: Callable[[], RunStatus | None]) -> None:
         """iterations: that the run is to do. standing: asks the loop, from any thread; None before there is one."""
         self._iterations, self._standing = iterations, standing
         self._lock = threading.Lock()
@@ -58,26 +58,26 @@ class Numbers(Collector):
                 self._own_seconds += clock() - begun
 
     def observe(
-        self, iteration: Iteration, judges: Mapping[str, Mapping[str, float]], left_alone: Mapping[str, int]
+        self, iteration: IterationStats, judges: Mapping[str, Mapping[str, float]], left_alone: Mapping[str, int]
     ) -> None:
-        """Takes in a finished iteration. judges, left_alone: see `Observation`."""
+        """Takes in a finished iteration. judges, left_alone: see `MetricsObservation`."""
         if iteration.iteration == 1:
             self._start = iteration.speech
-        seen = Observation(iteration=iteration, start=self._start, judges=judges, left_alone=left_alone)
+        seen = MetricsObservation(iteration=iteration, start=self._start, judges=judges, left_alone=left_alone)
         # Replaced in one assignment: a scrape sees one iteration, never half of two.
         self._values = {metric.name: self._after(metric, seen) for metric in OF_ITERATIONS}
         self.progress()
 
-    def _after(self, metric: Metric[Observation], seen: Observation) -> Values:
+    def _after(self, metric: MetricSpec[MetricsObservation], seen: MetricsObservation) -> Values:
         before = self._values[metric.name] if metric.adds else {}
-        values = bounded(metric.values(seen), before, add_up=metric.kind == "counter")
+        values = clip_label(metric.values(seen), before, add_up=metric.kind == "counter")
         return before | {labels: before.get(labels, 0.0) + value for labels, value in values.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         values = self._values
         for metric in OF_ITERATIONS:
             yield _family(metric, values[metric.name])
-        state = State(
+        state = LiveMetrics(
             iterations=self._iterations,
             progress=self._progress,
             faults=dict(self._faults),
@@ -88,7 +88,7 @@ class Numbers(Collector):
             yield _family(each, each.values(state))
 
 
-def _family(metric: Metric, values: Values) -> GaugeMetricFamily | CounterMetricFamily:
+def _family(metric: MetricSpec, values: Values) -> GaugeMetricFamily | CounterMetricFamily:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = kind(metric.name, metric.meaning, labels=metric.labels)
     for labels, value in values.items():

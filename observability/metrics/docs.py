@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from observability.metrics.metric import LABELS, MOST_VALUES, OTHER, Metric
+from observability.metrics.metric import LABELS, MOST_VALUES, OTHER, MetricSpec
 from observability.metrics.registry import GROUPS
 
 BEGIN = "<!-- made by python -m observability.metrics.docs docs/metrics.md; not to be edited by hand -->"
@@ -16,7 +16,7 @@ BEGIN = "<!-- made by python -m observability.metrics.docs docs/metrics.md; not 
 END = "<!-- end of what is made -->"
 
 
-def renewed(page: str) -> str:
+def render_tables(page: str) -> str:
     """The page with the tables as they are to be. Raises ValueError where it has no place for them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -37,7 +37,7 @@ def tables() -> str:
     return "\n\n".join([*parts, f"### Labels\n\n{labels}\n\n{bound}"])
 
 
-def _row(metric: Metric) -> Sequence[str]:
+def _row(metric: MetricSpec) -> Sequence[str]:
     by = ", ".join(f"`{label}`" for label in metric.labels)
     return f"`{metric.name}`", metric.kind, by, metric.unit, metric.meaning
 
@@ -55,4 +55,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:]):
-        path.write_text(renewed(path.read_text("utf-8")), "utf-8")
+        path.write_text(render_tables(path.read_text("utf-8")), "utf-8")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from cluster.replica_state import Life
+from cluster.replica_state import ReplicaState
 from observability.iteration import PHASES
 
 Seen = TypeVar("Seen")
@@ -16,7 +16,7 @@ Values = dict[tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
-class Metric(Generic[Seen]):
+class MetricSpec(Generic[Seen]):
     """One metric."""
 
     name: str
@@ -40,7 +40,7 @@ class Metric(Generic[Seen]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
+class LabelSpec:
     meaning: str
     values: tuple[str, ...] | None = None
     """All that it can have; None for those that come with the configuration or with raters of somebody's own."""
@@ -54,27 +54,31 @@ FAULTS = (
 )  # fmt: skip
 """Kinds of events that say that something is not as it should be (docs/reliability.md)."""
 LABELS = {
-    "channel": Label(meaning="of the reply's tokens", values=("text", "speech")),
-    "gate": Label(meaning="of λ (docs/training.md)", values=("quality", "information")),
-    "kind": Label(meaning="of a fault, as in `events.jsonl`", values=FAULTS),
-    "part": Label(meaning="of the loss", values=("total", "preference", "anchor")),
-    "phase": Label(
+    "channel": LabelSpec(meaning="of the reply's tokens", values=("text", "speech")),
+    "gate": LabelSpec(meaning="of λ (docs/training.md)", values=("quality", "information")),
+    "kind": LabelSpec(meaning="of a fault, as in `events.jsonl`", values=FAULTS),
+    "part": LabelSpec(meaning="of the loss", values=("total", "preference", "anchor")),
+    "phase": LabelSpec(
         meaning="of an iteration; other: the start, evaluation, checkpoints, records", values=(*PHASES, OTHER)
     ),
-    "rater": Label(meaning="a rater of the configuration, or a score combined from several; `total` is what trains"),
-    "reason": Label(meaning="why a score is missing, in a rater's few fixed words"),
-    "role": Label(meaning="of a member", values=PLACES),
-    "state": Label(meaning="of a member's life (`cluster/replica_state.py`)", values=tuple(str(life) for life in Life)),
-    "when": Label(meaning="the last iteration, or the first of the run", values=("now", "start")),
-    "work": Label(meaning="lent: in a member's hands; waiting: with nobody yet", values=("lent", "waiting")),
+    "rater": LabelSpec(
+        meaning="a rater of the configuration, or a score combined from several; `total` is what trains"
+    ),
+    "reason": LabelSpec(meaning="why a score is missing, in a rater's few fixed words"),
+    "role": LabelSpec(meaning="of a member", values=PLACES),
+    "state": LabelSpec(
+        meaning="of a member's life (`cluster/replica_state.py`)", values=tuple(str(life) for life in ReplicaState)
+    ),
+    "when": LabelSpec(meaning="the last iteration, or the first of the run", values=("now", "start")),
+    "work": LabelSpec(meaning="lent: in a member's hands; waiting: with nobody yet", values=("lent", "waiting")),
 }
 """Every label, so that nobody invents one whose values grow without end: no prompt, no reply, no text, no worker. What
-`Label.values` does not bound, `bounded` does."""
+`LabelSpec.values` does not bound, `clip_label` does."""
 MOST_VALUES = 64
 """Of a label, in one metric; of a counter, what comes after them is under "other"."""
 
 
-def bounded(values: Values, known: Values, *, add_up: bool) -> Values:
+def clip_label(values: Values, known: Values, *, add_up: bool) -> Values:
     """The values under no more than `MOST_VALUES` labels and "other", those included that are known already. add_up:
     whether the rest can be added up, as that of counters can; if not, it is left out."""
     kept: Values = {}

@@ -3,9 +3,9 @@
 from typing import Any
 
 from observability.metrics import live, training
-from observability.metrics.metric import Metric
+from observability.metrics.metric import MetricSpec
 
-GROUPS: dict[str, tuple[Metric[Any], ...]] = {
+GROUPS: dict[str, tuple[MetricSpec[Any], ...]] = {
     "Run": live.RUN,
     "Training": training.TRAINING,
     "Speech": training.SPEECH,

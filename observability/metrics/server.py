@@ -20,11 +20,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from common.errors import InputError
-from observability.metrics.collector import Numbers
-from rollout.metrics_server import address
+from observability.metrics.collector import MetricsCollector
+from rollout.metrics_server import metrics_address
 
 
-class Endpoint:
+class MetricsServer:
     """Answers scrapes from threads of its own."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -33,7 +33,7 @@ class Endpoint:
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, numbers: Numbers, run: str, members: Callable[[], Mapping[str, str]]) -> None:
+    def start(self, numbers: MetricsCollector, run: str, members: Callable[[], Mapping[str, str]]) -> None:
         """Begins to serve. Raises InputError when the address cannot be had.
 
         run: its name. members: where members serve metrics, "host:port" by name, no host where it is this machine.
@@ -87,7 +87,7 @@ class _Application:
     """The two answers, as WSGI, and what they cost."""
 
     def __init__(
-        self, numbers: Numbers, run: str, members: Callable[[], Mapping[str, str]], port: Callable[[], int]
+        self, numbers: MetricsCollector, run: str, members: Callable[[], Mapping[str, str]], port: Callable[[], int]
     ) -> None:
         registry = CollectorRegistry()
         registry.register(numbers)
@@ -99,19 +99,19 @@ class _Application:
         with self._numbers.spending(time.thread_time):
             if environ["PATH_INFO"] != "/targets":
                 return self._metrics(environ, respond)
-            found = targets(self._run, self._members(), environ.get("HTTP_HOST", ""), self._port())
+            found = scrape_targets(self._run, self._members(), environ.get("HTTP_HOST", ""), self._port())
             respond("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(found).encode()]
 
 
-def targets(run: str, members: Mapping[str, str], asked: str, port: int) -> list[dict[str, Any]]:
+def scrape_targets(run: str, members: Mapping[str, str], asked: str, port: int) -> list[dict[str, Any]]:
     """What can be scraped, in the form of Prometheus' HTTP service discovery. Pure.
 
     asked: "host:port" that the question came to. Whoever found the controller under that host finds what is on its
     machine there too. A member that is started again somewhere else stays the same `instance`: its series go on.
     """
     host = urlsplit(f"//{asked}").hostname or "127.0.0.1"
-    found = {"controller": address(host, port)}
+    found = {"controller": metrics_address(host, port)}
     for name, at in members.items():
-        found[name] = address(host, int(at[1:])) if at.startswith(":") else at
+        found[name] = metrics_address(host, int(at[1:])) if at.startswith(":") else at
     return [{"targets": [at], "labels": {"run": run, "instance": name}} for name, at in found.items()]

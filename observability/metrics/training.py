@@ -3,46 +3,50 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from observability.iteration import PHASES, Iteration
-from observability.metrics.metric import Metric, Reading
+from observability.iteration import PHASES, IterationStats
+from observability.metrics.metric import MetricSpec, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class MetricsObservation:
     """A finished iteration, and what its metrics are set beside."""
 
-    iteration: Iteration
+    iteration: IterationStats
     start: Mapping[str, float | None]
-    """`Iteration.speech` of the run's first iteration."""
+    """`IterationStats.speech` of the run's first iteration."""
     judges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """`reward.remote.client.Counters` by remote rater, since the start of the run."""
+    """`reward.remote.client.JudgeCounters` by remote rater, since the start of the run."""
     left_alone: Mapping[str, int] = field(default_factory=dict)
     """Servers that do not ask a remote rater now, by rater."""
 
 
-Of = Metric[Observation]
+Of = MetricSpec[MetricsObservation]
 
 
-def _gauge(name: str, labels: tuple[str, ...], unit: str, meaning: str, read: Callable[[Iteration], Reading]) -> Of:
-    return Metric(f"duet_{name}", "gauge", labels, unit, meaning, lambda o: read(o.iteration))
+def _gauge(
+    name: str, labels: tuple[str, ...], unit: str, meaning: str, read: Callable[[IterationStats], Reading]
+) -> Of:
+    return MetricSpec(f"duet_{name}", "gauge", labels, unit, meaning, lambda o: read(o.iteration))
 
 
-def _counter(name: str, labels: tuple[str, ...], unit: str, meaning: str, read: Callable[[Iteration], Reading]) -> Of:
+def _counter(
+    name: str, labels: tuple[str, ...], unit: str, meaning: str, read: Callable[[IterationStats], Reading]
+) -> Of:
     """read: what the iteration adds."""
-    return Metric(f"duet_{name}", "counter", labels, unit, meaning, lambda o: read(o.iteration), adds=True)
+    return MetricSpec(f"duet_{name}", "counter", labels, unit, meaning, lambda o: read(o.iteration), adds=True)
 
 
 def _sound(name: str, measure: str, unit: str, meaning: str) -> Of:
     """measure: of `observability.speech_health.MEASURES`."""
-    return Metric(
+    return MetricSpec(
         f"duet_{name}", "gauge", ("when",), unit, meaning,
         lambda o: {"now": o.iteration.speech.get(measure), "start": o.start.get(measure)},
     )  # fmt: skip
 
 
 def _judge(name: str, counter: str, unit: str, meaning: str) -> Of:
-    """counter: of `reward.remote.client.Counters`."""
-    return Metric(
+    """counter: of `reward.remote.client.JudgeCounters`."""
+    return MetricSpec(
         f"duet_judge_{name}", "counter", ("rater",), unit, meaning,
         lambda o: {rater: counted.get(counter) for rater, counted in o.judges.items()},
     )  # fmt: skip
@@ -52,12 +56,12 @@ def _channels(text: float | None, speech: float | None) -> Reading:
     return {"text": text, "speech": speech}
 
 
-def _rates(i: Iteration) -> Reading:
+def _rates(i: IterationStats) -> Reading:
     seconds = i.seconds["total"]
     return _channels(i.tokens_text / seconds, i.tokens_speech / seconds) if seconds > 0 else None
 
 
-def _phases(i: Iteration) -> Reading:
+def _phases(i: IterationStats) -> Reading:
     # Without "total", so that a sum over the label is right.
     return {phase: i.seconds.get(phase) for phase in PHASES}
 
@@ -188,7 +192,7 @@ JUDGES: tuple[Of, ...] = (
     _judge("failures_total", "failures", "replies", "Replies that got no score."),
     _judge("unavailable_total", "unavailable", "replies", "Replies not asked about, the rater being left alone."),
     _judge("breaker_openings_total", "breaker_openings", "", "Times that a server began to leave the rater alone."),
-    Metric(
+    MetricSpec(
         "duet_judge_left_alone_servers", "gauge", ("rater",), "servers",
         "Reward servers that leave the rater alone now: their breaker is open.", lambda o: o.left_alone,
     ),

@@ -10,11 +10,11 @@ from typing import Self
 import numpy as np
 
 from common.errors import InputError
-from common.files import there
+from common.files import check_exists
 from configs.schema import Config
 from speech.audio import Waveform
 from speech.codecs.base import Codec
-from speech.registry import codec_of
+from speech.registry import build_codec
 from speech.vocabulary import Vocabulary
 
 LOSSLESS, LOSSY = "audio/flac", "audio/mpeg"
@@ -26,7 +26,7 @@ BARS = 56
 """Of the little picture of a sound."""
 
 
-class Sounds:
+class ReportAudio:
     """The sounds of a page, each once. What was encoded is kept, for the next page of the same run."""
 
     def __init__(self, codec: Codec | None, vocabulary: Vocabulary | None, lack: str | None) -> None:
@@ -41,7 +41,7 @@ class Sounds:
             return cls(None, None, "the checkpoint's tokenizer is not there")
         named = config.reward.codec
         try:
-            codec = codec_of(named.use, named.arguments)
+            codec = build_codec(named.use, named.arguments)
         except InputError as error:
             return cls(None, None, str(error))
         except Exception as error:  # a codec of the user's own may raise anything
@@ -76,7 +76,7 @@ class Sounds:
         return self._made[key, form]
 
     def _recorded(self, path: Path, form: str) -> dict | None:
-        if not there(path):
+        if not check_exists(path):
             return None
         key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if (key, form) not in self._made:
@@ -96,12 +96,12 @@ def _clip(key: str, waveform: Waveform, form: str) -> dict:
     return {
         "key": key,
         "seconds": round(waveform.seconds, 2),
-        "bars": bars(waveform.samples),
-        "content": base64.b64encode(encoded(waveform, form)).decode("ascii"),
+        "bars": waveform_bars(waveform.samples),
+        "content": base64.b64encode(encode_audio(waveform, form)).decode("ascii"),
     }
 
 
-def encoded(waveform: Waveform, form: str) -> bytes:
+def encode_audio(waveform: Waveform, form: str) -> bytes:
     """A file of this form in memory."""
     import soundfile
 
@@ -111,7 +111,7 @@ def encoded(waveform: Waveform, form: str) -> bytes:
     return file.getvalue()
 
 
-def bars(samples: np.ndarray) -> list[int]:
+def waveform_bars(samples: np.ndarray) -> list[int]:
     """Loudness along a sound, 0 to 99, relative to its own loudest place."""
     if not len(samples):
         return []

@@ -18,14 +18,14 @@ from configs.schema import HEADLINE
 from observability.reply_schema import judged_replies
 from observability.report import listening as room
 from observability.report import overview
-from observability.report.audio import Sounds
-from observability.report.source import Source
+from observability.report.audio import ReportAudio
+from observability.report.source import ReportSource
 
 SCRIPTS = ("dom.js", "charts.js", "overview.js", "player.js", "room.js", "blind.js", "main.js")
 """In the order in which they build upon each other."""
 
 
-def build(source: Source, sounds: Sounds) -> str:
+def build_report(source: ReportSource, sounds: ReportAudio) -> str:
     """The report of a run as it is now."""
     table, events, summary = source.iterations(), source.events(), source.summary()
     evaluations = {when: _evaluations(source, when) for when in ("before", "after")}
@@ -50,7 +50,7 @@ def assemble(name: str, data: dict, clips: dict) -> str:
     """The page of these data. clips: sounds by key."""
     parts = {
         "title": _text(name),
-        "policy": policy(),
+        "policy": content_security_policy(),
         "style": _own("style.css"),
         "data": embedded(data),
         "sounds": embedded(clips),
@@ -67,7 +67,7 @@ def embedded(value: object) -> str:
 
 
 @cache
-def policy() -> str:
+def content_security_policy() -> str:
     """The page's Content-Security-Policy."""
     return (
         f"default-src 'none'; style-src '{_hash(_own('style.css'))}'; script-src '{_hash(_script())}'; "
@@ -75,7 +75,7 @@ def policy() -> str:
     )
 
 
-def _evaluations(source: Source, when: str) -> dict[str, pa.Table]:
+def _evaluations(source: ReportSource, when: str) -> dict[str, pa.Table]:
     """By set, the headline first."""
     names = sorted(source.config.data.held_out, key=lambda name: name != HEADLINE)
     found = {name: source.evaluation(when, name) for name in names}

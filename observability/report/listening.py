@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.files import safe_name
-from observability.report.audio import Sounds
-from observability.report.overview import plain
-from observability.report.source import Source, World
+from observability.report.audio import ReportAudio
+from observability.report.overview import to_json_value
+from observability.report.source import ReportSource, RunAssets
 from speech.types import DEMONSTRATION, Demonstration, Finish
 from speech.vocabulary import Channel, Vocabulary
 
@@ -31,7 +31,7 @@ HEARD = "heard"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Take:
+class Recording:
     """A reply and what is known of it, in terms of JSON; and its tokens, to make its sound of."""
 
     shown: dict
@@ -43,7 +43,7 @@ class Take:
         return self.shown["total"]
 
 
-def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, place: str = "") -> Take:
+def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, place: str = "") -> Recording:
     """A row of `observability.reply_schema.REPLIES`.
 
     stage: before, between, after or training. label: the same in words. place: which of several.
@@ -61,8 +61,8 @@ def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, pl
         "heard": heard,
         "differs": None if heard is None else differs(row["text"], heard),
         "strip": strip(ids, np.asarray(row["channels"], dtype=np.int8), vocabulary),
-        "total": plain(row["total"]),
-        "scores": {name: plain(score) for name, score in row["scores"]},
+        "total": to_json_value(row["total"]),
+        "scores": {name: to_json_value(score) for name, score in row["scores"]},
         "missing": dict(row["missing"]),
         "reasons": {n.removesuffix("_reason"): v for n, v in details.items() if n.endswith("_reason")},
         "details": {n: v for n, v in details.items() if n not in ("text", HEARD) and not n.endswith("_reason")},
@@ -71,14 +71,14 @@ def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, pl
         "use": row["use"],
         "worker": row["worker"],
     }
-    return Take(shown=shown, token_ids=ids)
+    return Recording(shown=shown, token_ids=ids)
 
 
-def demonstrated(one: Demonstration, vocabulary: Vocabulary) -> Take:
+def demonstrated(one: Demonstration, vocabulary: Vocabulary) -> Recording:
     """A demonstration, which nobody sampled and nobody rated."""
     ids = np.asarray(one.reply_ids, dtype=np.int32)
     shown = {"stage": "demonstration", "label": "Demonstration", "text": one.text, "total": None}
-    return Take(shown=shown | {"strip": strip(ids, vocabulary.channels(ids), vocabulary)}, token_ids=ids)
+    return Recording(shown=shown | {"strip": strip(ids, vocabulary.channels(ids), vocabulary)}, token_ids=ids)
 
 
 def faulty(row: Mapping) -> bool:
@@ -127,57 +127,66 @@ Rows = Mapping[str, Mapping[str, Mapping]]
 """Rows of `observability.reply_schema.REPLIES` by evaluation set and prompt."""
 
 
-class Key(NamedTuple):
+class RecordingKey(NamedTuple):
     """A question."""
 
     set: str
     id: str
 
 
-def choose(before: Rows, after: Rows, listened: Sequence[Key], training: Mapping[int, Sequence[Mapping]]) -> list[Key]:
+def choose_prompts(
+    before: Rows, after: Rows, listened: Sequence[RecordingKey], training: Mapping[int, Sequence[Mapping]]
+) -> list[RecordingKey]:
     """The questions, the most wanted first; each once.
 
     listened: those that were answered between, too. training: replies of training by iteration, newest first.
     """
-    found: dict[Key, None] = dict.fromkeys(listened)
+    found: dict[RecordingKey, None] = dict.fromkeys(listened)
     found |= dict.fromkeys(sample(before))
     moved = changes(before, after)
     ranked = sorted(moved, key=lambda key: moved[key])
     found |= dict.fromkeys(key for key in ranked[: -FEW - 1 : -1] if moved[key] > 0)
     found |= dict.fromkeys(key for key in ranked[:FEW] if moved[key] < 0)
-    rows = [(Key(name, row["prompt_id"]), row) for of in (after, before) for name in of for row in of[name].values()]
+    rows = [
+        (RecordingKey(name, row["prompt_id"]), row)
+        for of in (after, before)
+        for name in of
+        for row in of[name].values()
+    ]
     for wrong in (faulty, disagrees):
         found |= dict.fromkeys(_first((key for key, row in rows if wrong(row)), FEW))
-        wanted = (Key(TRAINING, row["prompt_id"]) for part in training.values() for row in part if wrong(row))
+        wanted = (RecordingKey(TRAINING, row["prompt_id"]) for part in training.values() for row in part if wrong(row))
         found |= dict.fromkeys(_first(wanted, FEW // 2))
     if not found and training:
-        found |= dict.fromkeys(_first((Key(TRAINING, r["prompt_id"]) for r in next(iter(training.values()))), SAMPLE))
+        found |= dict.fromkeys(
+            _first((RecordingKey(TRAINING, r["prompt_id"]) for r in next(iter(training.values()))), SAMPLE)
+        )
     return list(found)
 
 
-def sample(rows: Rows) -> list[Key]:
+def sample(rows: Rows) -> list[RecordingKey]:
     """Questions of the first evaluation set, always the same ones."""
     if not rows:
         return []
     name = next(iter(rows))
     ids = list(rows[name])
     drawn = np.random.default_rng(0).permutation(len(ids))[:SAMPLE]
-    return [Key(name, ids[place]) for place in sorted(drawn.tolist())]
+    return [RecordingKey(name, ids[place]) for place in sorted(drawn.tolist())]
 
 
-def changes(before: Rows, after: Rows) -> dict[Key, float]:
+def changes(before: Rows, after: Rows) -> dict[RecordingKey, float]:
     """By how much the total score rose, of the questions that have one before and after."""
     return {
-        Key(name, prompt): row["total"] - before[name][prompt]["total"]
+        RecordingKey(name, prompt): row["total"] - before[name][prompt]["total"]
         for name, rows in after.items()
         for prompt, row in rows.items()
         if prompt in before.get(name, {}) and None not in (row["total"], before[name][prompt]["total"])
     }
 
 
-def _first(keys: Iterable[Key], count: int) -> list[Key]:
+def _first(keys: Iterable[RecordingKey], count: int) -> list[RecordingKey]:
     """The first different ones."""
-    found: dict[Key, None] = {}
+    found: dict[RecordingKey, None] = {}
     for key in keys:
         if len(found) == count:
             break
@@ -201,7 +210,7 @@ LOOKED_AT = ["prompt_id", "worker", "text", "finish", "defect", "details"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class RecordedReply:
     """Everything that a run's replies are chosen from."""
 
     before: Rows
@@ -212,7 +221,7 @@ class Recorded:
     """By iteration, newest first."""
 
     @classmethod
-    def of(cls, source: Source, evaluations: Mapping[str, Mapping[str, pa.Table]]) -> "Recorded":
+    def of(cls, source: ReportSource, evaluations: Mapping[str, Mapping[str, pa.Table]]) -> "RecordedReply":
         """evaluations: by "before" and "after", and the set's name."""
         sets = {when: {n: _by_prompt(table) for n, table in found.items()} for when, found in evaluations.items()}
         listening = {n: _by_prompt(table) for n, table in source.numbered("listening").items()}
@@ -224,19 +233,19 @@ class Recorded:
         """The iteration after which it was evaluated for the last time."""
         return next((row["iteration"] for rows in self.after.values() for row in rows.values()), None)
 
-    def chosen(self) -> list[Key]:
+    def chosen(self) -> list[RecordingKey]:
         headline = next(iter(self.before), TRAINING)
         held_out = self.before.get(headline, {})
         ids = dict.fromkeys(prompt for rows in self.listening.values() for prompt in rows)
-        keys = (Key(headline if prompt in held_out else TRAINING, prompt) for prompt in ids)
+        keys = (RecordingKey(headline if prompt in held_out else TRAINING, prompt) for prompt in ids)
         listened = sorted(keys, key=lambda key: key.set == TRAINING)
         looked = {
             number: [row for row in table.select(LOOKED_AT).to_pylist() if row["worker"] != DEMONSTRATION]
             for number, table in self.training.items()
         }
-        return choose(self.before, self.after, listened, looked)
+        return choose_prompts(self.before, self.after, listened, looked)
 
-    def takes(self, key: Key, world: World) -> list[Take]:
+    def takes(self, key: RecordingKey, world: RunAssets) -> list[Recording]:
         """What was answered to a question, in the order of the weights."""
         stages = [(n, rows[key.id]) for n, rows in self.listening.items() if key.id in rows]
         found = [
@@ -253,8 +262,8 @@ class Recorded:
         found.sort(key=lambda one: one.shown["iteration"])
         return found + (self._trained(key.id, world) if key.set == TRAINING else [])
 
-    def _trained(self, prompt: str, world: World) -> list[Take]:
-        found: list[list[Take]] = []
+    def _trained(self, prompt: str, world: RunAssets) -> list[Recording]:
+        found: list[list[Recording]] = []
         for number, table in self.training.items():
             rows = table.filter(pc.equal(table["prompt_id"], prompt)).to_pylist()
             sampled = [row for row in rows if row["worker"] != DEMONSTRATION]
@@ -267,7 +276,7 @@ class Recorded:
         return [one for group in found for one in group]
 
 
-class Spoken(NamedTuple):
+class ListeningReply(NamedTuple):
     """Something to be heard."""
 
     shown: dict
@@ -277,9 +286,11 @@ class Spoken(NamedTuple):
     """Where the run may have written it as a file."""
 
 
-def build(source: Source, evaluations: Mapping[str, Mapping[str, pa.Table]], sounds: Sounds) -> tuple[dict, dict]:
+def build(
+    source: ReportSource, evaluations: Mapping[str, Mapping[str, pa.Table]], sounds: ReportAudio
+) -> tuple[dict, dict]:
     """The room, and its sounds by key."""
-    world, recorded = source.world, Recorded.of(source, evaluations)
+    world, recorded = source.world, RecordedReply.of(source, evaluations)
     drawn = set(sample(recorded.before))
     prompts, replies = [], []
     for key in recorded.chosen():
@@ -295,7 +306,9 @@ def build(source: Source, evaluations: Mapping[str, Mapping[str, pa.Table]], sou
     return {"prompts": prompts, "evaluated": evaluated, "lacks": lacks}, clips
 
 
-def _prompt(key: Key, recorded: Recorded, world: World, audio: Path) -> tuple[dict, list[Spoken]]:
+def _prompt(
+    key: RecordingKey, recorded: RecordedReply, world: RunAssets, audio: Path
+) -> tuple[dict, list[ListeningReply]]:
     """A question in terms of JSON, and what of it is to be heard. audio: the run's own recordings."""
     prompt, shown = world.prompts.get(key.id), world.demonstrations.get(key.id)
     takes = recorded.takes(key, world)
@@ -314,16 +327,16 @@ def _prompt(key: Key, recorded: Recorded, world: World, audio: Path) -> tuple[di
         "question": question,
         "demonstration": demonstration.shown if demonstration else None,
         "takes": [one.shown for one in takes],
-        "change": plain(change),
+        "change": to_json_value(change),
         "tags": _tags(takes, change),
     }
-    spoken = [Spoken(question, prompt.token_ids if prompt else None, recording["question"])]
-    spoken += [Spoken(demonstration.shown, demonstration.token_ids)] if demonstration else []
-    spoken += [Spoken(one.shown, one.token_ids, recording.get(one.shown["stage"])) for one in takes]
+    spoken = [ListeningReply(question, prompt.token_ids if prompt else None, recording["question"])]
+    spoken += [ListeningReply(demonstration.shown, demonstration.token_ids)] if demonstration else []
+    spoken += [ListeningReply(one.shown, one.token_ids, recording.get(one.shown["stage"])) for one in takes]
     return found, spoken
 
 
-def _tags(takes: Sequence[Take], change: float | None) -> list[str]:
+def _tags(takes: Sequence[Recording], change: float | None) -> list[str]:
     """What a reader can filter by."""
     tags = {
         "gain": change is not None and change > 0,
@@ -335,7 +348,7 @@ def _tags(takes: Sequence[Take], change: float | None) -> list[str]:
     return [name for name, true in tags.items() if true]
 
 
-def _voice(prompts: Sequence[dict], replies: Sequence[list[Spoken]], sounds: Sounds) -> tuple[dict, int]:
+def _voice(prompts: Sequence[dict], replies: Sequence[list[ListeningReply]], sounds: ReportAudio) -> tuple[dict, int]:
     """Gives everything its sound, as long as there is room. Returns the sounds, and how many questions got none."""
     form = sounds.form([one.token_ids for spoken in replies for one in spoken if one.token_ids is not None], BUDGET)
     clips: dict[str, dict] = {}

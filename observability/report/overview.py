@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from configs.schema import Config
-from observability.console import PERCENT, POINTS, words
+from observability.console import PERCENT, POINTS, format_event
 from observability.iteration import PHASES
 from observability.summary import FAULTS, paired_errors, summarise
-from reward.scoring import Judged
+from reward.scoring import ScoredReply
 
 LINES = """iteration lambda lambda_raw gate_quality gate_information mix_overridden loss loss_preference loss_anchor
 kl_text kl_speech entropy_text entropy_speech replies replies_dropped scores_missing""".split()
@@ -24,7 +24,7 @@ LONGEST = 400
 NORMAL = 1.96
 """Standard errors to either side of a 95 % interval."""
 
-Judgements = Mapping[str, Sequence[Judged]]
+Judgements = Mapping[str, Sequence[ScoredReply]]
 """Replies by evaluation set."""
 
 
@@ -56,13 +56,13 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
         "name": name,
         "iteration": last.get("iteration", 0),
         "iterations": config.run.iterations,
-        "lambda": plain(last.get("lambda")),
+        "lambda": to_json_value(last.get("lambda")),
         "mode": config.mix.mode,
         "overridden": bool(last.get("mix_overridden")),
         "version": None if version is None else version + 1,  # the iteration's step made the next one
         "replies": sum(row.get("replies") or 0 for row in rows),
-        "seconds": plain(summary.get("seconds", {}).get("total")) if summary else None,
-        "seconds_iterations": plain(sum(row.get("seconds_total") or 0.0 for row in rows)) if rows else None,
+        "seconds": to_json_value(summary.get("seconds", {}).get("total")) if summary else None,
+        "seconds_iterations": to_json_value(sum(row.get("seconds_total") or 0.0 for row in rows)) if rows else None,
         "began": times[0] if times else None,
         "latest": times[-1] if times else None,
         "family": config.model.family,
@@ -106,9 +106,9 @@ def held_out(before: Judgements, after: Judgements, highest: float) -> list[dict
                         "name": key,
                         "caption": captions.get(key, key.replace("_", " ")),
                         "share": key in PERCENT,
-                        "before": plain(means[0].get(key)),
-                        "after": plain(means[1].get(key)),
-                        "margin": plain(NORMAL * errors[key]) if key in errors else None,
+                        "before": to_json_value(means[0].get(key)),
+                        "after": to_json_value(means[1].get(key)),
+                        "margin": to_json_value(NORMAL * errors[key]) if key in errors else None,
                     }
                     for key in measures
                 ],
@@ -135,7 +135,7 @@ def happenings(events: Sequence[Mapping]) -> dict:
 def sentence(event: Mapping) -> str:
     """An event in words; its fields, where nobody has written any."""
     try:
-        found = words(event["kind"], event)
+        found = format_event(event["kind"], event)
     except (KeyError, ValueError, TypeError):  # of another version of Duet, or of no event at all
         found = None
     if found is None:
@@ -143,7 +143,7 @@ def sentence(event: Mapping) -> str:
     return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
 
 
-def plain(value: object) -> object:
+def to_json_value(value: object) -> object:
     """A number in five digits; what is not finite is not measured."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
@@ -151,4 +151,4 @@ def plain(value: object) -> object:
 
 
 def _column(table: pa.Table, name: str) -> list:
-    return [plain(value) for value in table[name].to_pylist()]
+    return [to_json_value(value) for value in table[name].to_pylist()]

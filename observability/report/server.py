@@ -11,12 +11,12 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from common.errors import InputError
-from observability.report.html import policy
+from observability.report.html import content_security_policy
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
-class Current:
+class CurrentReport:
     """The newest page, made when it is asked for and something has changed since."""
 
     def __init__(self, make: Callable[[], str], state: Callable[[], Hashable]) -> None:
@@ -37,16 +37,16 @@ class Current:
             return self._page, self._tag
 
 
-class Server(ThreadingHTTPServer):
+class ReportServer(ThreadingHTTPServer):
     """Serves one page. A context manager."""
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, current: Current) -> None:
+    def __init__(self, host: str, port: int, current: CurrentReport) -> None:
         """port: 0 takes any free one. Raises InputError when the address cannot be had."""
         self.current, self._host = current, host
         try:
-            super().__init__((host, port), Handler)
+            super().__init__((host, port), ReportHandler)
         except (OSError, OverflowError) as error:
             raise InputError(f"--host, --port: cannot listen on {host}:{port}: {error}; choose others") from error
         self.names = {f"{name}:{self.server_port}" for name in (*LOCAL, host)}
@@ -56,10 +56,10 @@ class Server(ThreadingHTTPServer):
         return f"http://{self._host}:{self.server_port}/"
 
 
-class Handler(BaseHTTPRequestHandler):
+class ReportHandler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: Server
+    server: ReportServer
     server_version, sys_version = "duet", ""
     timeout = 30
 
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {
             "Content-Type": f"{kind}; charset=utf-8",
             "Content-Length": str(len(content)),
-            "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
+            "Content-Security-Policy": f"{content_security_policy()}; frame-ancestors 'none'",
             "Cross-Origin-Resource-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",

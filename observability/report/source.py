@@ -10,20 +10,20 @@ from typing import Any, Self
 import pyarrow as pa
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
-from configs.validate import paths
-from data.dataset import ById
+from configs.validate import data_paths
+from data.dataset import DatasetIndex
 from data.open_dataset import open_demonstrations, open_prompts
 from observability import run_directory
-from observability.run_directory import Claim
+from observability.run_directory import RunLock
 from speech.families import family
 from speech.types import Demonstration, Prompt
 from speech.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class World:
+class RunAssets:
     """What a run was made of, as far as it is still where the configuration says."""
 
     vocabulary: Vocabulary | None = None
@@ -36,7 +36,7 @@ class World:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ReportSource:
     """The directory of a run. Everything that the run may still change is read anew at every call."""
 
     directory: Path
@@ -46,11 +46,11 @@ class Source:
     def open(cls, run: Path) -> Self:
         """Raises InputError when this is no run, or its configuration cannot be read."""
         directory = run_directory.run_directory(run)
-        return cls(directory, read(directory / "config.yaml", []))
+        return cls(directory, load_config(directory / "config.yaml", []))
 
     def renewed(self) -> Self:
         """With the settings that hold now, as a run that goes on may have others; itself, where they are the same."""
-        config = read(self.directory / "config.yaml", [])
+        config = load_config(self.directory / "config.yaml", [])
         return self if config == self.config else type(self)(self.directory, config)
 
     @property
@@ -60,7 +60,7 @@ class Source:
     @property
     def worked_on(self) -> bool:
         """Whether a job works on this run now."""
-        return Claim.held(self.directory)
+        return RunLock.held(self.directory)
 
     def iterations(self) -> pa.Table | None:
         """None before the first."""
@@ -93,26 +93,26 @@ class Source:
         return (self.worked_on, *((str(file), _stamp(file)) for file in files))
 
     @cached_property
-    def world(self) -> World:
+    def world(self) -> RunAssets:
         data, lacks = self.config.data, list[str]()
         try:
             vocabulary = Vocabulary.from_checkpoint(
                 Path(self.config.model.checkpoint), family(self.config.model.family).tokens
             )
         except InputError as error:
-            return World(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
+            return RunAssets(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
         prompts: list[Any] = []
-        for path in (*paths(data.prompts), *map(Path, data.held_out.values())):
+        for path in (*data_paths(data.prompts), *map(Path, data.held_out.values())):
             try:
-                prompts.append(ById(open_prompts([path], vocabulary), "id"))
+                prompts.append(DatasetIndex(open_prompts([path], vocabulary), "id"))
             except InputError as error:
                 lacks.append(f"Questions are missing: {error}.")
         demonstrations: Mapping[str, Demonstration] = {}
         try:
-            demonstrations = ById(open_demonstrations(paths(data.demonstrations), vocabulary), "prompt_id")
+            demonstrations = DatasetIndex(open_demonstrations(data_paths(data.demonstrations), vocabulary), "prompt_id")
         except InputError as error:
             lacks.append(f"Demonstrations are missing: {error}.")
-        return World(
+        return RunAssets(
             vocabulary=vocabulary, prompts=ChainMap(*prompts[::-1]), demonstrations=demonstrations, lacks=lacks
         )
 

@@ -21,21 +21,21 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import within
+from common.files import resolve_within
 from reward.acoustic_raters.dnsmos import PARTS, dnsmos
 from reward.acoustic_raters.voice_similarity import CepstralStatistics, Embedder, cosine
-from reward.llm_judges.prompts import digest
+from reward.llm_judges.prompts import rubric_digest
 from reward.server import HEARD
-from reward.types import Missing, Score, SpokenReply
+from reward.types import MissingScore, Score, SpokenReply
 from speech.acoustics import measures, pitch_semitones, word_changes
 from speech.audio import Waveform
-from speech.registry import load
+from speech.registry import load_object
 
 LOWEST, HIGHEST = 1.0, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anchors:
+class ScoreAnchors:
     """What measure is worth a 1, and what a 5; between them the score goes in proportion, and beyond it stays."""
 
     one: float
@@ -53,7 +53,7 @@ class Anchors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ScoreTarget:
     """A range in which a measure is good, and how far outside it is as bad as can be."""
 
     low: float
@@ -71,7 +71,7 @@ class Target:
     def score(self, measure: float) -> float:
         """5 within the range, 1 from `tolerance` outside it on, in proportion between."""
         outside = max(self.low - measure, measure - self.high, 0.0)
-        return Anchors(one=self.tolerance, five=0.0).score(outside)
+        return ScoreAnchors(one=self.tolerance, five=0.0).score(outside)
 
 
 def number(name: str, value: object) -> float:
@@ -81,44 +81,44 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-NO_SPEECH = Missing("no speech in the reply")
+NO_SPEECH = MissingScore("no speech in the reply")
 
 
 UNITS = ("word", "character")
 
 
-class Measured:
+class AcousticRater:
     """What they have in common: a measure of a reply, kept for `detail`, and a scale."""
 
     unit = ""
     """Of the measure, for people."""
 
-    def __init__(self, name: str, scale: Anchors | Target, *parts: object) -> None:
+    def __init__(self, name: str, scale: ScoreAnchors | ScoreTarget, *parts: object) -> None:
         """parts: what else the score depends on."""
         if not isinstance(name, str) or not name:
             raise InputError(f"name: {name!r} must be text, and not empty")
         self.name, self._scale = name, scale
-        self.version = f"{type(self).__name__.lower()}-1-{digest(repr(scale), *parts)}"
-        self._last: tuple[SpokenReply | None, float | Missing] = (None, NO_SPEECH)
+        self.version = f"{type(self).__name__.lower()}-1-{rubric_digest(repr(scale), *parts)}"
+        self._last: tuple[SpokenReply | None, float | MissingScore] = (None, NO_SPEECH)
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         raise NotImplementedError
 
     def rate(self, spoken: SpokenReply) -> Score:
         found = self._measured(spoken)
-        return found if isinstance(found, Missing) else self._scale.score(found)
+        return found if isinstance(found, MissingScore) else self._scale.score(found)
 
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
         found = self._measured(spoken)
-        return {} if isinstance(found, Missing) else {f"{self.name}_measure": f"{found:.4g} {self.unit}".strip()}
+        return {} if isinstance(found, MissingScore) else {f"{self.name}_measure": f"{found:.4g} {self.unit}".strip()}
 
-    def _measured(self, spoken: SpokenReply) -> float | Missing:
+    def _measured(self, spoken: SpokenReply) -> float | MissingScore:
         if self._last[0] is not spoken:
             self._last = (spoken, NO_SPEECH if spoken.waveform is None else self.measure(spoken, spoken.waveform))
         return self._last[1]
 
 
-class Light(Measured):
+class LightRater(AcousticRater):
     """One that loads nothing: its arguments can be tried where a run is started from."""
 
     @classmethod
@@ -127,7 +127,7 @@ class Light(Measured):
         cls(**arguments)
 
 
-class WordError(Measured):
+class WordError(AcousticRater):
     """What a recogniser hears against the reply's own text: changes over the text's words or characters.
 
     recogniser: "module:Class" with `hear(waveform) -> str`, or "module:function" of a waveform; recogniser_arguments:
@@ -147,24 +147,24 @@ class WordError(Measured):
         if unit not in UNITS:
             raise InputError(f"unit: {unit!r} is unknown; allowed: {', '.join(UNITS)}")
         hears, version = _made("recogniser", recogniser, recogniser_arguments, "hear")
-        super().__init__(name, Anchors(one=one, five=five), recogniser, recogniser_arguments or {}, version, unit)
+        super().__init__(name, ScoreAnchors(one=one, five=five), recogniser, recogniser_arguments or {}, version, unit)
         self._hears, self._by = hears, unit
         self.unit = f"changes per {unit}"
         self._heard = ""
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         self._heard = self._hears(waveform)
         if not isinstance(self._heard, str):
             raise TypeError(f"the recogniser gave a {type(self._heard).__name__}, not text")
         said, heard = (_plain(words, self._by) for words in (spoken.text, self._heard))
-        return word_changes(said, heard) / len(said) if said else Missing("no text to compare with")
+        return word_changes(said, heard) / len(said) if said else MissingScore("no text to compare with")
 
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
         found = super().detail(spoken)
         return found | ({} if spoken.waveform is None else {HEARD: self._heard})
 
 
-class SignalQuality(Light):
+class SignalQuality(LightRater):
     """DNSMOS P.835 (`reward.acoustic_raters.dnsmos`), about 0.2 s for nine seconds of sound. part: sig (the speech),
     bak (quiet between the words) or ovr (overall). Anchors: the model's own scale, 1 to 5."""
 
@@ -173,42 +173,42 @@ class SignalQuality(Light):
     def __init__(self, part: str = "ovr", five: float = 5.0, one: float = 1.0, name: str = "quality") -> None:
         if part not in PARTS:
             raise InputError(f"part: {part!r} is unknown; allowed: {', '.join(PARTS)}")
-        super().__init__(name, Anchors(one=one, five=five), part)
+        super().__init__(name, ScoreAnchors(one=one, five=five), part)
         self._part = part
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         return dnsmos(waveform, self._part) if len(waveform.samples) else NO_SPEECH
 
 
-class Pitch(Light):
+class Pitch(LightRater):
     """Median pitch in semitones above 100 Hz (`speech.acoustics`): a 5 from `low` to `high`, a 1 from `tolerance`
     outside on."""
 
     unit = "semitones above 100 Hz"
 
     def __init__(self, low: float, high: float, tolerance: float = 6.0, name: str = "pitch") -> None:
-        super().__init__(name, Target(low=low, high=high, tolerance=tolerance))
+        super().__init__(name, ScoreTarget(low=low, high=high, tolerance=tolerance))
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         found = pitch_semitones(waveform)
-        return Missing("no voiced sound") if found is None else found
+        return MissingScore("no voiced sound") if found is None else found
 
 
-class Tempo(Light):
+class Tempo(LightRater):
     """Words of the text a second, from the first sound to the last: a 5 from `low` to `high`, a 1 from `tolerance`
     outside on."""
 
     unit = "words a second"
 
     def __init__(self, low: float, high: float, tolerance: float = 1.5, name: str = "tempo") -> None:
-        super().__init__(name, Target(low=low, high=high, tolerance=tolerance))
+        super().__init__(name, ScoreTarget(low=low, high=high, tolerance=tolerance))
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         found = measures(waveform, spoken.text).get("words_per_second")
-        return Missing("no words or no sound to measure") if found is None else found
+        return MissingScore("no words or no sound to measure") if found is None else found
 
 
-class Likeness(Measured):
+class VoiceSimilarity(AcousticRater):
     """Cosine between the reply's voice and a reference's, by speaker embeddings.
 
     reference: a sound file; or `fact`, the fact of a prompt that names one below `sounds`, the folder of the prompts'
@@ -238,7 +238,7 @@ class Likeness(Measured):
         else:
             plain: Embedder = CepstralStatistics()
             embed, version = plain.embed, plain.version
-        super().__init__(name, Anchors(one=one, five=five), embedder, embedder_arguments or {}, version, fact)
+        super().__init__(name, ScoreAnchors(one=one, five=five), embedder, embedder_arguments or {}, version, fact)
         self._embed, self._fact, self._sounds = embed, fact, sounds
         self._of_file = lru_cache(maxsize=64)(self._embed_file)
         if reference:
@@ -247,20 +247,20 @@ class Likeness(Measured):
                 known = self._of_file(self._reference)
             except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
                 raise InputError(f"reference: {reference!r} cannot be used: {error}") from error
-            self.version += f"-{digest([round(float(value), 4) for value in known])}"
+            self.version += f"-{rubric_digest([round(float(value), 4) for value in known])}"
 
-    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | Missing:
+    def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         if self._fact:
             named = spoken.prompt.facts.get(self._fact)
             if named is None:
-                return Missing("no reference voice")
-            reference = self._of_file(within(Path(self._sounds), named))
+                return MissingScore("no reference voice")
+            reference = self._of_file(resolve_within(Path(self._sounds), named))
         else:
             reference = self._of_file(self._reference)
         try:
             own = self._embed(waveform)
         except ValueError:
-            return Missing("no voice to compare")
+            return MissingScore("no voice to compare")
         return cosine(np.asarray(own, dtype=np.float64), reference)
 
     def _embed_file(self, path: Path) -> np.ndarray:
@@ -270,7 +270,7 @@ class Likeness(Measured):
 def _made(key: str, use: str, arguments: dict[str, Any] | None, method: str) -> tuple[Callable, str]:
     """The function that "module:name" leads to: itself, or a method of what the class makes. And its version."""
     try:
-        found = load(use)
+        found = load_object(use)
         made = found(**arguments or {}) if isinstance(found, type) else found
     except InputError as error:
         raise InputError(f"{key}: {error}") from error

@@ -3,7 +3,7 @@
     reward:
       raters:
         - name: judge
-          use: reward.llm_judges.openai_chat:ChatRater
+          use: reward.llm_judges.openai_chat:ChatJudge
           arguments: {name: judge, url: 'https://judge.example/v1', model: some-model, api_key_env: JUDGE_KEY,
                       rubric: holistic, sounds: data}
 
@@ -23,10 +23,10 @@ import httpx
 
 from common.errors import InputError
 from reward.llm_judges import parsing
-from reward.llm_judges.prompts import Message, QuestionSettings, messages
+from reward.llm_judges.prompts import JudgePromptConfig, Message, judge_messages
 from reward.remote.circuit_breaker import retry_after
-from reward.remote.client import Failure, Reason, RemoteRater, Said
-from reward.remote.http_judge import IDLE_SECONDS, LONGEST_ANSWER, MAY_GET_BETTER, HttpSettings, Secret
+from reward.remote.client import FailureReason, JudgeAnswer, JudgeFailure, RemoteJudge
+from reward.remote.http_judge import IDLE_SECONDS, LONGEST_ANSWER, MAY_GET_BETTER, ApiKey, HttpJudgeConfig
 from reward.types import SpokenReply
 
 FORMS = ("json_schema", "json_object", "none")
@@ -39,7 +39,7 @@ OURS = ("messages", "model", "response_format", "max_completion_tokens", "stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatSettings(QuestionSettings, HttpSettings):
+class ChatJudgeConfig(JudgePromptConfig, HttpJudgeConfig):
     needed: ClassVar[tuple[str, ...]] = ("name", "url", "model")
     url: str
     """Of the interface, up to /v1. Without name and password: a key comes from the environment."""
@@ -84,43 +84,43 @@ class ChatSettings(QuestionSettings, HttpSettings):
         except (TypeError, ValueError):
             raise InputError("extra: holds what JSON cannot") from None
 
-    def pinned(self) -> "ChatSettings":
+    def pinned(self) -> "ChatJudgeConfig":
         """The same with the whole version: another one for whatever may change an answer, the address included."""
         sampling = [self.url, self.model, self.form, self.temperature, self.max_tokens, dict(self.extra)]
         return replace(self, version=f"{self.served or self.model}-{self.label(*sampling, reason_first=True)}")
 
 
-class ChatRater(RemoteRater):
-    """Rates by asking a chat model. For its arguments see `ChatSettings` and its bases."""
+class ChatJudge(RemoteJudge):
+    """Rates by asking a chat model. For its arguments see `ChatJudgeConfig` and its bases."""
 
-    settings: ChatSettings
+    settings: ChatJudgeConfig
 
     def __init__(self, **arguments: Any) -> None:
         """Reads the key. Raises InputError."""
-        asked = ChatSettings.of(arguments)
+        asked = ChatJudgeConfig.of(arguments)
         if importlib.util.find_spec("openai") is None:
             raise InputError("reward.llm_judges.openai_chat needs the package openai, which is not installed")
         super().__init__(asked.pinned())
         self._told = asked.told(reason_first=True)
-        self._key = Secret.from_environment(asked.api_key_env) if asked.api_key_env else None
+        self._key = ApiKey.from_environment(asked.api_key_env) if asked.api_key_env else None
         self._client: Any = None
 
     @staticmethod
     def check(arguments: dict[str, Any]) -> None:
         """Raises InputError for arguments that will not do, without reading the key: it need not be here."""
-        ChatSettings.of(arguments)
+        ChatJudgeConfig.of(arguments)
 
-    async def ask(self, spoken: SpokenReply) -> Said:
-        answer = await self._post(messages(self.settings, self._told, spoken))
+    async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
+        answer = await self._post(judge_messages(self.settings, self._told, spoken))
         usage, served = self._usage(answer.get("usage")), answer.get("model")
         content = _content(answer, usage)
         if self.settings.served and served != self.settings.served:
             says = self._without_key(str(served))[:80]
-            raise Failure(
-                Reason.OTHER_VERSION, f"the answer is from {says!r}, not {self.settings.served!r}", usage=usage
+            raise JudgeFailure(
+                FailureReason.OTHER_VERSION, f"the answer is from {says!r}, not {self.settings.served!r}", usage=usage
             )
-        score, reason = parsing.read(content, usage)
-        return Said(score=score, reason=self._without_key(reason), usage=usage)
+        score, reason = parsing.parse_score(content, usage)
+        return JudgeAnswer(score=score, reason=self._without_key(reason), usage=usage)
 
     async def _post(self, asked: list[Message]) -> dict[str, Any]:
         """The body of the answer. Raises Failure."""
@@ -134,7 +134,7 @@ class ChatRater(RemoteRater):
             form = {
                 "name": "verdict",
                 "strict": True,
-                "schema": parsing.schema(s.lowest, s.highest, longest=LONGEST_REASON),
+                "schema": parsing.score_schema(s.lowest, s.highest, longest=LONGEST_REASON),
             }
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         elif s.form == "json_object":
@@ -152,19 +152,21 @@ class ChatRater(RemoteRater):
                 async for part in answer.iter_bytes():
                     content += part
                     if len(content) > LONGEST_ANSWER:
-                        raise Failure(Reason.NOT_UNDERSTOOD, f"the answer is longer than {LONGEST_ANSWER} bytes")
+                        raise JudgeFailure(
+                            FailureReason.NOT_UNDERSTOOD, f"the answer is longer than {LONGEST_ANSWER} bytes"
+                        )
         except (openai.APITimeoutError, httpx.TimeoutException):
-            raise Failure(Reason.TIMEOUT, "no answer in time", again=True, down=True) from None
+            raise JudgeFailure(FailureReason.TIMEOUT, "no answer in time", again=True, down=True) from None
         except (openai.APIConnectionError, httpx.HTTPError) as error:  # its text may quote what was sent
-            raise Failure(Reason.CONNECTION, type(error).__name__, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.CONNECTION, type(error).__name__, again=True, down=True) from None
         except openai.APIStatusError as error:
             raise _refused(error.status_code, error.response.headers.get("Retry-After")) from None
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):
-            raise Failure(Reason.NOT_UNDERSTOOD, f"the answer, {len(content)} bytes, is not JSON") from None
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the answer, {len(content)} bytes, is not JSON") from None
         if not isinstance(found, dict):
-            raise Failure(Reason.NOT_UNDERSTOOD, "the answer is not a JSON object")
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is not a JSON object")
         return found
 
     def _usage(self, told: object) -> dict[str, object]:
@@ -206,13 +208,13 @@ class ChatRater(RemoteRater):
         return self._client
 
 
-def _refused(status: int, wait: str | None) -> Failure:
+def _refused(status: int, wait: str | None) -> JudgeFailure:
     """What an HTTP status that is no success means."""
     if status in MAY_GET_BETTER or status >= 500:
-        reason = Reason.LIMITED if status == 429 else Reason.SERVER
+        reason = FailureReason.LIMITED if status == 429 else FailureReason.SERVER
         after = retry_after(wait, datetime.now(UTC))
-        return Failure(reason, f"HTTP {status}", again=True, down=status >= 500, after=after)
-    return Failure(Reason.REFUSED, f"HTTP {status}")
+        return JudgeFailure(reason, f"HTTP {status}", again=True, down=status >= 500, after=after)
+    return JudgeFailure(FailureReason.REFUSED, f"HTTP {status}")
 
 
 def _content(answer: dict[str, Any], usage: object) -> object:
@@ -223,9 +225,9 @@ def _content(answer: dict[str, Any], usage: object) -> object:
         refusal, content = message.get("refusal"), message.get("content")
     except (KeyError, IndexError, TypeError, AttributeError):
         note = "the answer has no choices with a message, as a chat completion has"
-        raise Failure(Reason.NOT_UNDERSTOOD, note, usage=usage) from None
+        raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, note, usage=usage) from None
     if refusal or finish == "content_filter":
-        raise Failure(Reason.REFUSED, "the model refuses to judge this reply", usage=usage)
+        raise JudgeFailure(FailureReason.REFUSED, "the model refuses to judge this reply", usage=usage)
     if finish == "length":
-        raise Failure(Reason.NOT_UNDERSTOOD, "the answer is cut off; raise max_tokens", usage=usage)
+        raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is cut off; raise max_tokens", usage=usage)
     return content

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import repeated
-from reward.remote.client import Failure, Reason
+from common.files import find_duplicate
+from reward.remote.client import FailureReason, JudgeFailure
 from speech.checkpoint import check_checkpoint
 
 FIELDS = ("reason", "score")
 
 
-def schema(lowest: float, highest: float, *, longest: int, halves: bool = False) -> dict[str, Any]:
+def score_schema(lowest: float, highest: float, *, longest: int, halves: bool = False) -> dict[str, Any]:
     """The JSON schema of an answer. longest: characters of the reason. halves: whether the score is a multiple of a
     half, which a model that is held to the form cannot write digits of for ever."""
     score: dict[str, Any] = {"type": "number", "minimum": lowest, "maximum": highest}
@@ -32,7 +32,7 @@ def schema(lowest: float, highest: float, *, longest: int, halves: bool = False)
     }
 
 
-def read(words: object, usage: object = None) -> tuple[object, str]:
+def parse_score(words: object, usage: object = None) -> tuple[object, str]:
     """(score, reason) as they stand in the answer. Whether the score is one is for
     `reward.remote.client.client.strict` to say.
 
@@ -40,8 +40,8 @@ def read(words: object, usage: object = None) -> tuple[object, str]:
     fields, the reason in words; nothing is searched for a number.
     """
 
-    def wrong(note: str) -> Failure:
-        return Failure(Reason.NOT_UNDERSTOOD, note, usage=usage)
+    def wrong(note: str) -> JudgeFailure:
+        return JudgeFailure(FailureReason.NOT_UNDERSTOOD, note, usage=usage)
 
     if not isinstance(words, str) or not words.strip():
         raise wrong("the answer is empty")
@@ -59,7 +59,7 @@ def read(words: object, usage: object = None) -> tuple[object, str]:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object as a dict. json would keep the last of two scores."""
-    if repeated(name for name, _ in pairs) is not None:
+    if find_duplicate(name for name, _ in pairs) is not None:
         raise ValueError("a field appears twice")
     return dict(pairs)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import text, there, within
-from reward.remote.client import Failure, RemoteSettings
-from reward.remote.http_judge import wav
+from common.files import check_exists, read_text, resolve_within
+from reward.remote.client import JudgeFailure, RemoteJudgeConfig
+from reward.remote.http_judge import encode_wav
 from reward.types import SpokenReply
 from speech.audio import Waveform
 from speech.types import Prompt
@@ -102,14 +102,14 @@ Answer with one JSON object and nothing else: {{"score": a whole number from {lo
 sentence}}"""
 
 
-def rubric(name: str) -> Rubric:
+def load_rubric(name: str) -> Rubric:
     """One of `RUBRICS`, or the content of a text file by its path. Raises InputError."""
     if name in RUBRICS:
         return RUBRICS[name]
     path = Path(name)
-    if path.suffix not in (".txt", ".md") or not there(path):
+    if path.suffix not in (".txt", ".md") or not check_exists(path):
         raise InputError(f"rubric: {name!r} is neither {', '.join(RUBRICS)} nor a text file, .txt or .md, that exists")
-    words = text(path).strip()
+    words = read_text(path).strip()
     if not 0 < len(words) <= LONGEST:
         raise InputError(f"rubric: {name} has {len(words)} characters; expected 1 to {LONGEST}")
     return Rubric(name=path.stem, words=words, sound=False, own=True)
@@ -125,7 +125,7 @@ def instructions(chosen: Rubric, lowest: float, highest: float, *, reason_first:
     return "\n\n".join((chosen.words, _CARE, form))
 
 
-def digest(*parts: object) -> str:
+def rubric_digest(*parts: object) -> str:
     """A short name of anything that JSON can hold: equal for what is equal, and another for anything else."""
     content = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -143,7 +143,7 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionSettings(RemoteSettings):
+class JudgePromptConfig(RemoteJudgeConfig):
     """What a judge is shown of a reply."""
 
     version: str = "1"
@@ -168,7 +168,7 @@ class QuestionSettings(RemoteSettings):
             raise InputError(f"sounds: {self.sounds!r} is no folder")
         if self.sounds and not self.listens:
             raise InputError("sounds: a judge that only reads (listens: false) cannot hear the question; leave it out")
-        chosen = rubric(self.rubric)
+        chosen = load_rubric(self.rubric)
         if chosen.sound and not self.listens:
             raise InputError(f"rubric: {self.rubric} asks for how a reply sounds; listens: false allows semantic only")
         if not chosen.own and (self.lowest, self.highest) != (LOWEST, HIGHEST):
@@ -179,20 +179,20 @@ class QuestionSettings(RemoteSettings):
 
     def told(self, *, reason_first: bool) -> str:
         """The instructions."""
-        return instructions(rubric(self.rubric), self.lowest, self.highest, reason_first=reason_first)
+        return instructions(load_rubric(self.rubric), self.lowest, self.highest, reason_first=reason_first)
 
     def label(self, *others: object, reason_first: bool) -> str:
         """Of what is asked and how: part of a version. others: further settings that may change an answer."""
         shown = [self.told(reason_first=reason_first), self.listens, list(self.facts), self.sounds and True]
-        asked = digest(FORM, shown, self.sounds and self.question_audio, *others)
-        return f"{rubric(self.rubric).name}-{asked}" + (f"-{self.version}" if self.version != "1" else "")
+        asked = rubric_digest(FORM, shown, self.sounds and self.question_audio, *others)
+        return f"{load_rubric(self.rubric).name}-{asked}" + (f"-{self.version}" if self.version != "1" else "")
 
 
 FORM = 1
-"""Of `messages`: goes up when they change."""
+"""Of `judge_messages`: goes up when they change."""
 
 
-def messages(settings: QuestionSettings, told: str, spoken: SpokenReply) -> list[Message]:
+def judge_messages(settings: JudgePromptConfig, told: str, spoken: SpokenReply) -> list[Message]:
     """The instructions, then question and reply, in words and, for a judge that listens, in sound.
 
     Words stand as JSON strings, so that no reply can look like the end of itself. Raises Failure when the question's
@@ -215,17 +215,17 @@ def messages(settings: QuestionSettings, told: str, spoken: SpokenReply) -> list
 
 def encoded(waveform: Waveform) -> str:
     """A WAV file in base64."""
-    return base64.b64encode(wav(waveform)).decode()
+    return base64.b64encode(encode_wav(waveform)).decode()
 
 
-def _question(settings: QuestionSettings, prompt: Prompt) -> str | None:
+def _question(settings: JudgePromptConfig, prompt: Prompt) -> str | None:
     named = prompt.facts.get(settings.question_audio)
     if not settings.sounds or named is None:
         return None
     try:
-        return _read(within(Path(settings.sounds), named))
+        return _read(resolve_within(Path(settings.sounds), named))
     except (InputError, OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
-        raise Failure(NO_SOUND, f"fact {settings.question_audio}, {named!r}: {error}") from error
+        raise JudgeFailure(NO_SOUND, f"fact {settings.question_audio}, {named!r}: {error}") from error
 
 
 @lru_cache(maxsize=REMEMBERED)

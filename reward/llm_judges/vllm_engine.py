@@ -16,8 +16,8 @@ from typing import Any
 from common.errors import InputError
 from reward.llm_judges import parsing
 from reward.llm_judges.parsing import fingerprint
-from reward.llm_judges.prompts import Message, digest
-from reward.remote.client import Failure, Reason
+from reward.llm_judges.prompts import Message, rubric_digest
+from reward.remote.client import FailureReason, JudgeFailure
 
 MODES = ("expected", "answer")
 SOUNDS = 2
@@ -76,7 +76,7 @@ class Verdict:
     score: object = None
     reason: str = ""
     failure: str = ""
-    """Why there is no score; a `Reason`."""
+    """Why there is no score; a `FailureReason`."""
     note: str = ""
     usage: Mapping[str, float] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class JudgeEngine:
             )
         self._digits: dict[tuple[str, float, float], dict[int, int]] = {}
         made_by = (vllm.__version__, settings.dtype, settings.max_length, settings.listens)
-        self.version = f"{fingerprint(Path(settings.checkpoint))}-{digest(*made_by)[:6]}"
+        self.version = f"{fingerprint(Path(settings.checkpoint))}-{rubric_digest(*made_by)[:6]}"
         """Of the weights and of what else decides what they say."""
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
@@ -124,7 +124,7 @@ class JudgeEngine:
             return self._ask(questions)
         except (ValueError, VLLMClientError) as error:  # a prompt that it does not take: too long, for instance
             if len(questions) == 1:
-                return [self._failed(Reason.REFUSED, " ".join(str(error).split())[:300])]
+                return [self._failed(FailureReason.REFUSED, " ".join(str(error).split())[:300])]
             return [found for question in questions for found in self.answer([question])]
 
     def _ask(self, questions: Sequence[Question]) -> list[Verdict]:
@@ -156,7 +156,7 @@ class JudgeEngine:
         usage = _usage(output)
         if not whole > 0 or whole < way.sure:
             note = f"the digits of the scale together have probability {whole:.2g}, below sure: {way.sure:g}"
-            return self._failed(Reason.NOT_UNDERSTOOD, note, usage)
+            return self._failed(FailureReason.NOT_UNDERSTOOD, note, usage)
         said = ", ".join(f"{value}: {share / whole:.0%}" for value, share in shares.items())
         score = sum(value * share for value, share in shares.items()) / whole
         # Rounding may carry a mean over the end of the scale.
@@ -185,7 +185,7 @@ class JudgeEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        form = parsing.schema(way.lowest, way.highest, longest=way.longest_reason, halves=True)
+        form = parsing.score_schema(way.lowest, way.highest, longest=way.longest_reason, halves=True)
         held = StructuredOutputsParams(json=form)
         sampling = SamplingParams(max_tokens=way.max_tokens, temperature=0.0, structured_outputs=held)
         return [self._written(output) for output in self._llm.chat(asked, sampling, use_tqdm=False)]
@@ -193,10 +193,10 @@ class JudgeEngine:
     def _written(self, output: Any) -> Verdict:
         usage, answer = _usage(output), output.outputs[0]
         if answer.finish_reason == "length":
-            return self._failed(Reason.NOT_UNDERSTOOD, "the answer is cut off; raise max_tokens", usage)
+            return self._failed(FailureReason.NOT_UNDERSTOOD, "the answer is cut off; raise max_tokens", usage)
         try:
-            score, reason = parsing.read(answer.text)
-        except Failure as failure:
+            score, reason = parsing.parse_score(answer.text)
+        except JudgeFailure as failure:
             return self._failed(failure.reason, failure.note, usage)
         return Verdict(engine=self.version, score=score, reason=reason, usage=usage)
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 from common.errors import InputError
 from reward.llm_judges.parsing import check_judge
-from reward.llm_judges.prompts import QuestionSettings, messages
+from reward.llm_judges.prompts import JudgePromptConfig, judge_messages
 from reward.llm_judges.vllm_engine import MODES, Answering, JudgeEngineSettings, Question
 from reward.llm_judges.vllm_service import Room, reach
-from reward.remote.client import Failure, RemoteRater, Said
+from reward.remote.client import JudgeAnswer, JudgeFailure, RemoteJudge
 from reward.types import SpokenReply
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -31,7 +31,7 @@ AMOUNTS = {"kv_cache_gib": math.inf, "gpu_memory_share": 1.0, "cpus": math.inf, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalSettings(QuestionSettings):
+class LocalSettings(JudgePromptConfig):
     needed: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "listens")
     checkpoint: str
     """A folder with a chat model: weights as safetensors, tokenizer, chat template."""
@@ -128,7 +128,7 @@ class LocalSettings(QuestionSettings):
         return f"{Path(self.checkpoint).name}/{engine}/{asked}"
 
 
-class LocalRater(RemoteRater):
+class LocalRater(RemoteJudge):
     """Rates by asking a model in the cluster. For its arguments see `LocalSettings` and its bases."""
 
     settings: LocalSettings
@@ -148,11 +148,11 @@ class LocalRater(RemoteRater):
         """Raises InputError for arguments that will not do, without starting anything."""
         LocalSettings.of(arguments)
 
-    async def ask(self, spoken: SpokenReply) -> Said:
+    async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
         s = self.settings
-        question = Question(messages=messages(s, self._told, spoken), answering=s.answering)
+        question = Question(messages=judge_messages(s, self._told, spoken), answering=s.answering)
         found = await self._judge.judge(question, s.timeout)
         version = self._asked.version_with(found.engine)
         if found.failure:
-            raise Failure(found.failure, found.note, usage=found.usage)
-        return Said(score=found.score, reason=found.reason, version=version, usage=found.usage)
+            raise JudgeFailure(found.failure, found.note, usage=found.usage)
+        return JudgeAnswer(score=found.score, reason=found.reason, version=version, usage=found.usage)

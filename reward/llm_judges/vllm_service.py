@@ -20,13 +20,13 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster import ray_cluster
-from cluster.monitored_actor import Member, identify
-from cluster.placement import lacking
+from cluster.monitored_actor import MonitoredActor, find_identity
+from cluster.placement import missing_resources
 from cluster.post_mortem import describe
 from common.errors import InputError
-from reward.llm_judges.prompts import digest
+from reward.llm_judges.prompts import rubric_digest
 from reward.llm_judges.vllm_engine import JudgeEngine, JudgeEngineSettings, Question, Verdict, process_environment
-from reward.remote.client import Failure, Reason
+from reward.remote.client import FailureReason, JudgeFailure
 
 Asked = TypeVar("Asked")
 
@@ -135,13 +135,13 @@ def _lives(user: str) -> bool:
     if user == DRIVER:
         return not ray_cluster.gone()
     try:
-        found = identify(user)
+        found = find_identity(user)
     except Exception:  # nobody can say now: a judge that is ended too late costs less than one that is missed
         return True
     return found is not None and not found.death
 
 
-class JudgeServer(Member):
+class JudgeServer(MonitoredActor):
     """The actor: an engine, a desk before it, and a watch over its users."""
 
     def __init__(self, settings: JudgeEngineSettings, linger: float = LINGER_SECONDS) -> None:
@@ -227,12 +227,12 @@ class There:
             self._actor = self._start()
             self._actor.hello.remote(self._user)
             note = f"the judge is gone ({type(error).__name__}), and is started again"
-            raise Failure(Reason.CONNECTION, note, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.CONNECTION, note, again=True, down=True) from None
         except RayTaskError as error:
             if isinstance(error.cause, TimeoutError):
                 raise _late(seconds) from None
             note = f"the judge failed: {type(error.cause).__name__}"
-            raise Failure(Reason.SERVER, note, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.SERVER, note, again=True, down=True) from None
 
     def _meet(self, seconds: float) -> str:
         try:
@@ -241,7 +241,7 @@ class There:
             ray.kill(self._actor)
             raise TimeoutError(
                 f"the judge {self._settings.checkpoint} was not up within {self._room.start_seconds:.0f} s "
-                f"(start_seconds); {lacking(self._room.needs)}"
+                f"(start_seconds); {missing_resources(self._room.needs)}"
             ) from None
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
@@ -255,7 +255,7 @@ class There:
         return (
             ray.remote(JudgeServer)
             .options(
-                name=f"judge-{digest(asdict(self._settings))}",
+                name=f"judge-{rubric_digest(asdict(self._settings))}",
                 get_if_exists=True,
                 lifetime="detached",
                 max_restarts=0,
@@ -277,5 +277,5 @@ def _here(settings: JudgeEngineSettings) -> Here:
     return Here(settings)
 
 
-def _late(seconds: float) -> Failure:
-    return Failure(Reason.TIMEOUT, f"the judge did not answer within {seconds:.3g} s", again=True)
+def _late(seconds: float) -> JudgeFailure:
+    return JudgeFailure(FailureReason.TIMEOUT, f"the judge did not answer within {seconds:.3g} s", again=True)

@@ -32,13 +32,13 @@ ANSWERS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class CachedAnswer:
     score: float
     reason: str
     """What the rater said about it; may be empty."""
 
 
-def key(rater: str, version: str, spoken: SpokenReply, *, listens: bool = True) -> bytes:
+def cache_key(rater: str, version: str, spoken: SpokenReply, *, listens: bool = True) -> bytes:
     """What an answer is found by: a SHA-256 of the rater's name and version and of everything that it is told.
 
     listens: whether it is given the waveform.
@@ -61,18 +61,18 @@ class AnswerCache:
 
     def __init__(self, rater: str, version: str, size: int) -> None:
         self._rater, self._version, self._size = rater, version, size
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def get(self, key: bytes) -> Answer | None:
+    def get(self, key: bytes) -> CachedAnswer | None:
         answer = self._answers.get(key)
         if answer is not None:
             self._answers.move_to_end(key)
         return answer
 
-    def put(self, key: bytes, answer: Answer) -> None:
+    def put(self, key: bytes, answer: CachedAnswer) -> None:
         self._answers[key] = answer
         self._answers.move_to_end(key)
         while len(self._answers) > self._size:
@@ -95,10 +95,10 @@ class AnswerCache:
         own = (pc.field("rater") == self._rater) & (pc.field("version") == self._version)
         for row in table.filter(own).to_pylist():
             if row["key"] not in self._answers:
-                self.put(row["key"], Answer(score=row["score"], reason=row["reason"]))
+                self.put(row["key"], CachedAnswer(score=row["score"], reason=row["reason"]))
 
 
-def merged(tables: Iterable[pa.Table], most: int | None = None) -> pa.Table:
+def merge_answers(tables: Iterable[pa.Table], most: int | None = None) -> pa.Table:
     """Several tables of answers as one, each answer once, at its last place. most: rows to keep, the last ones."""
     every = pa.concat_tables([ANSWERS.empty_table(), *tables])
     last: dict[bytes, int] = {}

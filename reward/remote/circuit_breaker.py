@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 
-class State(StrEnum):
+class CircuitState(StrEnum):
     CLOSED = "closed"
     """Everybody may ask."""
     OPEN = "open"
@@ -25,7 +25,7 @@ class State(StrEnum):
     """One is asking; the others wait for what comes of it."""
 
 
-class Wait(StrEnum):
+class CircuitPermit(StrEnum):
     """Why there is no ticket."""
 
     REFUSED = "refused"
@@ -33,27 +33,27 @@ class Wait(StrEnum):
     """Somebody is finding out; ask again in a moment."""
 
 
-class Breaker:
+class CircuitBreaker:
     """The breaker of one rater."""
 
     def __init__(self, failures: int, seconds: float) -> None:
         """failures: in a row, until it opens. seconds: until somebody may try again."""
         self._failures, self._seconds = failures, seconds
-        self.state = State.CLOSED
+        self.state = CircuitState.CLOSED
         self.openings = 0
         self._in_a_row = 0
         self._until = 0.0
         self._epoch = 0
 
-    def enter(self, now: float) -> int | Wait:
+    def enter(self, now: float) -> int | CircuitPermit:
         """A ticket to ask with; every ticket must be reported on."""
-        if self.state == State.CLOSED:
+        if self.state == CircuitState.CLOSED:
             return self._epoch
-        if self.state == State.HALF_OPEN:
-            return Wait.TRIED
+        if self.state == CircuitState.HALF_OPEN:
+            return CircuitPermit.TRIED
         if now < self._until:
-            return Wait.REFUSED
-        self._become(State.HALF_OPEN)
+            return CircuitPermit.REFUSED
+        self._become(CircuitState.HALF_OPEN)
         return self._epoch
 
     def report(self, ticket: int, alive: bool | None, now: float) -> None:
@@ -62,26 +62,26 @@ class Breaker:
             return
         if alive:
             self._in_a_row = 0
-            if self.state == State.HALF_OPEN:
-                self._become(State.CLOSED)
+            if self.state == CircuitState.HALF_OPEN:
+                self._become(CircuitState.CLOSED)
         elif alive is None:
-            if self.state == State.HALF_OPEN:  # the next one tries, at once
+            if self.state == CircuitState.HALF_OPEN:  # the next one tries, at once
                 self._until = now
-                self._become(State.OPEN)
+                self._become(CircuitState.OPEN)
         else:
             self._in_a_row += 1
-            if self.state == State.HALF_OPEN or self._in_a_row >= self._failures:
+            if self.state == CircuitState.HALF_OPEN or self._in_a_row >= self._failures:
                 self._until = now + self._seconds
                 self.openings += 1
-                self._become(State.OPEN)
+                self._become(CircuitState.OPEN)
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: CircuitState) -> None:
         self.state = state
         self._in_a_row = 0
         self._epoch += 1
 
 
-def pause(attempt: int, draw: float, *, first: float, longest: float, after: float | None = None) -> float:
+def backoff(attempt: int, draw: float, *, first: float, longest: float, after: float | None = None) -> float:
     """Seconds before the next attempt: exponential back-off, draw · min(longest, first · 2^(attempt − 1)).
 
     attempt: how many were made, from 1. draw: uniform in [0, 1). after: what the rater asked for; the pause is then on

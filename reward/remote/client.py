@@ -2,7 +2,7 @@
 
 What every remote rater goes through: time limits, retries, a breaker, a cache. A failure is Missing, never a number.
 
-A remote rater is a `RemoteRater` with `ask`: one attempt at one reply. Everything else is here.
+A remote rater is a `RemoteJudge` with `ask`: one attempt at one reply. Everything else is here.
 
     reply ──▶ cache ──▶ turn (concurrency) ──▶ breaker ──▶ ask (timeout) ──▶ strict ──▶ score, into the cache
                                                   ▲            │ failed, and may get better
@@ -23,15 +23,15 @@ from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
 from common.errors import InputError
-from reward.remote.cache import Answer, AnswerCache, key
-from reward.remote.circuit_breaker import Breaker, State, Wait, pause
-from reward.types import Missing, Rated, Score, SpokenReply
+from reward.remote.cache import AnswerCache, CachedAnswer, cache_key
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitPermit, CircuitState, backoff
+from reward.types import MissingScore, RaterOutput, Score, SpokenReply
 
 LONGEST_REASON = 2000
 """Characters of a rater's own words that are kept."""
 
 
-class Reason(StrEnum):
+class FailureReason(StrEnum):
     """Why there is no score. Labels a metric; what exactly happened is in the details of the card."""
 
     TIMEOUT = "timeout"
@@ -50,12 +50,12 @@ class Reason(StrEnum):
     """It failed again and again, and was not asked."""
 
 
-class Failure(Exception):
+class JudgeFailure(Exception):
     """An attempt that brought no score."""
 
     def __init__(
         self,
-        reason: Reason | str,
+        reason: FailureReason | str,
         note: str,
         *,
         again: bool = False,
@@ -64,27 +64,27 @@ class Failure(Exception):
         usage: object = None,
     ) -> None:
         """note: what happened, for people; must hold no secret. again: the same question may get an answer later.
-        down: the rater itself seems to be down. after: seconds it asked to be left alone. usage: as `Said.usage`, of an
-        answer that is of no use and has to be paid for."""
+        down: the rater itself seems to be down. after: seconds it asked to be left alone. usage: as
+        `JudgeAnswer.usage`, of an answer that is of no use and has to be paid for."""
         super().__init__(f"{reason}: {note}")
         self.reason, self.note, self.again, self.down, self.after = str(reason), note, again, down, after
         self.usage = usage
 
 
-def strict(score: object, reason: object, lowest: float, highest: float) -> Answer:
+def parse_number(score: object, reason: object, lowest: float, highest: float) -> CachedAnswer:
     """An answer, if it is one: a finite number within the scale. Text, truth values and null are no numbers, and a
     number off the scale is not moved onto it. reason: text or None. Raises Failure."""
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise Failure(Reason.NOT_A_NUMBER, f"the score is of type {type(score).__name__}")
+        raise JudgeFailure(FailureReason.NOT_A_NUMBER, f"the score is of type {type(score).__name__}")
     if isinstance(score, float) and math.isnan(score):
-        raise Failure(Reason.NOT_A_NUMBER, "the score is NaN")
+        raise JudgeFailure(FailureReason.NOT_A_NUMBER, "the score is NaN")
     if not lowest <= score <= highest:
-        raise Failure(Reason.OUT_OF_RANGE, f"the score is outside [{lowest:g}, {highest:g}]")
+        raise JudgeFailure(FailureReason.OUT_OF_RANGE, f"the score is outside [{lowest:g}, {highest:g}]")
     if reason is not None and not isinstance(reason, str):
-        raise Failure(Reason.NOT_UNDERSTOOD, f"the reason is of type {type(reason).__name__}")
+        raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the reason is of type {type(reason).__name__}")
     # Half a surrogate pair is possible in JSON and not in a Parquet file.
     words = (reason or "")[:LONGEST_REASON].encode("utf-8", "replace").decode("utf-8")
-    return Answer(score=float(score), reason=words)
+    return CachedAnswer(score=float(score), reason=words)
 
 
 Result = TypeVar("Result")
@@ -107,7 +107,7 @@ GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteSettings:
+class RemoteJudgeConfig:
     """How patient to be with a remote rater. Each reward server has its own connections, breaker and cache."""
 
     name: str
@@ -173,7 +173,7 @@ class RemoteSettings:
 
 
 @dataclass
-class Counters:
+class JudgeCounters:
     """What happened with one rater since its server started; none goes down."""
 
     calls: int = 0
@@ -201,7 +201,7 @@ class Counters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class JudgeAnswer:
     """What a rater's answer says, not judged yet."""
 
     score: object
@@ -212,15 +212,15 @@ class Said:
     """What the answer cost: an object with the numbers `USAGE`, all of which may be left out."""
 
 
-class RemoteRater(ABC):
+class RemoteJudge(ABC):
     """A rater that may fail, be slow, or answer nonsense. Many replies are asked about at once."""
 
-    def __init__(self, settings: RemoteSettings) -> None:
+    def __init__(self, settings: RemoteJudgeConfig) -> None:
         self.settings = settings
         self.name, self.version = settings.name, settings.version
         self.cache = AnswerCache(settings.name, settings.version, settings.cache_size)
-        self._counters = Counters()
-        self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
+        self._counters = JudgeCounters()
+        self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_seconds)
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._random = random.Random(settings.seed)
 
@@ -228,38 +228,38 @@ class RemoteRater(ABC):
         return f"{type(self).__name__}({self.name!r}, version {self.version!r})"
 
     @abstractmethod
-    async def ask(self, spoken: SpokenReply) -> Said:
+    async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
         """One attempt at one reply. Raises Failure; its note, and what a rater says, must hold no secret."""
 
     def counters(self) -> dict[str, float]:
-        """`Counters` by name, without those that are not known."""
+        """`JudgeCounters` by name, without those that are not known."""
         counted = asdict(self._counters) | {"breaker_openings": self._breaker.openings}
         return {name: number for name, number in counted.items() if number is not None}
 
     @property
     def left_alone(self) -> bool:
         """Whether its breaker keeps it from being asked."""
-        return self._breaker.state != State.CLOSED
+        return self._breaker.state != CircuitState.CLOSED
 
     def rate(self, spoken: SpokenReply) -> Score:
         return self.rate_all([spoken], self.settings.deadline)[0].score
 
-    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
         """See BatchRater. Replies that are alike are asked about once."""
         return _background().run(self.rate_batch(spoken, seconds), seconds + GRACE_SECONDS)
 
-    async def rate_batch(self, spoken: Sequence[SpokenReply], seconds: float) -> list[Rated]:
+    async def rate_batch(self, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
         """The same on the running event loop, which must always be the same one."""
         end = asyncio.get_running_loop().time() + seconds
-        keys = [key(self.name, self.version, one, listens=self.settings.listens) for one in spoken]
+        keys = [cache_key(self.name, self.version, one, listens=self.settings.listens) for one in spoken]
         different = dict(zip(keys, spoken, strict=True))
         rated = await asyncio.gather(*(self._rated(found, one, end) for found, one in different.items()))
         by_key = dict(zip(different, rated, strict=True))
         return [by_key[found] for found in keys]
 
-    async def _rated(self, found: bytes, spoken: SpokenReply, end: float) -> Rated:
+    async def _rated(self, found: bytes, spoken: SpokenReply, end: float) -> RaterOutput:
         if self.settings.listens and spoken.waveform is None:
-            return Rated(score=Missing("no speech in the reply"))
+            return RaterOutput(score=MissingScore("no speech in the reply"))
         answer = self.cache.get(found)
         if answer is not None and self.settings.lowest <= answer.score <= self.settings.highest:
             self._counters.cache_hits += 1
@@ -267,32 +267,34 @@ class RemoteRater(ABC):
             try:
                 async with self._turns:
                     answer = await self._persist(spoken, end)
-            except Failure as failure:
+            except JudgeFailure as failure:
                 self._counters.failures += 1
-                return Rated(score=Missing(failure.reason, fault="rater"), details={f"{self.name}_error": failure.note})
+                return RaterOutput(
+                    score=MissingScore(failure.reason, fault="rater"), details={f"{self.name}_error": failure.note}
+                )
             self.cache.put(found, answer)
-        return Rated(score=answer.score, details={f"{self.name}_reason": answer.reason} if answer.reason else {})
+        return RaterOutput(score=answer.score, details={f"{self.name}_reason": answer.reason} if answer.reason else {})
 
-    async def _persist(self, spoken: SpokenReply, end: float) -> Answer:
+    async def _persist(self, spoken: SpokenReply, end: float) -> CachedAnswer:
         """Asks until there is an answer or no hope or time for one. end: of the batch, in the loop's time."""
         time = asyncio.get_running_loop().time
         end = min(end, time() + self.settings.deadline)
-        failure: Failure | None = None
+        failure: JudgeFailure | None = None
         for attempt in range(1, self.settings.retries + 2):
             ticket = await self._enter(end)
             if ticket is None:
                 self._counters.unavailable += failure is None
-                raise failure or Failure(Reason.UNAVAILABLE, "it failed again and again, and was not asked")
+                raise failure or JudgeFailure(FailureReason.UNAVAILABLE, "it failed again and again, and was not asked")
             if time() >= end:
                 self._breaker.report(ticket, None, time())
-                raise failure or Failure(Reason.TIMEOUT, "its turn did not come before the time was up")
+                raise failure or JudgeFailure(FailureReason.TIMEOUT, "its turn did not come before the time was up")
             try:
                 self._counters.retries += attempt > 1
                 return await self._attempt(spoken, ticket, end - time())
-            except Failure as error:
+            except JudgeFailure as error:
                 failure = error
             s = self.settings
-            rest = pause(
+            rest = backoff(
                 attempt, self._random.random(), first=s.first_pause, longest=s.longest_pause, after=failure.after
             )
             if not failure.again or attempt > s.retries or time() + rest >= end:
@@ -304,11 +306,11 @@ class RemoteRater(ABC):
     async def _enter(self, end: float) -> int | None:
         """A ticket of the breaker, once it is known whether there is one; None while the rater is left alone."""
         time = asyncio.get_running_loop().time
-        while (ticket := self._breaker.enter(time())) == Wait.TRIED and time() < end:
+        while (ticket := self._breaker.enter(time())) == CircuitPermit.TRIED and time() < end:
             await asyncio.sleep(LOOK_SECONDS)
-        return None if isinstance(ticket, Wait) else ticket
+        return None if isinstance(ticket, CircuitPermit) else ticket
 
-    async def _attempt(self, spoken: SpokenReply, ticket: int, left: float) -> Answer:
+    async def _attempt(self, spoken: SpokenReply, ticket: int, left: float) -> CachedAnswer:
         """One attempt, and what it says about the rater, told to the breaker."""
         s, time = self.settings, asyncio.get_running_loop().time
         self._counters.calls += 1
@@ -320,19 +322,25 @@ class RemoteRater(ABC):
             self._counters.charge(said.usage)
             if said.version is not None and said.version != self.version:
                 says = said.version[:80] if isinstance(said.version, str) else f"a {type(said.version).__name__}"
-                raise Failure(Reason.OTHER_VERSION, f"it says that it is version {says!r}, not {self.version!r}")
-            return strict(said.score, said.reason, s.lowest, s.highest)
+                raise JudgeFailure(
+                    FailureReason.OTHER_VERSION, f"it says that it is version {says!r}, not {self.version!r}"
+                )
+            return parse_number(said.score, said.reason, s.lowest, s.highest)
         except TimeoutError:
             # A time cut short by the end of the batch says nothing about the rater.
             alive = False if left >= s.timeout else None
-            raise Failure(Reason.TIMEOUT, f"no answer in {min(s.timeout, left):.3g} s", again=True) from None
-        except Failure as failure:
+            raise JudgeFailure(
+                FailureReason.TIMEOUT, f"no answer in {min(s.timeout, left):.3g} s", again=True
+            ) from None
+        except JudgeFailure as failure:
             alive = not failure.down
             self._counters.charge(failure.usage)
             raise
         except Exception as error:  # a fault in `ask`; its words may hold anything, a key included
             alive = True
-            raise Failure(f"{self.name} raised {type(error).__name__}", "a fault of the rater's own code") from None
+            raise JudgeFailure(
+                f"{self.name} raised {type(error).__name__}", "a fault of the rater's own code"
+            ) from None
         finally:  # a cancelled attempt, too
             self._counters.latency_seconds += time() - started
             self._breaker.report(ticket, alive, time())

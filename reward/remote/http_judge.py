@@ -3,7 +3,7 @@
     reward:
       raters:
         - name: judge
-          use: reward.remote.http_judge:HttpRater
+          use: reward.remote.http_judge:HttpJudge
           arguments:
             {name: judge, version: my-judge-1, url: 'https://judge.example/rate', api_key_env: JUDGE_KEY}
 
@@ -31,7 +31,7 @@ import numpy as np
 
 from common.errors import InputError
 from reward.remote.circuit_breaker import retry_after
-from reward.remote.client import Failure, Reason, RemoteRater, RemoteSettings, Said
+from reward.remote.client import FailureReason, JudgeAnswer, JudgeFailure, RemoteJudge, RemoteJudgeConfig
 from reward.types import SpokenReply
 from speech.audio import Waveform
 
@@ -46,7 +46,7 @@ MAY_GET_BETTER = (408, 425, 429)
 """Client errors that are worth another attempt, as server errors are."""
 
 
-class Secret:
+class ApiKey:
     """A key that cannot be printed, logged or pickled by accident."""
 
     __slots__ = ("_value",)
@@ -68,7 +68,7 @@ class Secret:
         return text.replace(self._value, "[key]")
 
     @classmethod
-    def from_environment(cls, variable: str) -> "Secret":
+    def from_environment(cls, variable: str) -> "ApiKey":
         """Raises InputError, without the value, when there is none or it cannot be sent."""
         value = os.environ.get(variable, "").strip()
         if not value:
@@ -79,7 +79,7 @@ class Secret:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HttpSettings(RemoteSettings):
+class HttpJudgeConfig(RemoteJudgeConfig):
     needed: ClassVar[tuple[str, ...]] = ("name", "version", "url")
     url: str
     """http:// or https://. Without name and password: a key comes from the environment."""
@@ -114,47 +114,47 @@ class HttpSettings(RemoteSettings):
         return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-class HttpRater(RemoteRater):
-    """Rates by asking a server. For its arguments see `HttpSettings` and `RemoteSettings`."""
+class HttpJudge(RemoteJudge):
+    """Rates by asking a server. For its arguments see `HttpJudgeConfig` and `RemoteJudgeConfig`."""
 
-    settings: HttpSettings
+    settings: HttpJudgeConfig
 
     def __init__(self, **arguments: Any) -> None:
         """Reads the key. Raises InputError."""
-        super().__init__(HttpSettings.of(arguments))
+        super().__init__(HttpJudgeConfig.of(arguments))
         variable = self.settings.api_key_env
-        self._key = Secret.from_environment(variable) if variable else None
+        self._key = ApiKey.from_environment(variable) if variable else None
         self._client: httpx.AsyncClient | None = None
 
     @staticmethod
     def check(arguments: dict[str, Any]) -> None:
         """Raises InputError for arguments that will not do, without reading the key: it need not be here."""
-        HttpSettings.of(arguments)
+        HttpJudgeConfig.of(arguments)
 
-    async def ask(self, spoken: SpokenReply) -> Said:
+    async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
         status, after, body = await self._post(self._question(spoken))
         if status in MAY_GET_BETTER or status >= 500:
-            reason = Reason.LIMITED if status == 429 else Reason.SERVER
-            raise Failure(reason, f"HTTP {status}", again=True, down=status >= 500, after=after)
+            reason = FailureReason.LIMITED if status == 429 else FailureReason.SERVER
+            raise JudgeFailure(reason, f"HTTP {status}", again=True, down=status >= 500, after=after)
         if not 200 <= status < 300:
-            raise Failure(Reason.REFUSED, f"HTTP {status}")
+            raise JudgeFailure(FailureReason.REFUSED, f"HTTP {status}")
         if len(body) > LONGEST_ANSWER:
-            raise Failure(Reason.NOT_UNDERSTOOD, f"the answer is longer than {LONGEST_ANSWER} bytes")
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the answer is longer than {LONGEST_ANSWER} bytes")
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
-            raise Failure(Reason.NOT_UNDERSTOOD, f"the answer, {len(body)} bytes, is not JSON") from None
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the answer, {len(body)} bytes, is not JSON") from None
         if not isinstance(answer, dict) or "score" not in answer:
-            raise Failure(Reason.NOT_UNDERSTOOD, "the answer is not a JSON object with a score")
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is not a JSON object with a score")
         words, version = (self._without_key(answer.get(name)) for name in ("reason", "version"))
-        return Said(score=answer["score"], reason=words, version=version, usage=answer.get("usage"))
+        return JudgeAnswer(score=answer["score"], reason=words, version=version, usage=answer.get("usage"))
 
     def _without_key(self, value: object) -> object:
         return self._key.struck_from(value) if self._key is not None and isinstance(value, str) else value
 
     def _question(self, spoken: SpokenReply) -> bytes:
         s, prompt = self.settings, spoken.prompt
-        sound = wav(spoken.waveform) if s.listens and spoken.waveform is not None else None
+        sound = encode_wav(spoken.waveform) if s.listens and spoken.waveform is not None else None
         question = {
             "rater": s.name,
             "version": s.version,
@@ -179,9 +179,9 @@ class HttpRater(RemoteRater):
                 after = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
                 return answer.status_code, after, body
         except httpx.TimeoutException:
-            raise Failure(Reason.TIMEOUT, "no answer in time", again=True, down=True) from None
+            raise JudgeFailure(FailureReason.TIMEOUT, "no answer in time", again=True, down=True) from None
         except httpx.HTTPError as error:  # its text may quote what was sent
-            raise Failure(Reason.CONNECTION, type(error).__name__, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.CONNECTION, type(error).__name__, again=True, down=True) from None
 
     def _connected(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -199,7 +199,7 @@ class HttpRater(RemoteRater):
         return self._client
 
 
-def wav(waveform: Waveform) -> bytes:
+def encode_wav(waveform: Waveform) -> bytes:
     """The sound as a WAV file, 16-bit PCM."""
     import soundfile
 

@@ -15,16 +15,16 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import InputError
-from common.files import there
+from common.files import check_exists
 from speech.audio import Waveform
 from speech.codecs.external_package import (
     CodecFailed,
-    Package,
+    ExternalPackage,
     check_device,
     checked_codes,
     device_of,
-    drawn_from,
-    said_by,
+    error_text,
+    sampled_codes,
     samples_of,
     version_of,
 )
@@ -45,10 +45,10 @@ class CosyVoice2Codec:
     codebook = 6_561
     tokens_per_second = 25.0
 
-    def __init__(self, package: Package, weights: str, prompt: Path, version: str, device: Any) -> None:
+    def __init__(self, package: ExternalPackage, weights: str, prompt: Path, version: str, device: Any) -> None:
         self.version = version
         self._prompt, self._device = prompt, device
-        with said_by(TITLE, "loading the decoder"), package.importing("."):
+        with error_text(TITLE, "loading the decoder"), package.importing("."):
             module = package.module("token2wav")
             if hasattr(module, "get_device"):
                 module.get_device = lambda: device  # it asks for the best there is, at every call
@@ -64,7 +64,7 @@ class CosyVoice2Codec:
     def check(cls, path: Path, prompt: str = "", weights: str = WEIGHTS, device: str = "auto") -> str:
         """The version, of files that are all there: the voice is part of it. Imports and loads nothing. Raises
         InputError."""
-        package = Package(path, TITLE, MODULES)
+        package = ExternalPackage(path, TITLE, MODULES)
         check_device(device)
         files = package.need([*CODE, *(f"{weights}/{name}" for name in FILES)])
         return version_of("cosyvoice2", [*files, _voice(path, prompt)], path)
@@ -74,13 +74,13 @@ class CosyVoice2Codec:
         """path: the folder. prompt: a recording of the voice, relative to it or absolute. weights: folder of the
         decoder's weights, relative to it. device: auto, cpu, cuda or cuda:NUMBER."""
         version = cls.check(path, prompt, weights, device)
-        return cls(Package(path, TITLE, MODULES), weights, _voice(path, prompt), version, device_of(device))
+        return cls(ExternalPackage(path, TITLE, MODULES), weights, _voice(path, prompt), version, device_of(device))
 
     def encode(self, waveform: Waveform) -> np.ndarray:
         import torch
 
         samples = torch.from_numpy(waveform.at_rate(LISTENS_AT).samples.astype(np.float32))
-        with said_by(TITLE, f"encoding {waveform.seconds:.1f} s of sound"), torch.no_grad():
+        with error_text(TITLE, f"encoding {waveform.seconds:.1f} s of sound"), torch.no_grad():
             mels, lengths = self._s3.padding([self._s3.log_mel_spectrogram(samples)])
             tokenizer = self._token2wav.audio_tokenizer
             codes, counts = tokenizer.quantize(mels.to(self._device), lengths.to(self._device))
@@ -91,7 +91,7 @@ class CosyVoice2Codec:
         import soundfile
 
         codes = checked_codes(codes, self.codebook, TITLE)
-        with drawn_from(codes, self._device), said_by(TITLE, f"decoding {len(codes)} codes"):
+        with sampled_codes(codes, self._device), error_text(TITLE, f"decoding {len(codes)} codes"):
             written = self._token2wav(codes.tolist(), str(self._prompt))
             samples, rate = soundfile.read(io.BytesIO(written), dtype="float32")
         if rate != self.rate:
@@ -106,6 +106,6 @@ def _voice(path: Path, prompt: object) -> Path:
             f"reward.codec.arguments.prompt: {prompt!r} names no recording; {TITLE} speaks in the voice of a WAV file, "
             "such as assets/default_male.wav of its authors"
         )
-    if not there(path / prompt):
+    if not check_exists(path / prompt):
         raise InputError(f"reward.codec.arguments.prompt: {path / prompt} is not there; a WAV file of the voice")
     return path / prompt

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import there
+from common.files import check_exists
 
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 BLOCK = 1 << 16
@@ -29,7 +29,7 @@ class CodecFailed(RuntimeError):
     """A codec's own code raised, or gave what is no sound or no codes of its codebook."""
 
 
-class Package:
+class ExternalPackage:
     """A folder with code, and weights beside it or below."""
 
     def __init__(self, root: Path, title: str, modules: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class Package:
     def need(self, files: Iterable[str]) -> list[Path]:
         """Paths of files, given relative to the folder. Raises InputError that names those that are not there."""
         paths = {name: self.root / name for name in files}
-        if lacking := [name for name, path in paths.items() if not there(path)]:
+        if lacking := [name for name, path in paths.items() if not check_exists(path)]:
             raise InputError(
                 f"reward.codec.arguments.path: {self.root} has no {', '.join(lacking)}, which {self.title} needs; "
                 "docs/own-model.md says what must lie there"
@@ -122,7 +122,7 @@ def device_of(name: str) -> Any:
 
 
 @contextmanager
-def drawn_from(codes: np.ndarray, device: Any) -> Iterator[None]:
+def sampled_codes(codes: np.ndarray, device: Any) -> Iterator[None]:
     """Within, what torch draws follows from these codes alone, and nothing is differentiated.
 
     Flow matching starts from noise. The same reply must get the same score whoever decodes it, and whatever was decoded
@@ -159,7 +159,7 @@ def samples_of(sound: Any, title: str) -> np.ndarray:
 
 
 @contextmanager
-def said_by(title: str, doing: str) -> Iterator[None]:
+def error_text(title: str, doing: str) -> Iterator[None]:
     """Names the codec in whatever its own code raises. doing: what it was asked to do."""
     try:
         yield

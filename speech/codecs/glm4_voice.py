@@ -15,12 +15,12 @@ import numpy as np
 
 from speech.audio import Waveform
 from speech.codecs.external_package import (
-    Package,
+    ExternalPackage,
     check_device,
     checked_codes,
     device_of,
-    drawn_from,
-    said_by,
+    error_text,
+    sampled_codes,
     samples_of,
     version_of,
 )
@@ -44,11 +44,11 @@ class Glm4VoiceCodec:
     codebook = 16_384
     tokens_per_second = 12.5
 
-    def __init__(self, package: Package, version: str, device: Any) -> None:
+    def __init__(self, package: ExternalPackage, version: str, device: Any) -> None:
         self.version = version
         self._package, self._device = package, device
         decoder = package.root / DECODER
-        with said_by(TITLE, "loading the decoder"), package.importing(*FOLDERS):
+        with error_text(TITLE, "loading the decoder"), package.importing(*FOLDERS):
             self._decoder = package.module("flow_inference").AudioDecoder(
                 config_path=str(decoder / "config.yaml"),
                 flow_ckpt_path=str(decoder / "flow.pt"),
@@ -63,7 +63,7 @@ class Glm4VoiceCodec:
     @classmethod
     def check(cls, path: Path, device: str = "auto") -> str:
         """The version, of files that are all there. Imports and loads nothing. Raises InputError."""
-        package = Package(path, TITLE, MODULES)
+        package = ExternalPackage(path, TITLE, MODULES)
         check_device(device)
         code, weights = package.need(CODE), package.need(WEIGHTS)
         package.need(TOKENIZER_FILES)
@@ -73,13 +73,13 @@ class Glm4VoiceCodec:
     def load(cls, path: Path, device: str = "auto") -> Self:
         """path: the folder. device: auto, cpu, cuda or cuda:NUMBER."""
         version = cls.check(path, device)
-        return cls(Package(path, TITLE, MODULES), version, device_of(device))
+        return cls(ExternalPackage(path, TITLE, MODULES), version, device_of(device))
 
     def encode(self, waveform: Waveform) -> np.ndarray:
         import torch
 
         samples = torch.from_numpy(waveform.at_rate(LISTENS_AT).samples.astype(np.float32))[None]
-        with said_by(TITLE, f"encoding {waveform.seconds:.1f} s of sound"):
+        with error_text(TITLE, f"encoding {waveform.seconds:.1f} s of sound"):
             model, features, extract = self._tokenizer = self._tokenizer or self._load_tokenizer()
             [codes] = extract(model, features, [(samples, LISTENS_AT)])
         return checked_codes(codes, self.codebook, TITLE)
@@ -88,7 +88,7 @@ class Glm4VoiceCodec:
         import torch
 
         codes = checked_codes(codes, self.codebook, TITLE)
-        with drawn_from(codes, self._device), said_by(TITLE, f"decoding {len(codes)} codes"):
+        with sampled_codes(codes, self._device), error_text(TITLE, f"decoding {len(codes)} codes"):
             sound = self._decoder.offline_inference(torch.from_numpy(codes)[None].to(self._device))
         return Waveform(samples_of(sound, TITLE), self.rate)
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from speech.audio import Waveform
 from speech.codecs.external_package import (
-    Package,
+    ExternalPackage,
     check_device,
     checked_codes,
     device_of,
-    drawn_from,
-    said_by,
+    error_text,
+    sampled_codes,
     samples_of,
     version_of,
 )
@@ -49,11 +49,11 @@ class KimiAudioCodec:
     codebook = 16_384
     tokens_per_second = 12.5
 
-    def __init__(self, package: Package, weights: str, version: str, device: Any) -> None:
+    def __init__(self, package: ExternalPackage, weights: str, version: str, device: Any) -> None:
         self.version = version
         self._package, self._device = package, device
         folder = package.root / weights
-        with said_by(TITLE, "loading the decoder"), package.importing("."):
+        with error_text(TITLE, "loading the decoder"), package.importing("."):
             module = package.module("kimia_infer.models.detokenizer")
             self._detokenizer = module.PrefixStreamingFlowMatchingDetokenizer.from_pretrained(  # its own, not a model's
                 vocoder_config=str(folder / "vocoder/config.json"),
@@ -70,7 +70,7 @@ class KimiAudioCodec:
     @classmethod
     def check(cls, path: Path, weights: str = WEIGHTS, device: str = "auto") -> str:
         """The version, of files that are all there. Imports and loads nothing. Raises InputError."""
-        package = Package(path, TITLE, MODULES)
+        package = ExternalPackage(path, TITLE, MODULES)
         check_device(device)
         code, files = package.need(CODE), package.need(f"{weights}/{name}" for name in FILES)
         package.need(TOKENIZER_FILES)
@@ -80,13 +80,13 @@ class KimiAudioCodec:
     def load(cls, path: Path, weights: str = WEIGHTS, device: str = "auto") -> Self:
         """path: the folder. weights: folder of the model's, relative to it. device: auto, cpu, cuda or cuda:NUMBER."""
         version = cls.check(path, weights, device)
-        return cls(Package(path, TITLE, MODULES), weights, version, device_of(device))
+        return cls(ExternalPackage(path, TITLE, MODULES), weights, version, device_of(device))
 
     def encode(self, waveform: Waveform) -> np.ndarray:
         import torch
 
         samples = torch.from_numpy(waveform.at_rate(LISTENS_AT).samples.astype(np.float32))[None]
-        with said_by(TITLE, f"encoding {waveform.seconds:.1f} s of sound"):
+        with error_text(TITLE, f"encoding {waveform.seconds:.1f} s of sound"):
             self._tokenizer = self._tokenizer or self._load_tokenizer()
             codes = self._tokenizer.tokenize(speech=samples, sr=LISTENS_AT).cpu().numpy()
         return checked_codes(codes, self.codebook, TITLE)
@@ -95,7 +95,7 @@ class KimiAudioCodec:
         import torch
 
         codes = checked_codes(codes, self.codebook, TITLE)
-        with drawn_from(codes, self._device), said_by(TITLE, f"decoding {len(codes)} codes"):
+        with sampled_codes(codes, self._device), error_text(TITLE, f"decoding {len(codes)} codes"):
             self._detokenizer.clear_states()  # of a reply that failed half-way
             tokens = torch.from_numpy(codes)[None].to(self._device)
             parts = [

@@ -31,7 +31,7 @@ def family(name: str) -> Family:
             f"model.family: unknown family {name!r}; known: {', '.join(sorted(families()))}, or module:NAME of your own"
         )
     try:
-        found = named(name)
+        found = import_object(name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"model.family: {name!r} leads to nothing: {error}") from error
     if not isinstance(found, Family):
@@ -39,7 +39,7 @@ def family(name: str) -> Family:
     return found
 
 
-def named(path: str) -> Any:
+def import_object(path: str) -> Any:
     """What module:NAME leads to. Raises ImportError or AttributeError."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)

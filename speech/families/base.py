@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 
 from common.errors import InputError
-from speech.grammar import Pattern
-from speech.released_layout import Original
+from speech.grammar import Grammar
+from speech.released_layout import ReleasedLayout
 from speech.types import Turn
 from speech.vocabulary import TokenNames, Vocabulary
 
@@ -35,12 +35,12 @@ class Family:
 
     name: str
     tokens: TokenNames
-    interleave: Pattern
+    interleave: Grammar
     follows_pattern: bool
     """True when the model keeps to the pattern by itself, so that sampling need not be constrained."""
     template: Template | None = None
     """None: prompts come as ids, from elsewhere."""
-    original: Original | None = None
+    original: ReleasedLayout | None = None
     """How released checkpoints lie on disk, for `duet import`; None: as transformers and vLLM read them."""
     hears: Literal["codes", "features"] = "codes"
     """What stands for a speaker's sound in a prompt: codes of the codec, or slots for an encoder's features."""

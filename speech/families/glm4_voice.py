@@ -9,7 +9,7 @@ from typing import Any
 
 from speech.families.base import Family, Template
 from speech.grammar import Interleave
-from speech.released_layout import Config, Original, Part, renamed
+from speech.released_layout import Config, ReleasedLayout, TensorPart, renamed
 from speech.vocabulary import TokenNames
 
 SYSTEM = (
@@ -56,14 +56,14 @@ def _groups(released: Config) -> int:
     return int(released["multi_query_group_num"] if shared else released["num_attention_heads"])
 
 
-def _parts(name: str, released: Config) -> tuple[Part, ...]:
+def _parts(name: str, released: Config) -> tuple[TensorPart, ...]:
     found = re.fullmatch(r"transformer\.encoder\.layers\.(\d+)\.self_attention\.query_key_value\.(weight|bias)", name)
     if found is None:
         return _NAMES(name, released)
     layer, kind = found.groups()
     size, keys = int(_trunk(released)["head_dim"]), _groups(released)
     rows = {"q": int(released["num_attention_heads"]) * size, "k": keys * size, "v": keys * size}
-    return tuple(Part(f"model.layers.{layer}.self_attn.{one}_proj.{kind}", count) for one, count in rows.items())
+    return tuple(TensorPart(f"model.layers.{layer}.self_attn.{one}_proj.{kind}", count) for one, count in rows.items())
 
 
 _LAYER = r"transformer\.encoder\.layers\.(\d+)\."
@@ -96,7 +96,7 @@ FAMILIES = (
             reply="<|assistant|>streaming_transcription\n",
             system=SYSTEM,
         ),
-        original=Original(model_types=("chatglm",), config=_trunk, parts=_parts, division=DIVISION),
+        original=ReleasedLayout(model_types=("chatglm",), config=_trunk, parts=_parts, division=DIVISION),
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},
         codec="speech.codecs.glm4_voice:Glm4VoiceCodec",
     ),

@@ -11,8 +11,8 @@ import numpy as np
 
 from common.errors import InputError
 from speech.families.base import Family
-from speech.multistream_grammar import Parallel
-from speech.released_layout import Config, Original, renamed
+from speech.multistream_grammar import MultiStream
+from speech.released_layout import Config, ReleasedLayout, renamed
 from speech.types import Turn
 from speech.vocabulary import TokenNames, Vocabulary
 
@@ -58,7 +58,7 @@ class KimiAudio(Family):
             streams.say(turn.text)
             streams.add(streams.id(END_TEXT), streams.blank)
             return
-        assert isinstance(self.interleave, Parallel)
+        assert isinstance(self.interleave, MultiStream)
         text = streams.encode(turn.text)
         spoken = [*[streams.blank] * self.interleave.delay, *streams.speech(turn.codes)]
         if len(text) > len(spoken):
@@ -142,14 +142,14 @@ KIMI_AUDIO = KimiAudio(
             SPEAK,
         ),
     ),
-    interleave=Parallel(delay=DELAY),
+    interleave=MultiStream(delay=DELAY),
     # The released code puts blanks over whatever the model gave before speech begins and after the text has ended.
     follows_pattern=False,
     codec="speech.codecs.kimi_audio:KimiAudioCodec",
     streams=2,
     architecture="speech.modeling.kimi_audio:MoonshotKimiaForCausalLM",
     # Its configuration class is Qwen2's, and may have left it that name.
-    original=Original(
+    original=ReleasedLayout(
         model_types=("kimi_audio", "qwen2"),
         config=_config,
         parts=renamed({r"(?!.*\.inv_freq$)(model\..*|lm_head\.weight|mimo_output\.weight)": r"\1"}),

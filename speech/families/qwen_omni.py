@@ -8,8 +8,8 @@ are equal to plain ones where a prompt has no image or video.
 from typing import Any
 
 from speech.families.base import Family, Template
-from speech.grammar import Kind, Unordered
-from speech.released_layout import Config, Original, renamed
+from speech.grammar import AnyOrder, TokenKind
+from speech.released_layout import Config, ReleasedLayout, renamed
 from speech.vocabulary import TokenNames
 
 _NAMES = renamed({r"thinker\.(model\..+|lm_head\.weight)": r"\1"})
@@ -29,7 +29,7 @@ def _family(name: str, model_type: str, trunk: str, architecture: str, marks: tu
     return Family(
         name=name,
         tokens=TokenNames(end_reply="<|im_end|>", pad="<|endoftext|>", speech=None, slot=slot),
-        interleave=Unordered(Kind.TEXT),
+        interleave=AnyOrder(TokenKind.TEXT),
         follows_pattern=True,
         template=Template(
             turns={role: (f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ("system", "user", "assistant")},
@@ -37,7 +37,7 @@ def _family(name: str, model_type: str, trunk: str, architecture: str, marks: tu
             reply="<|im_start|>assistant\n",
             system=system,
         ),
-        original=Original(model_types=(model_type,), config=config, parts=_NAMES),
+        original=ReleasedLayout(model_types=(model_type,), config=config, parts=_NAMES),
         hears="features",
         trained=("text",),
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},

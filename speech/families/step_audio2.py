@@ -7,8 +7,8 @@ beyond the codebook are silence. Template and ids as in the released `stepaudio2
 from typing import Any
 
 from speech.families.base import Family, Template
-from speech.grammar import Kind, Unordered
-from speech.released_layout import Config, Original, renamed
+from speech.grammar import AnyOrder, TokenKind
+from speech.released_layout import Config, ReleasedLayout, renamed
 from speech.vocabulary import TokenNames
 
 
@@ -28,7 +28,7 @@ FAMILIES = (
             beyond="filler",
             slot="<audio_patch>",
         ),
-        interleave=Unordered(Kind.TEXT | Kind.SPEECH | Kind.FILLER, chunk=(4, 8)),
+        interleave=AnyOrder(TokenKind.TEXT | TokenKind.SPEECH | TokenKind.FILLER, chunk=(4, 8)),
         follows_pattern=True,
         template=Template(
             turns={
@@ -40,7 +40,7 @@ FAMILIES = (
             reply="<|BOT|>assistant\n<tts_start>",
             system="You are a helpful assistant.",
         ),
-        original=Original(
+        original=ReleasedLayout(
             model_types=("step_audio_2",), config=_trunk, parts=renamed({r"(model\..+|lm_head\.weight)": r"\1"})
         ),
         hears="features",

@@ -9,7 +9,7 @@ from typing import Any
 
 from speech.families.base import Family, Template
 from speech.grammar import Interleave
-from speech.released_layout import Config, Original, renamed
+from speech.released_layout import Config, ReleasedLayout, renamed
 from speech.vocabulary import TokenNames
 
 SYSTEM = "Your Name: Luke\nYour Gender: male\n\nRespond in a text-audio interleaved manner."
@@ -56,7 +56,7 @@ def _family(name: str, ratios: list[int], **features: Any) -> Family:
             reply="<|im_start|>assistant\n",
             system=SYSTEM,
         ),
-        original=Original(model_types=("qwen2_mtp", "qwen2_mtp_sensevoice"), config=_trunk, parts=_parts),
+        original=ReleasedLayout(model_types=("qwen2_mtp", "qwen2_mtp_sensevoice"), config=_trunk, parts=_parts),
         parts={"embeddings": ("model.embed_tokens.*",), "layers": ("model.layers.*",), "output": ("lm_head.*",)},
         codec="speech.codecs.glm4_voice:Glm4VoiceCodec",
         **features,

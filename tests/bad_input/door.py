@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from common.errors import InputError
-from configs.load import read
-from controller.inputs import Inputs, read_inputs
+from configs.load import load_config
+from controller.inputs import RunInputs, read_inputs
 
 SECONDS = 20.0
 """Longer than this is a hang: a good configuration is read and checked in less than a second."""
@@ -72,9 +72,9 @@ class Setup:
         replaced = change(content)
         path.write_text(json.dumps(content if replaced is None else replaced))
 
-    def enter(self, *overrides: str, config: Path | None = None) -> Inputs:
+    def enter(self, *overrides: str, config: Path | None = None) -> RunInputs:
         """As `duet train` does: read, check, and read what the configuration names."""
-        return read_inputs(read(config or self.config, list(overrides)))
+        return read_inputs(load_config(config or self.config, list(overrides)))
 
 
 def refused(folder: Path, act: Callable[[], Any], *mentions: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from controller.checkpointing import COUNTS, STATE, Checkpoints
+from controller.checkpointing import COUNTS, STATE, CheckpointManager
 from tests.bad_input.door import Setup, contents, refused
 
 pytestmark = pytest.mark.timeout(60)
@@ -150,9 +150,9 @@ GOOD = {
 
 
 @pytest.fixture
-def checkpoints(tmp_path) -> Checkpoints:
+def checkpoints(tmp_path) -> CheckpointManager:
     """Two of them, of the iterations 3 and 6."""
-    found = Checkpoints(tmp_path)
+    found = CheckpointManager(tmp_path)
     for iteration in (3, 6):
         found.write(iteration, GOOD, lambda folder: save_file({"w": np.ones(9)}, folder / "model.safetensors"))
     return found
@@ -202,7 +202,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_of_a_run(checkpoints: Checkpoints, tmp_path: Path, name: str):
+def test_of_a_run(checkpoints: CheckpointManager, tmp_path: Path, name: str):
     DAMAGES[name](tmp_path / "checkpoints/000006")
     before = contents(tmp_path)
     found = checkpoints.newest()
@@ -253,7 +253,7 @@ def test_a_damaged_state_is_never_taken_for_a_whole_one(keys, value):
 @given(content=st.binary(max_size=200), at=st.integers(0, 10**6))
 def test_bytes_in_a_state_never_crash(tmp_path_factory, content, at):
     run = tmp_path_factory.mktemp("run")
-    checkpoints = Checkpoints(run)
+    checkpoints = CheckpointManager(run)
     checkpoints.write(1, GOOD, lambda folder: None)
     path = checkpoints.write(2, GOOD, lambda folder: None) / STATE
     whole = path.read_bytes()
@@ -266,4 +266,4 @@ def test_bytes_in_a_state_never_crash(tmp_path_factory, content, at):
 
 def test_no_checkpoints_at_all(tmp_path):
     for run in (tmp_path, tmp_path / "none"):
-        assert Checkpoints(run).newest() is None
+        assert CheckpointManager(run).newest() is None

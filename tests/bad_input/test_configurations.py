@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from configs.load import read
+from configs.load import load_config
 from configs.schema import CHOICES, NUMBERS, PATHS, Config
-from configs.validate import check, valued
+from configs.validate import check_config, parse_value
 from tests.bad_input.door import Setup, refused
 
 pytestmark = pytest.mark.timeout(60)
@@ -130,7 +130,7 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def good(root) -> Config:
-    return read(root / "configs/playground.yaml", [])
+    return load_config(root / "configs/playground.yaml", [])
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
@@ -202,9 +202,9 @@ def test_every_number_has_two_ends(good: Config, tmp_path, key: str):
     for value in (bound.low - 1, bound.high + 1, -(10**12), 10**12, math.nan, math.inf, -math.inf):
         for one in [(0.9, value), (value, 0.9)] if key == "learner.betas" else [value]:
             changed = copy.deepcopy(good)
-            setattr(valued(changed, section), name, one)
-            refused(tmp_path, lambda config=changed: check(config), f"{key}: {value}")
-    check(good)
+            setattr(parse_value(changed, section), name, one)
+            refused(tmp_path, lambda config=changed: check_config(config), f"{key}: {value}")
+    check_config(good)
 
 
 def test_every_key_has_a_bound_a_choice_or_a_check():

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from configs.load import load, read
+from configs.load import load_config, load_resolved_config
 from configs.schema import CHOICES, NUMBERS
-from configs.validate import valued
+from configs.validate import parse_value
 from data.records import read_demonstrations, read_prompts
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
@@ -128,12 +128,12 @@ KEYS = st.sampled_from([*NUMBERS, *CHOICES]) | st.sampled_from(
 def check_config(config) -> None:
     """Every number within its bound, every word among its choices."""
     for key, bound in NUMBERS.items():
-        values = valued(config, key)
+        values = parse_value(config, key)
         for value in values if isinstance(values, list | tuple) else [values]:
             assert value is None or bound.low <= value <= bound.high
             assert value is None or math.isfinite(value)
     for key, allowed in CHOICES.items():
-        assert valued(config, key) in allowed
+        assert parse_value(config, key) in allowed
     assert asdict(config)
 
 
@@ -148,7 +148,7 @@ def test_any_value_of_any_key(folder, root, key, value):
         tree = {part: tree}
     path = folder / "value.yaml"
     path.write_text(yaml.safe_dump({"extends": str(root / "configs/playground.yaml")} | tree, allow_unicode=True))
-    config = refused_or_read(folder, lambda: read(path, []))
+    config = refused_or_read(folder, lambda: load_config(path, []))
     if config is not None:
         check_config(config)
         config.yaml()
@@ -156,7 +156,7 @@ def test_any_value_of_any_key(folder, root, key, value):
 
 @given(key=KEYS, value=st.text(max_size=12) | st.sampled_from(["[", "{a: ", "!!int x", "&a [*a]", ".inf", "\t", "'"]))
 def test_any_override(folder, root, key, value):
-    config = refused_or_read(folder, lambda: read(root / "configs/playground.yaml", [f"{key}={value}"]))
+    config = refused_or_read(folder, lambda: load_config(root / "configs/playground.yaml", [f"{key}={value}"]))
     if config is not None:
         check_config(config)
 
@@ -167,5 +167,5 @@ def test_any_override(folder, root, key, value):
 def test_any_file(folder, content):
     path = folder / "any.yaml"
     path.write_bytes(content)
-    refused_or_read(folder, lambda: load(path))
-    assert refused_or_read(folder, lambda: read(path, [])) is None
+    refused_or_read(folder, lambda: load_resolved_config(path))
+    assert refused_or_read(folder, lambda: load_config(path, [])) is None

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reward.server import _checked, _words
-from reward.types import Missing
+from reward.types import MissingScore
 from tests.bad_input.door import Setup, refused
 
 pytestmark = pytest.mark.timeout(60)
@@ -65,7 +65,9 @@ SCORES = (
     | st.builds(np.float32, st.floats(width=32)) | st.builds(np.float64, st.floats())
     | st.builds(np.bool_, st.booleans())
     | st.builds(np.array, st.lists(st.floats())) | st.builds(np.array, st.floats())
-    | st.builds(Missing, st.none() | st.text() | st.lists(st.text()), fault=st.sampled_from(["reply", "rater", "", 3]))
+    | st.builds(
+        MissingScore, st.none() | st.text() | st.lists(st.text()), fault=st.sampled_from(["reply", "rater", "", 3])
+    )
 )  # fmt: skip
 """What a judge may answer."""
 
@@ -78,10 +80,10 @@ SCORES = (
 @example(score=True)
 @example(score="5")
 @example(score=Strange)
-@example(score=Missing(["a"]))
+@example(score=MissingScore(["a"]))
 def test_an_answer_is_a_finite_number_or_missing(score):
     found = _checked("judge", score)
-    if isinstance(found, Missing):
+    if isinstance(found, MissingScore):
         assert isinstance(found.reason, str)
         assert found.fault in ("reply", "rater")
         return

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.mix_ratio import MixRatio, MixSettings
-from controller.requests import Inbox, ask
-from observability.run_directory import Records, read_events, read_iterations, read_replies, read_summary, run_directory
+from controller.mix_ratio import MixRatio, MixRatioConfig
+from controller.requests import ControlInbox, send_request
+from observability.run_directory import (
+    RunDirectory,
+    read_events,
+    read_iterations,
+    read_replies,
+    read_summary,
+    run_directory,
+)
 from tests.bad_input.door import refused
 from tests.controller.examples import iteration
 
@@ -19,8 +26,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
-def records(tmp_path) -> Records:
-    found = Records.create(tmp_path / "run", "run: {}\n")
+def records(tmp_path) -> RunDirectory:
+    found = RunDirectory.create(tmp_path / "run", "run: {}\n")
     found.add_event("started")
     return found
 
@@ -31,21 +38,21 @@ def records(tmp_path) -> Records:
 @example(content=b"[" * 100_000)
 def test_events_are_read_past_garbage(tmp_path_factory, content):
     run = tmp_path_factory.mktemp("run")
-    records = Records.create(run, "run: {}\n")
+    records = RunDirectory.create(run, "run: {}\n")
     records.add_event("started")
     with (run / "events.jsonl").open("ab") as file:
         file.write(content)
     assert read_events(run)[0]["kind"] == "started"
-    Records.open(run).add_event("finished")
+    RunDirectory.open(run).add_event("finished")
     events = read_events(run)
     assert (events[0]["kind"], events[-1]["kind"]) == ("started", "finished")
     assert all(isinstance(event["kind"], str) for event in events)
-    refused(run, lambda: ask(run, "mix", 0.3, seconds=0.1, say=print), "has finished")
+    refused(run, lambda: send_request(run, "mix", 0.3, seconds=0.1, say=print), "has finished")
 
 
 def ratio() -> MixRatio:
     return MixRatio(
-        MixSettings(
+        MixRatioConfig(
             mode="adaptive", fixed=0.5, switch=0, largest=0.8, slope=5.0, threshold=3.0, lowest_score=1.0,
             highest_score=5.0, smoothing=0.9, first=None, per_group=False,
         )
@@ -72,8 +79,8 @@ REQUESTS = st.binary(max_size=100) | st.recursive(
 @example(content=b" " * 70_000)
 def test_a_request_is_obeyed_or_refused_on_record(tmp_path_factory, content):
     run = tmp_path_factory.mktemp("run")
-    records = Records.create(run, "run: {}\n")
-    inbox, mix = Inbox.open(run), ratio()
+    records = RunDirectory.create(run, "run: {}\n")
+    inbox, mix = ControlInbox.open(run), ratio()
     (run / "requests/1.json").write_bytes(content)
     [request] = inbox.take()
     try:
@@ -90,7 +97,7 @@ def test_a_request_is_obeyed_or_refused_on_record(tmp_path_factory, content):
 
 
 def test_what_is_no_request_is_left_alone_and_waited_for_by_nobody(records):
-    run, inbox = records.directory, Inbox.open(records.directory)
+    run, inbox = records.directory, ControlInbox.open(records.directory)
     folder = run / "requests"
     (folder / "1.json").mkdir()
     os.mkfifo(folder / "2.json")
@@ -98,12 +105,12 @@ def test_what_is_no_request_is_left_alone_and_waited_for_by_nobody(records):
     (folder / "4.json").symlink_to("nowhere")
     (folder / "5.taken").mkdir()
     (folder / os.fsdecode(b"6\xff.json")).write_text("{}")
-    [request] = Inbox.open(run).take()
+    [request] = ControlInbox.open(run).take()
     assert request.content == {}
     records.add_event("refused", id=request.id)  # a name that is no UTF-8 goes on record as it can
     inbox.done(request)
     assert [event["kind"] for event in read_events(run)] == ["started", "refused"]
-    assert Inbox.open(run).take() == []
+    assert ControlInbox.open(run).take() == []
 
 
 ANSWERS = {
@@ -115,7 +122,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_that_are_none(records, name):
-    Inbox.open(records.directory)
+    ControlInbox.open(records.directory)
 
     def answer(_):
         [asked] = (records.directory / "requests").glob("*.json")
@@ -125,7 +132,7 @@ def test_answers_that_are_none(records, name):
 
     before = len(read_events(records.directory))
     with pytest.raises(Exception, match=r"no reason is given|names no iteration") as caught:
-        ask(records.directory, "mix", 0.3, seconds=5, say=answer)
+        send_request(records.directory, "mix", 0.3, seconds=5, say=answer)
     assert type(caught.value).__name__ == "InputError"
     assert len(read_events(records.directory)) == before + 1
 
@@ -152,15 +159,15 @@ def test_summaries_and_tables_that_are_none(records, name):
         refused(run, act, file, "does not exist")
         (run / file).write_bytes(FILES[name])
         refused(run, act, file)
-    refused(run, lambda: Records.open(run), "iterations.parquet")
+    refused(run, lambda: RunDirectory.open(run), "iterations.parquet")
 
 
 def test_tables_of_something_else(records):
     run = records.directory
     pq.write_table(pa.table({"round": [1]}), run / "iterations.parquet")
-    refused(run, lambda: Records.open(run), "iterations.parquet", "'iteration'")
+    refused(run, lambda: RunDirectory.open(run), "iterations.parquet", "'iteration'")
     pq.write_table(pa.table({"iteration": ["one"]}), run / "iterations.parquet")
-    refused(run, lambda: Records.open(run), "iterations.parquet", "'iteration'")
+    refused(run, lambda: RunDirectory.open(run), "iterations.parquet", "'iteration'")
 
 
 def test_going_on_leaves_what_is_not_of_the_run(records):
@@ -168,7 +175,7 @@ def test_going_on_leaves_what_is_not_of_the_run(records):
         records.add_iteration(iteration(number))
     (records.directory / "replies/mine.parquet").write_text("notes")
     (records.directory / "replies/000002.parquet").write_text("half")
-    assert Records.open(records.directory, through=1).last == 1
+    assert RunDirectory.open(records.directory, through=1).last == 1
     assert [path.name for path in (records.directory / "replies").iterdir()] == ["mine.parquet"]
 
 

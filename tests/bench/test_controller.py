@@ -8,7 +8,7 @@ import pytest
 
 from bench.simulation import simulate
 from speech.families import PLAYGROUND
-from speech.grammar import Automaton, Kind, allowed_sets
+from speech.grammar import Automaton, TokenKind, allowed_masks
 
 PATTERN = PLAYGROUND.interleave
 LATENCIES = dict(rollout=0.3, reward=0.1, learn=0.1, sync=0.1)
@@ -30,14 +30,16 @@ def test_members_cost_the_controller_next_to_nothing():
 
 
 def test_what_is_done_for_every_token_is_a_look_up():
-    kinds = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], dtype=np.int8)
+    kinds = np.array(
+        [0, TokenKind.TEXT, TokenKind.SPEECH, TokenKind.BEGIN, TokenKind.END, TokenKind.STOP], dtype=np.int8
+    )
     reply = np.array([*[1, 1, 3, *[2] * 8, 4] * 30, 5])
 
     def stepwise() -> list[int]:
         automaton, sets = Automaton(PATTERN), []
         for token in reply:
             sets.append(int(automaton.allowed()))
-            automaton.advance(Kind(int(kinds[token])))
+            automaton.advance(TokenKind(int(kinds[token])))
         return sets
 
     def seconds(function) -> float:
@@ -45,6 +47,6 @@ def test_what_is_done_for_every_token_is_a_look_up():
         function()
         return time.perf_counter() - begun
 
-    assert allowed_sets(reply, PATTERN, kinds).tolist() == stepwise()
-    pairs = [(seconds(stepwise), seconds(lambda: allowed_sets(reply, PATTERN, kinds))) for _ in range(15)]
+    assert allowed_masks(reply, PATTERN, kinds).tolist() == stepwise()
+    pairs = [(seconds(stepwise), seconds(lambda: allowed_masks(reply, PATTERN, kinds))) for _ in range(15)]
     assert median(slow / fast for slow, fast in pairs) > 8

@@ -8,11 +8,11 @@ import pytest
 
 from bench import __main__ as command
 from bench import page
-from bench.rows import Row, met, row
+from bench.rows import BenchRow, met, row
 
 
 def test_a_row_is_the_median_with_its_spread():
-    assert row("x", [0.9, 1.2, 1.0], "≥ 0.95") == Row("x", 1.0, "≥ 0.95", True, (0.9, 1.2))
+    assert row("x", [0.9, 1.2, 1.0], "≥ 0.95") == BenchRow("x", 1.0, "≥ 0.95", True, (0.9, 1.2))
     assert not row("x", [2.2, 2.0, 2.1], "≤ 2.05").met
     assert row("x", [7.0], "").met
 

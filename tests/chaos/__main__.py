@@ -54,7 +54,7 @@ def main() -> int:
 
 def hurt(directory: Path, kinds: tuple[str, ...], iterations: int, seed: int, in_process: bool) -> int:
     """Does it all. Returns the exit code. Raises Lost."""
-    from configs.load import read
+    from configs.load import load_config
     from controller.inputs import read_inputs
 
     os.chdir(ROOT)
@@ -64,7 +64,7 @@ def hurt(directory: Path, kinds: tuple[str, ...], iterations: int, seed: int, in
             wound = storm.strike(fault)
             print(f"iteration {storm.iteration():>3}: {KINDS[fault.kind]} {wound.what}", flush=True)
         storm.finish(iterations)
-        config = read(storm.run / "config.yaml", [])
+        config = load_config(storm.run / "config.yaml", [])
         wrong = complaints(storm.run, config, read_inputs(config).prompts, {"judge": "answer"}, iterations)
         table = report.markdown(report.rows(storm))
         missing = missing_by_reason(storm.run)

@@ -116,7 +116,7 @@ class Storm:
         }  # fmt: skip
         raters = [
             *own["reward"]["raters"],
-            {"name": "judge", "use": "reward.remote.http_judge:HttpRater", "arguments": judge},
+            {"name": "judge", "use": "reward.remote.http_judge:HttpJudge", "arguments": judge},
         ]
         few = {"held_out": str(self._few())}
         settings = {

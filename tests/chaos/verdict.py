@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from configs.schema import Config
-from data.sampler import PROMPTS, Ledger
+from data.sampler import PROMPTS, EpochSampler
 from observability.run_directory import read_iterations, read_replies
 from speech.types import Prompt
 
@@ -43,7 +43,7 @@ def _series(directory: Path, config: Config, least: int) -> list[str]:
 
 def _ledger(directory: Path, config: Config, prompts: list[Prompt]) -> list[str]:
     """Every prompt that was due, in its iteration and no other, with its whole group."""
-    ledger, found = Ledger(len(prompts), config.run.seed, PROMPTS), []
+    ledger, found = EpochSampler(len(prompts), config.run.seed, PROMPTS), []
     group = list(range(config.rollout.group_size))
     for iteration in _iterations(directory):
         due = [prompts[index].id for index in ledger.take(config.rollout.prompts)]

@@ -13,27 +13,27 @@ from pathlib import Path
 import ray
 
 from cluster import ray_cluster
-from cluster.monitored_actor import Member
-from cluster.placement import Place
+from cluster.monitored_actor import MonitoredActor
+from cluster.placement import Placement
 
 WORK_SECONDS = 4.0
 
 
-class Servant(Member):
+class Servant(MonitoredActor):
     """Holds a place."""
 
     def pid(self) -> int:
         return os.getpid()
 
 
-class Master(Member):
+class Master(MonitoredActor):
     """Has a servant, works for a while, and writes down that it got to the end."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.told = self.over = False
-        ray_cluster.accompany(lambda: self.told and not self.over)
-        self.folder, self.place = folder, Place("servant", {"CPU": 1})
+        ray_cluster.exit_with_driver(lambda: self.told and not self.over)
+        self.folder, self.place = folder, Placement("servant", {"CPU": 1})
         self.servant = ray.remote(Servant).options(**self.place.options()).remote()
 
     def pids(self) -> list[int]:

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.actor_pool import Crew, CrewSettings, Renewal
-from cluster.monitored_actor import Member
-from cluster.placement import Place
-from cluster.replica_state import GivenUp, Life
-from cluster.waiting import Interrupted, MemberBroken, MemberFailed, Overdue
+from cluster.actor_pool import ActorPool, ActorPoolConfig, WeightUpdateRequest
+from cluster.monitored_actor import MonitoredActor
+from cluster.placement import Placement
+from cluster.replica_state import PoolFailed, ReplicaState
+from cluster.waiting import ActorFailed, ActorUnusable, CallTimeout, SyncInterrupted
 
 pytestmark = pytest.mark.timeout(180)
 
 
-class Worker(Member):
+class Worker(MonitoredActor):
     """Does what an item says: a number is answered with its square; "die 2" dies of it, in the first two processes."""
 
     def __init__(self, name: str, notes: Path) -> None:
@@ -38,7 +38,7 @@ class Worker(Member):
         met = len(list(self.notes.glob(f"interrupted-{self.name}-*")))
         if met < interruptions:
             (self.notes / f"interrupted-{self.name}-{met}").touch()
-            raise Interrupted(f"{met} of 9 parts came")
+            raise SyncInterrupted(f"{met} of 9 parts came")
         return self.renew(version)
 
     def do(self, items: list, version: int) -> list:
@@ -60,11 +60,11 @@ class Worker(Member):
         if what == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "break":
-            raise MemberBroken("its engine is gone")
+            raise ActorUnusable("its engine is gone")
         raise ValueError("this item is no good")
 
 
-class Unable(Member):
+class Unable(MonitoredActor):
     """Cannot start."""
 
     def __init__(self) -> None:
@@ -88,14 +88,14 @@ def crew(tmp_path):
 
     def make(
         members: int = 2, *, cpus: float = 0.5, beat: float = 60.0, work: float = 60.0, start: float = 60.0
-    ) -> Crew:
+    ) -> ActorPool:
         told: list[tuple[str, dict]] = []
 
-        def place_worker(name: str, place: Place) -> object:
+        def place_worker(name: str, place: Placement) -> object:
             return ray.remote(Worker).options(**place.options()).remote(name, tmp_path)
 
-        one = Crew(
-            CrewSettings(
+        one = ActorPool(
+            ActorPoolConfig(
                 role="worker", members=members, start_seconds=start, renew_seconds=30.0, work_seconds=work,
                 beat_seconds=beat, renewed=True, needs={"CPU": cpus},
             ),
@@ -118,22 +118,24 @@ def check(name: str, answer: int) -> None:
         raise RuntimeError(f"{name} computes something else")
 
 
-def renewed(one: Crew, version: int = 1) -> Crew:
-    one.renew(Renewal(call=lambda worker: worker.renew.remote(version), check=check, doing="taking weights"))
+def renewed(one: ActorPool, version: int = 1) -> ActorPool:
+    one.renew(
+        WeightUpdateRequest(call=lambda worker: worker.renew.remote(version), check=check, doing="taking weights")
+    )
     return one
 
 
-def work(one: Crew, items: list, version: int = 1) -> list:
+def work(one: ActorPool, items: list, version: int = 1) -> list:
     return one.work(
         [f"item {item}" for item in items], lambda w, share: w.do.remote([items[i] for i in share], version), "working"
     )
 
 
-def kinds(one: Crew) -> list[str]:
+def kinds(one: ActorPool) -> list[str]:
     return [kind for kind, _ in one.told]
 
 
-def until_joined(one: Crew, times: int = 1) -> None:
+def until_joined(one: ActorPool, times: int = 1) -> None:
     """Members come back while there is work."""
     deadline = time.monotonic() + 60
     while kinds(one).count("joined") < times:
@@ -174,9 +176,9 @@ def test_an_item_that_fails_or_kills_again_and_again_ends_the_work_and_nothing_e
     one = crew()
     one.start()
     renewed(one)
-    with pytest.raises(MemberFailed, match=r"failed while working, 2 times with each of .*item fail 9.*: ValueError"):
+    with pytest.raises(ActorFailed, match=r"failed while working, 2 times with each of .*item fail 9.*: ValueError"):
         work(one, [1, "fail 9"])
-    with pytest.raises(Overdue, match="nobody finished working: lent 4 times each, to no end: item die 9"):
+    with pytest.raises(CallTimeout, match="nobody finished working: lent 4 times each, to no end: item die 9"):
         work(one, ["die 9"])
     assert work(one, [1, 2, 3]) == [1, 4, 9]
 
@@ -219,8 +221,10 @@ def test_a_successor_that_computes_something_else_gets_no_work(crew):
 def test_what_a_member_cannot_take_at_the_first_start_ends_it(crew):
     one = crew(1)
     one.start()
-    renewal = Renewal(call=lambda worker: worker.do.remote(["no 1"], 0), check=check, doing="taking weights")
-    with pytest.raises(MemberFailed, match=r"worker-0 failed while taking weights: ValueError.*no good"):
+    renewal = WeightUpdateRequest(
+        call=lambda worker: worker.do.remote(["no 1"], 0), check=check, doing="taking weights"
+    )
+    with pytest.raises(ActorFailed, match=r"worker-0 failed while taking weights: ValueError.*no good"):
         one.renew(renewal, strict=True)
     assert "lost" not in kinds(one)
 
@@ -243,8 +247,8 @@ class Giver:
         return lambda worker: worker.renew_unless.remote(self.version, self.interruptions)
 
 
-def given(one: Crew, giver: Giver, **more) -> Crew:
-    one.renew(Renewal(rounds=giver, check=check, doing="taking weights"), **more)
+def given(one: ActorPool, giver: Giver, **more) -> ActorPool:
+    one.renew(WeightUpdateRequest(rounds=giver, check=check, doing="taking weights"), **more)
     return one
 
 
@@ -258,7 +262,7 @@ def test_what_is_given_in_rounds_goes_to_all_together_and_later_to_who_comes_whe
     assert work(one, ["die 1", 2, 3, 4]) == ["die 1", 4, 9, 16]
     [dead] = [fields["member"] for kind, fields in one.told if kind == "lost"]
     deadline = time.monotonic() + 60
-    while one.fleet.members[dead].life != Life.STALE:
+    while one.fleet.members[dead].life != ReplicaState.STALE:
         assert time.monotonic() < deadline, one.told
         work(one, [1])
     work(one, [1])
@@ -311,7 +315,7 @@ def test_a_pool_grows_and_shrinks_while_it_works(crew):
 
 
 def test_a_member_without_a_place_is_said_to_have_none_and_is_waited_for(crew):
-    with pytest.raises(MemberFailed, match=r"worker-\d has no place to start: it needs 99 CPU more than"):
+    with pytest.raises(ActorFailed, match=r"worker-\d has no place to start: it needs 99 CPU more than"):
         crew(1, cpus=99.0, start=2.0).start()
     one = crew(1, cpus=5.0)
     one.start()
@@ -325,7 +329,7 @@ def test_a_member_without_a_place_is_said_to_have_none_and_is_waited_for(crew):
     assert "lost" not in kinds(one)
     one.resize(1)
     work(one, [1])
-    assert one.fleet.of(Life.STARTING) == []
+    assert one.fleet.of(ReplicaState.STARTING) == []
 
 
 def test_a_pool_whose_members_cannot_start_is_given_up_with_the_reason(crew):
@@ -333,7 +337,7 @@ def test_a_pool_whose_members_cannot_start_is_given_up_with_the_reason(crew):
     one.start()
     renewed(one)
     one._make = lambda name, place: ray.remote(Unable).options(**place.options()).remote()
-    with pytest.raises(GivenUp, match=r"all of worker-0 died 3 times while starting: .*no such checkpoint"):
+    with pytest.raises(PoolFailed, match=r"all of worker-0 died 3 times while starting: .*no such checkpoint"):
         work(one, ["die 1"])
 
 

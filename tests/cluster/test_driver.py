@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from cluster.ray_cluster import accompany
+from cluster.ray_cluster import exit_with_driver
 from tests.cluster.orphans import WORK_SECONDS
 
 pytestmark = pytest.mark.timeout(180)
@@ -57,7 +57,7 @@ def test_what_was_told_to_stop_comes_to_its_end_without_a_driver(root, cluster, 
 
 
 def test_a_driver_goes_with_nobody(cluster):
-    accompany(lambda: False)
+    exit_with_driver(lambda: False)
     assert "driver" not in [thread.name for thread in threading.enumerate()]
 
 

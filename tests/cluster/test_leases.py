@@ -3,19 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.task_queue import Leases
+from cluster.task_queue import LeaseTable
 
 ANY = float("inf")
 
 
 def test_shares_are_contiguous_and_even():
-    leases = Leases(7)
+    leases = LeaseTable(7)
     assert leases.give({"a": ANY, "b": ANY, "c": ANY}) == {"a": (0, 1, 2), "b": (3, 4), "c": (5, 6)}
-    assert Leases(1).give({"a": ANY, "b": ANY}) == {"a": (0,)}
+    assert LeaseTable(1).give({"a": ANY, "b": ANY}) == {"a": (0,)}
 
 
 def test_nobody_gets_more_than_there_is_room_for_and_who_has_least_gets_most():
-    leases = Leases(4)
+    leases = LeaseTable(4)
     assert leases.give({"a": 3}) == {"a": (0, 1, 2)}
     for _ in range(5):
         leases.add()
@@ -24,7 +24,7 @@ def test_nobody_gets_more_than_there_is_room_for_and_who_has_least_gets_most():
 
 
 def test_what_a_dead_member_had_goes_to_another_first_and_counts_once():
-    leases = Leases(5)
+    leases = LeaseTable(5)
     leases.give({"a": 2, "b": 2})
     leases.take(2, "c")
     assert leases.revoke("a") == (0, 1)
@@ -38,7 +38,7 @@ def test_what_a_dead_member_had_goes_to_another_first_and_counts_once():
 
 
 def test_what_is_called_off_is_not_taken():
-    leases = Leases(2)
+    leases = LeaseTable(2)
     leases.give({"a": 1})
     leases.call_off()
     leases.take(0, "x")
@@ -52,7 +52,7 @@ def test_what_is_called_off_is_not_taken():
     ),
 )
 def test_every_item_is_done_exactly_once_however_members_behave(count, story):
-    leases, late, done = Leases(count), [], {}
+    leases, late, done = LeaseTable(count), [], {}
     has: dict[str, list[int]] = {member: [] for member in "abc"}
     for member, fate in [*story, *[(m, "back") for m in "abc"] * (count + 1)]:
         for name, items in leases.give(dict.fromkeys("abc", 2)).items():

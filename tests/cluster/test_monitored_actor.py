@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.monitored_actor import Member, identify, on_node, stacks
+from cluster.monitored_actor import MonitoredActor, find_identity, on_node, stacks_of
 from cluster.post_mortem import describe
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +23,7 @@ EXACT = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[
 """Whether the kernel keeps the exit status of a process for others than its parent."""
 
 
-class Busy(Member):
+class Busy(MonitoredActor):
     def __init__(self, fail: bool = False, start_seconds: float = 0.0) -> None:
         super().__init__()
         print("token=abc123 is printed", flush=True)
@@ -88,16 +88,16 @@ def test_a_busy_member_shows_its_stacks(member):
     pid, _ = ray.get(busy.pids.remote(), timeout=60)
     busy.nap.remote()
     time.sleep(0.3)
-    seen = identify(busy)
+    seen = find_identity(busy)
     assert seen is not None
     assert (seen.pid, seen.kind) == (pid, "Busy")
-    text = stacks(busy)
+    text = stacks_of(busy)
     assert f"process {pid}: S" in text
     assert "in nap" in text
-    assert stacks(busy).count("in nap") == 1, "the second time brings the second dump only"
+    assert stacks_of(busy).count("in nap") == 1, "the second time brings the second dump only"
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    assert "T (stopped)" in (text := stacks(busy, 1.0))
+    assert "T (stopped)" in (text := stacks_of(busy, 1.0))
     assert "gave no stacks" in text
     assert time.monotonic() - began < 2
     os.kill(pid, signal.SIGKILL)
@@ -108,14 +108,14 @@ def test_a_member_that_holds_the_interpreter_shows_its_stacks(member):
     ray.get(stuck.pids.remote(), timeout=60)
     stuck.hold_the_lock.remote(30)
     time.sleep(0.3)
-    assert "in hold_the_lock" in stacks(stuck)
+    assert "in hold_the_lock" in stacks_of(stuck)
     ray.kill(stuck)
 
 
 def test_a_member_that_does_not_get_through_its_start_shows_where_it_is(member):
     slow = member(start_seconds=60.0)
     deadline = time.monotonic() + 20
-    while "in __init__" not in stacks(slow):
+    while "in __init__" not in stacks_of(slow):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     ray.kill(slow)
@@ -124,9 +124,9 @@ def test_a_member_that_does_not_get_through_its_start_shows_where_it_is(member):
 def test_a_process_that_does_not_listen_is_not_signalled(member):
     busy = member()
     pid, child = ray.get(busy.pids.remote(), timeout=60)
-    place = on_node(identify(busy).node_id, lambda: str(ray._private.worker._global_node.get_logs_dir_path()))
-    with open(f"{place}/member-{identify(busy).actor_id}-{child}.stacks", "w"):
-        text = stacks(busy)
+    place = on_node(find_identity(busy).node_id, lambda: str(ray._private.worker._global_node.get_logs_dir_path()))
+    with open(f"{place}/member-{find_identity(busy).actor_id}-{child}.stacks", "w"):
+        text = stacks_of(busy)
     assert f"process {pid}" in text
     os.kill(child, 0)
     ray.kill(busy)
@@ -194,7 +194,7 @@ def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluste
     survivor, child = ray.get(second.pids.remote(), timeout=60)
     answer, waiting = first.nap.remote(), second.nap.remote()
     time.sleep(0.3)
-    assert "in nap" in stacks(first)
+    assert "in nap" in stacks_of(first)
     os.kill(pid, signal.SIGKILL)
     found = describe(death(answer))
     assert "token=abc123 is printed" in found.log_tail
@@ -203,7 +203,7 @@ def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluste
     lost = describe(death(waiting))
     assert lost.cause.startswith(f"its node {node.node_id[:8]} is gone")
     assert "could not be asked" in str(lost)
-    assert "not reached" in stacks(second)
+    assert "not reached" in stacks_of(second)
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{left}") for left in (survivor, child)):
         assert time.monotonic() < deadline, "a member and what it started outlive their node"

@@ -6,9 +6,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.actor_pool import Crew, CrewSettings
-from cluster.placement import Place, lacking
-from cluster.replica_state import Life
+from cluster.actor_pool import ActorPool, ActorPoolConfig
+from cluster.placement import Placement, missing_resources
+from cluster.replica_state import ReplicaState
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -32,7 +32,7 @@ def cluster():
     made.shutdown()
 
 
-def put(place: Place, bundle: int = 0):
+def put(place: Placement, bundle: int = 0):
     return ray.remote(Someone).options(**place.options(bundle)).remote()
 
 
@@ -42,23 +42,23 @@ def node_of(actor) -> str:
 
 def test_ranks_lie_as_they_are_to_or_do_not_start(cluster):
     rank = {"CPU": 1.5}
-    together = Place("learner", rank, rank, strategy="STRICT_PACK")
+    together = Placement("learner", rank, rank, strategy="STRICT_PACK")
     assert together.needs == {"CPU": 3.0}
     assert not together.wait(2)
     assert not together.held
-    assert lacking(together.needs) == "no node has room for it"
+    assert missing_resources(together.needs) == "no node has room for it"
     together.give_up()
-    apart = Place("learner", rank, rank, strategy="STRICT_SPREAD")
+    apart = Placement("learner", rank, rank, strategy="STRICT_SPREAD")
     assert apart.wait(30)
     assert apart.held
-    assert lacking({"CPU": 3.0}) == "it needs 3 CPU more than the cluster has free"
+    assert missing_resources({"CPU": 3.0}) == "it needs 3 CPU more than the cluster has free"
     assert len({node_of(put(apart, bundle)) for bundle in range(2)}) == 2
     apart.give_up()
 
 
 def test_what_nodes_were_started_with_decides_who_goes_where(cluster):
     [special] = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "special" in node["Resources"]]
-    places = [Place("rollout-0", {"CPU": 0.5, "GPU": 0.0, "special": 1.0}) for _ in range(3)]
+    places = [Placement("rollout-0", {"CPU": 0.5, "GPU": 0.0, "special": 1.0}) for _ in range(3)]
     assert [place.wait(5) for place in places] == [True, True, False]
     actors = [put(place) for place in places[:2]]
     assert [node_of(actor) for actor in actors] == [special, special]
@@ -72,10 +72,10 @@ def test_what_nodes_were_started_with_decides_who_goes_where(cluster):
 
 def test_pools_grow_without_what_the_learner_needs(cluster):
     """Nobody gets the place of a rank that is dead, however long they have been waiting."""
-    ranks = Place("learner", {"CPU": 1.5}, {"CPU": 1.5})
+    ranks = Placement("learner", {"CPU": 1.5}, {"CPU": 1.5})
     assert ranks.wait(30)
-    pool = Crew(
-        CrewSettings(
+    pool = ActorPool(
+        ActorPoolConfig(
             role="rollout", members=1, start_seconds=100.0, renew_seconds=30.0, work_seconds=30.0, beat_seconds=60.0,
             renewed=False, needs={"CPU": 0.5},
         ),
@@ -100,6 +100,6 @@ def test_pools_grow_without_what_the_learner_needs(cluster):
         work()
     ray.get(put(ranks).pid.remote(), timeout=60)  # a successor of the rank starts at once
     work()
-    assert (len(pool.names), len(pool.fleet.of(Life.STARTING))) == (2, 2)
+    assert (len(pool.names), len(pool.fleet.of(ReplicaState.STARTING))) == (2, 2)
     pool.stop()
     ranks.give_up()

@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 
 from cluster import exit_watcher
-from cluster.monitored_actor import Identity
-from cluster.post_mortem import Evidence, conclude
+from cluster.monitored_actor import ActorIdentity
+from cluster.post_mortem import ExitEvidence, diagnose
 
 HEAD = (
     "The actor died unexpectedly before finishing this task.\n"
@@ -42,25 +42,25 @@ def died(text: str) -> RayActorError:
 @pytest.mark.parametrize(
     ("error", "evidence", "cause"),
     [
-        (died(GONE), Evidence(status=9, oom_kills=0), "killed by signal 9 (SIGKILL)"),
+        (died(GONE), ExitEvidence(status=9, oom_kills=0), "killed by signal 9 (SIGKILL)"),
         (
             died(GONE),
-            Evidence(status=9, oom_kills=2),
+            ExitEvidence(status=9, oom_kills=2),
             "out of memory: killed by signal 9 (SIGKILL), and the kernel's out-of-memory killer struck in its cgroup "
             "at that time",
         ),
         (
             died(GONE),
-            Evidence(status=9),
+            ExitEvidence(status=9),
             "killed by signal 9 (SIGKILL); whether for lack of memory is not known, its cgroup has no counter of such "
             "kills",
         ),
-        (died(GONE), Evidence(status=3 << 8, oom_kills=1), "exited with code 3"),
-        (died(GONE), Evidence(status=11 | 0x80), "killed by signal 11 (SIGSEGV)"),
-        (died(GONE), Evidence(log_tail=("Fatal Python error: Aborted", "Stack:")), "killed by signal 6 (SIGABRT)"),
+        (died(GONE), ExitEvidence(status=3 << 8, oom_kills=1), "exited with code 3"),
+        (died(GONE), ExitEvidence(status=11 | 0x80), "killed by signal 11 (SIGSEGV)"),
+        (died(GONE), ExitEvidence(log_tail=("Fatal Python error: Aborted", "Stack:")), "killed by signal 6 (SIGABRT)"),
         (
             died(GONE),
-            Evidence(log_tail=("all is well",)),
+            ExitEvidence(log_tail=("all is well",)),
             "exit status not known; Ray reports: SYSTEM_ERROR, Worker unexpectedly exits with a connection error code "
             "2. End of file.",
         ),
@@ -69,49 +69,49 @@ def died(text: str) -> RayActorError:
                 "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit "
                 "detail: Worker exits unexpectedly. Worker exits with an exit code 1. The process receives a SIGTERM."
             ),
-            Evidence(),
+            ExitEvidence(),
             "exited with code 1; it had received SIGTERM",
         ),
-        (died("The actor is dead because it was killed by `ray.kill`."), Evidence(), "ended by us (ray.kill)"),
+        (died("The actor is dead because it was killed by `ray.kill`."), ExitEvidence(), "ended by us (ray.kill)"),
         (
             died(
                 "The actor died because its node has died. Node Id: 0123456789abcdef\n\tthe actor's node was terminated"
             ),
-            Evidence(),
+            ExitEvidence(),
             "its node 01234567 is gone",
         ),
         (
             OutOfMemoryError(MEMORY),
-            Evidence(status=9),
+            ExitEvidence(status=9),
             "out of memory: killed by Ray's memory monitor (Memory usage 7710928896B exceeded threshold of 252760624B "
             "(1.0% of 25276063744B limit))",
         ),
         (
             RayActorError("d2a5", CREATION, actor_init_failed=True),
-            Evidence(),
+            ExitEvidence(),
             "could not be made: ValueError: bad init",
         ),
         (
             ActorUnavailableError("RPC error: Socket closed", bytes(16)),
-            Evidence(),
+            ExitEvidence(),
             f"not reachable, perhaps not dead; Ray reports: The actor {'0' * 32} is unavailable: RPC error: Socket "
             "closed. The task may or may not have been executed on the actor.",
         ),
     ],
 )
 def test_the_cause(error, evidence, cause):
-    found = conclude(error, evidence)
+    found = diagnose(error, evidence)
     assert found.cause == cause
     assert "common causes" not in found.text()
     assert "s3cret" not in found.text()
 
 
 def test_the_line_says_where_and_what_is_missing():
-    who = Identity(actor_id="d2a5", pid=15962, node_id="ab" * 28, host="10.0.0.2", kind="RewardServer")
-    found = conclude(died(GONE), Evidence(status=9, oom_kills=0, log_tail=("one", "two")), who)
+    who = ActorIdentity(actor_id="d2a5", pid=15962, node_id="ab" * 28, host="10.0.0.2", kind="RewardServer")
+    found = diagnose(died(GONE), ExitEvidence(status=9, oom_kills=0, log_tail=("one", "two")), who)
     assert str(found) == "killed by signal 9 (SIGKILL); process 15962 on 10.0.0.2"
     assert found.text() == f"{found}\n    one\n    two"
-    assert str(conclude(died(GONE), Evidence(missing="its node is silent"))).endswith("; its node is silent")
+    assert str(diagnose(died(GONE), ExitEvidence(missing="its node is silent"))).endswith("; its node is silent")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cluster.replica_state import LONGEST_PAUSE, Fleet, GivenUp, Life
+from cluster.replica_state import LONGEST_PAUSE, PoolFailed, ReplicaSet, ReplicaState
 
 
-def ready(fleet: Fleet, *names: str, now: float = 0.0) -> None:
+def ready(fleet: ReplicaSet, *names: str, now: float = 0.0) -> None:
     for name in names:
         fleet.starting(name, now)
         fleet.started(name, now)
@@ -13,21 +13,21 @@ def ready(fleet: Fleet, *names: str, now: float = 0.0) -> None:
 
 
 def test_nobody_is_ready_before_it_holds_what_the_others_hold():
-    fleet = Fleet("rollout", 2)
+    fleet = ReplicaSet("rollout", 2)
     assert fleet.due(0.0) == ["rollout-0", "rollout-1"]
     for name in fleet.due(0.0):
         fleet.starting(name, 0.0)
     assert fleet.due(0.0) == []
     fleet.started("rollout-0", 1.0)
-    assert fleet.of(Life.READY) == []
+    assert fleet.of(ReplicaState.READY) == []
     with pytest.raises(ValueError, match="rollout-1 cannot become ready while it is starting"):
         fleet.renewed("rollout-1", 1.0)
     fleet.renewed("rollout-0", 2.0)
-    assert fleet.of(Life.READY) == ["rollout-0"]
+    assert fleet.of(ReplicaState.READY) == ["rollout-0"]
 
 
 def test_who_dies_is_succeeded_in_its_place_and_passes_through_stale_again():
-    fleet = Fleet("rollout", 2)
+    fleet = ReplicaSet("rollout", 2)
     ready(fleet, "rollout-0", "rollout-1")
     fleet.died("rollout-0", "signal 9", 5.0)
     assert fleet.members["rollout-0"].reason == "signal 9"
@@ -36,21 +36,21 @@ def test_who_dies_is_succeeded_in_its_place_and_passes_through_stale_again():
     assert fleet.starting("rollout-0", 5.0).incarnation == 2
     assert fleet.restarts == 1
     fleet.started("rollout-0", 6.0)
-    assert fleet.of(Life.READY) == ["rollout-1"]
-    assert fleet.of(Life.STALE) == ["rollout-0"]
+    assert fleet.of(ReplicaState.READY) == ["rollout-1"]
+    assert fleet.of(ReplicaState.STALE) == ["rollout-0"]
 
 
 def test_something_new_makes_the_ready_ones_stale():
-    fleet = Fleet("rollout", 3)
+    fleet = ReplicaSet("rollout", 3)
     ready(fleet, "rollout-0", "rollout-1")
     fleet.starting("rollout-2", 0.0)
     assert fleet.outdated(1.0) == ["rollout-0", "rollout-1"]
-    assert fleet.of(Life.READY) == []
-    assert fleet.of(Life.STARTING) == ["rollout-2"]
+    assert fleet.of(ReplicaState.READY) == []
+    assert fleet.of(ReplicaState.STARTING) == ["rollout-2"]
 
 
 def test_a_place_whose_members_die_while_starting_waits_longer_and_is_given_up_when_nobody_lives():
-    fleet = Fleet("reward", 2, tries=3, pause=1.0)
+    fleet = ReplicaSet("reward", 2, tries=3, pause=1.0)
     ready(fleet, "reward-1")
     for dies, next_try in ((0.0, 1.0), (1.0, 3.0)):
         fleet.starting("reward-0", dies)
@@ -69,12 +69,12 @@ def test_a_place_whose_members_die_while_starting_waits_longer_and_is_given_up_w
         fleet.starting("reward-1", now)
         assert "reward-1" not in fleet.due(now)
         fleet.died("reward-1", "no such file", now)
-    with pytest.raises(GivenUp, match="died 3 times while starting: no such file"):
+    with pytest.raises(PoolFailed, match="died 3 times while starting: no such file"):
         fleet.due(1e9)
 
 
 def test_silence_is_a_sign_that_does_not_change():
-    fleet = Fleet("rollout", 2)
+    fleet = ReplicaSet("rollout", 2)
     ready(fleet, "rollout-0", "rollout-1")
     fleet.starting("rollout-2", 0.0)
     for now in (0.0, 5.0, 10.0):
@@ -87,7 +87,7 @@ def test_silence_is_a_sign_that_does_not_change():
 
 
 def test_who_waits_for_a_place_can_be_called_off():
-    fleet = Fleet("rollout", 2)
+    fleet = ReplicaSet("rollout", 2)
     ready(fleet, "rollout-0")
     fleet.starting("rollout-1", 0.0)
     fleet.withdrawn("rollout-1")
@@ -97,13 +97,13 @@ def test_who_waits_for_a_place_can_be_called_off():
 
 
 def test_a_pool_shrinks_by_draining_and_grows_again():
-    fleet = Fleet("rollout", 3)
+    fleet = ReplicaSet("rollout", 3)
     ready(fleet, "rollout-0", "rollout-1", "rollout-2")
     fleet.resize(1)
     assert fleet.leavers() == ["rollout-1", "rollout-2"]
     for name in fleet.leavers():
         fleet.retire(name, 1.0)
-    assert (fleet.leavers(), fleet.of(Life.READY)) == ([], ["rollout-0"])
+    assert (fleet.leavers(), fleet.of(ReplicaState.READY)) == ([], ["rollout-0"])
     fleet.drained("rollout-1")
     fleet.died("rollout-2", "signal 9", 2.0)
     assert list(fleet.members) == ["rollout-0"], "who dies on its way out is not missed"

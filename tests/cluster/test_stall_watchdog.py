@@ -9,25 +9,25 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.monitored_actor import Member
-from cluster.stall_watchdog import Stall, StallReport, Waiting, Watch, Watchdog
+from cluster.monitored_actor import MonitoredActor
+from cluster.stall_watchdog import PendingCall, StallDetector, StallError, StallMonitor, StallReport
 
 
 def test_a_stall_is_told_once_and_again_after_progress():
-    dog = Watchdog(10.0, now=100.0)
+    dog = StallDetector(10.0, now=100.0)
     assert dog.late(109.9) is None
-    assert dog.late(110.0) == Stall(seconds=10.0, last="the start")
+    assert dog.late(110.0) == StallError(seconds=10.0, last="the start")
     assert dog.late(500.0) is None
     dog.touch("iteration 3: rollout", 500.0)
     assert dog.late(509.0) is None
-    assert dog.late(511.0) == Stall(seconds=11.0, last="iteration 3: rollout")
-    assert Watchdog(0.0, now=0.0).late(1e9) is None
+    assert dog.late(511.0) == StallError(seconds=11.0, last="iteration 3: rollout")
+    assert StallDetector(0.0, now=0.0).late(1e9) is None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 30.0)), max_size=40))
 def test_between_two_steps_of_progress_there_is_at_most_one_stall_and_never_an_early_one(steps):
     now = since = 0.0
-    dog, told = Watchdog(10.0, now=now), 0
+    dog, told = StallDetector(10.0, now=now), 0
     for progress, seconds in steps:
         now += seconds
         if progress:
@@ -41,7 +41,7 @@ def test_between_two_steps_of_progress_there_is_at_most_one_stall_and_never_an_e
         assert told <= 1
 
 
-class Sleeper(Member):
+class Sleeper(MonitoredActor):
     def ready(self) -> int:
         return os.getpid()
 
@@ -67,17 +67,19 @@ def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_
     os.kill(pids[1], signal.SIGSTOP)
     ray.kill(sleepers[3])
 
-    def members() -> list[Waiting]:
+    def members() -> list[PendingCall]:
         names = ["reward-0", "rollout-1", "learner-0", "rollout-2"]
         busy = {"reward-0": "scoring with key-123", "rollout-1": "sampling 8 replies"}
         return [
-            Waiting(name=name, actor=sleeper, doing=busy.get(name, ""), since=asked + (name == "rollout-1"))
+            PendingCall(name=name, actor=sleeper, doing=busy.get(name, ""), since=asked + (name == "rollout-1"))
             for name, sleeper in zip(names, sleepers, strict=True)
         ]
 
     events: list[dict] = []
     report = StallReport(tmp_path, members, redact=lambda text: text.replace("key-123", "…"))
-    with Watch(Watchdog(1.5, time.monotonic()), report, lambda kind, **fields: events.append({"kind": kind, **fields})):
+    with StallMonitor(
+        StallDetector(1.5, time.monotonic()), report, lambda kind, **fields: events.append({"kind": kind, **fields})
+    ):
         deadline = time.monotonic() + 30
         while not events:
             assert time.monotonic() < deadline
@@ -104,12 +106,12 @@ def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_
 
 
 def test_a_report_that_fails_is_told_and_harms_nothing(tmp_path):
-    def members() -> list[Waiting]:
+    def members() -> list[PendingCall]:
         raise RuntimeError("dictionary changed size during iteration")
 
     events: list[str] = []
-    dog = Watchdog(0.1, time.monotonic())
-    with Watch(dog, StallReport(tmp_path, members), lambda kind, summary: events.append(summary)) as watch:
+    dog = StallDetector(0.1, time.monotonic())
+    with StallMonitor(dog, StallReport(tmp_path, members), lambda kind, summary: events.append(summary)) as watch:
         deadline = time.monotonic() + 10
         while len(events) < 2:
             assert time.monotonic() < deadline

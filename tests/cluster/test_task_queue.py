@@ -4,26 +4,26 @@ from collections import Counter
 
 import pytest
 
-from cluster.task_queue import LENT_TIMES, Job, Jobs
-from cluster.waiting import Overdue
+from cluster.task_queue import LENT_TIMES, Scheduler, TaskQueue
+from cluster.waiting import CallTimeout
 
 
-def shares(names: list[str]) -> Job:
-    job = Job(lambda actor, items: items, "squaring")
+def shares(names: list[str]) -> TaskQueue:
+    job = TaskQueue(lambda actor, items: items, "squaring")
     for name in names:
         job.add(name)
     return job
 
 
-def turns(names: list[str], room: int) -> Job:
-    job = Job(lambda actor, items: items, "drawing", read=lambda answer, items: answer, room=room)
+def turns(names: list[str], room: int) -> TaskQueue:
+    job = TaskQueue(lambda actor, items: items, "drawing", read=lambda answer, items: answer, room=room)
     for name in names:
         job.add(name)
     return job
 
 
 def test_in_shares_the_idle_take_what_waits_and_the_busy_nothing():
-    jobs, one, two = Jobs(), shares(["x", "y", "z"]), shares(["u"])
+    jobs, one, two = Scheduler(), shares(["x", "y", "z"]), shares(["u"])
     jobs.open(one)
     jobs.open(two)
     assert jobs.deal({}, ["a", "b"], []) == [(one, "a", (0, 1)), (one, "b", (2,))]
@@ -36,7 +36,7 @@ def test_in_shares_the_idle_take_what_waits_and_the_busy_nothing():
 
 
 def test_in_turns_a_member_has_two_questions_as_long_as_it_has_something():
-    jobs, job = Jobs(), turns(["x", "y", "z"], room=2)
+    jobs, job = Scheduler(), turns(["x", "y", "z"], room=2)
     jobs.open(job)
     asked = Counter()
     for expected in ([(job, "a", (0, 1)), (job, "a", ())], []):
@@ -51,13 +51,13 @@ def test_in_turns_a_member_has_two_questions_as_long_as_it_has_something():
 
 
 def test_what_kills_everybody_is_named():
-    jobs, job = Jobs(), turns(["poison", "food"], room=9)
+    jobs, job = Scheduler(), turns(["poison", "food"], room=9)
     jobs.open(job)
     for _ in range(LENT_TIMES):
         jobs.deal({}, ["a"], [])
         job.take(1, "done")
         jobs.revoke("a")
-    with pytest.raises(Overdue, match="nobody finished drawing: lent 4 times each, to no end: poison"):
+    with pytest.raises(CallTimeout, match="nobody finished drawing: lent 4 times each, to no end: poison"):
         jobs.deal({}, ["a"], [])
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 
-from cluster.waiting import MemberFailed, Overdue, gather
+from cluster.waiting import ActorFailed, CallTimeout, gather
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ def test_answers_come_by_name_in_order(members):
 def test_who_is_late_is_named_and_the_deadline_is_for_all_together(members):
     started = time.monotonic()
     answers = {"quick": members[0].sleep.remote(2), "slow": members[1].sleep.remote(9)}
-    with pytest.raises(Overdue, match=r"^slow: no answer within 3 s while napping"):
+    with pytest.raises(CallTimeout, match=r"^slow: no answer within 3 s while napping"):
         gather(answers, 3.0, "napping")
     assert time.monotonic() - started < 4.5
 
@@ -54,13 +54,13 @@ def test_who_is_late_is_named_and_the_deadline_is_for_all_together(members):
 def test_a_failure_ends_the_waiting_at_once(members):
     started = time.monotonic()
     answers = {"slow": members[0].sleep.remote(8), "bad": members[2].fail.remote()}
-    with pytest.raises(MemberFailed, match=r"bad failed while working: RuntimeError.*no such luck"):
+    with pytest.raises(ActorFailed, match=r"bad failed while working: RuntimeError.*no such luck"):
         gather(answers, 30, "working")
     assert time.monotonic() - started < 6
 
 
 def test_a_death_is_named(members):
-    with pytest.raises(MemberFailed, match=r"^m2 died while working: exit status not known; Ray reports: ") as caught:
+    with pytest.raises(ActorFailed, match=r"^m2 died while working: exit status not known; Ray reports: ") as caught:
         gather({"m2": members[2].die.remote()}, 30, "working")
     assert caught.value.post_mortem is not None
     assert str(caught.value.post_mortem) in str(caught.value)

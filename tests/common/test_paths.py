@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.files import LONGEST, safe_name, within
+from common.files import LONGEST, resolve_within, safe_name
 
 TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=300)
 
@@ -23,12 +23,12 @@ def test_files_below_the_root_are_found(root):
     file = root / "sub/a.wav"
     (root / "link.wav").symlink_to("sub/a.wav")
     for path in ("sub/a.wav", "./sub/../sub/a.wav", str(file), file, "link.wav"):
-        assert within(root, path) == file.resolve()
-    assert within(root, "sub/not-yet.wav") == root.resolve() / "sub/not-yet.wav"
+        assert resolve_within(root, path) == file.resolve()
+    assert resolve_within(root, "sub/not-yet.wav") == root.resolve() / "sub/not-yet.wav"
     # A root that is itself reached by a link is the folder that the link leads to.
     (root.parent / "alias").symlink_to(root)
-    assert within(root.parent / "alias", "sub/a.wav") == file.resolve()
-    assert within(root.parent / "alias", root.parent / "alias/sub/a.wav") == file.resolve()
+    assert resolve_within(root.parent / "alias", "sub/a.wav") == file.resolve()
+    assert resolve_within(root.parent / "alias", root.parent / "alias/sub/a.wav") == file.resolve()
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_what_leads_elsewhere_is_refused(root, path):
     (root / "loop").symlink_to("loop")
     if path == "x" * 5000:
         try:
-            found = within(root, path)
+            found = resolve_within(root, path)
         except InputError:
             return
         assert found.parent == root.resolve()  # where the system leaves the length to whoever opens it
         return
     with pytest.raises(InputError, match=r"not below|not the name of a file"):
-        within(root, path)
+        resolve_within(root, path)
 
 
 @settings(deadline=None)
@@ -68,7 +68,7 @@ def test_a_safe_name_is_one_plain_name(tmp_path_factory, text):
     assert 0 < len(name) <= LONGEST + 13
     assert not set(name) & set("/\\\0\n: ")
     assert name[0] not in ".-_"
-    assert within(folder, f"{name}-before.wav").parent == folder.resolve()
+    assert resolve_within(folder, f"{name}-before.wav").parent == folder.resolve()
 
 
 @settings(deadline=None)

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import InputError
-from common.secrets import reason_to_refuse, redact
+from common.secrets import find_secret, redact
 
 KEY = "zq-93/x+Wm77 Lp"
 ENVIRONMENT = {
@@ -35,7 +35,7 @@ def test_a_secret_in_an_address_is_hidden():
 )  # fmt: skip
 def test_what_is_written_like_a_key_is_hidden_and_refused(text):
     assert "***" in redact(text, {})
-    assert "environment" in reason_to_refuse("note", text, {})
+    assert "environment" in find_secret("note", text, {})
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_what_is_written_like_a_key_is_hidden_and_refused(text):
     ["api_key", "apikey", "API_KEY", "judge_api_key", "access_token", "password", "client_secret", "credentials"],
 )
 def test_a_field_named_like_a_secret_holds_the_name_of_a_variable(field):
-    assert reason_to_refuse(field, "OPENAI_API_KEY", {}) is None
-    assert reason_to_refuse(field, "", {}) is None
-    reason = reason_to_refuse(field, "swordfish", {})
+    assert find_secret(field, "OPENAI_API_KEY", {}) is None
+    assert find_secret(field, "", {}) is None
+    reason = find_secret(field, "swordfish", {})
     assert "put it in the environment and name the variable" in reason
     assert "swordfish" not in reason
 
 
 def test_a_value_of_the_environment_may_not_stand_in_the_configuration():
-    reason = reason_to_refuse("url", f"https://judge/?k={KEY}", ENVIRONMENT)
+    reason = find_secret("url", f"https://judge/?k={KEY}", ENVIRONMENT)
     assert "OPENAI_API_KEY" in reason
     assert KEY not in reason
 
@@ -61,7 +61,7 @@ def test_ordinary_settings_are_not_taken_for_secrets():
         ("key", "answer"), ("token", "<|audio_0|>"), ("max_tokens", "96"), ("path", "runs/task-learn-the-basics"),
         ("use", "playground.raters:Answer"), ("address", "ray://head:10001"), ("url", "http://127.0.0.1:8000/v1"),
     ]:  # fmt: skip
-        assert reason_to_refuse(field, value, {}) is None
+        assert find_secret(field, value, {}) is None
     sentence = "The bearer of bad news asked for risk-averse answers."
     assert redact(sentence, {}) == sentence
 

@@ -3,8 +3,8 @@
 import pytest
 
 from common.errors import InputError
-from configs.load import read
-from configs.validate import arithmetic
+from configs.load import load_config
+from configs.validate import batch_summary
 
 
 @pytest.fixture
@@ -13,19 +13,19 @@ def playground(root):
 
 
 def test_overrides_and_arithmetic(playground):
-    config = read(playground, ["run.iterations=3", "run.name=x", "run.seed=7", "rollout.prompts=8"])
+    config = load_config(playground, ["run.iterations=3", "run.name=x", "run.seed=7", "rollout.prompts=8"])
     assert (config.run.iterations, config.run.name, config.run.seed) == (3, "x", 7)
-    assert read(playground, ["rollout.structure=off"]).rollout.structure == "off"
-    assert read(playground, ["rollout.structure=on"]).rollout.structure == "on"
-    lines = dict(arithmetic(config))
+    assert load_config(playground, ["rollout.structure=off"]).rollout.structure == "off"
+    assert load_config(playground, ["rollout.structure=on"]).rollout.structure == "on"
+    lines = dict(batch_summary(config))
     assert lines["replies an iteration"] == "8 prompts × 4 = 32"
     assert "rollout" in config.yaml()
 
 
 def test_routes_can_be_replaced(playground):
-    config = read(playground, ["preference.routes=[{score: heard, channel: speech, weight: 2}]"])
+    config = load_config(playground, ["preference.routes=[{score: heard, channel: speech, weight: 2}]"])
     assert [(r.score, r.channel, r.weight) for r in config.preference.routes] == [("heard", "speech", 2.0)]
-    assert read(playground, ["preference.routes=[]"]).preference.routes == []
+    assert load_config(playground, ["preference.routes=[]"]).preference.routes == []
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_routes_can_be_replaced(playground):
     ],
 )
 def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, table):
-    config = read(playground, [f"preference.routes={preset}"])
+    config = load_config(playground, [f"preference.routes={preset}"])
     assert [(r.score, r.channel) for r in config.preference.routes] == table
     (tmp_path / "again.yaml").write_text(config.yaml())
-    assert read(tmp_path / "again.yaml", []) == config
+    assert load_config(tmp_path / "again.yaml", []) == config
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_presets_are_written_out_and_read_back(playground, tmp_path, preset, tab
 )
 def test_impossible_values(playground, override, complaint):
     with pytest.raises(InputError, match=complaint):
-        read(playground, [override])
+        load_config(playground, [override])
 
 
 @pytest.mark.parametrize(
@@ -108,49 +108,49 @@ def test_impossible_values(playground, override, complaint):
 def test_what_the_learner_could_not_score_is_not_sampled(playground, override, complaint):
     """Method §7, rule 3."""
     with pytest.raises(InputError, match=complaint):
-        read(playground, [override])
+        load_config(playground, [override])
 
 
 def test_missing_file_broken_yaml_and_missing_value(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        read(tmp_path / "none.yaml", [])
+        load_config(tmp_path / "none.yaml", [])
     (tmp_path / "x.yaml").write_text("a: [")
     with pytest.raises(InputError, match="not valid YAML"):
-        read(tmp_path / "x.yaml", [])
+        load_config(tmp_path / "x.yaml", [])
     (tmp_path / "y.yaml").write_text("run: {iterations: 3}")
     with pytest.raises(InputError, match=r"model\.checkpoint"):
-        read(tmp_path / "y.yaml", [])
+        load_config(tmp_path / "y.yaml", [])
 
 
 def test_a_file_can_change_another(playground, tmp_path):
     (tmp_path / "base.yaml").write_text(playground.read_text())
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\nrun: {iterations: 7}\nanchor: {rows: 8}\n")
-    config = read(tmp_path / "mine.yaml", ["anchor.rows=4"])
+    config = load_config(tmp_path / "mine.yaml", ["anchor.rows=4"])
     assert (config.run.iterations, config.anchor.rows, config.rollout.group_size) == (7, 4, 4)
     (tmp_path / "table.yaml").write_text("extends: base.yaml\nreward: {total: {manner: 1}}\n")
-    assert read(tmp_path / "table.yaml", []).reward.total == {"manner": 1.0}, "a table replaces, it does not mix"
-    assert read(playground, ["reward.total={heard: 2}", "reward.total.manner=1"]).reward.total == {
+    assert load_config(tmp_path / "table.yaml", []).reward.total == {"manner": 1.0}, "a table replaces, it does not mix"
+    assert load_config(playground, ["reward.total={heard: 2}", "reward.total.manner=1"]).reward.total == {
         "heard": 2,
         "manner": 1,
     }
     (tmp_path / "sizes.yaml").write_text("run: {iterations: 3}\nreward: {servers: 5, total: {answer: 2}}\n")
     (tmp_path / "both.yaml").write_text("extends: [mine.yaml, sizes.yaml]\nanchor: {rows: 9}\n")
-    both = read(tmp_path / "both.yaml", [])
+    both = load_config(tmp_path / "both.yaml", [])
     assert (both.run.iterations, both.reward.servers, both.anchor.rows) == (3, 5, 9)
     assert both.reward.total == {"answer": 2}
     (tmp_path / "lost.yaml").write_text("extends: none.yaml")
     with pytest.raises(InputError, match=r"none\.yaml, which .*lost\.yaml extends, does not exist"):
-        read(tmp_path / "lost.yaml", [])
+        load_config(tmp_path / "lost.yaml", [])
     (tmp_path / "loop.yaml").write_text("extends: loop.yaml")
     with pytest.raises(InputError, match="extends itself"):
-        read(tmp_path / "loop.yaml", [])
+        load_config(tmp_path / "loop.yaml", [])
 
 
 def test_settings_that_do_not_go_together(playground):
     pairs = ["preference.objective=dpo", "preference.pairs.file=x.parquet"]
     with pytest.raises(InputError, match="adaptive measures λ from rollouts"):
-        read(playground, pairs)
+        load_config(playground, pairs)
     with pytest.raises(InputError, match="pairs from a file have theirs"):
-        read(playground, [*pairs, "mix.mode=fixed", "preference.pairs.chosen=demonstration"])
+        load_config(playground, [*pairs, "mix.mode=fixed", "preference.pairs.chosen=demonstration"])
     with pytest.raises(InputError, match="a harmonic mean needs positive scores"):
-        read(playground, ["reward.combine=harmonic", "mix.lowest_score=0"])
+        load_config(playground, ["reward.combine=harmonic", "mix.lowest_score=0"])

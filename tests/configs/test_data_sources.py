@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from configs.load import make_absolute, read
-from configs.validate import named, paths, sources
-from controller.checkpointing import differences
-from controller.inputs import dealers, fingerprints, read_inputs
+from configs.load import load_config, make_absolute
+from configs.validate import data_paths, data_sources, source_name
+from controller.checkpointing import changed_settings
+from controller.inputs import build_samplers, fingerprints, read_inputs
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs/playground.yaml"
@@ -31,35 +31,37 @@ def two(data, first=3, second=1) -> str:
 
 def test_several_sources_are_mixed_by_weight(data, world, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = read(CONFIG, [f"data.prompts={two(data)}"])
+    config = load_config(CONFIG, [f"data.prompts={two(data)}"])
     inputs = read_inputs(config)
     assert inputs.prompts.counts == [2000, 560]
-    prompts, demonstrations = dealers(config, inputs)
+    prompts, demonstrations = build_samplers(config, inputs)
     taken = prompts.take(16)
     assert sum(row < 2000 for row in taken) == 12
-    assert demonstrations.take(16) == dealers(read(CONFIG, []), inputs)[1].take(16)
-    alone = read_inputs(read(CONFIG, []))
+    assert demonstrations.take(16) == build_samplers(load_config(CONFIG, []), inputs)[1].take(16)
+    alone = read_inputs(load_config(CONFIG, []))
     marks, whole = fingerprints(inputs), fingerprints(alone)
     assert marks["data.prompts"] != whole["data.prompts"]
     assert marks["data.demonstrations"] == whole["data.demonstrations"]
 
 
 def test_weights_are_part_of_what_a_run_is(data):
-    one, other = (read(CONFIG, [f"data.prompts={two(data, weight)}"]) for weight in (3, 4))
-    assert list(differences(one, other)) == ["data.prompts"]
+    one, other = (load_config(CONFIG, [f"data.prompts={two(data, weight)}"]) for weight in (3, 4))
+    assert list(changed_settings(one, other)) == ["data.prompts"]
 
 
 def test_paths_become_absolute_in_both_forms(data, monkeypatch):
     monkeypatch.chdir(data)
-    config = read(CONFIG, ["data.prompts=[{path: a.parquet}, {path: b, weight: 2}]", "data.demonstrations=d.parquet"])
+    config = load_config(
+        CONFIG, ["data.prompts=[{path: a.parquet}, {path: b, weight: 2}]", "data.demonstrations=d.parquet"]
+    )
     make_absolute(config)
-    assert paths(config.data.prompts) == [data / "a.parquet", data / "b"]
-    assert [source.weight for source in sources(config.data.prompts)] == [1.0, 2]
+    assert data_paths(config.data.prompts) == [data / "a.parquet", data / "b"]
+    assert [source.weight for source in data_sources(config.data.prompts)] == [1.0, 2]
     assert config.data.demonstrations == str(data / "d.parquet")
-    assert named(config.data.prompts) == f"{data / 'a.parquet'}, {data / 'b'}"
+    assert source_name(config.data.prompts) == f"{data / 'a.parquet'}, {data / 'b'}"
     again = data / "again.yaml"
     again.write_text(config.yaml())
-    assert read(again, []) == config
+    assert load_config(again, []) == config
 
 
 @pytest.mark.parametrize(
@@ -82,11 +84,11 @@ def test_paths_become_absolute_in_both_forms(data, monkeypatch):
 )
 def test_what_is_no_source_is_refused_by_its_key(value, complaint):
     with pytest.raises(InputError, match=complaint):
-        read(CONFIG, [f"data.prompts={value}"])
+        load_config(CONFIG, [f"data.prompts={value}"])
 
 
 def test_a_broken_file_among_several_is_named(data, world, monkeypatch):
     monkeypatch.chdir(ROOT)
     shutil.copy(world / "data/demonstrations.parquet", data / "b/1.parquet")
     with pytest.raises(InputError, match=r"b/1\.parquet has no column 'id'"):
-        read_inputs(read(CONFIG, [f"data.prompts={two(data)}"]))
+        read_inputs(load_config(CONFIG, [f"data.prompts={two(data)}"]))

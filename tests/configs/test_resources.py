@@ -3,30 +3,30 @@
 import pytest
 
 from common.errors import InputError
-from configs.load import read
-from configs.validate import needs, of_our_own, roles
+from configs.load import load_config
+from configs.validate import local_cluster_resources, required_resources, resources_by_role
 
 
 @pytest.fixture
 def configured(root):
-    return lambda *overrides: read(root / "configs" / "playground.yaml", list(overrides))
+    return lambda *overrides: load_config(root / "configs" / "playground.yaml", list(overrides))
 
 
 def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configured):
     config = configured(
         "rollout.cpus=2", "rollout.gpus=1", "rollout.resources={rollout: 1, 'accelerator_type:H100': 0}"
     )
-    assert needs(config.rollout) == {"CPU": 2.0, "GPU": 1.0, "rollout": 1.0}
-    assert needs(config.reward) == {"CPU": 0.25}
+    assert required_resources(config.rollout) == {"CPU": 2.0, "GPU": 1.0, "rollout": 1.0}
+    assert required_resources(config.reward) == {"CPU": 0.25}
     config = configured("learner.cpus=0", "learner.gpus=0.5")
-    assert roles(config)["learner"] == (2, {"GPU": 0.5})
+    assert resources_by_role(config)["learner"] == (2, {"GPU": 0.5})
 
 
 def test_decoders_are_counted_where_there_are_any(configured):
-    assert list(roles(configured())) == ["rollout", "reward", "learner"]
+    assert list(resources_by_role(configured())) == ["rollout", "reward", "learner"]
     config = configured("reward.decoders.members=3", "reward.decoders.gpus=0.5", "reward.decoders.resources={near: 1}")
-    assert roles(config)["reward.decoders"] == (3, {"CPU": 1.0, "GPU": 0.5, "near": 1.0})
-    assert of_our_own(config, 2)[1]["near"] >= 3
+    assert resources_by_role(config)["reward.decoders"] == (3, {"CPU": 1.0, "GPU": 0.5, "near": 1.0})
+    assert local_cluster_resources(config, 2)[1]["near"] >= 3
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_a_broadcast_between_members_that_cannot_is_refused(configured, override
 
 def test_a_cluster_of_our_own_has_room_for_everybody_and_for_more(configured):
     config = configured("rollout.workers=3", "rollout.cpus=4", "rollout.resources={rollout: 1}", "learner.gpus=1")
-    cpus, resources = of_our_own(config, 2)
-    assert cpus >= sum(members * needed.get("CPU", 0) for members, needed in roles(config).values()) + 1
+    cpus, resources = local_cluster_resources(config, 2)
+    assert cpus >= sum(members * needed.get("CPU", 0) for members, needed in resources_by_role(config).values()) + 1
     assert resources["rollout"] >= 2 * config.rollout.workers
     assert set(resources) == {"rollout"}, "GPUs are counted by Ray, and those that are not there must not be"
-    assert of_our_own(config, 64)[0] >= 64
+    assert local_cluster_resources(config, 64)[0] >= 64

@@ -11,16 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from configs.load import read
-from configs.routes import Route
-from configs.validate import FIELD_NAME, check
+from configs.load import load_config
+from configs.routes import ScoreRoute
+from configs.validate import FIELD_NAME, check_config
 from controller.launcher import RunFailed, _directory
-from controller.validation import HeldOut
+from controller.validation import Validator
 from duet.__main__ import main
-from observability.reply_schema import Provenance, ScoredReply
-from observability.run_directory import Records, read_replies
-from reward.scoring import Scoring, judge
-from reward.types import Missing, Scorecard
+from observability.reply_schema import ReplyProvenance, ReplyRecord
+from observability.run_directory import RunDirectory, read_replies
+from reward.scoring import ScoringConfig, score_groups
+from reward.types import MissingScore, Scorecard
 from speech.audio import Waveform
 from speech.types import Prompt
 from tests.controller.examples import group, reply
@@ -35,7 +35,7 @@ def playground(root):
 
 @pytest.fixture(scope="module")
 def config(playground):
-    return read(playground, [])
+    return load_config(playground, [])
 
 
 @settings(deadline=None)
@@ -64,10 +64,10 @@ def test_a_name_that_is_taken_stays_below_the_directory(config, tmp_path_factory
     config.run.name, config.run.directory = name, str(runs)
     if not FIELD_NAME.fullmatch(name):
         with pytest.raises(InputError) as refusal:
-            check(config)
+            check_config(config)
         assert str(refusal.value).startswith(f"run.name: {name!r} may hold")
         return
-    check(config)
+    check_config(config)
     directory = _directory(config)
     assert directory.resolve().parent == runs.resolve()
     assert directory.name.isascii()
@@ -85,7 +85,7 @@ def test_the_command_line_refuses_a_name_that_leads_out(capsys, tmp_path, name):
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "-x"])
 def test_a_name_of_an_evaluation_set_is_a_file_name(playground, name):
     with pytest.raises(InputError, match=r"data\.held_out: .* may hold letters"):
-        read(playground, [f"data.held_out={{'{name}': x.parquet}}"])
+        load_config(playground, [f"data.held_out={{'{name}': x.parquet}}"])
 
 
 def test_recordings_of_prompts_with_strange_ids_stay_in_their_folder(tmp_path):
@@ -99,7 +99,7 @@ def test_recordings_of_prompts_with_strange_ids_stay_in_their_folder(tmp_path):
         _records=SimpleNamespace(directory=run),
         _loop=SimpleNamespace(reward=SimpleNamespace(decode=lambda replies: [sound] * len(replies))),
     )
-    HeldOut._write_recordings(held_out, prompts, judged, "before")
+    Validator._write_recordings(held_out, prompts, judged, "before")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 2 * len(ids)
     assert {path.parent for path in written} == {run / "audio"}
@@ -117,17 +117,17 @@ def contents(directory) -> bytes:
 
 
 def test_no_file_of_a_run_holds_a_key(tmp_path, key):
-    records = Records.create(tmp_path / "run", f"judge: {{note: {key}}}\n")
+    records = RunDirectory.create(tmp_path / "run", f"judge: {{note: {key}}}\n")
     try:
         raise ValueError(f"401 with Authorization: {key}")
     except ValueError as error:
         records.add_event("failed", error=str(error), trace=traceback.format_exc(), more=[{"header": (key,), key: 1}])
     records.write_summary({"raters": {"judge": f"https://judge/?key={key}"}, "path": tmp_path / key})
     details = {"text": "yes", "judge_error": f"refused: {key}"}
-    asked, scoring = group(1, ids=(7, 8, 3), channels=(0, 1, 3)), Scoring(total={"judge": 1.0}, others={})
-    card = Scorecard(scores={"judge": Missing(f"judge said {key}", fault="rater")}, details=details, seconds=1.0)
-    rows = [ScoredReply(judged=j, routes=["r"], use=None) for j in judge(asked, [card], scoring, [Route()])]
-    records.add_replies(1, rows, Provenance(raters={}, sampling={}))
+    asked, scoring = group(1, ids=(7, 8, 3), channels=(0, 1, 3)), ScoringConfig(total={"judge": 1.0}, others={})
+    card = Scorecard(scores={"judge": MissingScore(f"judge said {key}", fault="rater")}, details=details, seconds=1.0)
+    rows = [ReplyRecord(judged=j, routes=["r"], use=None) for j in score_groups(asked, [card], scoring, [ScoreRoute()])]
+    records.add_replies(1, rows, ReplyProvenance(raters={}, sampling={}))
     [row] = read_replies(records.directory, 1).to_pylist()
     assert dict(row["details"]) == {"text": "yes", "judge_error": "refused: ***"}
     assert dict(row["missing"]) == {"judge": "judge said ***"}
@@ -157,12 +157,12 @@ def test_no_error_holds_a_key(key, capsys, tmp_path):
 def test_a_key_in_the_configuration_is_refused(playground, monkeypatch, override):
     monkeypatch.setitem(os.environ, "JUDGE_API_KEY", "the swordfish")
     with pytest.raises(InputError, match=r"put it in the environment and name the variable|write its name") as refusal:
-        read(playground, [override])
+        load_config(playground, [override])
     assert "swordfish" not in str(refusal.value)
     assert str(refusal.value).startswith(override.partition("=")[0])
 
 
 def test_the_name_of_a_variable_is_taken(playground, key):
-    config = read(playground, ["reward.codec.arguments={path: x, api_key: JUDGE_API_KEY}"])
+    config = load_config(playground, ["reward.codec.arguments={path: x, api_key: JUDGE_API_KEY}"])
     assert "JUDGE_API_KEY" in config.yaml()
     assert key not in config.yaml()

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from observability.iteration import Iteration
+from observability.iteration import IterationStats
 from reward.types import Scorecard
-from speech.types import Finish, Group, Prompt, Reply
+from speech.types import Finish, Prompt, Reply, ReplyGroup
 
 
-def iteration(number: int = 1, **changes) -> Iteration:
+def iteration(number: int = 1, **changes) -> IterationStats:
     fields = {
         "iteration": number,
         "weight_version": number - 1,
@@ -58,7 +58,7 @@ def iteration(number: int = 1, **changes) -> Iteration:
         "sync_bytes_per_second": 140_000_000.0,
         "demonstrations": ["train-00001"],
     }
-    return Iteration(**(fields | changes))
+    return IterationStats(**(fields | changes))
 
 
 def card(**scores) -> Scorecard:
@@ -81,6 +81,6 @@ def reply(index: int = 0, ids=(7, 3), channels=(0, 3), **changes) -> Reply:
     return Reply(**(fields | changes))
 
 
-def group(count: int, prompt: str = "p", **changes) -> Group:
+def group(count: int, prompt: str = "p", **changes) -> ReplyGroup:
     asked = Prompt(id=prompt, token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
-    return Group(prompt=asked, replies=[reply(index, prompt_id=prompt, **changes) for index in range(count)])
+    return ReplyGroup(prompt=asked, replies=[reply(index, prompt_id=prompt, **changes) for index in range(count)])

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import InputError
-from configs.load import read
-from configs.routes import Route
+from configs.load import load_config
+from configs.routes import ScoreRoute
 from controller import build
 from controller.actor import Controller
 from controller.inputs import read_inputs
-from reward.scoring import Scoring, judge
+from reward.scoring import ScoringConfig, score_groups
 from speech.families import PLAYGROUND
-from speech.grammar import allowed_sets, kind_table
-from speech.types import Group
+from speech.grammar import allowed_masks, token_kinds
+from speech.types import ReplyGroup
 from tests.controller.examples import card, reply
 
 
@@ -23,7 +23,7 @@ def configured(root, world):
     """Reads the shipped configuration, with changes."""
 
     def make(*overrides: str):
-        return read(root / "configs" / "playground.yaml", [*overrides, f"model.checkpoint={world / 'base'}"])
+        return load_config(root / "configs" / "playground.yaml", [*overrides, f"model.checkpoint={world / 'base'}"])
 
     return make
 
@@ -59,14 +59,14 @@ def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, b
     assert built(config, family).engine.constrained == held
     demonstration = inputs.demonstrations[0]
     ids, channels = demonstration.reply_ids, inputs.vocabulary.channels(demonstration.reply_ids)
-    asked = Group(prompt=inputs.prompts[0], replies=[reply(i, ids, channels) for i in range(2)])
-    judged = judge(asked, [card(a=1.0), card(a=5.0)], Scoring(total={"a": 1.0}), [Route()])
+    asked = ReplyGroup(prompt=inputs.prompts[0], replies=[reply(i, ids, channels) for i in range(2)])
+    judged = score_groups(asked, [card(a=1.0), card(a=5.0)], ScoringConfig(total={"a": 1.0}), [ScoreRoute()])
     rows = build.preference(config, inputs).batch([asked], [judged], {}, [1.0]).items
     assert len(rows) == 2
     for row in rows:
         if held:
-            kinds = kind_table(inputs.vocabulary)
-            assert row.allowed.tolist() == allowed_sets(ids, family.interleave, kinds).tolist()
+            kinds = token_kinds(inputs.vocabulary)
+            assert row.allowed.tolist() == allowed_masks(ids, family.interleave, kinds).tolist()
         else:
             assert row.allowed is None
 

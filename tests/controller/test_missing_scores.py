@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.missing_scores import MissingLimit, TooManyMissing
-from reward.types import Missing
+from controller.missing_scores import MissingScoreLimit, TooManyMissingScores
+from reward.types import MissingScore
 from tests.controller.examples import card
 
-GONE = Missing("server error", fault="rater")
-LATE = Missing("timeout", fault="rater")
-SHORT = Missing("truncated reply")
+GONE = MissingScore("server error", fault="rater")
+LATE = MissingScore("timeout", fault="rater")
+SHORT = MissingScore("truncated reply")
 
 
 def cards(*scores):
@@ -18,9 +18,9 @@ def cards(*scores):
 
 
 def test_a_rater_that_fails_too_often_stops_the_run_with_the_reasons():
-    limit = MissingLimit(0.5, window=2)
+    limit = MissingScoreLimit(0.5, window=2)
     limit.see(cards(GONE, GONE, LATE, 4.0))
-    with pytest.raises(TooManyMissing) as stopped:
+    with pytest.raises(TooManyMissingScores) as stopped:
         limit.see(cards(GONE, 4.0, 4.0, LATE, GONE))
     message = str(stopped.value)
     assert "rater 'judge' failed to give 6 of 9 scores (67%) in the last 2 iterations" in message
@@ -31,29 +31,29 @@ def test_a_rater_that_fails_too_often_stops_the_run_with_the_reasons():
 
 
 def test_a_share_at_the_limit_is_borne():
-    MissingLimit(0.5, window=1).see(cards(GONE, 4.0))
-    MissingLimit(0.3, window=1).see(cards(*[GONE] * 3, *[4.0] * 7))
-    with pytest.raises(TooManyMissing, match="in the last iteration, more"):
-        MissingLimit(0.5, window=1).see(cards(GONE, 4.0, GONE))
-    MissingLimit(1.0, window=1).see(cards(GONE, GONE))
+    MissingScoreLimit(0.5, window=1).see(cards(GONE, 4.0))
+    MissingScoreLimit(0.3, window=1).see(cards(*[GONE] * 3, *[4.0] * 7))
+    with pytest.raises(TooManyMissingScores, match="in the last iteration, more"):
+        MissingScoreLimit(0.5, window=1).see(cards(GONE, 4.0, GONE))
+    MissingScoreLimit(1.0, window=1).see(cards(GONE, GONE))
 
 
 def test_a_failure_that_passes_is_outlived():
-    limit = MissingLimit(0.5, window=3)
+    limit = MissingScoreLimit(0.5, window=3)
     for scores in [(GONE, GONE), (4.0, 4.0), (4.0, 4.0), (4.0, 4.0), (GONE, GONE), (4.0, GONE)]:
         limit.see(cards(*scores))
-    with pytest.raises(TooManyMissing):
+    with pytest.raises(TooManyMissingScores):
         limit.see(cards(GONE, 4.0))
 
 
 def test_replies_that_cannot_be_rated_do_not_count():
-    limit = MissingLimit(0.0, window=1)
+    limit = MissingScoreLimit(0.0, window=1)
     limit.see(cards(SHORT, SHORT, SHORT))
     assert limit.shares() == {"answer": 0.0}
     limit.see([])
     assert limit.shares() == {}
-    limit = MissingLimit(0.5, window=1)
-    with pytest.raises(TooManyMissing, match=r"2 of 3 scores"):
+    limit = MissingScoreLimit(0.5, window=1)
+    with pytest.raises(TooManyMissingScores, match=r"2 of 3 scores"):
         limit.see(cards(SHORT, SHORT, GONE, GONE, 4.0))
 
 
@@ -62,12 +62,12 @@ SCORE = st.sampled_from([4.0, GONE, LATE, SHORT])
 
 @given(st.lists(st.lists(SCORE, max_size=5), max_size=6), st.floats(0, 1), st.integers(1, 4))
 def test_it_stops_when_the_share_over_the_window_is_above_the_limit_and_never_else(iterations, share, window):
-    limit = MissingLimit(share, window)
+    limit = MissingScoreLimit(share, window)
     for number, scores in enumerate(iterations, start=1):
         last = [score for seen in iterations[max(0, number - window) : number] for score in seen if score != SHORT]
-        lost = sum(isinstance(score, Missing) for score in last)
+        lost = sum(isinstance(score, MissingScore) for score in last)
         if number >= window and last and lost / len(last) > share:
-            with pytest.raises(TooManyMissing, match=f"{lost} of {len(last)}"):
+            with pytest.raises(TooManyMissingScores, match=f"{lost} of {len(last)}"):
                 limit.see(cards(*scores))
         else:
             limit.see(cards(*scores))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from controller.mix_ratio import MixRatio, MixSettings, MixState, gates
+from controller.mix_ratio import MixRatio, MixRatioConfig, MixRatioState, gates
 
 SETTINGS = dict(
     mode="adaptive",
@@ -21,8 +21,8 @@ SETTINGS = dict(
 )
 
 
-def settings(**changes) -> MixSettings:
-    return MixSettings(**(SETTINGS | changes))
+def settings(**changes) -> MixRatioConfig:
+    return MixRatioConfig(**(SETTINGS | changes))
 
 
 @pytest.mark.reference
@@ -119,7 +119,7 @@ def test_a_resumed_lambda_goes_on_where_it_was():
         whole.update([scores])
         first.update([scores])
     first.override(0.2)
-    again = MixRatio(settings(mode="two_stage", switch=3), MixState(**json.loads(json.dumps(vars(first.state)))))
+    again = MixRatio(settings(mode="two_stage", switch=3), MixRatioState(**json.loads(json.dumps(vars(first.state)))))
     assert again.update([[4, 5]]).mix == 0.2
     again.override("two_stage")
     whole.update([[4, 5]])

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from controller import pipeline as flow_module
-from controller.pipeline import Flow
+from controller.pipeline import Pipeline
 from reward.types import Scorecard
-from rollout.vllm_engine import SamplingSettings
+from rollout.vllm_engine import SamplingConfig
 from speech.types import Prompt, Reply
 from tests.controller import examples
 
-SAMPLING = SamplingSettings(temperature=1.0, max_tokens=9)
+SAMPLING = SamplingConfig(temperature=1.0, max_tokens=9)
 
 
 def prompt(name: str) -> Prompt:
@@ -53,7 +53,7 @@ def pools():
 
 def test_a_reply_is_rated_as_soon_as_it_is_there_and_a_batch_is_whole_when_all_are(pools):
     rollout, reward = pools
-    flow = Flow(rollout, reward, [])
+    flow = Pipeline(rollout, reward, [])
     first = flow.order([prompt("p"), prompt("q")], [5, 6], 2, SAMPLING)
     second = flow.order([prompt("r")], [7], 1, SAMPLING)
     assert [(p.id, size, seed) for p, size, _, seed in rollout.orders] == [("p", 2, 5), ("q", 2, 6), ("r", 1, 7)]
@@ -75,7 +75,7 @@ def test_a_reply_is_rated_as_soon_as_it_is_there_and_a_batch_is_whole_when_all_a
 
 def test_it_waits_for_what_it_is_to_wait_for_and_no_longer(pools, monkeypatch):
     rollout, reward = pools
-    flow = Flow(rollout, reward, [])
+    flow = Pipeline(rollout, reward, [])
     batch = flow.order([prompt("p")], [0], 1, SAMPLING)
     story = iter([lambda: rollout.there.append((0, reply("p"))), lambda: reward.there.append((0, card(1.0)))])
     monkeypatch.setattr(flow_module, "take_turn", lambda company, others: next(story)())
@@ -86,7 +86,7 @@ def test_it_waits_for_what_it_is_to_wait_for_and_no_longer(pools, monkeypatch):
 
 def test_what_is_abandoned_is_forgotten(pools):
     rollout, reward = pools
-    flow = Flow(rollout, reward, [])
+    flow = Pipeline(rollout, reward, [])
     batch = flow.order([prompt("p")], [0], 1, SAMPLING)
     rollout.there = [(0, reply("p"))]
     flow.abandon()

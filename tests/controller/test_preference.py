@@ -3,30 +3,32 @@
 import numpy as np
 import pytest
 
-from configs.routes import Route
-from controller.batch import PairedReplies, PolicyGradient, recorded_group
+from configs.routes import ScoreRoute
+from controller.batch import DPOBatchBuilder, GRPOBatchBuilder, group_of_pair
 from data.records import read_demonstrations, read_prompts
-from learner.micro_batches import PreferencePair as PairItem
-from reward.scoring import Scoring, judge
-from reward.types import Missing
+from learner.micro_batches import TrainingPair as PairItem
+from reward.scoring import ScoringConfig, score_groups
+from reward.types import MissingScore
 from speech.families import PLAYGROUND
-from speech.grammar import kind_table
-from speech.types import Demonstration, Pair, Prompt
+from speech.grammar import token_kinds
+from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 from tests.controller.examples import card, group
 
-TEXT = (Route(),)
-ONE = Scoring(total={"a": 1.0})
-GONE = Missing("judge timed out")
+TEXT = (ScoreRoute(),)
+ONE = ScoringConfig(total={"a": 1.0})
+GONE = MissingScore("judge timed out")
 SPEECH_ONLY = {"ids": (5, 6, 5), "channels": (2, 1, 2)}
 
 
-def policy_gradient(*routes: Route, average: str = "reply") -> PolicyGradient:
-    return PolicyGradient(routes=routes or (Route(),), boundary="speech", average=average, constant=10, structure=None)
+def policy_gradient(*routes: ScoreRoute, average: str = "reply") -> GRPOBatchBuilder:
+    return GRPOBatchBuilder(
+        routes=routes or (ScoreRoute(),), boundary="speech", average=average, constant=10, structure=None
+    )
 
 
 def rated(found, *scores, routes=TEXT, scoring=ONE):
-    return judge(
+    return score_groups(
         found, [card(a=score) if not isinstance(score, dict) else card(**score) for score in scores], scoring, routes
     )
 
@@ -51,7 +53,7 @@ def test_a_group_without_text_gives_no_preference_gradient():
 
 
 def test_every_route_has_its_own_normaliser_and_its_own_missing_scores():
-    routes = (Route(score="a"), Route(score="b", channel="speech"))
+    routes = (ScoreRoute(score="a"), ScoreRoute(score="b", channel="speech"))
     found = group(3, ids=(7, 5, 6, 6, 5, 3), channels=(0, 2, 1, 1, 2, 3))
     judged = rated(found, {"a": 1.0, "b": 5.0}, {"a": 5.0, "b": 1.0}, {"a": 3.0, "b": GONE}, routes=routes)
     rows = policy_gradient(*routes).batch([found], [judged], {}, [1.0]).items
@@ -72,7 +74,7 @@ def test_a_group_counts_by_its_own_lambda():
 
 def test_no_routes_train_nothing():
     found = group(2)
-    batch = PolicyGradient(routes=(), boundary="speech", average="reply", constant=1, structure=None).batch(
+    batch = GRPOBatchBuilder(routes=(), boundary="speech", average="reply", constant=1, structure=None).batch(
         [found], [rated(found, 1.0, 5.0, routes=())], {}, [1.0]
     )
     assert batch.items == []
@@ -92,9 +94,9 @@ def demonstrations(world, vocabulary) -> list[Demonstration]:
     return read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:4]
 
 
-def paired(vocabulary, **changes) -> PairedReplies:
+def paired(vocabulary, **changes) -> DPOBatchBuilder:
     settings = {"score": "total", "ties": ("b",), "margin": 0.5, "structure": None, "vocabulary": vocabulary}
-    return PairedReplies(**(settings | changes))
+    return DPOBatchBuilder(**(settings | changes))
 
 
 def different(count: int, prompt: str = "p"):
@@ -127,7 +129,7 @@ def test_equal_tokens_are_no_pair(vocabulary):
 
 def test_a_demonstration_is_rated_before_a_sample_is_rejected_for_it(world, vocabulary, demonstrations):
     """Method §5: online, the rejected reply is judged, which the released code leaves out."""
-    structure = (PLAYGROUND.interleave, kind_table(vocabulary))
+    structure = (PLAYGROUND.interleave, token_kinds(vocabulary))
     prompts = [p for p in read_prompts(world / "data/train.parquet", vocabulary) if p.id == demonstrations[0].prompt_id]
     preference = paired(
         vocabulary, ties=(), structure=structure, demonstrations={d.prompt_id: d for d in demonstrations}
@@ -157,7 +159,7 @@ def test_a_demonstration_is_rated_before_a_sample_is_rejected_for_it(world, voca
 def test_pairs_from_a_file_keep_their_order_and_their_scores(vocabulary, demonstrations):
     """Method §7, rule 1 among others: a score that the file lacks is missing."""
     chosen, rejected = demonstrations[0], demonstrations[1]
-    pair = Pair(
+    pair = PreferencePair(
         prompt_id="p",
         prompt_ids=chosen.prompt_ids,
         chosen_ids=chosen.reply_ids,
@@ -168,10 +170,10 @@ def test_pairs_from_a_file_keep_their_order_and_their_scores(vocabulary, demonst
         scores_rejected={"b": 1.0},
         origin="",
     )
-    found, cards = recorded_group(pair, vocabulary)
-    judged = judge(found, cards, ONE, [Route()])
+    found, cards = group_of_pair(pair, vocabulary)
+    judged = score_groups(found, cards, ONE, [ScoreRoute()])
     assert judged[0].total == 2.0
-    assert isinstance(judged[1].total, Missing), "the score that made the pair is not taken for the total"
+    assert isinstance(judged[1].total, MissingScore), "the score that made the pair is not taken for the total"
     assert judged[0].number("b") == 4.0
     batch = paired(vocabulary, recorded=True).batch([found], [judged], {}, [1.0])
     assert batch.uses == [["chosen", "rejected"]]

@@ -8,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from configs.load import read
-from controller.checkpointing import Checkpoints, check_data, overrides_after, resume, seconds_before, sizes_before
-from data.sampler import Ledger
-from observability.run_directory import Records
+from configs.load import load_config
+from controller.checkpointing import (
+    CheckpointManager,
+    check_data_unchanged,
+    overrides_after,
+    plan_resume,
+    seconds_before,
+    sizes_before,
+)
+from data.sampler import EpochSampler
+from observability.run_directory import RunDirectory
 
 STATE = {
     "mix": {"smoothed": 0.3, "updates": 4, "override": None},
@@ -25,14 +32,16 @@ STATE = {
 @pytest.fixture
 def run(root, tmp_path) -> Path:
     """A run of 8 iterations with a checkpoint of the fourth."""
-    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=r", f"run.directory={tmp_path}"])
-    directory = Records.create(tmp_path / "r", config.yaml()).directory
-    Checkpoints(directory).write(4, STATE, lambda folder: (folder / "weights").write_bytes(b"w"))
+    config = load_config(
+        root / "configs/playground.yaml", ["run.iterations=8", "run.name=r", f"run.directory={tmp_path}"]
+    )
+    directory = RunDirectory.create(tmp_path / "r", config.yaml()).directory
+    CheckpointManager(directory).write(4, STATE, lambda folder: (folder / "weights").write_bytes(b"w"))
     return directory
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
-    found = resume(run, [])
+    found = plan_resume(run, [])
     assert found.checkpoint.iteration == 4
     assert found.checkpoint.state == STATE | {"iteration": 4}
     assert found.changes == {}
@@ -40,11 +49,11 @@ def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
 
 
 def test_what_decides_no_number_may_change(run):
-    found = resume(run, ["rollout.workers=3", "rollout.sample_seconds=30", "run.iterations=12"])
+    found = plan_resume(run, ["rollout.workers=3", "rollout.sample_seconds=30", "run.iterations=12"])
     assert found.changes == {
         "rollout.workers": (1, 3), "rollout.sample_seconds": (600.0, 30.0), "run.iterations": (8, 12),
     }  # fmt: skip
-    found = resume(run, ["learner.resources={learner: 1}", "learner.strategy=SPREAD", "run.exchange=directory"])
+    found = plan_resume(run, ["learner.resources={learner: 1}", "learner.strategy=SPREAD", "run.exchange=directory"])
     assert found.changes == {
         "learner.resources.learner": (None, 1.0), "learner.strategy": ("PACK", "SPREAD"),
         "run.exchange": ("memory", "directory"),
@@ -52,10 +61,10 @@ def test_what_decides_no_number_may_change(run):
 
 
 def test_pools_have_the_sizes_that_were_asked_for_last(run):
-    found = resume(run, ["reward.decoders.members=2", "reward.servers=2"])
+    found = plan_resume(run, ["reward.decoders.members=2", "reward.servers=2"])
     assert found.changes == {"reward.decoders.members": (0, 2), "reward.servers": (2, 2)}
     assert sizes_before(run) == {}
-    records = Records.open(run, through=0)
+    records = RunDirectory.open(run, through=0)
     records.add_event("scale", iteration=2, value={"reward": 3, "decoder": 5})
     assert sizes_before(run) == {"reward": 3, "decoder": 5}
     records.add_event("resumed", iteration=4, changes={key: list(change) for key, change in found.changes.items()})
@@ -80,48 +89,48 @@ def test_pools_have_the_sizes_that_were_asked_for_last(run):
 )
 def test_what_decides_a_number_may_not(run, override, words):
     with pytest.raises(InputError, match=words):
-        resume(run, [override])
+        plan_resume(run, [override])
 
 
 def test_the_length_of_a_cosine_may_not_change(root, tmp_path):
-    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=c", "learner.final_rate=0.1"])
-    directory = Records.create(tmp_path / "c", config.yaml()).directory
+    config = load_config(root / "configs/playground.yaml", ["run.iterations=8", "run.name=c", "learner.final_rate=0.1"])
+    directory = RunDirectory.create(tmp_path / "c", config.yaml()).directory
     with pytest.raises(InputError, match=r"run\.iterations: 8 → 12"):
-        resume(directory, ["run.iterations=12"])
+        plan_resume(directory, ["run.iterations=12"])
 
 
 def test_another_configuration_file_is_compared_with_the_runs_own(root, run, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(f"extends: {root / 'configs/playground.yaml'}\nrun: {{iterations: 8}}\nanchor: {{rows: 4}}\n")
     with pytest.raises(InputError, match=r"anchor\.rows: 16 → 4"):
-        resume(run, [], other)
+        plan_resume(run, [], other)
 
 
 def test_a_run_without_a_checkpoint_begins_again_and_one_that_is_none_is_refused(root, tmp_path):
-    config = read(root / "configs/playground.yaml", ["run.iterations=8", "run.name=n"])
-    assert resume(Records.create(tmp_path / "n", config.yaml()).directory, []).checkpoint is None
+    config = load_config(root / "configs/playground.yaml", ["run.iterations=8", "run.name=n"])
+    assert plan_resume(RunDirectory.create(tmp_path / "n", config.yaml()).directory, []).checkpoint is None
     with pytest.raises(InputError, match="is not the directory of a run"):
-        resume(tmp_path / "nothing", [])
+        plan_resume(tmp_path / "nothing", [])
 
 
 def test_a_run_that_has_come_to_its_end_says_how_to_go_on(run):
-    records = Records.open(run)
+    records = RunDirectory.open(run)
     records.write_summary({"iterations": 8})
     records.add_event("finished")
-    Checkpoints(run).write(8, STATE, lambda folder: None)
+    CheckpointManager(run).write(8, STATE, lambda folder: None)
     with pytest.raises(InputError, match=r"has finished its 8 iterations; to go on, ask for more: run\.iterations=16"):
-        resume(run, [])
-    assert resume(run, ["run.iterations=9"]).checkpoint.iteration == 8
+        plan_resume(run, [])
+    assert plan_resume(run, ["run.iterations=9"]).checkpoint.iteration == 8
 
 
 def test_other_data_are_refused():
-    check_data({"data.prompts": "12"}, {"data.prompts": "12", "data.demonstrations": "34"})
+    check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "12", "data.demonstrations": "34"})
     with pytest.raises(InputError, match=r"data\.prompts is not what it was when the run began"):
-        check_data({"data.prompts": "12"}, {"data.prompts": "13"})
+        check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "13"})
 
 
 def test_lambda_set_from_outside_is_set_again_in_iterations_that_are_done_again(run):
-    records = Records.open(run)
+    records = RunDirectory.open(run)
     for iteration, value in ((3, 0.1), (6, 0.3), (6, "adaptive")):
         records.add_event("mix", id=str(iteration), iteration=iteration, value=value)
     assert overrides_after(run, 4) == {6: [0.3, "adaptive"]}
@@ -139,10 +148,10 @@ def test_the_time_that_a_run_took_does_not_count_the_time_that_it_lay_idle(run):
 
 @given(count=st.integers(1, 40), taken=st.lists(st.integers(1, 17), min_size=1, max_size=12), cut=st.integers(0, 11))
 def test_a_ledger_that_goes_on_deals_out_what_it_would_have(count, taken, cut):
-    whole = Ledger(count, 7, 0)
+    whole = EpochSampler(count, 7, 0)
     straight = [whole.take(rows) for rows in taken]
-    first = Ledger(count, 7, 0)
+    first = EpochSampler(count, 7, 0)
     before = [first.take(rows) for rows in taken[:cut]]
-    second = Ledger(count, 7, 0)
+    second = EpochSampler(count, 7, 0)
     second.position = first.position
     assert before + [second.take(rows) for rows in taken[cut:]] == straight

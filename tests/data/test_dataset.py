@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from data import dataset as shards_module
-from data.dataset import ById, name_hashes
+from data.dataset import DatasetIndex, name_hashes
 from data.open_dataset import PROMPT, open_demonstrations, open_pairs, open_prompts
-from data.parquet import UNFINISHED, as_bytes, hashes, id_lists, repeats, string_bytes
+from data.parquet import UNFINISHED, as_bytes, hashes, id_lists, repeated_hashes, string_bytes
 from data.records import PROMPTS, read_demonstrations, read_pairs, read_prompts, scan_prompts
 from speech.families import PLAYGROUND
-from speech.grammar import check, follow, kind_table
+from speech.grammar import check_reply_grammar, follow_grammar, token_kinds
 from speech.vocabulary import Vocabulary
 
 IDS = pa.list_(pa.int32())
@@ -102,7 +102,10 @@ def test_records_by_name(world, vocabulary):
     first, last = ({}, {d.prompt_id: d for d in listed})
     for one in listed:
         first.setdefault(one.prompt_id, one)
-    for by_id, wanted in ((ById(found, "prompt_id"), first), (ById(found, "prompt_id", last=True), last)):
+    for by_id, wanted in (
+        (DatasetIndex(found, "prompt_id"), first),
+        (DatasetIndex(found, "prompt_id", last=True), last),
+    ):
         assert len(by_id) == len(wanted)
         assert set(by_id) == set(wanted)
         for name in list(wanted)[::50]:
@@ -118,9 +121,9 @@ def test_of_records_of_one_name_the_first_or_the_last(tmp_path, world, vocabular
     pq.write_table(table.set_column(0, "prompt_id", names), tmp_path / "d.parquet", row_group_size=2)
     found = open_demonstrations([tmp_path / "d.parquet"], vocabulary)
     rows = table["reply_ids"].to_pylist()
-    assert ById(found, "prompt_id")["a"].reply_ids.tolist() == rows[0]
-    assert ById(found, "prompt_id", last=True)["a"].reply_ids.tolist() == rows[4]
-    assert len(ById(found, "prompt_id")) == 3
+    assert DatasetIndex(found, "prompt_id")["a"].reply_ids.tolist() == rows[0]
+    assert DatasetIndex(found, "prompt_id", last=True)["a"].reply_ids.tolist() == rows[4]
+    assert len(DatasetIndex(found, "prompt_id")) == 3
 
 
 def prompts(**columns) -> pa.Table:
@@ -216,7 +219,7 @@ def test_equal_strings_have_equal_hashes_and_others_differ(texts, cut):
     assert len(set(alone)) == len({text or "" for text in texts})
     assert hashes(string_bytes(column.slice(cut))).tolist() == alone[cut:]
     again = {value for value in alone if alone.count(value) > 1}
-    assert repeats(found).tolist() == sorted(again)
+    assert repeated_hashes(found).tolist() == sorted(again)
 
 
 @given(rows=st.lists(st.tuples(*[st.lists(st.integers(0, 2**31 - 1), max_size=5)] * 2), min_size=1, max_size=6))
@@ -229,7 +232,7 @@ def test_bytes_of_columns_are_those_of_the_rows(rows):
 @given(data=st.data())
 def test_all_replies_are_checked_as_each_is(vocabulary, world, data):
     """Valid replies with a few ids changed, cut off, or repeated."""
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     replies = [d.reply_ids for d in _some(world, vocabulary)]
     made = []
     for ids in replies:
@@ -238,8 +241,8 @@ def test_all_replies_are_checked_as_each_is(vocabulary, world, data):
             ids[data.draw(st.integers(0, len(ids) - 1))] = data.draw(st.integers(0, vocabulary.size - 1))
         made.append(ids[: data.draw(st.sampled_from([len(ids), len(ids) - 1, 1]))])
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in made])])
-    found = follow(np.concatenate(made), offsets, PLAYGROUND.interleave, kinds)
-    assert found.tolist() == [check(ids, PLAYGROUND.interleave, kinds) is None for ids in made]
+    found = follow_grammar(np.concatenate(made), offsets, PLAYGROUND.interleave, kinds)
+    assert found.tolist() == [check_reply_grammar(ids, PLAYGROUND.interleave, kinds) is None for ids in made]
 
 
 _SOME: list = []

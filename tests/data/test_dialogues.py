@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from data.dialogues import DIALOGUES, Message, Said, scan_dialogues, scan_slice
-from data.slices import as_text, from_text, slices
+from data.dialogues import DIALOGUES, DialogueTurn, Message, scan_dialogues, scan_slice
+from data.slices import as_text, file_slices, from_text
 from speech.audio import Waveform
 
 RELEASED = {
@@ -55,11 +55,13 @@ def test_a_released_row(tmp_path):
     found = one(tmp_path)
     assert found.id == "talks-00000001"
     assert found.messages == (
-        Message(role="system", said=Said(text="You can speak and listen.")),
-        Message(role="user", said=Said(text="Answer in a word.", recordings=(tmp_path / "audio/question.wav",))),
+        Message(role="system", said=DialogueTurn(text="You can speak and listen.")),
+        Message(
+            role="user", said=DialogueTurn(text="Answer in a word.", recordings=(tmp_path / "audio/question.wav",))
+        ),
     )
-    assert found.target == Said(text="Seven.", recordings=(tmp_path / "audio/answer.wav",))
-    assert found.rejected == Said(text="Eight.", recordings=(tmp_path / "audio/bad.wav",))
+    assert found.target == DialogueTurn(text="Seven.", recordings=(tmp_path / "audio/answer.wav",))
+    assert found.rejected == DialogueTurn(text="Eight.", recordings=(tmp_path / "audio/bad.wav",))
     assert (found.question, found.facts) == ("What is two plus five?", {"task_type": "s2s"})
     assert [path.name for path in found.recordings] == ["question.wav", "answer.wav", "bad.wav"]
 
@@ -83,7 +85,7 @@ def test_a_reply_at_the_end_is_the_target_unless_one_is_given(tmp_path):
     assert (given.target.text, len(given.messages)) == ("Seven.", 1)
     without = {"sft_target_text": None, "sft_target_audio": "", "rejected_text": " ", "rejected_audio": None}
     found = one(tmp_path, messages=messages, audios=["q.wav", "a.wav"], **without)
-    assert found.target == Said(text="Six.", recordings=(tmp_path / "a.wav",))
+    assert found.target == DialogueTurn(text="Six.", recordings=(tmp_path / "a.wav",))
     assert found.rejected is None
     assert one(tmp_path, messages=messages[:1], audios=["q.wav"], **without).target is None
 
@@ -165,7 +167,7 @@ def test_parquet_says_the_same_as_lines(both):
 @pytest.mark.parametrize("rows", [1, 7, 8, 50, 51])
 def test_slices_hold_every_row_once_and_know_its_number(both, rows):
     for path in both:
-        pieces = slices(path, rows)
+        pieces = file_slices(path, rows)
         assert all(from_text(as_text(piece)) == piece for piece in pieces)
         found = [pair for piece in pieces for pair in scan_slice(piece)]
         assert found == list(scan_dialogues(path))

@@ -9,10 +9,10 @@ import pytest
 from common.errors import InputError
 from data.records import read_demonstrations, read_pairs, read_prompts
 from duet import pairs
-from observability.reply_schema import Provenance, ScoredReply
-from observability.run_directory import Records
-from reward.scoring import Judged
-from reward.types import Missing, Scorecard
+from observability.reply_schema import ReplyProvenance, ReplyRecord
+from observability.run_directory import RunDirectory
+from reward.scoring import ScoredReply
+from reward.types import MissingScore, Scorecard
 from speech.families import PLAYGROUND
 from speech.grammar import Interleave
 from speech.types import Finish, Reply
@@ -45,11 +45,11 @@ def config(world) -> str:
 
 
 @pytest.fixture
-def records(tmp_path, world) -> Records:
-    return Records.create(tmp_path / "trial", config(world))
+def records(tmp_path, world) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "trial", config(world))
 
 
-def row(prompt_id: str, index: int, ids: np.ndarray, scores: dict, **changes) -> ScoredReply:
+def row(prompt_id: str, index: int, ids: np.ndarray, scores: dict, **changes) -> ReplyRecord:
     reply = Reply(
         prompt_id=prompt_id,
         index=index,
@@ -59,11 +59,11 @@ def row(prompt_id: str, index: int, ids: np.ndarray, scores: dict, **changes) ->
         **({"weight_version": 0, "finish": Finish.STOP, "defect": None} | changes),
     )
     card = Scorecard(scores={n: s for n, s in scores.items() if n != "total"}, details={}, seconds=1.0)
-    return ScoredReply(judged=Judged(reply=reply, card=card, scores=scores, advantages=()), routes=[], use=None)
+    return ReplyRecord(judged=ScoredReply(reply=reply, card=card, scores=scores, advantages=()), routes=[], use=None)
 
 
-MADE = Provenance(raters={}, sampling={})
-GONE = Missing("judge timed out")
+MADE = ReplyProvenance(raters={}, sampling={})
+GONE = MissingScore("judge timed out")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from common.errors import InputError
 from data.records import DEMONSTRATIONS, PAIRS, PROMPTS, read_demonstrations, read_pairs, read_prompts
 from speech.audio import Waveform
 from speech.families import PLAYGROUND, family
-from speech.grammar import check, kind_table
+from speech.grammar import check_reply_grammar, token_kinds
 from speech.vocabulary import Channel, Vocabulary
 
 
@@ -60,13 +60,13 @@ def test_the_same_tokens_under_other_ids_mean_the_same(tmp_path, vocabulary, wor
     assert (ids != np.arange(len(ids))).all()
     every = np.arange(vocabulary.size)
     assert moved.channels(ids).tolist() == vocabulary.channels(every).tolist()
-    assert kind_table(moved)[ids].tolist() == kind_table(vocabulary).tolist()
+    assert token_kinds(moved)[ids].tolist() == token_kinds(vocabulary).tolist()
     assert (moved.end_reply, moved.pad) == (ids[vocabulary.end_reply], ids[vocabulary.pad])
     assert (moved.begin_speech, moved.end_speech) == (ids[vocabulary.begin_speech], ids[vocabulary.end_speech])
     for d in read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:8]:
         assert moved.text(ids[d.reply_ids]) == vocabulary.text(d.reply_ids)
         assert moved.codes(ids[d.reply_ids]).tolist() == vocabulary.codes(d.reply_ids).tolist()
-        assert check(ids[d.reply_ids], PLAYGROUND.interleave, kind_table(moved)) is None
+        assert check_reply_grammar(ids[d.reply_ids], PLAYGROUND.interleave, token_kinds(moved)) is None
 
 
 def test_speech_is_the_codebook_and_nothing_beyond_it(world):
@@ -78,10 +78,10 @@ def test_speech_is_the_codebook_and_nothing_beyond_it(world):
     assert vocabulary.channels(np.arange(beyond, beyond + 256)).tolist() == [-1] * 256
     assert vocabulary.codes(np.array([first - 1, first, beyond - 1, beyond])).tolist() == [0, 255]
     b, e, end, word = vocabulary.begin_speech, vocabulary.end_speech, vocabulary.end_reply, first - 1
-    kinds = kind_table(vocabulary)
-    assert check(np.array([word, b, beyond - 1, e, end]), PLAYGROUND.interleave, kinds) is None
+    kinds = token_kinds(vocabulary)
+    assert check_reply_grammar(np.array([word, b, beyond - 1, e, end]), PLAYGROUND.interleave, kinds) is None
     for reply in ([word, b, beyond, e, end], [beyond, b, first, e, end]):
-        assert "outside every channel" in check(np.array(reply), PLAYGROUND.interleave, kinds)
+        assert "outside every channel" in check_reply_grammar(np.array(reply), PLAYGROUND.interleave, kinds)
 
 
 def test_padding_rows_of_the_output_layer_belong_in_no_reply(tmp_path, world):
@@ -91,7 +91,7 @@ def test_padding_rows_of_the_output_layer_belong_in_no_reply(tmp_path, world):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 576}))
     vocabulary = Vocabulary.from_checkpoint(tmp_path / "base", PLAYGROUND.tokens)
     assert vocabulary.channels(np.arange(vocabulary.text_size, 576)).tolist() == [-1] * (576 - vocabulary.text_size)
-    assert not kind_table(vocabulary)[vocabulary.text_size :].any()
+    assert not token_kinds(vocabulary)[vocabulary.text_size :].any()
 
 
 def test_shipped_data_reads(vocabulary, world):

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from configs.load import read
-from configs.validate import roles
+from configs.load import load_config
+from configs.validate import resources_by_role
 
 
 def one(path: Path) -> dict:
@@ -60,7 +60,7 @@ def test_every_member_has_room_in_the_group_of_its_role_and_in_no_other(root, na
     configuration, cluster = CLUSTERS[name]
     groups = groups_of(root, cluster)
     assert set(groups) == {"rollout", "reward", "learner"}
-    for role, (members, needed) in roles(read(root / configuration, [])).items():
+    for role, (members, needed) in resources_by_role(load_config(root / configuration, [])).items():
         for group, (offered, most) in groups.items():
             room = fitting(offered, needed)
             if group != role:
@@ -75,16 +75,16 @@ def test_every_member_has_room_in_the_group_of_its_role_and_in_no_other(root, na
 @pytest.mark.parametrize("name", ["KubeRay, GPUs", "launcher, GPUs"])
 def test_rollouts_can_grow_to_twice_their_number(root, name):
     configuration, cluster = CLUSTERS[name]
-    config = read(root / configuration, [])
-    members, needed = roles(config)["rollout"]
+    config = load_config(root / configuration, [])
+    members, needed = resources_by_role(config)["rollout"]
     offered, most = groups_of(root, cluster)["rollout"]
     assert fitting(offered, needed) * most >= 2 * members
     assert config.rollout.gpus * members + config.learner.gpus * config.learner.ranks >= 8
 
 
 def test_ranks_of_one_node_fit_on_one(root):
-    config = read(root / "configs/gpu-cluster.yaml", [])
-    ranks, needed = roles(config)["learner"]
+    config = load_config(root / "configs/gpu-cluster.yaml", [])
+    ranks, needed = resources_by_role(config)["learner"]
     assert config.learner.strategy == "STRICT_PACK"
     for cluster in ("deploy/kuberay/raycluster.yaml", "deploy/ray-cluster.yaml"):
         offered, _ = groups_of(root, cluster)["learner"]
@@ -93,7 +93,7 @@ def test_ranks_of_one_node_fit_on_one(root):
 
 @pytest.mark.parametrize("configuration", ["configs/gpu-cluster.yaml", "configs/cpu-cluster.yaml"])
 def test_members_of_several_nodes_exchange_weights_through_storage_that_all_see(root, configuration):
-    config = read(root / configuration, [])
+    config = load_config(root / configuration, [])
     assert config.run.exchange == "directory"
     shared = Path(config.run.directory).parts[:2]
     for file in ("deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"):
@@ -145,7 +145,7 @@ def test_kuberay_files_are_of_ray_as_locked_ask_for_a_token_and_give_a_run_time_
     cluster = one(root / "deploy/kuberay/raycluster.yaml")
     [head] = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "3600"} in head["env"]
-    port = read(root / "configs/gpu-cluster.yaml", []).metrics.port
+    port = load_config(root / "configs/gpu-cluster.yaml", []).metrics.port
     assert {"name": "duet-metrics", "containerPort": port} in head["ports"]
     job = one(root / "deploy/kuberay/rayjob.yaml")["spec"]
     assert yaml.safe_load(job["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "3600"}}
@@ -158,7 +158,7 @@ def test_the_job_of_kuberay_is_a_command_of_duet(root):
     folder, _, words = command.partition(" && python -m duet ")
     assert folder == "cd /opt/duet"
     options = _parser("train").parse_args(words.split())
-    assert read(root / options.config, options.overrides).run.name == "playground"
+    assert load_config(root / options.config, options.overrides).run.name == "playground"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

@@ -12,7 +12,7 @@ from common.errors import InputError
 from controller.mix_ratio import gates
 from duet.__main__ import main
 from duet.judge import _settings, add_arguments
-from evaluation.judge_agreement import Ratings, compare, of_people, read_ratings
+from evaluation.judge_agreement import Ratings, compare_judges, human_agreement, read_ratings
 
 HEAD = ["prompt_id", "reply_id", "human", "right", "turned", "note"]
 ROWS = [
@@ -63,7 +63,7 @@ def test_agreement_is_what_scipy_says_and_missing_scores_are_left_out(file):
     ratings = read(file)
     assert list(ratings.judges) == ["right", "turned"]
     assert ratings.passed_over == ("note",)
-    right, turned = (compare(ratings, judge, SETTINGS) for judge in ratings.judges)
+    right, turned = (compare_judges(ratings, judge, SETTINGS) for judge in ratings.judges)
     human, own = [1, 2, 3, 5, 2, 4, 4, 4], [1.5, 2.5, 3.5, 5, 2, 3, 4, 1]
     assert (right.both, right.missing) == (8, 0)
     assert right.pearson == pytest.approx(stats.pearsonr(human, own)[0], abs=1e-12)
@@ -84,7 +84,7 @@ def test_agreement_is_what_scipy_says_and_missing_scores_are_left_out(file):
 def test_the_variance_within_a_prompt_and_the_λ_that_follows(file):
     """Method §2, with its worked values: {1,2,3,5} varies by 2.1875 and gives 0.437."""
     ratings = read(file)
-    people = of_people(ratings, SETTINGS)
+    people = human_agreement(ratings, SETTINGS)
     variances = [2.1875, 1.0, 0.0]
     assert people.prompts == 3
     assert people.variance == pytest.approx(np.mean(variances))
@@ -92,7 +92,7 @@ def test_the_variance_within_a_prompt_and_the_λ_that_follows(file):
     raw = [0.8 * g * v for g, v in (gates(scores, SETTINGS) for scores in ([1, 2, 3, 5], [2, 4], [4, 4]))]
     assert raw[0] == pytest.approx(0.437, abs=1e-3)
     assert people.raw == pytest.approx(np.mean(raw))
-    right, turned = (compare(ratings, judge, SETTINGS) for judge in ratings.judges)
+    right, turned = (compare_judges(ratings, judge, SETTINGS) for judge in ratings.judges)
     assert right.human == people  # it rated all that people did
     own = [np.var([1.5, 2.5, 3.5, 5]), np.var([2, 3]), np.var([4, 1])]
     assert right.own.variance == pytest.approx(np.mean(own))
@@ -108,7 +108,7 @@ def test_a_judge_that_only_knows_which_prompts_are_hard(tmp_path):
     human = np.clip(level[prompts] + rng.normal(0, 0.3, 400), 1, 5)
     judge = np.clip(level[prompts] + rng.normal(0, 0.3, 400), 1, 5)
     ratings = Ratings(prompts=prompts, human=human, judges={"level": judge}, passed_over=())
-    found = compare(ratings, "level", SETTINGS)
+    found = compare_judges(ratings, "level", SETTINGS)
     assert found.pearson > 0.85
     assert abs(found.within_spearman) < 0.15
     assert found.within_spearman_margin == pytest.approx(0.11, abs=0.03)
@@ -122,7 +122,7 @@ def test_nothing_in_common_is_no_number():
         judges={"same": np.array([2.0, 4.0, 1.0]), "none": np.array([nan, nan, 2.0])},
         passed_over=(),
     )
-    same, none = (compare(ratings, judge, SETTINGS) for judge in ratings.judges)
+    same, none = (compare_judges(ratings, judge, SETTINGS) for judge in ratings.judges)
     assert (same.pearson, same.spearman, same.within_spearman, same.bias) == (None, None, None, 0.0)
     assert (none.both, none.missing) == (0, 2)
     assert (none.bias, none.near, none.own.variance, none.own.raw) == (None, None, None, None)

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from learner.packed_attention import use_packing
-from learner.policy import Scorer
-from rollout.vllm_engine import EngineSettings, SamplingSettings
+from learner.policy import PolicyModel
+from rollout.vllm_engine import EngineConfig, SamplingConfig
 from speech.families import family
-from speech.grammar import kind_table
-from speech.modeling import pretrained
+from speech.grammar import token_kinds
+from speech.modeling import load_pretrained
 from speech.modeling.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
 from speech.types import Prompt, Turn
 from speech.vocabulary import Vocabulary
@@ -36,7 +36,7 @@ USED = [
 WORD = "w{}"
 """Spelling of text tokens."""
 FAMILY = family("kimi-audio")
-SAMPLING = SamplingSettings(temperature=0.8, max_tokens=64)
+SAMPLING = SamplingConfig(temperature=0.8, max_tokens=64)
 BEGIN, END, STOP = 151661, 151667, 151663
 BLANK, USER, ASSISTANT, SPEAK, OVER = 151666, 151670, 151671, 151676, 151645
 FIRST = WORDS + SPECIAL
@@ -93,8 +93,8 @@ def _lean(layer: nn.Linear, token: int, outputs: Tensor, others: Tensor) -> None
     layer.weight[token] = level * common / (common @ common)
 
 
-def settings(checkpoint: Path, **changes) -> EngineSettings:
-    usual = EngineSettings(
+def settings(checkpoint: Path, **changes) -> EngineConfig:
+    usual = EngineConfig(
         checkpoint=str(checkpoint),
         dtype="float32",
         max_length=128,
@@ -118,11 +118,11 @@ def prompts_of(vocabulary: Vocabulary) -> list[Prompt]:
     ]
 
 
-def scorer_of(checkpoint: Path, vocabulary: Vocabulary) -> Scorer:
+def scorer_of(checkpoint: Path, vocabulary: Vocabulary) -> PolicyModel:
     """As the learner scores."""
-    model = pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
+    model = load_pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
     use_packing(model)
-    return Scorer(model, torch.from_numpy(kind_table(vocabulary)))
+    return PolicyModel(model, torch.from_numpy(token_kinds(vocabulary)))
 
 
 def valid(ids: np.ndarray) -> bool:

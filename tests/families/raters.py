@@ -1,6 +1,6 @@
 """Raters that need no ears, with scores that differ within a group: what is tested is what they travel through."""
 
-from reward.types import Missing, Score, SpokenReply
+from reward.types import MissingScore, Score, SpokenReply
 
 
 class Words:
@@ -10,7 +10,7 @@ class Words:
 
     def rate(self, spoken: SpokenReply) -> Score:
         ids = spoken.reply.token_ids[spoken.reply.channels == 0]
-        return 1.0 + 4.0 * float((ids % 2 == 0).mean()) if len(ids) else Missing("no text in the reply")
+        return 1.0 + 4.0 * float((ids % 2 == 0).mean()) if len(ids) else MissingScore("no text in the reply")
 
 
 class Sound:
@@ -20,5 +20,5 @@ class Sound:
 
     def rate(self, spoken: SpokenReply) -> Score:
         if spoken.waveform is None:
-            return Missing("no speech in the reply")
+            return MissingScore("no speech in the reply")
         return 1.0 + min(4.0, spoken.waveform.seconds)

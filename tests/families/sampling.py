@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rollout.vllm_engine import Engine, EngineSettings, SamplingSettings
+from rollout.vllm_engine import EngineConfig, SamplingConfig, VllmEngine
 from speech.audio import read_features
 from speech.families import family
-from speech.grammar import check, kind_table, table
+from speech.grammar import check_reply_grammar, grammar_table, token_kinds
 from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
@@ -61,21 +61,21 @@ def ask(root: Path, asked: Asked) -> Found:
 def answer(asked: Asked) -> Found:
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
-    settings = EngineSettings(
+    settings = EngineConfig(
         checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=ATONCE, constrained=True,
         in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
     )  # fmt: skip
-    sampling = SamplingSettings(temperature=1.0, max_tokens=LONGEST)
+    sampling = SamplingConfig(temperature=1.0, max_tokens=LONGEST)
 
     def draw(count: int, constrained: bool) -> list[tuple[Prompt, Reply]]:
-        engine = Engine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
+        engine = VllmEngine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
         each = -(-count // len(asked.prompts))
         groups = engine.sample(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
         return [(group.prompt, reply) for group in groups for reply in group.replies][:count]
 
     held = draw(REPLIES, constrained=True)
     free = [reply for _, reply in draw(FREE, constrained=False)]
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     # In a process without vLLM, which changes some of transformers' classes where both are.
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:
         gap = apart.submit(_gap, asked, held[::64]).result(timeout=100)
@@ -83,7 +83,7 @@ def answer(asked: Asked) -> Found:
         gap=gap,
         held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
         free=[reply.defect for reply in free],
-        free_checked=[check(reply.token_ids, chosen.interleave, kinds) for reply in free],
+        free_checked=[check_reply_grammar(reply.token_ids, chosen.interleave, kinds) for reply in free],
     )
 
 
@@ -91,7 +91,7 @@ def _so_far(reply: Reply, pattern, kinds: np.ndarray) -> str | None:
     """What the structure does not allow; a reply that is cut off need not have come to its end."""
     if reply.finish is Finish.STOP:
         return reply.defect
-    defect = check(reply.token_ids, pattern, kinds)
+    defect = check_reply_grammar(reply.token_ids, pattern, kinds)
     return None if defect == "the reply has no end" else defect
 
 
@@ -102,9 +102,9 @@ def _gap(asked: Asked, replies: list[tuple[Prompt, Reply]]) -> float:
 
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
-    pattern, kinds = chosen.interleave, kind_table(vocabulary)
+    pattern, kinds = chosen.interleave, token_kinds(vocabulary)
     model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float32)
-    states, largest = table(pattern), 0.0
+    states, largest = grammar_table(pattern), 0.0
     for prompt, reply in replies:
         ids = torch.from_numpy(np.concatenate([prompt.token_ids, reply.token_ids]).astype(np.int64))
         with torch.no_grad():

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
-from controller.checkpoint_checks import adapters, check_rater
+from controller.checkpoint_checks import check_adapters_fit, check_rater
 from deploy.preflight import memory
 from deploy.preflight.capacity import check_memory
-from deploy.preflight.finding import State
-from deploy.preflight.memory import GIB, Shape
+from deploy.preflight.finding import Severity
+from deploy.preflight.memory import GIB, ModelShape
 from deploy.preflight.settings import check_settings
 from speech.families import family
 from tests.deploy.preflight.cases import gpus, machine
@@ -36,7 +36,7 @@ REAL = {
 """Dimensions of the released models, from their config.json (for ChatGLM's, by transformers' names)."""
 
 
-def shape(config: Config) -> Shape:
+def shape(config: Config) -> ModelShape:
     """Of the released model, without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,7 +47,9 @@ def shape(config: Config) -> Shape:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     tensors = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     frozen = family(config.model.family).parameters(config.model.frozen)
-    return memory.shape(settings, tensors, frozen, config.learner.lora.rank, adapters(config, tensors))
+    return memory.read_model_shape(
+        settings, tensors, frozen, config.learner.lora.rank, check_adapters_fit(config, tensors)
+    )
 
 
 def test_every_model_has_each_size(root):
@@ -59,7 +61,7 @@ def test_every_model_has_each_size(root):
 def test_it_fits(root, name, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)  # which has what the files leave to be filled in
-    config = read(root / "configs/models" / name, [])
+    config = load_config(root / "configs/models" / name, [])
     count = int(name.removesuffix("gpu.yaml").rpartition("-")[2])
     roles = (config.rollout.workers, config.rollout.gpus), (config.learner.ranks, config.learner.gpus)
     decoding = config.reward.decoders.members * config.reward.decoders.gpus
@@ -68,10 +70,10 @@ def test_it_fits(root, name, tmp_path, monkeypatch):
     for rater in config.reward.raters:
         check_rater(rater)
     model = shape(config)
-    assert not [one.text for one in check_settings(config) if one.state is State.ERROR]
+    assert not [one.text for one in check_settings(config) if one.state is Severity.ERROR]
     needs = memory.needs(config, model, reference=True)
     place = machine(memory=200.0 * GIB * count, memory_free=190.0 * GIB * count, gpus=gpus(count, 80))
     findings = list(check_memory(config, model, needs, place))
-    assert not [found.text for found in findings if found.state is State.ERROR]
+    assert not [found.text for found in findings if found.state is Severity.ERROR]
     assert any(found.text.startswith("learner") and "weights" in found.text for found in findings)
     assert model.adapters or count > 1, "one GPU has no room for the optimiser of a whole model"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from data.records import DEMONSTRATIONS, FEATURES, PROMPTS
 from speech.audio import write_features
 from speech.families import Family, family
-from speech.grammar import check, kind_table
+from speech.grammar import check_reply_grammar, token_kinds
 from speech.types import Prompt, Turn
 from speech.vocabulary import Channel, Vocabulary
 from tests.commands import duet
@@ -122,9 +122,9 @@ def test_ids_are_the_released_ones(name, vocabulary):
 
 
 def test_a_demonstration_follows_the_structure(chosen, vocabulary, data):
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     for row in pq.read_table(data / "demonstrations.parquet").to_pylist():
-        assert check(np.array(row["reply_ids"]), chosen.interleave, kinds) is None
+        assert check_reply_grammar(np.array(row["reply_ids"]), chosen.interleave, kinds) is None
         assert vocabulary.text(np.array(row["reply_ids"])) == row["text"]
 
 

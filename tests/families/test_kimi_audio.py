@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from controller.inputs import read_inputs
 from data.records import DEMONSTRATIONS, PROMPTS
 from learner.checkpoint_state import load_model, save_model
-from learner.policy import Scorer
+from learner.policy import PolicyModel
 from observability.report.listening import strip
 from speech.checkpoint import check_checkpoint
-from speech.checkpoint_conversion import put_back, take_in
-from speech.grammar import check, kind_table
-from speech.modeling import architecture, pretrained
+from speech.checkpoint_conversion import export_checkpoint, import_checkpoint
+from speech.grammar import check_reply_grammar, token_kinds
+from speech.modeling import load_pretrained, model_class
 from speech.types import Prompt, Turn
 from speech.vocabulary import Channel, Vocabulary
 from tests.commands import duet
@@ -64,7 +64,7 @@ def prompts(vocabulary) -> list[Prompt]:
 
 
 @pytest.fixture
-def scorer(checkpoint, vocabulary) -> Scorer:
+def scorer(checkpoint, vocabulary) -> PolicyModel:
     return scorer_of(checkpoint, vocabulary)
 
 
@@ -139,7 +139,7 @@ def test_demonstrations_are_valid_and_say_what_they_were_made_of(vocabulary):
     codes = np.array([5, 16383, 0, 77])
     reply = FAMILY.reply("w12 w0 w151642", codes, vocabulary)
     assert valid(reply)
-    assert check(reply, FAMILY.interleave, kind_table(vocabulary)) is None
+    assert check_reply_grammar(reply, FAMILY.interleave, token_kinds(vocabulary)) is None
     assert vocabulary.text(reply) == "w12w0w151642"
     assert vocabulary.codes(reply).tolist() == codes.tolist()
     assert Tones(**CODEC).decode(vocabulary.codes(reply)).seconds == pytest.approx(4 / 12.5)
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_written_as_it_was_read(checkpoint, scorer, tmp_path):
     ids = torch.randint(0, 168448, (1, 12))
     with torch.no_grad():
         assert torch.allclose(plain(ids).logits, scorer.model(ids).logits, atol=1e-4)
-    other = pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
+    other = load_pretrained(checkpoint, FAMILY, dtype=torch.float32, trust_remote_code=False)
     load_model(other, tmp_path)
     assert torch.equal(other.lm_head.weight, scorer.model.lm_head.weight)
 
@@ -187,23 +187,23 @@ def test_the_released_layout_is_taken_in_and_put_back(checkpoint, tmp_path):
     weights = load_file(released / "model.safetensors")
     beside = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "speaker.weight": torch.ones(2)}
     save_file(weights | beside, released / "model.safetensors", metadata={"format": "pt"})
-    architecture(FAMILY)
-    assert take_in(released, FAMILY.original, FAMILY.name, trunk) == 2
+    model_class(FAMILY)
+    assert import_checkpoint(released, FAMILY.original, FAMILY.name, trunk) == 2
     assert load_file(trunk / "model.safetensors").keys() == weights.keys()
     assert check_checkpoint(trunk, trust_remote_code=False)
     assert Vocabulary.from_checkpoint(trunk, FAMILY.tokens).end_reply == STOP
-    model = pretrained(trunk, FAMILY, dtype=torch.float32, trust_remote_code=False)
+    model = load_pretrained(trunk, FAMILY, dtype=torch.float32, trust_remote_code=False)
     with torch.no_grad():
         model.mimo_output.weight.mul_(2.0)
     save_model(model, trunk, tmp_path / "trained")
-    put_back(tmp_path / "trained", released, FAMILY.original, back)
+    export_checkpoint(tmp_path / "trained", released, FAMILY.original, back)
     written = load_file(back / "model.safetensors")
     assert written.keys() == (weights | beside).keys()
     assert {n for n in written if not torch.equal(written[n], (weights | beside)[n])} == {"mimo_output.weight"}
     assert json.loads((back / "config.json").read_text()) == described
     (released / "config.json").write_text(json.dumps(described | {"kimia_mimo_audiodelaytokens": 5}))
     with pytest.raises(InputError, match="kimia_mimo_audiodelaytokens is 5, not 6"):
-        take_in(released, FAMILY.original, FAMILY.name, tmp_path / "other")
+        import_checkpoint(released, FAMILY.original, FAMILY.name, tmp_path / "other")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_half_a_step_is_refused_before_anything_starts(job, tmp_path):
     }
     for override, complaint in refusals.items():
         with pytest.raises(InputError, match=complaint):
-            read_inputs(read(job / "run.yaml", [override]))
+            read_inputs(load_config(job / "run.yaml", [override]))
 
 
 @pytest.fixture(scope="module")

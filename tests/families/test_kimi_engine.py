@@ -8,23 +8,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.waiting import MemberBroken
+from cluster.waiting import ActorUnusable
 from common.errors import InputError
 from learner.collate import collate
-from learner.config import Objective, Route
+from learner.config import Objective, RouteLoss
 from learner.losses import micro_batch_loss
-from learner.micro_batches import Row
-from learner.policy import Scorer
-from rollout.multistream_engine import ParallelEngine
-from rollout.vllm_engine import HalfTaken, Order
-from rollout.worker import Probe, RolloutWorker
-from speech.grammar import Kind, allowed_sets, check, kind_table
+from learner.micro_batches import TrainingSample
+from learner.policy import PolicyModel
+from rollout.multistream_engine import MultiStreamEngine
+from rollout.vllm_engine import PartialWeightUpdate, RolloutRequest
+from rollout.worker import RolloutWorker, WeightCheck
+from speech.grammar import TokenKind, allowed_masks, check_reply_grammar, token_kinds
 from speech.types import Finish, Prompt
 from speech.vocabulary import Vocabulary
 from tests.families import kimi
 from tests.families.kimi import BLANK, END, FAMILY, FIRST, OVER, SAMPLING, STOP, prompts_of, scorer_of, settings, valid
 from weight_sync.source import named_weights
-from weight_sync.update import Parcel
+from weight_sync.update import WeightUpdate
 
 pytestmark = [pytest.mark.families, pytest.mark.timeout(300)]
 
@@ -45,13 +45,13 @@ def prompts(vocabulary) -> list[Prompt]:
 
 
 @pytest.fixture
-def scorer(checkpoint, vocabulary) -> Scorer:
+def scorer(checkpoint, vocabulary) -> PolicyModel:
     return scorer_of(checkpoint, vocabulary)
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint, vocabulary) -> ParallelEngine:
-    return ParallelEngine(settings(checkpoint), FAMILY, vocabulary)
+def engine(checkpoint, vocabulary) -> MultiStreamEngine:
+    return MultiStreamEngine(settings(checkpoint), FAMILY, vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def groups(engine, prompts):
     return engine.sample(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
 
 
-def rows_of(group, kinds: np.ndarray, **fields) -> list[Row]:
+def rows_of(group, kinds: np.ndarray, **fields) -> list[TrainingSample]:
     return [
-        Row(
+        TrainingSample(
             prompt_ids=group.prompt.token_ids,
             reply_ids=r.token_ids,
             channels=r.channels,
-            allowed=allowed_sets(r.token_ids, FAMILY.interleave, kinds),
+            allowed=allowed_masks(r.token_ids, FAMILY.interleave, kinds),
             behaviour=r.logps,
             **({"advantages": (1.0,), "weights": (1.0,)} | fields),
         )
@@ -74,9 +74,9 @@ def rows_of(group, kinds: np.ndarray, **fields) -> list[Row]:
     ]
 
 
-def gap(group, scorer: Scorer, vocabulary: Vocabulary) -> float:
+def gap(group, scorer: PolicyModel, vocabulary: Vocabulary) -> float:
     """Largest difference between what the sampler reported and what the learner computes, of all tokens of a group."""
-    rows = rows_of(group, kind_table(vocabulary))
+    rows = rows_of(group, token_kinds(vocabulary))
     batch = collate(rows, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"), streams=2)
     with torch.no_grad():
         logp, _ = scorer(**batch.scoring())
@@ -102,15 +102,15 @@ def test_a_thousand_replies_keep_to_the_structure(groups):
 
 def test_one_that_is_not_valid_is_marked(groups, checkpoint, vocabulary, prompts):
     """Replies of which a token is another, and those of an engine that is not held to the structure."""
-    rng, kinds = np.random.default_rng(0), kind_table(vocabulary)
+    rng, kinds = np.random.default_rng(0), token_kinds(vocabulary)
     verdicts = []
     for group in groups:
         ids = group.replies[0].token_ids.copy()
         ids[rng.integers(len(ids))] = rng.choice([3, 1000, BLANK, END, STOP, OVER, FIRST, FIRST + 16383])
         verdicts.append(valid(ids))
-        assert (check(ids, FAMILY.interleave, kinds) is None) == verdicts[-1]
+        assert (check_reply_grammar(ids, FAMILY.interleave, kinds) is None) == verdicts[-1]
     assert 10 < sum(verdicts) < 240
-    free = ParallelEngine(settings(checkpoint, constrained=False), FAMILY, vocabulary)
+    free = MultiStreamEngine(settings(checkpoint, constrained=False), FAMILY, vocabulary)
     drawn = [r for g in free.sample(prompts[:8], 4, replace(SAMPLING, max_tokens=20), [0] * 8, "w") for r in g.replies]
     assert all((reply.defect is None) == valid(reply.token_ids) for reply in drawn)
     assert sum(reply.defect is not None for reply in drawn) > 30
@@ -125,7 +125,7 @@ def test_the_distribution_sampled_is_the_distribution_scored(groups, scorer, voc
 def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer, vocabulary):
     """The end of the text, after one word: how often it comes against how likely it is said to be."""
     [group] = engine.sample(prompts[:1], 400, replace(SAMPLING, max_tokens=4), [0], "w")
-    text = int(Kind.TEXT | Kind.END_TEXT)
+    text = int(TokenKind.TEXT | TokenKind.END_TEXT)
     prompt, wanted = group.prompt.token_ids, []
     # What stands in the place of the first step's text gives what the second one's is drawn from.
     given = [torch.tensor([value]) for value in (len(prompt), END, text, SAMPLING.temperature)]
@@ -141,7 +141,7 @@ def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer,
 
 def test_replies_are_the_same_whoever_is_drawn_beside_them(checkpoint, vocabulary, prompts, groups, scorer):
     """Three rows for forty replies: taken up one by one, moved, prompts computed once or copied."""
-    few = ParallelEngine(settings(checkpoint, max_sequences=3), FAMILY, vocabulary)
+    few = MultiStreamEngine(settings(checkpoint, max_sequences=3), FAMILY, vocabulary)
     again = few.sample(prompts[:10], 4, SAMPLING, list(range(0, 40, 4)), "w")
     for one, other in zip(again, groups, strict=False):
         for a, b in zip(one.replies, other.replies, strict=True):
@@ -150,13 +150,13 @@ def test_replies_are_the_same_whoever_is_drawn_beside_them(checkpoint, vocabular
 
 
 def test_weights_change_under_replies_that_are_under_way(checkpoint, vocabulary, prompts, scorer, tmp_path):
-    engine = ParallelEngine(settings(checkpoint), FAMILY, vocabulary)
+    engine = MultiStreamEngine(settings(checkpoint), FAMILY, vocabulary)
     sequences = [
         np.concatenate([prompts[i].token_ids, FAMILY.reply("w1 w2", np.arange(4), vocabulary)]) for i in (0, 1)
     ]
     before = engine.probe(sequences)
     assert [len(found) for found in before] == [len(ids) - 2 for ids in sequences]
-    order = Order(number=7, prompt=prompts[0], group_size=4, sampling=replace(SAMPLING, max_tokens=40), seed=0)
+    order = RolloutRequest(number=7, prompt=prompts[0], group_size=4, sampling=replace(SAMPLING, max_tokens=40), seed=0)
     engine.submit([order])
     for _ in range(3):
         engine._step()
@@ -188,10 +188,10 @@ def test_weights_change_under_replies_that_are_under_way(checkpoint, vocabulary,
     save_file(part, tmp_path / "part.safetensors")
     engine.load_weights([tmp_path / "part.safetensors"], 6, whole=False)
     assert engine.weight_version == 6
-    with pytest.raises(HalfTaken, match=r"weights 7 were not taken to the end: .*nothing came for"):
+    with pytest.raises(PartialWeightUpdate, match=r"weights 7 were not taken to the end: .*nothing came for"):
         engine.load_weights([tmp_path / "part.safetensors"], 7)
     save_file({"model.strange": torch.zeros(1)}, tmp_path / "strange.safetensors")
-    with pytest.raises(HalfTaken, match="strange"):
+    with pytest.raises(PartialWeightUpdate, match="strange"):
         engine.load_weights([tmp_path / "strange.safetensors"], 8)
     assert engine.weight_version == 6
 
@@ -201,21 +201,25 @@ def test_what_does_not_fit_is_refused(checkpoint, vocabulary, engine, prompts):
         ids = np.full(count, BLANK, dtype=np.int32)
         with pytest.raises(ValueError, match=f"has {count} tokens; 2 for each step, and at most 126"):
             engine.submit(
-                [Order(number=0, prompt=replace(prompts[0], token_ids=ids), group_size=1, sampling=SAMPLING, seed=0)]
+                [
+                    RolloutRequest(
+                        number=0, prompt=replace(prompts[0], token_ids=ids), group_size=1, sampling=SAMPLING, seed=0
+                    )
+                ]
             )
     with pytest.raises(InputError, match=r"rollout.kv_cache_gib: no room"):
-        ParallelEngine(settings(checkpoint, kv_cache_gib=1e-6), FAMILY, vocabulary)
+        MultiStreamEngine(settings(checkpoint, kv_cache_gib=1e-6), FAMILY, vocabulary)
     with pytest.raises(InputError, match=r"rollout.tensor_parallel: 2"):
-        ParallelEngine(settings(checkpoint, tensor_parallel=2), FAMILY, vocabulary)
+        MultiStreamEngine(settings(checkpoint, tensor_parallel=2), FAMILY, vocabulary)
 
 
 @pytest.mark.parametrize(("channel", "reached"), [("text", False), ("all", True)], ids=["wavalign", "full"])
 def test_preference_reaches_the_speech_branch_only_where_it_is_asked_to(groups, scorer, vocabulary, channel, reached):
     objective = Objective(
-        routes=(Route(channel=channel, weight=1.0),), clip=0.2, clip_high=0.2, ratio="truncated", cap=2.0,
+        routes=(RouteLoss(channel=channel, weight=1.0),), clip=0.2, clip_high=0.2, ratio="truncated", cap=2.0,
         kl_text=0.0, kl_speech=0.0, boundary="speech", anchor_text=1.0, anchor_speech=1.0,
     )  # fmt: skip
-    rows = [row for group in groups[:4] for row in rows_of(group, kind_table(vocabulary))]
+    rows = [row for group in groups[:4] for row in rows_of(group, token_kinds(vocabulary))]
     batch = collate(
         rows, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"), streams=2,
         scored=lambda item, row: objective.scored(row.channels, item, row),
@@ -235,7 +239,7 @@ def test_a_worker_takes_the_engine_of_the_family(checkpoint, vocabulary, prompts
     assert worker.warm_up(prompts[:1], 2, SAMPLING) == "rollout-0"
     too_long = replace(prompts[1], token_ids=np.full(128, BLANK, dtype=np.int32))
     orders = [
-        Order(number=number, prompt=prompt, group_size=2, sampling=SAMPLING, seed=0)
+        RolloutRequest(number=number, prompt=prompt, group_size=2, sampling=SAMPLING, seed=0)
         for number, prompt in enumerate([prompts[0], too_long])
     ]
     drawn = worker.turn(orders, 60.0)
@@ -249,11 +253,11 @@ def test_a_worker_takes_the_engine_of_the_family(checkpoint, vocabulary, prompts
     inputs, sources = torch.from_numpy(ids.astype(np.int64)), torch.arange(len(ids) - 2)
     with torch.no_grad():
         logps, _ = scorer(inputs[None], sources, inputs[2:], torch.zeros_like(sources), torch.ones(len(sources)))
-    parcel = Parcel(version=1, size=1, whole=True, path=tmp_path / "w.safetensors")
-    report = worker.update(parcel, 0.5, Probe(sequences=[ids], logps=[logps.numpy()]))
+    parcel = WeightUpdate(version=1, size=1, whole=True, path=tmp_path / "w.safetensors")
+    report = worker.update(parcel, 0.5, WeightCheck(sequences=[ids], logps=[logps.numpy()]))
     assert report.version == 1
     assert report.probe_gap < 1e-4
     assert worker.state() == {"name": "rollout-0", "weight_version": 1, "mix": 0.5, "metrics": None}
     save_file({"strange": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(MemberBroken, match="weights 2 were not taken to the end"):
-        worker.update(replace(parcel, version=2), 0.5, Probe(sequences=[], logps=[]))
+    with pytest.raises(ActorUnusable, match="weights 2 were not taken to the end"):
+        worker.update(replace(parcel, version=2), 0.5, WeightCheck(sequences=[], logps=[]))

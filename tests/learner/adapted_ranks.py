@@ -17,23 +17,23 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import InputError
 from learner.collate import collate
-from learner.config import LoraSettings, RankSettings
+from learner.config import LearnerConfig, LoraConfig
 from learner.engine import LearnerEngine
 from learner.lora import FOLDER, WEIGHTS
-from learner.micro_batches import Row
+from learner.micro_batches import TrainingSample
 from learner.packed_attention import use_packing
-from learner.policy import Scorer
+from learner.policy import PolicyModel
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
 from tests.learner.ranks import SETTINGS, same, weights
 from weight_sync.source import named_weights
 
-LORA = LoraSettings(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
+LORA = LoraConfig(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
 PROBE = [np.arange(3, 40, dtype=np.int32)]
 
 
-def demonstration(row: Row, weight: float) -> Row:
+def demonstration(row: TrainingSample, weight: float) -> TrainingSample:
     """The row as an anchor's, which is not compared with the start model."""
     return replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=weight)
 
@@ -42,13 +42,13 @@ def adapters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in everything.items() if ".lora_" in name}
 
 
-def gap_of_start_model(rank: LearnerEngine, settings: RankSettings, rows: list[Row]) -> float:
+def gap_of_start_model(rank: LearnerEngine, settings: LearnerConfig, rows: list[TrainingSample]) -> float:
     """Between what the rank takes for the start model and a model of its own that no adapter was made in."""
     model = AutoModelForCausalLM.from_pretrained(settings.checkpoint, dtype=torch.float32)
     use_packing(model)
     batch = collate(rows, routes=1, temperature=settings.temperature, device=torch.device("cpu"), scored=rank._scored)
     with torch.no_grad():
-        expected, _ = Scorer(model, rank._kinds)(**batch.scoring())
+        expected, _ = PolicyModel(model, rank._kinds)(**batch.scoring())
     return (rank._start(batch) - expected).abs().max().item()
 
 
@@ -60,13 +60,15 @@ def refusal(rank: LearnerEngine, directory: Path, fingerprint: str) -> str:
     return ""
 
 
-def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
+def found(
+    settings: LearnerConfig, directory: Path, port: int, place: int, world: int, rows: list[TrainingSample]
+) -> dict:
     def engine(**changes: object) -> LearnerEngine:
         rank = LearnerEngine(place, world, replace(settings, **changes), PLAYGROUND, OBJECTIVE)
         rank.connect("127.0.0.1", port)
         return rank
 
-    def batch(number: int) -> list[Row]:
+    def batch(number: int) -> list[TrainingSample]:
         chosen = [rows[(number + i) % len(rows)] for i in range(place, place + 3)]
         # Once the last rank has nothing that is compared with the start model, and the others have.
         return [demonstration(row, 1 / 3) for row in chosen] if number == 1 and place == world - 1 else chosen

@@ -1,9 +1,9 @@
 """An objective that tests of the learner share."""
 
-from learner.config import Objective, Route
+from learner.config import Objective, RouteLoss
 
 OBJECTIVE = Objective(
-    routes=(Route(channel="text", weight=1.0),),
+    routes=(RouteLoss(channel="text", weight=1.0),),
     clip=0.2,
     clip_high=0.2,
     ratio="behaviour",

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.placement import Place
+from cluster.placement import Placement
 from data.records import read_demonstrations
-from learner.config import RankSettings
-from learner.group import GroupSettings, LearnerGroup
-from learner.micro_batches import Row
+from learner.config import LearnerConfig
+from learner.group import LearnerGroup, LearnerGroupConfig
+from learner.micro_batches import TrainingSample
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.learner.examples import OBJECTIVE
 from weight_sync.update import Exchange
 
 
-def mixed_rows(world: Path) -> list[Row]:
+def mixed_rows(world: Path) -> list[TrainingSample]:
     """Demonstrations, most of them taken for sampled replies."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     rng = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def mixed_rows(world: Path) -> list[Row]:
     for index, d in enumerate(read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[:14]):
         sampled = index < 9
         found.append(
-            Row(
+            TrainingSample(
                 prompt_ids=d.prompt_ids,
                 reply_ids=d.reply_ids,
                 channels=vocabulary.channels(d.reply_ids),
@@ -42,12 +42,12 @@ def learner_group(
     ranks: int,
     stage: int,
     run: str = "test",
-    place: Place | None = None,
+    place: Placement | None = None,
     exchange: Exchange = "memory",
     **changes,
 ) -> LearnerGroup:
     """Not started. place: where; none: a new one. changes: of the group's settings."""
-    settings = RankSettings(
+    settings = LearnerConfig(
         checkpoint=str(world / "base"),
         run=run,
         dtype="float32",
@@ -76,5 +76,5 @@ def learner_group(
         "skips_in_a_row": 2,
         "faults": Path("/nonexistent"),
     }
-    place = place or Place("learner", *[{"CPU": 0.5}] * ranks)
-    return LearnerGroup(GroupSettings(**(fields | changes)), settings, PLAYGROUND, OBJECTIVE, place)
+    place = place or Placement("learner", *[{"CPU": 0.5}] * ranks)
+    return LearnerGroup(LearnerGroupConfig(**(fields | changes)), settings, PLAYGROUND, OBJECTIVE, place)

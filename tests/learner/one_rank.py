@@ -20,23 +20,23 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import InputError
 from data.records import read_demonstrations
-from learner.config import RankSettings, Route
+from learner.config import LearnerConfig, RouteLoss
 from learner.engine import LearnerEngine
-from learner.micro_batches import Row
+from learner.micro_batches import TrainingSample
 from speech.families import PLAYGROUND
-from speech.grammar import kind_table
+from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary, select
 from tests.learner.examples import OBJECTIVE
 from weight_sync.source import named_weights
 
 TEMPERATURE = 0.7
-SPEECH = replace(OBJECTIVE, routes=(Route(channel="speech", weight=1.0),), kl_text=0.0)
+SPEECH = replace(OBJECTIVE, routes=(RouteLoss(channel="speech", weight=1.0),), kl_text=0.0)
 
 
-def sampled_rows(checkpoint: Path) -> list[Row]:
+def sampled_rows(checkpoint: Path) -> list[TrainingSample]:
     """Demonstrations taken for samples, with the log-probabilities that a sampler would have reported."""
     vocabulary = Vocabulary.from_checkpoint(checkpoint, PLAYGROUND.tokens)
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     rows = []
     for index, d in enumerate(read_demonstrations(checkpoint.parent / "data/demonstrations.parquet", vocabulary)[:4]):
@@ -48,7 +48,7 @@ def sampled_rows(checkpoint: Path) -> list[Row]:
         logits[torch.from_numpy((kinds[None] & allowed[:, None]) == 0)] = float("-inf")
         logps = torch.log_softmax(logits, -1).gather(-1, ids[len(d.prompt_ids) :, None])[:, 0].numpy()
         rows.append(
-            Row(
+            TrainingSample(
                 prompt_ids=d.prompt_ids,
                 reply_ids=d.reply_ids,
                 channels=vocabulary.channels(d.reply_ids),
@@ -63,7 +63,7 @@ def sampled_rows(checkpoint: Path) -> list[Row]:
 
 
 def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
-    settings = RankSettings(
+    settings = LearnerConfig(
         checkpoint=str(checkpoint),
         run="one-rank",
         dtype="float32",

@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 from learner import policy
-from learner.config import RankSettings
+from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
-from learner.micro_batches import Row
+from learner.micro_batches import TrainingSample
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
-from weight_sync.source import Source, named_weights
+from weight_sync.source import WeightSource, named_weights
 
-SETTINGS = RankSettings(
+SETTINGS = LearnerConfig(
     checkpoint="",
     run="ranks",
     dtype="float32",
@@ -55,7 +55,7 @@ policy.LOGITS = 20_000
 WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)
 
 
-def infinite_loss(row: Row) -> Row:
+def infinite_loss(row: TrainingSample) -> TrainingSample:
     """A demonstration with a token that could not be: its loss is infinite, and the gradient of that is finite."""
     allowed = row.allowed.copy()
     allowed[3] = 31 ^ allowed[3]
@@ -103,7 +103,7 @@ def sent(rank: LearnerEngine) -> dict:
         return sum(parameter.numel() for parameter in model.parameters())  # 0 of one that is partitioned
 
     most = 0
-    for group in Source(model, sharded=rank._settings.zero_stage == 3, group_bytes=1 << 20):
+    for group in WeightSource(model, sharded=rank._settings.zero_stage == 3, group_bytes=1 << 20):
         given |= {name: tensor.clone() for name, tensor in group.items()}
         most = max(most, whole())
     rank._sender, failed = NoSpace(), None
@@ -123,13 +123,15 @@ def sent(rank: LearnerEngine) -> dict:
     return {"right": same(given, moved), "most": most / total, "left": left / total, "failed": failed}
 
 
-def found(settings: RankSettings, directory: Path, port: int, place: int, world: int, rows: list[Row]) -> dict:
+def found(
+    settings: LearnerConfig, directory: Path, port: int, place: int, world: int, rows: list[TrainingSample]
+) -> dict:
     def engine() -> LearnerEngine:
         rank = LearnerEngine(place, world, settings, PLAYGROUND, WITHOUT_KL)
         rank.connect("127.0.0.1", port)
         return rank
 
-    def batch(number: int) -> list[Row]:
+    def batch(number: int) -> list[TrainingSample]:
         return [rows[(number + i) % len(rows)] for i in range(place, place + 3)]
 
     straight = engine()

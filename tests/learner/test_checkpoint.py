@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from common.errors import InputError
-from learner.checkpoint import MANIFEST, Manifest, as_os_error, check_checkpoint, fingerprint
-from learner.checkpoint_state import read_tree, write_tree
+from learner.checkpoint import MANIFEST, CheckpointManifest, as_os_error, check_checkpoint, fingerprint
+from learner.checkpoint_state import read_state_tree, write_state_tree
 
 KIND = {"ranks": 2, "zero_stage": 2, "dtype": "float32"}
 TREE = {
@@ -25,10 +25,10 @@ TREE = {
 @pytest.fixture
 def checkpoint(tmp_path):
     (tmp_path / "optimizer").mkdir()
-    write_tree(tmp_path / "optimizer/rank-0.safetensors", TREE)
+    write_state_tree(tmp_path / "optimizer/rank-0.safetensors", TREE)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     facts = KIND | {"parameters": "", "version": 3, "skips": 1}
-    Manifest.write(tmp_path, patterns=("*.safetensors", "optimizer/*"), **facts)
+    CheckpointManifest.write(tmp_path, patterns=("*.safetensors", "optimizer/*"), **facts)
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_no_manifest(checkpoint):
     (checkpoint / MANIFEST).unlink()
     (checkpoint / f".{MANIFEST}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
-        Manifest.write(checkpoint, patterns=("*",), **KIND, parameters="", version=3, skips=0)
+        CheckpointManifest.write(checkpoint, patterns=("*",), **KIND, parameters="", version=3, skips=0)
     assert caught.value.errno == errno.ENOSPC
     assert not (checkpoint / MANIFEST).exists()
 
@@ -104,8 +104,8 @@ def test_a_fingerprint_tells_names_shapes_and_what_is_trained():
 
 def test_a_tree_comes_back_bit_for_bit(tmp_path):
     path = tmp_path / "state.safetensors"
-    write_tree(path, TREE)
-    found = read_tree(path)
+    write_state_tree(path, TREE)
+    found = read_state_tree(path)
     assert found["groups"] == TREE["groups"]
     assert isinstance(found["groups"][0]["betas"], tuple)
     assert torch.equal(found["state"][0]["moment"], TREE["state"][0]["moment"])
@@ -117,13 +117,13 @@ def test_a_tree_comes_back_bit_for_bit(tmp_path):
 
 def test_what_is_no_plain_value_is_not_kept(tmp_path):
     with pytest.raises(TypeError, match="a object cannot"):
-        write_tree(tmp_path / "state.safetensors", {"state": object()})
+        write_state_tree(tmp_path / "state.safetensors", {"state": object()})
 
 
 @given(data=st.data())
 def test_a_damaged_tree_is_refused_or_read_and_nothing_else(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "state.safetensors"
-    write_tree(path, TREE)
+    write_state_tree(path, TREE)
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6)):
         content[place] = data.draw(st.integers(0, 255))
@@ -131,7 +131,7 @@ def test_a_damaged_tree_is_refused_or_read_and_nothing_else(tmp_path_factory, da
     path.write_bytes(content[:cut])
     refusal = None
     try:
-        read_tree(path)
+        read_state_tree(path)
     except InputError as error:
         refusal = str(error)
     assert str(path) in refusal if refusal is not None else cut is None

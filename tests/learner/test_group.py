@@ -5,14 +5,14 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from learner.micro_batches import Row
+from learner.micro_batches import TrainingSample
 from tests.learner.groups import learner_group, mixed_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def rows(world) -> list[Row]:
+def rows(world) -> list[TrainingSample]:
     return mixed_rows(world)
 
 

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import InputError
 from learner.checkpoint_state import load_model, save_model
-from learner.config import LoraSettings
+from learner.config import LoraConfig
 from learner.lora import FOLDER, Adapters, check_adapters, load_adapters
-from learner.parameter_filter import adapted, freeze
-from weight_sync.source import Source, named_weights
+from learner.parameter_filter import adapted_layers, freeze
+from weight_sync.source import WeightSource, named_weights
 
-SETTINGS = LoraSettings(rank=4, alpha=8.0, targets=("*_proj",))
+SETTINGS = LoraConfig(rank=4, alpha=8.0, targets=("*_proj",))
 IDS = torch.arange(3, 15)[None]
 LAYERS = {"a.q_proj": (8, 6), "a.k_proj": (4, 6), "b.q_proj": (8, 6), "lm_head": (32, 6)}
 
@@ -162,9 +162,9 @@ def test_what_is_frozen_gets_none(base):
 
 
 def test_adapters_alone_are_sent(base):
-    everything = Source(base, sharded=False)
+    everything = WeightSource(base, sharded=False)
     adapters = moved(base, Adapters(base, SETTINGS))
-    source = Source(base, sharded=False, named=adapters.named())
+    source = WeightSource(base, sharded=False, named=adapters.named())
     assert not source.whole
     sent = {name: tensor for group in source for name, tensor in group.items()}
     assert sent.keys() == adapters.named().keys()
@@ -189,12 +189,12 @@ def test_adapters_alone_are_sent(base):
 )
 def test_settings_that_do_not_fit_a_model_are_refused(changes, frozen, complaint):
     with pytest.raises(InputError, match=complaint):
-        adapted(LAYERS, replace(SETTINGS, **changes), frozen)
+        adapted_layers(LAYERS, replace(SETTINGS, **changes), frozen)
 
 
 def test_which_layers_are_adapted():
-    assert adapted(LAYERS, SETTINGS, ["b.q_proj"]) == {"a.q_proj": (6, 8), "a.k_proj": (6, 4)}
-    assert set(adapted(LAYERS, replace(SETTINGS, targets=("lm_*",)))) == {"lm_head"}
+    assert adapted_layers(LAYERS, SETTINGS, ["b.q_proj"]) == {"a.q_proj": (6, 8), "a.k_proj": (6, 4)}
+    assert set(adapted_layers(LAYERS, replace(SETTINGS, targets=("lm_*",)))) == {"lm_head"}
 
 
 def test_a_tied_output_layer_gets_none(world):

@@ -12,10 +12,10 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from cluster.placement import Place
+from cluster.placement import Placement
 from common.errors import InputError
 from learner.batch_dump import read_batch
-from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NotFinite
+from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NonFiniteStep
 from tests.learner.groups import learner_group, mixed_rows
 from weight_sync.update import memory_directory
 
@@ -65,7 +65,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     run = f"lost-{os.getpid()}"
-    place = Place("learner", *[{"CPU": 0.5}] * 2)  # all that the cluster has
+    place = Placement("learner", *[{"CPU": 0.5}] * 2)  # all that the cluster has
     group = learner_group(world, 2, 2, run, place, faults=tmp_path / "faults")
     group.start()
     probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
@@ -83,7 +83,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     assert all(torch.equal(start[name], same[name]) for name in start)
     assert not group.step(rows, 0.4).skipped
     assert group.step(spoilt, 0.4).skipped, "those in a row are counted, and the last was not skipped"
-    with pytest.raises(NotFinite, match="2 steps in a row were skipped"):
+    with pytest.raises(NonFiniteStep, match="2 steps in a row were skipped"):
         group.step(spoilt, 0.4)
     kept = read_batch(tmp_path / "faults/step-000004.parquet")
     assert (kept.version, kept.mix, kept.reason) == (4, 0.4, learned.not_finite)
@@ -118,7 +118,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     assert not left[0].exists(), "weights of a dead rank were left in memory"
 
     # Another group takes over at once, in the place that nobody else could get meanwhile.
-    other = Place("rollout-9", {"CPU": 0.5})
+    other = Placement("rollout-9", {"CPU": 0.5})
     group = learner_group(world, 2, 2, run, place, step_seconds=10)
     group.start()
     group.load(checkpoint, 5)

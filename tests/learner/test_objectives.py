@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from controller.batch import token_weights
-from learner.losses import anchor_loss, dpo_loss, kl_estimate, policy_terms
+from learner.losses import dpo_loss, grpo_loss, kl_k3, sft_loss
 from reward.scoring import advantages
 from speech.vocabulary import Channel, select
 
@@ -38,7 +38,7 @@ def test_preference_equals_the_authors_numbers(reference):
         counts = mask.sum(-1).reshape(-1, size).tolist()
         weights = torch.tensor(token_weights(counts, "reply", 0)).reshape(-1)
         reply = logp[:, start - 1 :]
-        terms, _ = policy_terms(reply, reply.detach(), reply.detach(), advantage, **CLIP, ratio="one")
+        terms, _ = grpo_loss(reply, reply.detach(), reply.detach(), advantage, **CLIP, ratio="one")
         loss = (weights[:, None] * terms * mask).sum()
         loss.backward()
         assert loss.item() == pytest.approx(expected["rl_loss_no_ref"], abs=1e-5), key
@@ -55,7 +55,7 @@ def test_anchor_equals_the_authors_numbers(reference):
         logp = torch.log_softmax(logits[:, :-1], -1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         channels = channels_of(labels.numpy(), (labels != -100).numpy())
         text, speech = (select(channels, name, boundary=boundary) for name in ("text", "speech"))
-        loss = anchor_loss(
+        loss = sft_loss(
             logp, text, speech, weight_text=float(selection != "speech"), weight_speech=float(selection != "text")
         ).mean()
         loss.backward()
@@ -87,7 +87,7 @@ def test_selections(selection, boundary, chosen):
 def test_clipping_stops_the_gradient_only_where_the_ratio_went_too_far():
     logp = torch.tensor([[0.5, -0.5], [0.5, -0.5]], requires_grad=True)
     zero = torch.zeros(2, 2)
-    loss, bound = policy_terms(logp, zero, zero + 9.0, torch.tensor([1.0, -1.0]), **CLIP, ratio="behaviour")
+    loss, bound = grpo_loss(logp, zero, zero + 9.0, torch.tensor([1.0, -1.0]), **CLIP, ratio="behaviour")
     loss.sum().backward()
     assert bound.tolist() == [[True, False], [False, True]]
     assert (logp.grad != 0).tolist() == [[False, True], [True, False]]
@@ -95,8 +95,8 @@ def test_clipping_stops_the_gradient_only_where_the_ratio_went_too_far():
 
 def test_k3_is_never_negative_and_zero_where_policies_agree():
     logp = torch.linspace(-3, 0, 7)
-    assert torch.all(kl_estimate(logp, torch.full((7,), -1.5)) >= 0)
-    assert torch.all(kl_estimate(logp, logp) == 0)
+    assert torch.all(kl_k3(logp, torch.full((7,), -1.5)) >= 0)
+    assert torch.all(kl_k3(logp, logp) == 0)
 
 
 def test_an_importance_weight_is_bounded_token_by_token():
@@ -104,7 +104,7 @@ def test_an_importance_weight_is_bounded_token_by_token():
     old = torch.zeros(1, 3)
     sampler = torch.tensor([[-3.0, -0.5, -1.0]])
     logp = old.clone().requires_grad_(True)
-    loss, bound = policy_terms(logp, sampler, old, torch.tensor([1.0]), **CLIP, ratio="truncated")
+    loss, bound = grpo_loss(logp, sampler, old, torch.tensor([1.0]), **CLIP, ratio="truncated")
     loss.sum().backward()
     assert logp.grad.tolist()[0] == pytest.approx([-2.0, -np.exp(0.5), -2.0])
     assert bound.tolist() == [[True, False, True]]
@@ -112,9 +112,7 @@ def test_an_importance_weight_is_bounded_token_by_token():
 
 def test_ratio_one_does_not_see_who_sampled():
     logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss, bound = policy_terms(
-        logp, torch.tensor([[-9.0, 0.0]]), logp.detach(), torch.tensor([3.0]), **CLIP, ratio="one"
-    )
+    loss, bound = grpo_loss(logp, torch.tensor([[-9.0, 0.0]]), logp.detach(), torch.tensor([3.0]), **CLIP, ratio="one")
     loss.sum().backward()
     assert logp.grad.tolist() == [[-3.0, -3.0]]
     assert not bound.any()

@@ -14,10 +14,10 @@ from learner import packed_attention, policy
 from learner.collate import collate
 from learner.config import PairLoss
 from learner.losses import micro_batch_loss
-from learner.micro_batches import Item, PreferencePair, Row, micro_batches, split, tokens_of
-from learner.packed_attention import Layout, Packing, use_packing
-from learner.policy import Scorer
-from learner.setup import use_checkpointing
+from learner.micro_batches import Item, TrainingPair, TrainingSample, micro_batches, split, tokens_of
+from learner.packed_attention import PackedLayout, Packing, use_packing
+from learner.policy import PolicyModel
+from learner.setup import enable_gradient_checkpointing
 from tests.learner.examples import OBJECTIVE
 from tests.learner.test_policy import KINDS
 
@@ -36,30 +36,30 @@ def items(longest: int = 40) -> list[Item]:
     """Sampled replies, demonstrations and a pair, of lengths that have little in common. Three have the same prompt."""
     rng = np.random.default_rng(3)
 
-    def row(**fields) -> Row:
+    def row(**fields) -> TrainingSample:
         prompt, reply = int(rng.integers(1, 9)), int(rng.integers(2, longest))
-        return Row(
+        return TrainingSample(
             prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
             reply_ids=rng.integers(1, 30, reply).astype(np.int32),
             channels=rng.integers(0, 3, reply).astype(np.int8),
             **fields,
         )
 
-    def sampled() -> Row:
+    def sampled() -> TrainingSample:
         found = row(advantages=(float(rng.normal()),), weights=(0.02,), kl_weights=(0.01, 0.02))
         return replace(found, behaviour=rng.normal(-3, 0.1, len(found.reply_ids)).astype(np.float32))
 
-    def unweighed() -> Row:
+    def unweighed() -> TrainingSample:
         return row(advantages=(0.0,), weights=(0.0,))
 
     rows: list[Item] = [row(anchor_weight=0.5), sampled(), sampled(), row(anchor_weight=0.5), sampled()]
     chosen = unweighed()
-    pair = PreferencePair(chosen=chosen, rejected=replace(unweighed(), prompt_ids=chosen.prompt_ids), weight=1.0)
+    pair = TrainingPair(chosen=chosen, rejected=replace(unweighed(), prompt_ids=chosen.prompt_ids), weight=1.0)
     prompt = np.arange(3, 20, dtype=np.int32)
     return [*rows, pair, *(replace(one, prompt_ids=prompt) for one in (sampled(), row(anchor_weight=0.5), sampled()))]
 
 
-def gradients(model: Scorer, parts: list[list[Item]], pad: int | None) -> tuple[float, list[torch.Tensor]]:
+def gradients(model: PolicyModel, parts: list[list[Item]], pad: int | None) -> tuple[float, list[torch.Tensor]]:
     """The loss of a step in micro-batches, and its gradients; the start model is the model itself."""
     model.zero_grad()
     total = 0.0
@@ -85,7 +85,7 @@ def close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def test_a_packed_step_is_that_of_padded_rows(settings, count):
     """A model as transformers has it, with padding, against the packed one; in one micro-batch and in three."""
     given = items()
-    plain, packed = (Scorer(a_model(**settings), KINDS) for _ in range(2))
+    plain, packed = (PolicyModel(a_model(**settings), KINDS) for _ in range(2))
     use_packing(packed.model)
     expected, slopes = gradients(plain, [given], 0)
     loss, found = gradients(packed, split(given, count), None)
@@ -106,7 +106,7 @@ def test_a_row_sees_no_other():
     model = a_model()
     use_packing(model)
     ids = torch.arange(1, 13)[None]
-    packing = Packing.of(Layout.of(["a", "b", "b"], [(3, 2), (2, 1), (2, 4)]), CPU)
+    packing = Packing.of(PackedLayout.of(["a", "b", "b"], [(3, 2), (2, 1), (2, 4)]), CPU)
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
 
     def seen(ids: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_a_model_with_an_attention_of_its_own_is_refused():
 
 
 def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
-    model = Scorer(a_model(), KINDS)
+    model = PolicyModel(a_model(), KINDS)
     use_packing(model.model)
     whole = gradients(model, [items()], None)
     seen: list[int] = []
@@ -173,7 +173,7 @@ def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_layers_that_are_computed_again_keep_less_and_give_the_same(packed):
-    def run(model: Scorer) -> tuple[list[torch.Tensor], int]:
+    def run(model: PolicyModel) -> tuple[list[torch.Tensor], int]:
         held: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -186,10 +186,10 @@ def test_layers_that_are_computed_again_keep_less_and_give_the_same(packed):
         (-logps.sum()).backward()
         return [p.grad for p in model.parameters()], sum(held.values())
 
-    plain, again = (Scorer(a_model(num_hidden_layers=6, attention_dropout=0.5), KINDS) for _ in range(2))
+    plain, again = (PolicyModel(a_model(num_hidden_layers=6, attention_dropout=0.5), KINDS) for _ in range(2))
     for one in (plain, again):
         use_packing(one.model)
-    assert use_checkpointing(again.model) == 6
+    assert enable_gradient_checkpointing(again.model) == 6
     (slopes, all_of_it), (found, less) = run(plain), run(again)
     assert all(torch.equal(a, b) for a, b in zip(found, slopes, strict=True))
     assert less < 0.4 * all_of_it
@@ -201,22 +201,22 @@ def test_dropout_that_a_layer_does_itself_stays_off():
     model = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, dropout=0.5)).eval()
     ids = torch.arange(1, 9)[None]
     before = model(ids).logits
-    use_checkpointing(model)
+    enable_gradient_checkpointing(model)
     assert torch.equal(model(ids).logits, before)
 
 
 def test_only_layers_that_can_be_are_computed_again():
     with pytest.raises(InputError, match=r"learner.gradient_checkpointing: Linear has no layers"):
-        use_checkpointing(nn.Linear(2, 2))
+        enable_gradient_checkpointing(nn.Linear(2, 2))
 
 
 NAMES = itertools.count()
 
 
-def row_of(length: int) -> Row:
+def row_of(length: int) -> TrainingSample:
     """With a prompt of its own."""
     ids = np.ones(length - 1, dtype=np.int32)
-    return Row(
+    return TrainingSample(
         prompt_ids=np.array([next(NAMES)], np.int32), reply_ids=ids, channels=np.zeros(length - 1, dtype=np.int8)
     )
 

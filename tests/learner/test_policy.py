@@ -8,16 +8,19 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.collate import collate
-from learner.micro_batches import PreferencePair, Row, split
-from learner.policy import Scorer
-from speech.grammar import Kind
+from learner.micro_batches import TrainingPair, TrainingSample, split
+from learner.policy import PolicyModel
+from speech.grammar import TokenKind
 from weight_sync.source import named_weights
 
-KINDS = torch.tensor([0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.BEGIN, Kind.END, Kind.STOP], dtype=torch.int8)
+KINDS = torch.tensor(
+    [0] + [TokenKind.TEXT] * 9 + [TokenKind.SPEECH] * 20 + [TokenKind.BEGIN, TokenKind.END, TokenKind.STOP],
+    dtype=torch.int8,
+)
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
+def scorer() -> PolicyModel:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(KINDS),
@@ -29,12 +32,12 @@ def scorer() -> Scorer:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    return Scorer(Qwen2ForCausalLM(config).float().eval(), KINDS)
+    return PolicyModel(Qwen2ForCausalLM(config).float().eval(), KINDS)
 
 
-def row(prompt: int, reply: int, seed: int) -> Row:
+def row(prompt: int, reply: int, seed: int) -> TrainingSample:
     rng = np.random.default_rng(seed)
-    return Row(
+    return TrainingSample(
         prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
         reply_ids=rng.integers(1, 30, reply).astype(np.int32),
         channels=np.zeros(reply, dtype=np.int8),
@@ -63,13 +66,13 @@ def test_padded_batch_equals_each_row_alone(scorer):
 def test_what_the_structure_forbids_has_no_probability(scorer):
     """Method §7, rule 3: nor had it any for the sampler."""
     ids = torch.tensor([[1, 2, 3]])
-    allowed = torch.tensor([int(Kind.TEXT | Kind.BEGIN)])
+    allowed = torch.tensor([int(TokenKind.TEXT | TokenKind.BEGIN)])
     with torch.no_grad():
         scores = [
             scorer(ids, torch.tensor([2]), torch.tensor([target]), allowed, torch.ones(1))[0].item()
             for target in range(len(KINDS))
         ]
-    possible = [KINDS[target].item() in (Kind.TEXT, Kind.BEGIN) for target in range(len(KINDS))]
+    possible = [KINDS[target].item() in (TokenKind.TEXT, TokenKind.BEGIN) for target in range(len(KINDS))]
     assert [np.isfinite(score) for score in scores] == possible
     assert np.exp([s for s, ok in zip(scores, possible, strict=True) if ok]).sum() == pytest.approx(1.0, abs=1e-5)
 
@@ -79,7 +82,7 @@ def test_replies_are_scored_as_they_were_sampled_and_demonstrations_freely():
     allowed = np.array([1, 5, 2], dtype=np.int8)
     drawn = [replace(row(2, 3, seed), allowed=allowed + np.int8(seed)) for seed in range(3)]
     shown = replace(row(4, 2, 3), behaviour=None, anchor_weight=1.0)
-    items = [drawn[0], shown, PreferencePair(chosen=drawn[1], rejected=drawn[2], weight=1.0)]
+    items = [drawn[0], shown, TrainingPair(chosen=drawn[1], rejected=drawn[2], weight=1.0)]
     batch = collate(items, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
     assert batch.temperatures.tolist() == pytest.approx([0.7] * 9 + [1.0] * 2)
     assert batch.allowed.tolist() == [1, 5, 2, 2, 6, 3, 3, 7, 4, 0, 0], "demonstrations come last"

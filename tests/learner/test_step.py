@@ -9,14 +9,14 @@ import torch
 from learner.collate import collate
 from learner.config import PairLoss
 from learner.losses import micro_batch_loss
-from learner.micro_batches import Item, PreferencePair, Row, split
+from learner.micro_batches import Item, TrainingPair, TrainingSample, split
 from speech.vocabulary import select
 from tests.learner.examples import OBJECTIVE as PLAIN
 
 OBJECTIVE = replace(PLAIN, anchor_speech=0.5)
 
 
-def some_rows() -> list[Row]:
+def some_rows() -> list[TrainingSample]:
     rng = np.random.default_rng(0)
     rows = []
     for index in range(6):
@@ -24,7 +24,7 @@ def some_rows() -> list[Row]:
         channels = np.array([0, 2, 1, 1, 1, 1, 1, 1, 2, 0], dtype=np.int8)[:length]
         sampled = index < 4
         rows.append(
-            Row(
+            TrainingSample(
                 prompt_ids=np.arange(1, 4 + index, dtype=np.int32),
                 reply_ids=rng.integers(1, 60, length).astype(np.int32),
                 channels=channels,
@@ -86,8 +86,8 @@ def some_items() -> list[Item]:
     bare = [replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
     first = [replace(row, behaviour=sampled.behaviour) for row, sampled in zip(bare[:2], rows[:2], strict=True)]
     return [
-        PreferencePair(chosen=first[0], rejected=first[1], weight=0.5),
-        PreferencePair(chosen=bare[2], rejected=bare[3], weight=0.5),
+        TrainingPair(chosen=first[0], rejected=first[1], weight=0.5),
+        TrainingPair(chosen=bare[2], rejected=bare[3], weight=0.5),
         *rows[4:],
     ]
 
@@ -115,7 +115,7 @@ def test_pairs_compare_the_selected_tokens_only():
     """By hand: sums over text tokens of the policy minus the start model, for the first pair alone."""
     pair = replace(some_items()[0], weight=1.0)
 
-    def text_sum(row: Row) -> float:
+    def text_sum(row: TrainingSample) -> float:
         chosen = (row.channels == 0) | (row.channels == 3)
         return float((0.1 * (row.reply_ids % 3))[chosen].sum())
 

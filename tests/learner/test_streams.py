@@ -5,17 +5,18 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from evaluation.diagnosis.gradient_geometry import Passage, log_probabilities
+from evaluation.diagnosis.gradient_geometry import GradientBatch, log_probabilities
 from learner.collate import collate
-from learner.micro_batches import Row
+from learner.micro_batches import TrainingSample
 from learner.packed_attention import use_packing
-from learner.policy import Scorer
-from learner.setup import use_checkpointing
-from speech.grammar import Kind
+from learner.policy import PolicyModel
+from learner.setup import enable_gradient_checkpointing
+from speech.grammar import TokenKind
 from speech.modeling.kimi_audio import KimiAudioConfig, MoonshotKimiaForCausalLM
 
 KINDS = torch.tensor(
-    [0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.FILLER, Kind.END_TEXT, Kind.STOP], dtype=torch.int8
+    [0] + [TokenKind.TEXT] * 9 + [TokenKind.SPEECH] * 20 + [TokenKind.FILLER, TokenKind.END_TEXT, TokenKind.STOP],
+    dtype=torch.int8,
 )
 SIZES = dict(
     vocab_size=len(KINDS), hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
@@ -38,10 +39,10 @@ def model() -> MoonshotKimiaForCausalLM:
     return MoonshotKimiaForCausalLM(config).eval()
 
 
-def row(prompt: int, steps: int, seed: int, *, said: int = 0, **fields) -> Row:
+def row(prompt: int, steps: int, seed: int, *, said: int = 0, **fields) -> TrainingSample:
     """said: what the prompt is drawn by; equal for equal prompts."""
     rng, first = np.random.default_rng(seed), np.random.default_rng(said)
-    return Row(
+    return TrainingSample(
         prompt_ids=first.integers(1, 30, 2 * prompt).astype(np.int32),
         reply_ids=rng.integers(1, 30, 2 * steps).astype(np.int32),
         channels=np.tile([0, 1], steps).astype(np.int8),
@@ -55,7 +56,7 @@ def row(prompt: int, steps: int, seed: int, *, said: int = 0, **fields) -> Row:
 ROWS = [row(5, 4, 1), row(5, 7, 2), row(3, 2, 3, said=1), row(1, 5, 4, said=2)]
 
 
-def expected(model: MoonshotKimiaForCausalLM, one: Row) -> torch.Tensor:
+def expected(model: MoonshotKimiaForCausalLM, one: TrainingSample) -> torch.Tensor:
     """[T], by a plain forward pass of one row."""
     ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.reply_ids]).astype(np.int64))
     steps = ids.view(-1, 2)
@@ -116,7 +117,7 @@ def test_every_token_is_scored_by_its_own_output_layer(model, pad, parts):
     batch = collate(ROWS, routes=1, temperature=1.0, device=torch.device("cpu"), pad=pad, streams=2)
     if pad is None:
         assert batch.input_ids.shape == (1, sum(map(len, ROWS)) - 10), "the shared prompt lies there once"
-    logps, entropies = Scorer(model, KINDS)(**batch.scoring(), parts=parts)
+    logps, entropies = PolicyModel(model, KINDS)(**batch.scoring(), parts=parts)
     dense = batch.dense(logps)
     for index, found in enumerate(wanted):
         assert torch.allclose(dense[index, : len(found)], found, atol=1e-5)
@@ -128,9 +129,9 @@ def test_some_tokens_of_some_rows(model):
     """Those that carry no loss are not scored, and only rows that are no anchor's are compared with the start model."""
     use_packing(model)
     shown = row(2, 3, 9, said=3, anchor_weight=1.0)
-    rows, scorer = [shown, *ROWS], Scorer(model, KINDS)
+    rows, scorer = [shown, *ROWS], PolicyModel(model, KINDS)
 
-    def scored(_, one: Row) -> np.ndarray:
+    def scored(_, one: TrainingSample) -> np.ndarray:
         return one.channels == (1 if one.anchor_weight else 0)
 
     batch = collate(rows, routes=1, temperature=1.0, device=torch.device("cpu"), scored=scored, streams=2)
@@ -140,7 +141,7 @@ def test_some_tokens_of_some_rows(model):
     compared, _ = scorer(**batch.comparing())
     assert torch.allclose(compared, wanted[: len(compared)], atol=1e-5)
     assert len(compared) == sum(len(one.reply_ids) // 2 for one in ROWS)
-    passages = [Passage(prompt_ids=one.prompt_ids, reply_ids=one.reply_ids) for one in ROWS]
+    passages = [GradientBatch(prompt_ids=one.prompt_ids, reply_ids=one.reply_ids) for one in ROWS]
     for one, found in zip(ROWS, log_probabilities(scorer, passages), strict=True):
         assert np.allclose(found, expected(model, one), atol=1e-5)
 
@@ -148,11 +149,11 @@ def test_some_tokens_of_some_rows(model):
 @torch.no_grad()
 def test_what_the_structure_leaves_no_choice_about_is_certain(model):
     """With one token allowed the log-probability is exactly 0; with several they share the whole."""
-    sets = np.tile([int(Kind.TEXT | Kind.END_TEXT), int(Kind.FILLER)], 4).astype(np.int8)
+    sets = np.tile([int(TokenKind.TEXT | TokenKind.END_TEXT), int(TokenKind.FILLER)], 4).astype(np.int8)
     one = row(2, 4, 5, allowed=sets)
     one.reply_ids[1::2] = 30
     batch = collate([one], routes=1, temperature=0.7, device=torch.device("cpu"), streams=2, pad=0)
-    logps, entropies = Scorer(model, KINDS)(**batch.scoring())
+    logps, entropies = PolicyModel(model, KINDS)(**batch.scoring())
     assert torch.equal(logps[1::2], torch.zeros(4))
     assert torch.equal(entropies[1::2], torch.zeros(4))
     assert entropies[0::2].min() > 0
@@ -160,8 +161,8 @@ def test_what_the_structure_leaves_no_choice_about_is_certain(model):
 
 def test_a_loss_on_text_leaves_the_speech_branch_alone(model):
     use_packing(model)
-    assert use_checkpointing(model) == 5
-    scorer = Scorer(model, KINDS)
+    assert enable_gradient_checkpointing(model) == 5
+    scorer = PolicyModel(model, KINDS)
 
     def gradients(stream: int) -> dict[str, float]:
         batch = collate(
@@ -187,7 +188,7 @@ def test_half_a_step_is_none():
     broken = row(2, 2, 1)
     with pytest.raises(ValueError, match="2 tokens for each step"):
         collate(
-            [Row(prompt_ids=broken.prompt_ids[1:], reply_ids=broken.reply_ids, channels=broken.channels)],
+            [TrainingSample(prompt_ids=broken.prompt_ids[1:], reply_ids=broken.reply_ids, channels=broken.channels)],
             routes=1,
             temperature=1.0,
             device=torch.device("cpu"),

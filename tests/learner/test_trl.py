@@ -24,17 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from configs import routes as routing
-from controller.batch import PolicyGradient
+from controller.batch import GRPOBatchBuilder
 from learner.collate import MicroBatch, collate
-from learner.config import Objective, PairLoss, Route
-from learner.losses import micro_batch_loss, policy_terms
-from learner.micro_batches import Item, PreferencePair, Row, split
-from learner.policy import Scorer
-from learner.step_metrics import Tally
-from reward.scoring import EPSILON, Scoring, advantages, judge
+from learner.config import Objective, PairLoss, RouteLoss
+from learner.losses import grpo_loss, micro_batch_loss
+from learner.micro_batches import Item, TrainingPair, TrainingSample, split
+from learner.policy import PolicyModel
+from learner.step_metrics import StepMetrics
+from reward.scoring import EPSILON, ScoringConfig, advantages, score_groups
 from reward.types import Scorecard
-from speech.grammar import Kind
-from speech.types import Group, Prompt, Reply
+from speech.grammar import TokenKind
+from speech.types import Prompt, Reply, ReplyGroup
 from tests.learner import trl_side
 from tests.learner.trl_side import CAP, CLIP, CLIP_HIGH, END, LIMIT, PAD, SCORES, TEMPERATURE, WORDS, moved, sampled
 
@@ -60,17 +60,21 @@ def start(tmp_path_factory) -> nn.Module:
 
 def objective(**changes) -> Objective:
     plain = dict(clip=CLIP, clip_high=CLIP_HIGH, ratio="behaviour", cap=CAP, kl_text=0.0, kl_speech=0.0)
-    plain |= dict(routes=(Route(channel="text", weight=1.0),), boundary="speech", anchor_text=1.0, anchor_speech=1.0)
+    plain |= dict(
+        routes=(RouteLoss(channel="text", weight=1.0),), boundary="speech", anchor_text=1.0, anchor_speech=1.0
+    )
     return Objective(**plain | changes)
 
 
-def rewarded(groups: list[Group], average: str) -> list[Item]:
+def rewarded(groups: list[ReplyGroup], average: str) -> list[Item]:
     """Rows of the replies with SCORES."""
-    routes = [routing.Route()]
+    routes = [routing.ScoreRoute()]
     cards = [[Scorecard(scores={"rater": s}, details={}, seconds=0.0) for s in scores] for scores in SCORES]
-    scoring = Scoring(total={"rater": 1.0})
-    judged = [judge(group, of_group, scoring, routes, "dr_grpo") for group, of_group in zip(groups, cards, strict=True)]
-    policy = PolicyGradient(routes=routes, boundary="speech", average=average, constant=LIMIT, structure=None)
+    scoring = ScoringConfig(total={"rater": 1.0})
+    judged = [
+        score_groups(group, of_group, scoring, routes, "dr_grpo") for group, of_group in zip(groups, cards, strict=True)
+    ]
+    policy = GRPOBatchBuilder(routes=routes, boundary="speech", average=average, constant=LIMIT, structure=None)
     return policy.batch(groups, judged, {}, [1.0] * len(groups)).items
 
 
@@ -79,16 +83,16 @@ def padded(items: list[Item], temperature: float = TEMPERATURE) -> MicroBatch:
 
 
 def scored(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    kinds = torch.full((WORDS,), int(Kind.TEXT), dtype=torch.int8)
-    return Scorer(model, kinds)(batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
+    kinds = torch.full((WORDS,), int(TokenKind.TEXT), dtype=torch.int8)
+    return PolicyModel(model, kinds)(batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
 
 
 def our_loss(
     model: nn.Module, start: nn.Module, items: list[Item], settings: Objective, temperature: float = TEMPERATURE
-) -> tuple[float, dict[str, Tensor], Tally]:
+) -> tuple[float, dict[str, Tensor], StepMetrics]:
     """λ = 1, in two micro-batches."""
     model.zero_grad()
-    total, tally = 0.0, Tally()
+    total, tally = 0.0, StepMetrics()
     for part in split(items, 2):
         batch = padded(part, temperature)
         logp, entropy = scored(model, batch)
@@ -164,7 +168,7 @@ def test_clipping_and_importance_weights_together(trl, start, tmp_path, loss_typ
     trainer.model.load_state_dict(moved(old, 2).state_dict())
     theirs = trl_side.loss_of(trainer, batch)
     trainer.model.zero_grad()
-    terms, _ = policy_terms(
+    terms, _ = grpo_loss(
         ours.dense(scored(trainer.model, ours)[0]),
         ours.behaviour,
         before,
@@ -217,12 +221,12 @@ def test_pairs(trl, start, tmp_path):
     )
     theirs = trl_side.loss_of(trainer, trainer.data_collator(list(trainer.train_dataset)))
 
-    def row(prompt: Prompt, reply: Reply) -> Row:
+    def row(prompt: Prompt, reply: Reply) -> TrainingSample:
         ids = np.append(reply.token_ids[reply.token_ids != END], END).astype(np.int32)  # as TRL ends every reply
-        return Row(prompt_ids=prompt.token_ids, reply_ids=ids, channels=trl_side.channels(ids))
+        return TrainingSample(prompt_ids=prompt.token_ids, reply_ids=ids, channels=trl_side.channels(ids))
 
     items: list[Item] = [
-        PreferencePair(chosen=row(prompt, chosen), rejected=row(prompt, rejected), weight=1 / len(found))
+        TrainingPair(chosen=row(prompt, chosen), rejected=row(prompt, rejected), weight=1 / len(found))
         for prompt, chosen, rejected in found
     ]
     settings = objective(routes=(), pairs=PairLoss(channel="text", beta=BETA))

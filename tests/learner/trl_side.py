@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from speech.types import Finish, Group, Prompt, Reply
+from speech.types import Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Channel
 
 WORDS, PAD, END = 64, 0, 1
@@ -89,7 +89,7 @@ def logps_of(model: nn.Module, prompt: np.ndarray, reply: np.ndarray) -> np.ndar
     return logps.gather(-1, ids[len(prompt) :, None])[:, 0].numpy()
 
 
-def sampled(model: nn.Module, noise: float) -> list[Group]:
+def sampled(model: nn.Module, noise: float) -> list[ReplyGroup]:
     """Two groups of four replies. noise: how far the sampler's log-probabilities are from the model's."""
     rng = np.random.default_rng(1)
     groups = []
@@ -112,7 +112,7 @@ def sampled(model: nn.Module, noise: float) -> list[Group]:
                     defect=None,
                 )
             )
-        groups.append(Group(prompt=prompt, replies=replies))
+        groups.append(ReplyGroup(prompt=prompt, replies=replies))
     return groups
 
 
@@ -155,7 +155,9 @@ def prepared(trainer, prompts: Sequence[str]) -> dict:
     return trainer._generate_and_score_completions([{"prompt": prompt} for prompt in prompts for _ in range(4)])
 
 
-def grpo(trl: ModuleType, model: nn.Module, groups: list[Group], directory: Path, *, vllm: bool = False, **settings):
+def grpo(
+    trl: ModuleType, model: nn.Module, groups: list[ReplyGroup], directory: Path, *, vllm: bool = False, **settings
+):
     """GRPO's trainer and the batch that it prepares of groups. vllm: whether it believes that vLLM sampled them."""
     prompts = [spelled(group.prompt.token_ids) for group in groups]
     replies = [reply for group in groups for reply in group.replies]

@@ -7,7 +7,7 @@ from rich.console import Console
 from observability.console import Display, final_table, sparkline
 from observability.iteration import Progress
 from observability.plots import plot_lambda, plot_scores
-from observability.run_directory import Records, read_iterations
+from observability.run_directory import RunDirectory, read_iterations
 from tests.controller.examples import iteration
 
 
@@ -86,7 +86,7 @@ def test_the_final_table_shows_a_dash_for_what_was_not_measured():
 
 
 def test_plots_are_drawn(tmp_path):
-    records = Records.create(tmp_path / "run", "")
+    records = RunDirectory.create(tmp_path / "run", "")
     for number in range(1, 9):
         records.add_iteration(iteration(number))
     table = read_iterations(tmp_path / "run")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs.schema import Config
-from controller.validation import HeldOut
-from observability.reply_schema import Provenance
-from observability.run_directory import Records, numbered, read_listening
-from reward.scoring import Scoring, judge
+from controller.validation import Validator
+from observability.reply_schema import ReplyProvenance
+from observability.run_directory import RunDirectory, numbered, read_listening
+from reward.scoring import ScoringConfig, score_groups
 from speech.types import Demonstration, Prompt
 from tests.controller.examples import card, group
 
@@ -26,8 +26,8 @@ class Answering:
     def evaluate(self, prompts, number):
         self.asked.append((number, [prompt.id for prompt in prompts]))
         groups = [group(1, prompt.id) for prompt in prompts]
-        scoring = Scoring(total={"answer": 1.0})
-        return groups, [judge(one, [card(answer=5.0)], scoring, [])[0] for one in groups]
+        scoring = ScoringConfig(total={"answer": 1.0})
+        return groups, [score_groups(one, [card(answer=5.0)], scoring, [])[0] for one in groups]
 
 
 def prompt(name: str) -> Prompt:
@@ -38,7 +38,7 @@ def prompt(name: str) -> Prompt:
 def listening(tmp_path):
     """Evaluations of a run of `iterations`, listening every so often, with few recordings."""
 
-    def make(**evaluation) -> tuple[HeldOut, Answering]:
+    def make(**evaluation) -> tuple[Validator, Answering]:
         config = Config()
         config.run.iterations = 9
         for name, value in evaluation.items():
@@ -50,8 +50,8 @@ def listening(tmp_path):
             held_out={"other": [prompt("o1")], "held_out": [prompt("h1"), prompt("h2"), prompt("h3")]},
         )
         loop = Answering()
-        records = Records.create(tmp_path / "run", "run: {}\n")
-        return HeldOut(config, inputs, records, loop, lambda: Provenance(raters={}, sampling={})), loop
+        records = RunDirectory.create(tmp_path / "run", "run: {}\n")
+        return Validator(config, inputs, records, loop, lambda: ReplyProvenance(raters={}, sampling={})), loop
 
     return make
 
@@ -84,6 +84,6 @@ def test_what_is_done_again_is_listened_to_again(listening, tmp_path):
     held_out, _ = listening(listen_every=3, recordings=1)
     for iteration in (3, 6):
         held_out.listen(iteration)
-    records = Records.open(tmp_path / "run")
+    records = RunDirectory.open(tmp_path / "run")
     records.rewind(0)
     assert numbered(tmp_path / "run", "listening") == []

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from common.errors import InputError
-from configs.routes import Route
-from observability.reply_schema import Provenance, ScoredReply
+from configs.routes import ScoreRoute
+from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import (
-    Records,
+    RunDirectory,
     _write_table,
     read_evaluation,
     read_events,
@@ -19,15 +19,15 @@ from observability.run_directory import (
     read_replies,
     read_summary,
 )
-from reward.scoring import Judged, Scoring, judge
-from reward.types import Missing, Scorecard
+from reward.scoring import ScoredReply, ScoringConfig, score_groups
+from reward.types import MissingScore, Scorecard
 from speech.types import DEMONSTRATION, RECORDED
 from tests.controller.examples import card, group, iteration, reply
 
 
 @pytest.fixture
-def records(tmp_path) -> Records:
-    return Records.create(tmp_path / "run", "run: {}\n")
+def records(tmp_path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", "run: {}\n")
 
 
 def test_rows_add_up_under_the_names_of_the_contract(records):
@@ -58,22 +58,24 @@ def test_iterations_are_neither_skipped_nor_repeated(records):
 
 def test_a_directory_holds_one_run(records):
     with pytest.raises(InputError, match="already holds a run"):
-        Records.create(records.directory, "run: {}\n")
+        RunDirectory.create(records.directory, "run: {}\n")
 
 
-MADE = Provenance(raters={"answer": "v1", "heard": "v2"}, sampling={"temperature": "1", "structure": "on"})
+MADE = ReplyProvenance(raters={"answer": "v1", "heard": "v2"}, sampling={"temperature": "1", "structure": "on"})
 
 
-def judged(*cards: Scorecard) -> list[Judged]:
-    scoring = Scoring(total={"answer": 1.0}, others={"acoustic": {"heard": 1.0}})
-    return judge(group(len(cards), ids=(7, 8, 3), channels=(0, 1, 3)), cards, scoring, [Route(), Route(score="heard")])
+def judged(*cards: Scorecard) -> list[ScoredReply]:
+    scoring = ScoringConfig(total={"answer": 1.0}, others={"acoustic": {"heard": 1.0}})
+    return score_groups(
+        group(len(cards), ids=(7, 8, 3), channels=(0, 1, 3)), cards, scoring, [ScoreRoute(), ScoreRoute(score="heard")]
+    )
 
 
 def test_replies_keep_missing_apart_from_numbers(records):
     """Method §7, rule 1 and rule 9: what is missing, why, through whose fault, and what made each score."""
-    gone, failed = Missing("no speech"), Missing("answer raised TimeoutError", fault="rater")
+    gone, failed = MissingScore("no speech"), MissingScore("answer raised TimeoutError", fault="rater")
     replies = judged(card(answer=5.0, heard=gone), card(answer=failed, heard=1.0), card(answer=1.0, heard=5.0))
-    rows = [ScoredReply(judged=j, routes=["total→text", "heard→text"], use=None) for j in replies]
+    rows = [ReplyRecord(judged=j, routes=["total→text", "heard→text"], use=None) for j in replies]
     records.add_replies(1, rows, MADE)
     first, second, third = read_replies(records.directory, 1).to_pylist()
     assert dict(first["scores"]) == {"answer": 5.0}
@@ -91,12 +93,12 @@ def test_replies_keep_missing_apart_from_numbers(records):
 
 def test_nothing_is_said_of_what_was_not_done_here(records):
     """Method §7, rule 9: replies from a file were neither sampled nor rated by the run, demonstrations only rated."""
-    scoring, asked = Scoring(total={"answer": 1.0}), group(2)
+    scoring, asked = ScoringConfig(total={"answer": 1.0}), group(2)
     for index, worker in enumerate((RECORDED, DEMONSTRATION)):
         asked.replies[index] = reply(index, worker=worker, weight_version=-1)
     rows = [
-        ScoredReply(judged=j, routes=[], use=None)
-        for j in judge(asked, [card(answer=5.0), card(answer=1.0)], scoring, [])
+        ReplyRecord(judged=j, routes=[], use=None)
+        for j in score_groups(asked, [card(answer=5.0), card(answer=1.0)], scoring, [])
     ]
     records.add_replies(1, rows, MADE)
     recorded, demonstration = read_replies(records.directory, 1).to_pylist()
@@ -107,7 +109,7 @@ def test_nothing_is_said_of_what_was_not_done_here(records):
 
 
 def test_evaluations_are_kept_reply_by_reply(records):
-    rows = [ScoredReply(judged=j, routes=["a", "b"], use=None) for j in judged(card(answer=5.0, heard=1.0))]
+    rows = [ReplyRecord(judged=j, routes=["a", "b"], use=None) for j in judged(card(answer=5.0, heard=1.0))]
     records.add_evaluation("before", "held_out", 0, rows, MADE)
     assert read_evaluation(records.directory, "before", "held_out")["total"].to_pylist() == [5.0]
     with pytest.raises(InputError, match="after/held_out"):
@@ -135,7 +137,7 @@ def test_half_a_line_left_by_a_crash_spoils_no_other_event(records):
     with (records.directory / "events.jsonl").open("a") as file:
         file.write('{"time": "2026-')
     assert [event["kind"] for event in read_events(records.directory)] == ["started"]
-    Records.open(records.directory).add_event("resumed")
+    RunDirectory.open(records.directory).add_event("resumed")
     assert [event["kind"] for event in read_events(records.directory)] == ["started", "resumed"]
 
 
@@ -143,12 +145,12 @@ def test_rewinding_drops_what_will_be_done_again(records):
     for number in (1, 2, 3):
         records.add_iteration(iteration(number))
         records.add_replies(number, [], MADE)
-    again = Records.open(records.directory, through=1)
+    again = RunDirectory.open(records.directory, through=1)
     assert again.last == 1
     assert not (records.directory / "replies/000002.parquet").exists()
     again.add_iteration(iteration(2))
     with pytest.raises(InputError, match="before iteration 9"):
-        Records.open(records.directory, through=9)
+        RunDirectory.open(records.directory, through=9)
 
 
 def test_a_table_can_be_read_while_a_running_job_replaces_it(tmp_path):

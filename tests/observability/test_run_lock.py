@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from common.errors import InputError
-from observability.run_directory import Claim
+from observability.run_directory import RunLock
 
 HOLD = """
 import sys
@@ -26,15 +26,15 @@ def test_a_run_that_is_worked_on_is_refused_until_its_process_is_gone(root, tmp_
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match=f"process {holder.pid} on .*; wait until that has ended"):
-            Claim.take(tmp_path, seconds=0.0)
+            RunLock.take(tmp_path, seconds=0.0)
         holder.send_signal(signal.SIGKILL)
         # Its end need not be waited for here: whoever resumes a run right after a crash waits for a moment.
-        Claim.take(tmp_path, seconds=10.0).release()
+        RunLock.take(tmp_path, seconds=10.0).release()
     finally:
         holder.kill()
         holder.wait()
 
 
 def test_a_claim_that_was_let_go_can_be_taken_again(tmp_path):
-    Claim.take(tmp_path, seconds=0.0).release()
-    Claim.take(tmp_path, seconds=0.0).release()
+    RunLock.take(tmp_path, seconds=0.0).release()
+    RunLock.take(tmp_path, seconds=0.0).release()

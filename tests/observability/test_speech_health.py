@@ -5,21 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from observability.speech_health import MEASURES, codebook_entropy, sound
-from reward.scoring import Scoring, judge
+from observability.speech_health import MEASURES, codebook_entropy, speech_health
+from reward.scoring import ScoringConfig, score_groups
 from tests.controller.examples import card, group, reply
 
-ONE = Scoring(total={"a": 1.0})
+ONE = ScoringConfig(total={"a": 1.0})
 TEXT, SPEECH, END = 0, 1, 3
 
 
 def judged(*measures):
     cards = [replace(card(a=4.0), measures=found) for found in measures]
-    return judge(group(len(cards)), cards, ONE, [])
+    return score_groups(group(len(cards)), cards, ONE, [])
 
 
 def test_means_are_over_the_replies_that_have_the_measure():
-    found = sound(judged({"pitch_semitones": 8.0, "silence": 0.2}, {"pitch_semitones": 12.0}, {}))
+    found = speech_health(judged({"pitch_semitones": 8.0, "silence": 0.2}, {"pitch_semitones": 12.0}, {}))
     assert found["pitch_semitones"] == pytest.approx(10.0)
     assert found["silence"] == pytest.approx(0.2)
     assert found["seconds"] == pytest.approx(1.0)

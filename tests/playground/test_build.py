@@ -8,13 +8,13 @@ import pytest
 
 from data.records import read_demonstrations, read_prompts
 from playground import data, task
-from playground.build import Recipe, build, publish
+from playground.build import WorldRecipe, build_world, publish_world
 from playground.codec import PlaygroundCodec
-from playground.model import Source, Training
+from playground.model import BatchSource, TrainingConfig
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 
-SMALL = Recipe(
+SMALL = WorldRecipe(
     base=32,
     train=16,
     held_out=8,
@@ -24,7 +24,7 @@ SMALL = Recipe(
     line_weight=1,
     codebook=48,
     codec_rounds=2,
-    training=Training(steps=2, batch=2),
+    training=TrainingConfig(steps=2, batch=2),
     evaluated=4,
 )
 
@@ -33,7 +33,7 @@ def test_a_small_world(tmp_path: Path):
     out = tmp_path / "world"
     out.mkdir()
     (out / "stale").write_text("from an earlier build")
-    report = build(out, 7, SMALL, say_progress=False)
+    report = build_world(out, 7, SMALL, say_progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
     assert not (out / "stale").exists()
     assert json.loads((out / "build.json").read_text()) == json.loads(json.dumps(report))
@@ -52,13 +52,13 @@ def test_publish_replaces_and_opens_files_to_all(tmp_path: Path):
         folder.mkdir()
         (folder / "file").write_text(text)
     (aside / "file").chmod(0o600)
-    publish(aside, out)
+    publish_world(aside, out)
     assert (out / "file").read_text() == "new"
     assert (out / "file").stat().st_mode & 0o777 == 0o644
 
 
 def test_replies_interleave_two_words_and_eight_codes():
-    layout = data.Layout(data.make_tokenizer(16))
+    layout = data.WorldLayout(data.make_tokenizer(16))
     names = [layout.tokenizer.id_to_token(i) for i in layout.reply("oh ten it is", np.arange(11))]
     speech = [data.AUDIO.format(i) for i in range(11)]
     begin, end = data.BEGIN_AUDIO, data.END_AUDIO
@@ -68,7 +68,7 @@ def test_replies_interleave_two_words_and_eight_codes():
 
 
 def test_too_few_prompts_to_train_on_are_an_error():
-    source = Source([], [], data.Takes({}), data.Layout(data.make_tokenizer(4)))
+    source = BatchSource([], [], data.SpokenTakes({}), data.WorldLayout(data.make_tokenizer(4)))
     with pytest.raises(ValueError, match="0 prompts are fewer than 16 batches of 32"):
         next(source.batches(32, np.random.default_rng(0)))
 

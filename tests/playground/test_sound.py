@@ -13,7 +13,7 @@ from common.errors import InputError
 from playground import raters, recogniser, task
 from playground.codec import PlaygroundCodec
 from playground.voices import ANSWERING, MANNERS, manner_named, say
-from reward.types import Missing, SpokenReply
+from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.types import Finish, Prompt, Reply
@@ -21,7 +21,7 @@ from speech.types import Finish, Prompt, Reply
 ROOT = Path(playground.__file__).parent.parent
 
 
-def spoken_line(line: task.Line, waveform: Waveform | None, answer: str, manner: str) -> SpokenReply:
+def spoken_line(line: task.DialogueLine, waveform: Waveform | None, answer: str, manner: str) -> SpokenReply:
     prompt = Prompt(id="p", token_ids=np.zeros(1, np.int32), text="?", facts={"answer": answer, "manner": manner})
     empty = np.zeros(0, np.int32)
     reply = Reply(
@@ -32,7 +32,7 @@ def spoken_line(line: task.Line, waveform: Waveform | None, answer: str, manner:
 
 
 @pytest.fixture(scope="module")
-def spoken() -> list[tuple[task.Line, Waveform]]:
+def spoken() -> list[tuple[task.DialogueLine, Waveform]]:
     """Forty-eight lines as the answering voice says them: twelve answers in each manner."""
     generator = np.random.default_rng(5)
     made = []
@@ -45,11 +45,13 @@ def spoken() -> list[tuple[task.Line, Waveform]]:
 
 
 @pytest.fixture(scope="module")
-def decoded(spoken: list[tuple[task.Line, Waveform]], codec: PlaygroundCodec) -> list[tuple[task.Line, Waveform]]:
+def decoded(
+    spoken: list[tuple[task.DialogueLine, Waveform]], codec: PlaygroundCodec
+) -> list[tuple[task.DialogueLine, Waveform]]:
     return [(line, codec.decode(codec.encode(waveform))) for line, waveform in spoken]
 
 
-def test_a_voice_says_something_trimmed(spoken: list[tuple[task.Line, Waveform]]):
+def test_a_voice_says_something_trimmed(spoken: list[tuple[task.DialogueLine, Waveform]]):
     for _, waveform in spoken:
         assert waveform.rate == 22050
         assert waveform.samples.dtype == np.float32
@@ -79,12 +81,12 @@ def test_impossible_voices_are_refused(voice: str, rate: int, pitch: int, messag
         say("ten", voice, rate, pitch)
 
 
-def test_the_codec_keeps_what_is_said(decoded: list[tuple[task.Line, Waveform]]):
+def test_the_codec_keeps_what_is_said(decoded: list[tuple[task.DialogueLine, Waveform]]):
     heard = [raters.hearing().hear(waveform) == line.text for line, waveform in decoded]
     assert np.mean(heard) >= 0.85
 
 
-def test_what_is_heard_depends_on_the_sound_alone(decoded: list[tuple[task.Line, Waveform]]):
+def test_what_is_heard_depends_on_the_sound_alone(decoded: list[tuple[task.DialogueLine, Waveform]]):
     noise = np.random.default_rng(0)
     sounds = [
         Waveform((w.samples + noise.normal(scale=0.03, size=len(w.samples))).astype(np.float32), w.rate)
@@ -95,7 +97,9 @@ def test_what_is_heard_depends_on_the_sound_alone(decoded: list[tuple[task.Line,
     assert there == back[::-1]
 
 
-def test_the_codec_is_a_codec_and_deterministic(codec: PlaygroundCodec, spoken: list[tuple[task.Line, Waveform]]):
+def test_the_codec_is_a_codec_and_deterministic(
+    codec: PlaygroundCodec, spoken: list[tuple[task.DialogueLine, Waveform]]
+):
     assert isinstance(codec, Codec)
     waveform = spoken[0][1]
     codes = codec.encode(waveform)
@@ -112,7 +116,7 @@ def test_a_codec_is_the_same_after_saving(codec: PlaygroundCodec, tmp_path: Path
     assert PlaygroundCodec.load(tmp_path).version == codec.version
 
 
-def test_fitting_repeats(spoken: list[tuple[task.Line, Waveform]]):
+def test_fitting_repeats(spoken: list[tuple[task.DialogueLine, Waveform]]):
     waveforms = [waveform for _, waveform in spoken[:12]]
     first = PlaygroundCodec.fit(waveforms, 32, 5, seed=1)
     assert first.version == PlaygroundCodec.fit(waveforms, 32, 5, seed=1).version
@@ -148,7 +152,9 @@ def test_pitch_and_activity():
     assert recogniser.active_seconds(silence) == 0.0
 
 
-def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Line, Waveform]], codec: PlaygroundCodec):
+def test_listeners_and_codec_take_a_sound_at_any_rate(
+    spoken: list[tuple[task.DialogueLine, Waveform]], codec: PlaygroundCodec
+):
     """Method §7, rule 2: what is measured, heard and coded belongs to the sound, not to its number of samples."""
     for line, waveform in spoken[::12]:
         other = waveform.at_rate(44100)
@@ -163,7 +169,7 @@ def test_listeners_and_codec_take_a_sound_at_any_rate(spoken: list[tuple[task.Li
 
 
 def test_signal_quality_prefers_the_original(
-    spoken: list[tuple[task.Line, Waveform]], decoded: list[tuple[task.Line, Waveform]]
+    spoken: list[tuple[task.DialogueLine, Waveform]], decoded: list[tuple[task.DialogueLine, Waveform]]
 ):
     original, coded = recogniser.signal_quality(spoken[0][1]), recogniser.signal_quality(decoded[0][1])
     assert 1.0 < coded < original < 5.0
@@ -171,14 +177,14 @@ def test_signal_quality_prefers_the_original(
         recogniser.signal_quality(Waveform(np.zeros(0, np.float32), 16000))
 
 
-def test_raters_on_clean_replies(decoded: list[tuple[task.Line, Waveform]]):
+def test_raters_on_clean_replies(decoded: list[tuple[task.DialogueLine, Waveform]]):
     for line, waveform in decoded:
         reply = spoken_line(line, waveform, task.said_answer(line.text) or "", line.manner.name)
         assert raters.Answer().rate(reply) == 5.0
         assert raters.Manner().rate(reply) > 4.4
 
 
-def test_the_wrong_manner_costs_two_points_an_axis(decoded: list[tuple[task.Line, Waveform]]):
+def test_the_wrong_manner_costs_two_points_an_axis(decoded: list[tuple[task.DialogueLine, Waveform]]):
     line, waveform = decoded[0]
     assert line.manner == manner_named("high-fast")
     rater = raters.Manner()
@@ -188,7 +194,7 @@ def test_the_wrong_manner_costs_two_points_an_axis(decoded: list[tuple[task.Line
     assert scores["low-slow"] == pytest.approx(1.0, abs=0.4)
 
 
-def test_damage_is_heard(spoken: list[tuple[task.Line, Waveform]], codec: PlaygroundCodec):
+def test_damage_is_heard(spoken: list[tuple[task.DialogueLine, Waveform]], codec: PlaygroundCodec):
     generator = np.random.default_rng(0)
     rater = raters.Heard()
     clean, damaged = [], []
@@ -201,13 +207,13 @@ def test_damage_is_heard(spoken: list[tuple[task.Line, Waveform]], codec: Playgr
     assert np.mean(clean) > np.mean(damaged) + 1.0
 
 
-def test_a_wrong_or_empty_text_is_wrong(decoded: list[tuple[task.Line, Waveform]]):
+def test_a_wrong_or_empty_text_is_wrong(decoded: list[tuple[task.DialogueLine, Waveform]]):
     line, waveform = decoded[0]
     assert raters.Answer().rate(spoken_line(line, waveform, "eighteen", "high-fast")) == 1.0
     empty = dataclasses.replace(spoken_line(line, waveform, "ten", "high-fast"), text="")
     assert raters.Answer().rate(empty) == 1.0
     assert raters.Heard().rate(empty) == 1.0
-    assert raters.Manner().rate(empty) == Missing("no text to measure the tempo by")
+    assert raters.Manner().rate(empty) == MissingScore("no text to measure the tempo by")
 
 
 def test_what_cannot_be_measured_is_missing():
@@ -217,11 +223,11 @@ def test_what_cannot_be_measured_is_missing():
     assert raters.Heard().rate(mute) == raters.Manner().rate(mute) == raters.NO_SPEECH
     assert raters.Heard().hear(mute) == ""
     silent = spoken_line(line, Waveform(np.zeros(16000, np.float32), 16000), "ten", "high-fast")
-    assert raters.Manner().rate(silent) == Missing("no voiced sound")
+    assert raters.Manner().rate(silent) == MissingScore("no voiced sound")
     assert raters.Manner().detail(silent) == {}
 
 
-def test_heard_tells_what_it_heard(decoded: list[tuple[task.Line, Waveform]]):
+def test_heard_tells_what_it_heard(decoded: list[tuple[task.DialogueLine, Waveform]]):
     rater = raters.Heard()
     line, waveform = next((line, w) for line, w in decoded if raters.hearing().hear(w) == line.text)
     answer = task.said_answer(line.text) or ""

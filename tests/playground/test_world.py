@@ -14,7 +14,7 @@ from data.records import read_demonstrations, read_prompts
 from playground import data, evaluate, task
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
-from speech.grammar import check, kind_table
+from speech.grammar import check_reply_grammar, token_kinds
 from speech.types import Prompt
 from speech.vocabulary import Vocabulary
 
@@ -82,9 +82,9 @@ def test_a_demonstration_for_every_prompt_keeps_to_the_pattern(
 ):
     demonstrations = read_demonstrations(world / "data" / "demonstrations.parquet", vocabulary)
     assert [one.prompt_id for one in demonstrations] == [prompt.id for prompt in prompts["train"]]
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     for one, prompt in zip(demonstrations, prompts["train"], strict=True):
-        assert check(one.reply_ids, PLAYGROUND.interleave, kinds) is None
+        assert check_reply_grammar(one.reply_ids, PLAYGROUND.interleave, kinds) is None
         assert np.array_equal(one.prompt_ids, prompt.token_ids)
         assert vocabulary.text(one.reply_ids) == one.text
         assert task.said_answer(one.text) is not None
@@ -120,8 +120,8 @@ def test_the_base_answers_in_the_pattern(world: Path, vocabulary: Vocabulary, pr
     replies = evaluate.sample(
         model, [prompt.token_ids.tolist() for prompt in prompts["held_out"][:48]], vocabulary, seed=0
     )
-    kinds = kind_table(vocabulary)
-    formed = [check(np.asarray(reply), PLAYGROUND.interleave, kinds) is None for reply in replies]
+    kinds = token_kinds(vocabulary)
+    formed = [check_reply_grammar(np.asarray(reply), PLAYGROUND.interleave, kinds) is None for reply in replies]
     said = [task.said_answer(vocabulary.text(np.asarray(reply))) for reply in replies]
     assert np.mean(formed) > 0.9
     assert np.mean([answer is not None for answer in said]) > 0.9

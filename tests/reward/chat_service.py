@@ -8,7 +8,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from reward.llm_judges.openai_chat import ChatRater
+from reward.llm_judges.openai_chat import ChatJudge
 
 USAGE = {"prompt_tokens": 300, "completion_tokens": 20, "total_tokens": 320}
 GOOD = {"reason": "clear and right", "score": 4.5}
@@ -94,11 +94,11 @@ class Service:
         self._server.shutdown()
         self._server.server_close()
 
-    def rater(self, **changes: Any) -> ChatRater:
+    def rater(self, **changes: Any) -> ChatJudge:
         """One that asks it, without patience."""
         usual = {"name": "judge", "url": self.url, "model": "judge", "timeout": 20, "deadline": 60, "retries": 1}
         usual |= {"first_pause": 0.01, "breaker_failures": 1000, "input_price": 2.0, "output_price": 8.0}
-        return ChatRater(**usual | changes)
+        return ChatJudge(**usual | changes)
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 from playground.raters import Answer
-from reward.remote.http_judge import HttpRater
+from reward.remote.http_judge import HttpJudge
 
 KEY = "sk-a-key-that-nobody-must-see"
 SLOW = 20.0
@@ -55,5 +55,5 @@ class Process:
         }
         return arguments | changes
 
-    def rater(self, **changes: Any) -> HttpRater:
-        return HttpRater(**self.arguments(**changes))
+    def rater(self, **changes: Any) -> HttpJudge:
+        return HttpJudge(**self.arguments(**changes))

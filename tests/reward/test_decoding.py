@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.actor_pool import take_turn
-from cluster.monitored_actor import identify
-from cluster.waiting import MemberFailed, Overdue
+from cluster.actor_pool import poll_once
+from cluster.monitored_actor import find_identity
+from cluster.waiting import ActorFailed, CallTimeout
 from data.records import read_demonstrations, read_prompts
 from playground.codec import PlaygroundCodec
-from reward.decoder_pool import DecoderSettings, SpeechDecoder, Unheard, fetched
+from reward.decoder_pool import DecodeFailed, DecoderConfig, SpeechDecoder, fetch_audio
 from reward.pool import RewardPool
-from reward.server import Part, RewardServer, ServerSettings
+from reward.server import ClassSpec, RewardServer, RewardServerConfig
 from reward.types import Scorecard
 from speech.audio import Waveform
 from speech.families import PLAYGROUND
-from speech.types import Finish, Group, Reply
+from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 
 REPLIES = 12
@@ -67,7 +67,7 @@ def vocabulary(world) -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def groups(world, vocabulary) -> list[Group]:
+def groups(world, vocabulary) -> list[ReplyGroup]:
     """Prompts, each with its demonstration and a reply of its text alone."""
     prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
@@ -88,7 +88,7 @@ def groups(world, vocabulary) -> list[Group]:
     for d in [d for d in demonstrations if d.prompt_id in prompts][: REPLIES // 2]:
         mute = d.reply_ids[vocabulary.channels(d.reply_ids) == 0]
         found.append(
-            Group(
+            ReplyGroup(
                 prompt=prompts[d.prompt_id],
                 replies=[reply(d.reply_ids, 0, d.prompt_id), reply(mute, 1, d.prompt_id)],
             )
@@ -96,23 +96,23 @@ def groups(world, vocabulary) -> list[Group]:
     return found
 
 
-def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: str = "Noted") -> ServerSettings:
-    return ServerSettings(
+def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: str = "Noted") -> RewardServerConfig:
+    return RewardServerConfig(
         servers=1,
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
-        codec=Part(
+        codec=ClassSpec(
             use=f"tests.reward.test_decoding:{codec}",
             arguments={"path": str(world / "codec"), "notes": str(notes), "seconds": seconds},
         ),
         raters=(
-            Part(use="playground.raters:Answer", arguments={}),
-            Part(use="playground.raters:Heard", arguments={}),
+            ClassSpec(use="playground.raters:Answer", arguments={}),
+            ClassSpec(use="playground.raters:Heard", arguments={}),
         ),
         start_seconds=60,
         score_seconds=60,
         beat_seconds=60,
-        decoders=DecoderSettings(decoders=decoders, needs={"CPU": 0.5}, start_seconds=60) if decoders else None,
+        decoders=DecoderConfig(decoders=decoders, needs={"CPU": 0.5}, start_seconds=60) if decoders else None,
     )
 
 
@@ -132,7 +132,7 @@ def pool(world, cluster, tmp_path):
         each.stop()
 
 
-def ordered(pool: RewardPool, groups: list[Group]) -> list[int]:
+def ordered(pool: RewardPool, groups: list[ReplyGroup]) -> list[int]:
     return [pool.order(group.prompt, reply) for group in groups for reply in group.replies]
 
 
@@ -142,7 +142,7 @@ def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
     deadline = time.monotonic() + 90
     while not found.keys() >= set(numbers):
         assert time.monotonic() < deadline
-        take_turn(pool._company)
+        poll_once(pool._company)
         found |= dict(pool.cards())
     assert len(found) == len(numbers)
     return [found[number] for number in numbers]
@@ -216,7 +216,7 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
     deadline = time.monotonic() + 60
     while made.decoders.names != ["decoder-0", "decoder-1", "decoder-2"]:
         assert time.monotonic() < deadline
-        take_turn(made._company)
+        poll_once(made._company)
     made.decoders.resize(1)
     cards(made, ordered(made, groups))
     assert made.decoders.names == ["decoder-0"]
@@ -225,12 +225,12 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
 def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_path):
     made, events = pool(2, seconds=0.5)
     made.start()
-    pids = {identify(waiting.actor).pid for waiting in made.decoders.awaited()}
+    pids = {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()}
     numbers = ordered(made, groups)
     deadline = time.monotonic() + 30
     while not (at_work := decoded(tmp_path / "notes")):
         assert time.monotonic() < deadline
-        take_turn(made._company)
+        poll_once(made._company)
     victim = next(iter(at_work))
     assert victim in pids
     os.kill(victim, signal.SIGKILL)
@@ -241,8 +241,8 @@ def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_pa
     assert obituary["items"] >= 1
     while len(made.decoders.names) < 2:
         assert time.monotonic() < deadline + 60
-        take_turn(made._company)
-    assert {identify(waiting.actor).pid for waiting in made.decoders.awaited()} != pids
+        poll_once(made._company)
+    assert {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()} != pids
     assert made.decoders.census().restarts == 1
 
 
@@ -263,24 +263,24 @@ def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
     assert cards(made, ordered(made, groups)) == [card for row in whole for card in row]
     assert events == []
     monkeypatch.setattr(made.decoders, "sounds", lambda: [(number, gone) for number, _ in own()])
-    with pytest.raises(Overdue, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
+    with pytest.raises(CallTimeout, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
         cards(made, ordered(made, groups[:1]))
 
 
 def test_what_is_lost_is_told_from_what_is_there(cluster):
     there = Waveform(np.ones(4, dtype=np.float32), 24000)
-    found = fetched([ray.put(there), None, lost()])
+    found = fetch_audio([ray.put(there), None, lost()])
     assert found[0].rate == 24000
     assert found[0].samples.tolist() == there.samples.tolist()
     assert found[1] is None
-    assert isinstance(found[2], Unheard)
+    assert isinstance(found[2], DecodeFailed)
     assert "ActorDiedError" in found[2].reason
 
 
 def test_a_codec_that_does_not_decode_ends_the_run_with_its_words(pool, groups):
     made, events = pool(1, codec="Broken")
     made.start()
-    with pytest.raises(MemberFailed, match=r"decoder-0 failed while decoding replies, 2 times .*no weights"):
+    with pytest.raises(ActorFailed, match=r"decoder-0 failed while decoding replies, 2 times .*no weights"):
         cards(made, ordered(made, groups))
     assert [kind for kind, _ in events] == ["work failed"]
 
@@ -289,7 +289,7 @@ def test_what_is_given_up_does_not_come_later(pool, groups):
     made, _ = pool(1, seconds=0.2)
     made.start()
     before = ordered(made, groups)
-    take_turn(made._company)
+    poll_once(made._company)
     made.abandon()
     after = ordered(made, groups[:1])
     assert len(cards(made, after)) == 2

@@ -8,10 +8,10 @@ import ray
 
 from data.records import read_demonstrations, read_prompts
 from reward.pool import RewardPool
-from reward.server import Part, ServerSettings
-from reward.types import Missing
+from reward.server import ClassSpec, RewardServerConfig
+from reward.types import MissingScore
 from speech.families import PLAYGROUND
-from speech.types import Finish, Group, Reply
+from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 from tests.reward.judges import KEY, Process
 
@@ -34,7 +34,7 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def groups(world) -> list[Group]:
+def groups(world) -> list[ReplyGroup]:
     """Prompts, each with its demonstration and a reply that is cut short."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
@@ -53,7 +53,7 @@ def groups(world) -> list[Group]:
         )
 
     return [
-        Group(
+        ReplyGroup(
             prompt=prompts[d.prompt_id],
             replies=[reply(d.reply_ids, 0, d.prompt_id), reply(d.reply_ids[:9], 1, d.prompt_id)],
         )
@@ -62,14 +62,14 @@ def groups(world) -> list[Group]:
 
 
 def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
-    settings = ServerSettings(
+    settings = RewardServerConfig(
         servers=servers,
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
-        codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
         raters=(
-            Part(use="reward.remote.http_judge:HttpRater", name="judge", arguments=judge.arguments()),
-            Part(use="playground.raters:Answer", name="answer", arguments={}),
+            ClassSpec(use="reward.remote.http_judge:HttpJudge", name="judge", arguments=judge.arguments()),
+            ClassSpec(use="playground.raters:Answer", name="answer", arguments={}),
         ),
         start_seconds=120,
         score_seconds=120,
@@ -86,7 +86,7 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     for whole, short in cards:
         assert whole.scores["judge"] == whole.scores["answer"]
         assert whole.details["judge_reason"].startswith(repr(whole.details["text"]))
-        assert short.scores["judge"] == Missing("truncated reply")
+        assert short.scores["judge"] == MissingScore("truncated reply")
     assert len({whole.number("judge") for whole, _ in cards}) == 2
     asked = judge.counts()["asked"]
     counted = first.counters()["judge"]
@@ -116,7 +116,7 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     third = pool(world, judge, 1, events)
     third.start()
     missing = third.score(groups[:1])[0][0].scores["judge"]
-    assert missing == Missing("server error", fault="rater")
+    assert missing == MissingScore("server error", fault="rater")
     third.load_cache(tmp_path / "judges.parquet")
     assert third.score(groups) == cards
     assert third.counters()["judge"]["failures"] == 1

@@ -8,11 +8,11 @@ import pytest
 from common.errors import InputError
 from data.records import read_demonstrations, read_prompts
 from playground.codec import PlaygroundCodec
-from reward.server import Part, RewardServer, ServerSettings, load
-from reward.types import Missing, SpokenReply
+from reward.server import ClassSpec, RewardServer, RewardServerConfig, load_object
+from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.families import PLAYGROUND
-from speech.types import Finish, Group, Reply
+from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Channel, Vocabulary
 
 
@@ -24,13 +24,13 @@ class Broken:
         raise TimeoutError("no answer")
 
 
-def settings(world, *raters: str) -> ServerSettings:
-    return ServerSettings(
+def settings(world, *raters: str) -> RewardServerConfig:
+    return RewardServerConfig(
         servers=1,
         needs={"CPU": 1},
         checkpoint=str(world / "base"),
-        codec=Part(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
-        raters=tuple(Part(use=rater, arguments={}) for rater in raters),
+        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        raters=tuple(ClassSpec(use=rater, arguments={}) for rater in raters),
         start_seconds=60,
         score_seconds=60,
         beat_seconds=60,
@@ -38,7 +38,7 @@ def settings(world, *raters: str) -> ServerSettings:
 
 
 @pytest.fixture(scope="module")
-def group(world) -> Group:
+def group(world) -> ReplyGroup:
     """A prompt with its demonstration as the only reply."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompt = read_prompts(world / "data/train.parquet", vocabulary)[0]
@@ -54,7 +54,7 @@ def group(world) -> Group:
         finish=Finish.STOP,
         defect=None,
     )
-    return Group(prompt=prompt, replies=[reply])
+    return ReplyGroup(prompt=prompt, replies=[reply])
 
 
 def test_a_demonstration_is_scored_by_ear(world, group):
@@ -62,7 +62,7 @@ def test_a_demonstration_is_scored_by_ear(world, group):
     server = RewardServer(settings(world, *(f"playground.raters:{name}" for name in raters)), PLAYGROUND)
     [[card]] = server.score([group])
     assert set(card.scores) == {"answer", "heard", "manner", "spoken_right"}
-    assert all(isinstance(score, Missing) or 1.0 <= score <= 5.0 for score in card.scores.values())
+    assert all(isinstance(score, MissingScore) or 1.0 <= score <= 5.0 for score in card.scores.values())
     assert card.details["text"]
     assert card.details["heard"]
     assert 0.3 < card.seconds < 5.0
@@ -74,7 +74,7 @@ def test_a_rater_that_raises_is_missing_and_the_others_go_on(world, group):
     """Method §7, rule 1."""
     server = RewardServer(settings(world, f"{__name__}:Broken", "playground.raters:Answer"), PLAYGROUND)
     [[card]] = server.score([group])
-    assert card.scores["broken"] == Missing("broken raised TimeoutError", fault="rater")
+    assert card.scores["broken"] == MissingScore("broken raised TimeoutError", fault="rater")
     assert "no answer" in card.details["broken_error"]
     assert card.number("answer") is not None
     assert card.number("broken") is None
@@ -94,10 +94,10 @@ class Odd:
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None, True])
 def test_what_is_no_number_is_missing(world, group, score):
     """Method §7, rule 1."""
-    part = Part(use=f"{__name__}:Odd", arguments={"score": score})
+    part = ClassSpec(use=f"{__name__}:Odd", arguments={"score": score})
     server = RewardServer(replace(settings(world), raters=(part,)), PLAYGROUND)
     [[card]] = server.score([group])
-    assert card.scores["odd"] == Missing("odd gave no finite number", fault="rater")
+    assert card.scores["odd"] == MissingScore("odd gave no finite number", fault="rater")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_what_is_no_number_is_missing(world, group, score):
 def test_unfinished_replies_are_not_scored(world, group, change, reason):
     """Method §7, rule 5."""
     server = RewardServer(settings(world, "playground.raters:Answer"), PLAYGROUND)
-    damaged = Group(prompt=group.prompt, replies=[replace(group.replies[0], **change)])
+    damaged = ReplyGroup(prompt=group.prompt, replies=[replace(group.replies[0], **change)])
     [[card]] = server.score([damaged])
-    assert card.scores == {"answer": Missing(reason)}
+    assert card.scores == {"answer": MissingScore(reason)}
     assert card.measures == {}
 
 
@@ -145,7 +145,7 @@ class Ear:
 
 def test_raters_hear_at_the_codecs_own_rate(world, group):
     """Method §7, rule 2: the released code labels 22,050 Hz as 24,000."""
-    codec = Part(use=f"{__name__}:Hum", arguments={"path": "nowhere"})
+    codec = ClassSpec(use=f"{__name__}:Hum", arguments={"path": "nowhere"})
     server = RewardServer(replace(settings(world, f"{__name__}:Ear"), codec=codec), PLAYGROUND)
     [[card]] = server.score([group])
     seconds = (group.replies[0].channels == Channel.SPEECH).sum() / 2
@@ -177,13 +177,13 @@ def test_a_reply_without_speech_is_missing_to_the_ear(world, group):
     whole = group.replies[0]
     text = whole.token_ids[whole.channels == 0]
     mute = replace(whole, token_ids=text, channels=np.zeros(len(text), dtype=np.int8))
-    [[card]] = server.score([Group(prompt=group.prompt, replies=[mute])])
+    [[card]] = server.score([ReplyGroup(prompt=group.prompt, replies=[mute])])
     assert card.number("answer") is not None
-    assert isinstance(card.scores["heard"], Missing)
+    assert isinstance(card.scores["heard"], MissingScore)
     assert card.seconds == 0.0
 
 
 @pytest.mark.parametrize("name", ["playground.raters", "nowhere:Rater", "playground.raters:Nobody"])
 def test_names_that_lead_nowhere(name):
     with pytest.raises(InputError, match=r"Rater|Nobody|form module:Class"):
-        load(name)
+        load_object(name)

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rollout.vllm_engine import EngineSettings
+from rollout.vllm_engine import EngineConfig
 
 
-def engine_settings(world: Path, **changes: Any) -> EngineSettings:
+def engine_settings(world: Path, **changes: Any) -> EngineConfig:
     """changes: fields that are to be otherwise."""
-    usual = EngineSettings(
+    usual = EngineConfig(
         checkpoint=str(world / "base"),
         dtype="float32",
         max_length=192,

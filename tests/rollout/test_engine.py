@@ -9,22 +9,22 @@ from transformers import AutoModelForCausalLM
 from common.errors import InputError
 from data.records import read_prompts
 from learner.collate import collate
-from learner.config import LoraSettings
+from learner.config import LoraConfig
 from learner.lora import Adapters
-from learner.micro_batches import Row
-from learner.policy import Scorer
-from rollout.vllm_engine import Engine, HalfTaken, SamplingSettings
+from learner.micro_batches import TrainingSample
+from learner.policy import PolicyModel
+from rollout.vllm_engine import PartialWeightUpdate, SamplingConfig, VllmEngine
 from speech.families import PLAYGROUND
-from speech.grammar import allowed_sets, kind_table
+from speech.grammar import allowed_masks, token_kinds
 from speech.types import Finish
 from speech.vocabulary import Vocabulary
 from tests.rollout.examples import engine_settings
 from weight_sync.senders import DirectorySender
-from weight_sync.source import Source, named_weights
-from weight_sync.update import Parcel, adapter_name
-from weight_sync.vllm_receiver import merged
+from weight_sync.source import WeightSource, named_weights
+from weight_sync.update import WeightUpdate, adapter_name
+from weight_sync.vllm_receiver import merge_lora
 
-SAMPLING = SamplingSettings(temperature=0.8, max_tokens=96)
+SAMPLING = SamplingConfig(temperature=0.8, max_tokens=96)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
@@ -39,9 +39,9 @@ def prompts(world, vocabulary):
 
 
 @pytest.fixture(scope="module")
-def engine(world, vocabulary) -> Engine:
+def engine(world, vocabulary) -> VllmEngine:
     settings = engine_settings(world)
-    return Engine(settings, PLAYGROUND, vocabulary, seed=0)
+    return VllmEngine(settings, PLAYGROUND, vocabulary, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +50,20 @@ def groups(engine, prompts):
 
 
 @pytest.fixture
-def scorer(world, vocabulary) -> Scorer:
+def scorer(world, vocabulary) -> PolicyModel:
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32).eval()
-    return Scorer(model, torch.from_numpy(kind_table(vocabulary)))
+    return PolicyModel(model, torch.from_numpy(token_kinds(vocabulary)))
 
 
 def gap(group, scorer, vocabulary) -> float:
     """Largest difference between what the sampler reported and what the learner computes, over a group."""
-    kinds = kind_table(vocabulary)
+    kinds = token_kinds(vocabulary)
     rows = [
-        Row(
+        TrainingSample(
             prompt_ids=group.prompt.token_ids,
             reply_ids=r.token_ids,
             channels=r.channels,
-            allowed=allowed_sets(r.token_ids, PLAYGROUND.interleave, kinds),
+            allowed=allowed_masks(r.token_ids, PLAYGROUND.interleave, kinds),
             behaviour=r.logps,
             advantages=(0.0,),
             weights=(1.0,),
@@ -120,8 +120,8 @@ def test_layers_that_are_not_sent_keep_their_weights(engine, prompts, scorer, vo
     """A model of which parts are frozen: what travels is what can have changed, and what the engine fuses with it."""
     sender = DirectorySender(tmp_path / "weights")
 
-    def load(version: int) -> Parcel:
-        source = Source(scorer.model, sharded=False, group_bytes=1 << 18)
+    def load(version: int) -> WeightUpdate:
+        source = WeightSource(scorer.model, sharded=False, group_bytes=1 << 18)
         parcel = sender.send(source.groups, source, version, whole=source.whole)
         engine.load_weights([parcel.path], version, whole=parcel.whole)
         return parcel
@@ -150,7 +150,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
     everything = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
     save_file(everything, tmp_path / "w.safetensors")
     engine.load_weights([tmp_path / "w.safetensors"], start)
-    adapters = Adapters(scorer.model, LoraSettings(rank=4, alpha=8.0, targets=targets))
+    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=targets))
     sequences = [prompt.token_ids for prompt in prompts[:2]]
     torch.manual_seed(3)
     probes = []
@@ -158,7 +158,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
         with torch.no_grad():
             for parameter in adapters.named().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        source = Source(scorer.model, sharded=False, named=adapters.named(), group_bytes=1 << 12)
+        source = WeightSource(scorer.model, sharded=False, named=adapters.named(), group_bytes=1 << 12)
         files = []
         for number, group in enumerate(source):
             save_file({name: tensor.contiguous() for name, tensor in group.items()}, tmp_path / f"{number}.safetensors")
@@ -174,14 +174,14 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
 
 
 def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
-    adapters = Adapters(scorer.model, LoraSettings(rank=4, alpha=8.0, targets=("*.q_proj",))).named()
+    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=("*.q_proj",))).named()
     names = [adapter_name("model.layers.0.self_attn.q_proj", part) for part in ("A", "B")]
     a, b = (adapters[name].detach() for name in names)
     with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):
-        dict(merged(world / "base", {names[0]: a, names[1]: b[:96]}, 2.0))
+        dict(merge_lora(world / "base", {names[0]: a, names[1]: b[:96]}, 2.0))
     strange = {name.replace("layers.0", "layers.9"): tensor for name, tensor in zip(names, (a, b), strict=True)}
     with pytest.raises(InputError, match=r"has no model\.layers\.9\.self_attn\.q_proj\.weight, of which an adapter"):
-        dict(merged(world / "base", strange, 2.0))
+        dict(merge_lora(world / "base", strange, 2.0))
 
 
 def test_weights_that_break_off_are_no_weights(engine, scorer, tmp_path):
@@ -194,7 +194,9 @@ def test_weights_that_break_off_are_no_weights(engine, scorer, tmp_path):
         yield tmp_path / "first.safetensors"
         raise OSError("the second piece is lost")
 
-    with pytest.raises(HalfTaken, match=r"weights 99 were not taken to the end: OSError\('the second piece is lost'\)"):
+    with pytest.raises(
+        PartialWeightUpdate, match=r"weights 99 were not taken to the end: OSError\('the second piece is lost'\)"
+    ):
         engine.load_weights(files(), 99)
     assert engine.weight_version == before
     with pytest.raises(OSError, match="nothing there"):

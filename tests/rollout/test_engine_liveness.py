@@ -17,21 +17,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
-from cluster.monitored_actor import identify, stacks
-from cluster.waiting import Interrupted, MemberBroken
+from cluster.monitored_actor import find_identity, stacks_of
+from cluster.waiting import ActorUnusable, SyncInterrupted
 from data.records import read_prompts
-from rollout.vllm_engine import Order, SamplingSettings
-from rollout.worker import Probe, RolloutWorker
+from rollout.vllm_engine import RolloutRequest, SamplingConfig
+from rollout.worker import RolloutWorker, WeightCheck
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.chaos.members import members
 from tests.rollout.examples import engine_settings
 from weight_sync.broadcast import BroadcastSender
-from weight_sync.senders import Entry
-from weight_sync.update import Parcel
+from weight_sync.senders import FileEntry
+from weight_sync.update import WeightUpdate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-SAMPLING = SamplingSettings(temperature=0.8, max_tokens=150)
+SAMPLING = SamplingConfig(temperature=0.8, max_tokens=150)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def prompts(world):
     return read_prompts(world / "data/train.parquet", Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens))[:8]
 
 
-def orders(prompts, size: int) -> list[Order]:
+def orders(prompts, size: int) -> list[RolloutRequest]:
     return [
-        Order(number=number, prompt=prompt, group_size=size, sampling=SAMPLING, seed=number)
+        RolloutRequest(number=number, prompt=prompt, group_size=size, sampling=SAMPLING, seed=number)
         for number, prompt in enumerate(prompts)
     ]
 
@@ -84,9 +84,9 @@ def test_weights_that_come_while_replies_are_drawn_lose_none(worker, prompts, wo
     store, of which that process knows nothing."""
     first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
     ids = prompts[0].token_ids
-    probe = Probe(sequences=[ids], logps=[np.zeros(len(ids) - 1, np.float32)])
+    probe = WeightCheck(sequences=[ids], logps=[np.zeros(len(ids) - 1, np.float32)])
     file = np.fromfile(world / "base/model.safetensors", np.uint8)
-    parcel = Parcel(version=3, size=len(file), whole=True, pieces=(ray.put([file[:1000], file[1000:]]),))
+    parcel = WeightUpdate(version=3, size=len(file), whole=True, pieces=(ray.put([file[:1000], file[1000:]]),))
     report = ray.get(worker.update.remote(parcel, None, probe), timeout=60)
     assert report.version == 3
     rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
@@ -100,12 +100,12 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
     file = load_file(world / "base/model.safetensors")
     names = sorted(file)
     tensors = [{name: file[name] for name in names[place::3]} for place in range(3)]
-    entries = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in tensors]
+    entries = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in tensors]
     sender = BroadcastSender("127.0.0.1", torch.device("cpu"))
     announced = sender.announce(entries, 4, whole=True)
     ids = prompts[0].token_ids
     before = worker.__ray_call__.remote(lambda worker: worker._engine.probe([ids]))
-    probe = Probe(sequences=[ids], logps=ray.get(before, timeout=60))
+    probe = WeightCheck(sequences=[ids], logps=ray.get(before, timeout=60))
 
     def update(number: int, groups: Iterator) -> tuple[ray.ObjectRef, str | None]:
         call = replace(announced.call, number=number, seats=("w/0",), seconds=10.0)
@@ -121,7 +121,7 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
     assert reason == "group 1 is broken"
     with pytest.raises(RayTaskError, match="1 of 3 groups came: group 1") as caught:
         ray.get(answer, timeout=60)
-    assert isinstance(caught.value.cause, Interrupted)
+    assert isinstance(caught.value.cause, SyncInterrupted)
     answer, reason = update(2, iter(tensors))
     report = ray.get(answer, timeout=60)
     assert (report.version, reason) == (4, None)
@@ -134,7 +134,7 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
 
 
 def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
-    pid = identify(worker).pid
+    pid = find_identity(worker).pid
     [engine] = [p.pid for p in members(psutil.Process())["engine"]]
     # What the raylet kills when a worker dies is its process group, so that an engine does not outlive its worker.
     group = {os.getpgid(p) for p in (engine, *(c.pid for c in psutil.Process(engine).children(recursive=True)))}
@@ -142,14 +142,14 @@ def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
 
     answer = worker.turn.remote(orders(prompts, 32), 60.0)
     time.sleep(0.3)
-    text = stacks(worker)
+    text = stacks_of(worker)
     assert "in turn" in text, "the worker's own stacks"
     assert "started by it" in text
     os.kill(engine, signal.SIGKILL)
     again = worker.turn.remote(orders(prompts[:1], 2), 60.0)
-    parcel = Parcel(version=1, size=0, whole=True, path=Path("none.safetensors"))
-    update = worker.update.remote(parcel, None, Probe(sequences=[], logps=[]))
+    parcel = WeightUpdate(version=1, size=0, whole=True, path=Path("none.safetensors"))
+    update = worker.update.remote(parcel, None, WeightCheck(sequences=[], logps=[]))
     for refused in (answer, again, update):
         with pytest.raises(RayTaskError, match=f"w has lost its engine: engine process {engine} ") as caught:
             ray.get(refused, timeout=60)
-        assert isinstance(caught.value.cause, MemberBroken)
+        assert isinstance(caught.value.cause, ActorUnusable)

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.replica_state import Fleet
-from cluster.waiting import MemberBroken
+from cluster.replica_state import ReplicaSet
+from cluster.waiting import ActorUnusable
 from common.errors import InputError
 from rollout.pool import RolloutPool, StaleWeights, check_probe
-from rollout.vllm_engine import HalfTaken
-from rollout.worker import Probe, RolloutWorker, SyncReport
-from weight_sync.update import Parcel
+from rollout.vllm_engine import PartialWeightUpdate
+from rollout.worker import RolloutWorker, SyncReport, WeightCheck
+from weight_sync.update import WeightUpdate
 
 
 def report(gap: float, version: int = 7) -> SyncReport:
@@ -32,7 +32,7 @@ def test_a_worker_that_names_another_version_is_refused_whatever_it_computes():
 
 def test_what_workers_say_is_of_those_that_are_up_and_not_of_the_dead_before_them():
     """Prometheus is not sent to the port of a process that is gone, nor told the version that it held."""
-    fleet = Fleet("rollout", 3)
+    fleet = ReplicaSet("rollout", 3)
     pool = RolloutPool.__new__(RolloutPool)
     pool._crew = SimpleNamespace(fleet=fleet)
     pool._reports = {}
@@ -58,15 +58,17 @@ def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path
     worker._name, worker._engine = "rollout-3", engine
     there = tmp_path / "000007.safetensors"
     with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
-        worker.update(Parcel(version=7, size=1, whole=True, path=there), None, Probe(sequences=[], logps=[]))
+        worker.update(
+            WeightUpdate(version=7, size=1, whole=True, path=there), None, WeightCheck(sequences=[], logps=[])
+        )
 
 
 def test_a_worker_with_half_of_its_weights_is_given_up():
     def load_weights(*_: object, **__: object) -> None:
-        raise HalfTaken("weights 7 were not taken to the end: a piece is lost")
+        raise PartialWeightUpdate("weights 7 were not taken to the end: a piece is lost")
 
     worker = RolloutWorker.__new__(RolloutWorker)
     worker._name = "rollout-3"
     worker._engine = SimpleNamespace(ended=lambda error: None, load_weights=load_weights)
-    with pytest.raises(MemberBroken, match="rollout-3: weights 7 were not taken to the end"):
-        worker.update(Parcel(version=7, size=1, whole=True), None, Probe(sequences=[], logps=[]))
+    with pytest.raises(ActorUnusable, match="rollout-3: weights 7 were not taken to the end"):
+        worker.update(WeightUpdate(version=7, size=1, whole=True), None, WeightCheck(sequences=[], logps=[]))

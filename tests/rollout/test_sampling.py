@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rollout import vllm_engine as engine_module
-from rollout.vllm_engine import Engine, Order, SamplingSettings
+from rollout.vllm_engine import RolloutRequest, SamplingConfig, VllmEngine
 from speech.families import PLAYGROUND
 from speech.types import Finish, Prompt
 from speech.vocabulary import Vocabulary
@@ -82,19 +82,19 @@ def started(monkeypatch, world, vocabulary):
     module("rollout.structure", CONFIG_KEY="key", StructureProcessor="the structure")
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
 
-    def start(*, constrained: bool = True) -> tuple[Engine, StandIn]:
+    def start(*, constrained: bool = True) -> tuple[VllmEngine, StandIn]:
         settings = engine_settings(world, max_sequences=4, constrained=constrained)
-        engine = Engine(settings, PLAYGROUND, vocabulary, seed=0)
+        engine = VllmEngine(settings, PLAYGROUND, vocabulary, seed=0)
         return engine, engine._llm
 
     return start
 
 
-def sampled(engine: Engine, llm: StandIn, *completions, temperature: float = 0.8):
+def sampled(engine: VllmEngine, llm: StandIn, *completions, temperature: float = 0.8):
     """Replies to one prompt, drawn with seed 7."""
     llm.completions = list(completions)
     prompt = Prompt(id="p", token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
-    settings = SamplingSettings(temperature=temperature, max_tokens=96)
+    settings = SamplingConfig(temperature=temperature, max_tokens=96)
     [group] = engine.sample([prompt], len(completions), settings, [7], "rollout-0")
     return group.replies
 
@@ -161,11 +161,11 @@ def test_a_reply_that_weights_came_into_knows_the_oldest_and_the_newest(started)
 def test_what_is_abandoned_does_not_come_back(started):
     engine, llm = started()
     prompt = Prompt(id="p", token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
-    settings = SamplingSettings(temperature=1.0, max_tokens=9)
-    engine.submit([Order(number=1, prompt=prompt, group_size=1, sampling=settings, seed=0)])
+    settings = SamplingConfig(temperature=1.0, max_tokens=9)
+    engine.submit([RolloutRequest(number=1, prompt=prompt, group_size=1, sampling=settings, seed=0)])
     llm.abort_request = lambda names, internal: llm.requests.clear()
     engine.abandon()
-    engine.submit([Order(number=2, prompt=prompt, group_size=1, sampling=settings, seed=0)])
+    engine.submit([RolloutRequest(number=2, prompt=prompt, group_size=1, sampling=settings, seed=0)])
     llm.completions = [([9], "length")]
     assert [number for number, _ in engine.turn(1.0, "w")] == [2]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from configs.load import read
-from controller.checkpoint_checks import known_codec, load_codec
+from configs.load import load_config
+from controller.checkpoint_checks import inspect_codec, load_codec
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.codecs.cosyvoice2 import CosyVoice2Codec
@@ -245,7 +245,7 @@ def test_a_token2wav_that_asks_for_no_device_needs_a_gpu(tmp_path):
 def configured(root, world, folder: Path, **more):
     arguments = {"path": str(folder), **more}
     said = ", ".join(f"{key}: '{value}'" for key, value in arguments.items())
-    return read(
+    return load_config(
         root / "configs/playground.yaml",
         [
             f"model.checkpoint={world / 'base'}",
@@ -260,12 +260,12 @@ def test_a_configuration_is_checked_by_the_files_alone(root, world, tmp_path, mo
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     config = configured(root, world, folder, **FURTHER["cosyvoice2"], device="cuda")
     with pytest.raises(InputError, match=r"the codec has 6561 codes, the tokenizer of .* has 512 speech tokens"):
-        known_codec(config, vocabulary)
+        inspect_codec(config, vocabulary)
     monkeypatch.setattr(CosyVoice2Codec, "codebook", vocabulary.codebook)
     (folder / "token2wav.py").write_text("raise SystemExit('it was run')\n")
-    assert known_codec(config, vocabulary).rate == 24_000
+    assert inspect_codec(config, vocabulary).rate == 24_000
     with pytest.raises(InputError, match="'rate' is not possible; allowed: path, prompt, weights, device"):
-        known_codec(configured(root, world, folder, rate=5), vocabulary)
+        inspect_codec(configured(root, world, folder, rate=5), vocabulary)
     with pytest.raises(InputError, match="prompt: '' names no recording"):
         load_codec(configured(root, world, folder), vocabulary)
 

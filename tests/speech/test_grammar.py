@@ -6,9 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech.families import PLAYGROUND
-from speech.grammar import Automaton, Interleave, Kind, Unordered, allowed_sets, allowed_sets_of, check
+from speech.grammar import (
+    AnyOrder,
+    Automaton,
+    Interleave,
+    TokenKind,
+    allowed_masks,
+    allowed_masks_of,
+    check_reply_grammar,
+)
 
-KINDS = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.BEGIN, Kind.END, Kind.STOP], dtype=np.int8)
+KINDS = np.array([0, TokenKind.TEXT, TokenKind.SPEECH, TokenKind.BEGIN, TokenKind.END, TokenKind.STOP], dtype=np.int8)
 """Ids of a toy vocabulary: 0 belongs in no reply."""
 T, S, B, E, X = range(1, 6)
 PATTERN = PLAYGROUND.interleave
@@ -31,7 +39,7 @@ def test_ratio_list_of_vita_audio():
     ],
 )
 def test_whole_replies(reply):
-    assert check(np.array(reply), PATTERN, KINDS) is None
+    assert check_reply_grammar(np.array(reply), PATTERN, KINDS) is None
 
 
 @pytest.mark.parametrize(
@@ -49,16 +57,16 @@ def test_whole_replies(reply):
 )
 def test_what_is_wrong_is_said(reply, complaint):
     """Method §7, rule 5: unbalanced boundaries, ids of no channel, no end."""
-    assert complaint in check(np.array(reply, dtype=np.int64), PATTERN, KINDS)
+    assert complaint in check_reply_grammar(np.array(reply, dtype=np.int64), PATTERN, KINDS)
 
 
 def test_family_without_boundary_tokens():
     pattern = Interleave(chunks=((13, 26),), repeat_from=0, boundaries=False)
-    assert check(np.array([*[T] * 13, *[S] * 26, T, *[S] * 40, X]), pattern, KINDS) is None
-    assert "token 13" in check(np.array([*[T] * 14]), pattern, KINDS)
+    assert check_reply_grammar(np.array([*[T] * 13, *[S] * 26, T, *[S] * 40, X]), pattern, KINDS) is None
+    assert "token 13" in check_reply_grammar(np.array([*[T] * 14]), pattern, KINDS)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([*PATTERNS, Unordered(), Unordered(Kind.TEXT)]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([*PATTERNS, AnyOrder(), AnyOrder(TokenKind.TEXT)]))
 def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
     rng = np.random.default_rng(seed)
     automaton, reply, sets = pattern.follower(), [], []
@@ -68,22 +76,22 @@ def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, pattern):
         # Ending becomes likely, so that the walk ends.
         token = choices[-1] if len(reply) > 100 else int(rng.choice(choices))
         sets.append(int(allowed))
-        automaton.advance(Kind(int(KINDS[token])))
+        automaton.advance(TokenKind(int(KINDS[token])))
         reply.append(token)
-    assert check(np.array(reply), pattern, KINDS) is None
-    assert allowed_sets(np.array(reply), pattern, KINDS).tolist() == sets
+    assert check_reply_grammar(np.array(reply), pattern, KINDS) is None
+    assert allowed_masks(np.array(reply), pattern, KINDS).tolist() == sets
     parts = [np.array(reply[:length], dtype=int) for length in (1, len(reply), 0, len(reply) // 2)]
-    together = allowed_sets_of(parts, pattern, KINDS)
+    together = allowed_masks_of(parts, pattern, KINDS)
     assert [found.tolist() for found in together] == [sets[: len(part)] for part in parts]
 
 
 def test_no_replies_have_no_sets():
-    assert allowed_sets_of([], PATTERN, KINDS) == []
+    assert allowed_masks_of([], PATTERN, KINDS) == []
 
 
 def test_what_many_replies_are_not_allowed_names_the_token():
     with pytest.raises(ValueError, match=r"token 1 \(id 5\) is not what the structure allows"):
-        allowed_sets_of([np.array([T, B, S]), np.array([T, X])], PATTERN, KINDS)
+        allowed_masks_of([np.array([T, B, S]), np.array([T, X])], PATTERN, KINDS)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -96,6 +104,6 @@ def test_the_table_goes_round_as_the_pattern_does(pattern):
     automaton, sets = Automaton(pattern), []
     for token in [*reply, X]:
         sets.append(int(automaton.allowed()))
-        automaton.advance(Kind(int(KINDS[token])))
-    assert allowed_sets(np.array([*reply, X]), pattern, KINDS).tolist() == sets
-    assert check(np.array([*reply, X]), pattern, KINDS) is None
+        automaton.advance(TokenKind(int(KINDS[token])))
+    assert allowed_masks(np.array([*reply, X]), pattern, KINDS).tolist() == sets
+    assert check_reply_grammar(np.array([*reply, X]), pattern, KINDS) is None

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.grammar import Kind, allowed_sets, check, table
-from speech.multistream_grammar import Parallel
+from speech.grammar import TokenKind, allowed_masks, check_reply_grammar, grammar_table
+from speech.multistream_grammar import MultiStream
 
-KINDS = np.array([0, Kind.TEXT, Kind.SPEECH, Kind.FILLER, Kind.END_TEXT, Kind.STOP, Kind.TEXT], dtype=np.int8)
+KINDS = np.array(
+    [0, TokenKind.TEXT, TokenKind.SPEECH, TokenKind.FILLER, TokenKind.END_TEXT, TokenKind.STOP, TokenKind.TEXT],
+    dtype=np.int8,
+)
 """Ids of a toy vocabulary: 0 belongs in no reply."""
 T, S, o, E, X, U = range(1, 7)
 VOCABULARY = SimpleNamespace(blank=o, end_text=E, end_reply=X)
@@ -26,7 +29,7 @@ VOCABULARY = SimpleNamespace(blank=o, end_text=E, end_reply=X)
     ],
 )
 def test_whole_replies(reply):
-    assert check(np.array(reply), Parallel(delay=2), KINDS) is None
+    assert check_reply_grammar(np.array(reply), MultiStream(delay=2), KINDS) is None
 
 
 @pytest.mark.parametrize(
@@ -48,13 +51,13 @@ def test_whole_replies(reply):
     ],
 )
 def test_what_is_wrong_is_said(reply, complaint):
-    assert complaint in check(np.array(reply, dtype=np.int64), Parallel(delay=2), KINDS)
+    assert complaint in check_reply_grammar(np.array(reply, dtype=np.int64), MultiStream(delay=2), KINDS)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 8))
 def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, delay):
     rng = np.random.default_rng(seed)
-    pattern = Parallel(delay=delay)
+    pattern = MultiStream(delay=delay)
     automaton, reply, sets = pattern.follower(), [], []
     while allowed := automaton.allowed():
         choices = [token for token in range(1, 7) if int(KINDS[token]) & int(allowed)]
@@ -63,23 +66,23 @@ def test_every_walk_through_the_allowed_kinds_is_a_valid_reply(seed, delay):
         ends = [token for token in choices if token in (E, X)]
         token = ends[0] if ends and len(reply) > 100 else int(rng.choice(choices))
         sets.append(int(allowed))
-        automaton.advance(Kind(int(KINDS[token])))
+        automaton.advance(TokenKind(int(KINDS[token])))
         reply.append(token)
     assert len(reply) % 2 == 0
-    assert check(np.array(reply), pattern, KINDS) is None
-    assert allowed_sets(np.array(reply), pattern, KINDS).tolist() == sets
+    assert check_reply_grammar(np.array(reply), pattern, KINDS) is None
+    assert allowed_masks(np.array(reply), pattern, KINDS).tolist() == sets
     with pytest.raises(ValueError, match="where the structure allows"):
-        automaton.advance(Kind.SPEECH)
+        automaton.advance(TokenKind.SPEECH)
 
 
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 8))
 def test_a_reply_is_laid_out_so_that_it_can_be_taken_apart_again(words, codes, delay):
-    pattern = Parallel(delay=delay)
+    pattern = MultiStream(delay=delay)
     reply = pattern.lay_out([T, U][: words % 2 + 1] * words, [S] * codes, VOCABULARY)
     text, speech = reply.reshape(-1, 2).T
-    said = [token for token in text if KINDS[token] == Kind.TEXT]
+    said = [token for token in text if KINDS[token] == TokenKind.TEXT]
     assert speech.tolist() == [o] * delay + [S] * codes + [X]
-    if check(reply, pattern, KINDS) is None:
+    if check_reply_grammar(reply, pattern, KINDS) is None:
         assert said == [T, U][: words % 2 + 1] * words
         assert text.tolist() == [*said, E, *[o] * (len(text) - len(said) - 1)]
     else:  # the sound ends before the words do
@@ -88,13 +91,13 @@ def test_a_reply_is_laid_out_so_that_it_can_be_taken_apart_again(words, codes, d
 
 def test_what_the_model_does_not_choose_is_the_only_thing_allowed():
     """So it has probability 1 under the masked distribution, whatever the model."""
-    states = table(Parallel(delay=6))
-    fillers = [allowed for allowed in states.allowed if allowed & Kind.FILLER]
+    states = grammar_table(MultiStream(delay=6))
+    fillers = [allowed for allowed in states.allowed if allowed & TokenKind.FILLER]
     assert fillers
-    assert set(fillers) == {int(Kind.FILLER)}
-    assert np.count_nonzero(KINDS == Kind.FILLER) == 1
+    assert set(fillers) == {int(TokenKind.FILLER)}
+    assert np.count_nonzero(KINDS == TokenKind.FILLER) == 1
 
 
 def test_a_delay_is_no_advance():
     with pytest.raises(ValueError, match="3 steps before"):
-        Parallel(delay=-3)
+        MultiStream(delay=-3)

@@ -13,12 +13,12 @@ import sys
 
 import torch
 
-from weight_sync.broadcast import Broken, Seat
+from weight_sync.broadcast import BroadcastError, BroadcastPeer
 
 
 def main(name: str) -> None:
     print("up", flush=True)
-    seat, has, key = Seat(torch.device("cpu")), {}, None
+    seat, has, key = BroadcastPeer(torch.device("cpu")), {}, None
     for line in sys.stdin:
         parcel = pickle.loads(bytes.fromhex(line))
         if parcel.key != key:
@@ -32,7 +32,7 @@ def main(name: str) -> None:
                 group.broadcast(tensors)
                 if number == len(has):
                     has[number] = {form.name: tensor for form, tensor in zip(forms, tensors, strict=True)}
-        except Broken as error:
+        except BroadcastError as error:
             lacking = str(error)
         total = sum(tensor.double().sum().item() for group in has.values() for tensor in group.values())
         print(json.dumps({"groups": len(has), "total": total, "group": joined, "lacking": lacking}), flush=True)

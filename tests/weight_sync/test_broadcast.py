@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from weight_sync.broadcast import BroadcastSender
-from weight_sync.senders import Entry
-from weight_sync.update import Parcel
+from weight_sync.senders import FileEntry
+from weight_sync.update import WeightUpdate
 
 SECONDS = 3.0
 """Longest wait of one for another."""
@@ -38,7 +38,7 @@ class Receiver:
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
-    def give(self, parcel: Parcel) -> None:
+    def give(self, parcel: WeightUpdate) -> None:
         self.process.stdin.write(pickle.dumps(parcel).hex() + "\n")
         self.process.stdin.flush()
 
@@ -68,7 +68,7 @@ class Calls:
 
     def __init__(self, sender: BroadcastSender) -> None:
         self.sender, self.number = sender, 0
-        self.entries = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in GROUPS]
+        self.entries = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in GROUPS]
 
     def __call__(self, version: int, receivers: list[Receiver], weights: Iterator, late: str = "") -> str | None:
         """Has the receivers take a version; late: seats that are expected besides. Returns why it broke off."""

@@ -2,16 +2,16 @@
 
 import pytest
 
-from cluster.waiting import Interrupted
-from weight_sync.broadcast import Broadcasts
-from weight_sync.update import Call, Form, Parcel
+from cluster.waiting import SyncInterrupted
+from weight_sync.broadcast import BroadcastReceiver
+from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 
-GROUPS = ((Form("a", "float32", (2, 3)),), (Form("b", "bfloat16", ()),))
+GROUPS = ((TensorMeta("a", "float32", (2, 3)),), (TensorMeta("b", "bfloat16", ()),))
 
 
-def parcel(key: str, version: int, number: int) -> Parcel:
-    call = Call(number=number, host="h", port=1, seats=("w/0", "w/1"), seconds=1.0)
-    return Parcel(version=version, size=26, whole=False, groups=GROUPS, key=key, call=call)
+def parcel(key: str, version: int, number: int) -> WeightUpdate:
+    call = BroadcastCall(number=number, host="h", port=1, seats=("w/0", "w/1"), seconds=1.0)
+    return WeightUpdate(version=version, size=26, whole=False, groups=GROUPS, key=key, call=call)
 
 
 class Asked:
@@ -40,10 +40,10 @@ class Asked:
 
 def test_an_update_goes_on_where_it_was_interrupted():
     asked = Asked()
-    broadcasts = Broadcasts(asked)
+    broadcasts = BroadcastReceiver(asked)
     broadcasts.take(parcel("k-1", 1, 1), "w")
     asked.progress = [(1, "1 of 2 groups came: gone"), (2, "")]
-    with pytest.raises(Interrupted, match="1 of 2 groups came: gone"):
+    with pytest.raises(SyncInterrupted, match="1 of 2 groups came: gone"):
         broadcasts.take(parcel("k-2", 2, 2), "w")
     assert broadcasts.half
     asked.progress = [(2, ""), (2, "")]
@@ -54,9 +54,9 @@ def test_an_update_goes_on_where_it_was_interrupted():
 
 def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_else():
     asked = Asked()
-    broadcasts = Broadcasts(asked)
+    broadcasts = BroadcastReceiver(asked)
     asked.progress = [(0, "the roll was not called"), (0, "the roll was not called")]
-    with pytest.raises(Interrupted):
+    with pytest.raises(SyncInterrupted):
         broadcasts.take(parcel("k-1", 1, 1), "w")
     assert not broadcasts.half
     asked.progress = [(2, ""), (2, "")]
@@ -66,9 +66,9 @@ def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_
 
 def test_a_part_of_one_and_the_rest_of_another_are_refused():
     asked = Asked()
-    broadcasts = Broadcasts(asked)
+    broadcasts = BroadcastReceiver(asked)
     asked.progress = [(0, "gone"), (1, "gone")]  # one rank has a part
-    with pytest.raises(Interrupted):
+    with pytest.raises(SyncInterrupted):
         broadcasts.take(parcel("k-1", 1, 1), "w")
     with pytest.raises(RuntimeError, match="a part of older ones is in"):
         broadcasts.take(parcel("other-1", 1, 1), "w")

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from weight_sync.senders import DirectorySender, Entry, Sender, SharedMemorySender
-from weight_sync.update import Parcel, memory_directory
+from weight_sync.senders import DirectorySender, FileEntry, FileSender, SharedMemorySender
+from weight_sync.update import WeightUpdate, memory_directory
 
 DIES = """
 import os, sys
@@ -19,10 +19,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def send(sender: Sender, version: int, **values: float) -> Parcel:
+def send(sender: FileSender, version: int, **values: float) -> WeightUpdate:
     """Sends tensors of three equal numbers each."""
     weights = {name: torch.full((3,), value) for name, value in values.items()}
-    groups = [[Entry.of(name, tensor) for name, tensor in weights.items()]]
+    groups = [[FileEntry.of(name, tensor) for name, tensor in weights.items()]]
     return sender.send(groups, [weights], version, whole=True)
 
 
@@ -68,7 +68,7 @@ def test_memory_never_holds_two_versions(tmp_path):
         there.extend(first.parent.iterdir())
         yield {"a": torch.full((3,), 2.0)}
 
-    second = sender.send([[Entry("a", torch.float32, (3,))]], weights(), 2, whole=True).path
+    second = sender.send([[FileEntry("a", torch.float32, (3,))]], weights(), 2, whole=True).path
     assert [path.name for path in there] == ["part"]
     assert list(first.parent.iterdir()) == [second]
     assert second.stat().st_ino == pages
@@ -88,7 +88,7 @@ def test_tensors_of_every_kind_arrive_as_they_are(tmp_path):
         "half": torch.arange(4, dtype=torch.float16)[::2],
     }
     groups = [
-        [Entry.of(name, weights[name]) for name in names] for names in (("odd", "byte", "wide"), list(weights)[3:])
+        [FileEntry.of(name, weights[name]) for name in names] for names in (("odd", "byte", "wide"), list(weights)[3:])
     ]
     sender = DirectorySender(tmp_path / "weights")
     parcel = sender.send(groups, ({e.name: weights[e.name] for e in group} for group in groups), 1, whole=True)

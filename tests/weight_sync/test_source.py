@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from weight_sync.source import Source, travelling
+from weight_sync.source import WeightSource, updated_parameters
 from weight_sync.update import unit
 
 
@@ -44,14 +44,14 @@ def test_a_unit_is_what_an_engine_may_fuse():
 
 def test_everything_travels_where_everything_is_trained():
     model = frozen("nothing")
-    assert set(travelling(model)) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    assert "lm_head.weight" in travelling(model)
-    assert Source(model, sharded=False).whole
+    assert set(updated_parameters(model)) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    assert "lm_head.weight" in updated_parameters(model)
+    assert WeightSource(model, sharded=False).whole
 
 
 def test_what_is_frozen_stays_at_home_unless_the_engine_fuses_it_with_what_is_not():
     model = frozen("model.embed", "model.layers.0", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp")
-    source = Source(model, sharded=False)
+    source = WeightSource(model, sharded=False)
     sent = {name for group in source for name in group}
     assert not source.whole
     attention = [f"self_attn.{part}.{kind}" for part in ("q_proj", "k_proj", "o_proj") for kind in ("weight", "bias")]
@@ -60,7 +60,7 @@ def test_what_is_frozen_stays_at_home_unless_the_engine_fuses_it_with_what_is_no
 
 def test_groups_are_what_was_announced_and_small():
     model = frozen("nothing")
-    source = Source(model, sharded=False, group_bytes=300)
+    source = WeightSource(model, sharded=False, group_bytes=300)
     found = {}
     for entries, group in zip(source.groups, source, strict=True):
         assert [(e.name, e.dtype, e.shape) for e in entries] == [(n, t.dtype, tuple(t.shape)) for n, t in group.items()]
@@ -68,5 +68,5 @@ def test_groups_are_what_was_announced_and_small():
         found |= group
     assert len(source.groups) > 3
     assert all(torch.equal(found[name], p) for name, p in model.named_parameters(remove_duplicate=False))
-    [[first, second], *_] = Source(model, sharded=False, group_bytes=10).groups
+    [[first, second], *_] = WeightSource(model, sharded=False, group_bytes=10).groups
     assert {first.name, second.name} == {"model.embed.weight", "lm_head.weight"}  # larger, and alone

@@ -9,8 +9,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from weight_sync.senders import Entry, ObjectSender
-from weight_sync.vllm_receiver import fetch
+from weight_sync.senders import FileEntry, ObjectSender
+from weight_sync.vllm_receiver import fetch_files
 
 pytestmark = pytest.mark.e2e
 
@@ -42,13 +42,13 @@ def open_files() -> list[str]:
 
 def test_pieces_arrive_as_files_and_go_when_nobody_holds_them(cluster):
     weights = [{"a": torch.randn(500, 1000), "b": torch.randn(7).bfloat16()}, {"c": torch.randn(750, 1000)}]
-    groups = [[Entry.of(name, tensor) for name, tensor in group.items()] for group in weights]
+    groups = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in weights]
     sender = ObjectSender()
     for version in (1, 2):
         parcel = sender.send(groups, iter(weights), version, whole=True)
         assert len(parcel.pieces) == 2
         found, size = {}, 0
-        for path in fetch(parcel, "rollout-0"):
+        for path in fetch_files(parcel, "rollout-0"):
             assert len(open_files()) == 1, "a piece at a time"
             size += path.stat().st_size
             found |= load_file(path)  # maps it, as an engine does

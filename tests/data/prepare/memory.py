@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.dialogues import scan_dialogues
-from data.manifest import NAME, Folder, Manifest, Part, mark_of
+from data.manifest import NAME, Manifest, ManifestEntry, PreparedFolder, fingerprint_of
 from data.open_dataset import open_prompts
 from data.records import PROMPTS as SCHEMA
 from data.records import read_prompts, scan_prompts
-from data.sampler import PROMPTS, Ledger
+from data.sampler import PROMPTS, EpochSampler
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 
@@ -73,7 +73,7 @@ def measure(way: str, folder: Path, picks: int) -> dict[str, float]:
             (folder / NAME).unlink(missing_ok=True)
         shards = open_prompts([folder / "prompts"], vocabulary)
         opened = time.perf_counter() - begun
-        order = Ledger(len(shards), 0, PROMPTS)
+        order = EpochSampler(len(shards), 0, PROMPTS)
         for index in order.take(picks):
             assert shards[index].id == f"row-{index:010d}"
             seen += 1
@@ -96,14 +96,14 @@ def describe(folder: Path) -> None:
     """Writes the manifest that `duet prepare` would write."""
     vocabulary = _vocabulary()
     found = open_prompts([folder / "prompts"], vocabulary)
-    parts = [Part(name=file.name, rows=rows, bytes=file.stat().st_size) for file, rows in found.file_rows()]
-    prompts = Folder(rows=len(found), mark=found.marks[0], longest=found.longest, parts=parts)
+    parts = [ManifestEntry(name=file.name, rows=rows, bytes=file.stat().st_size) for file, rows in found.file_rows()]
+    prompts = PreparedFolder(rows=len(found), mark=found.marks[0], longest=found.longest, parts=parts)
     Manifest(
         inputs="",
         recordings="",
         family="playground",
         codec="",
-        tokenizer=mark_of(vocabulary),
+        tokenizer=fingerprint_of(vocabulary),
         rows=len(found),
         refused={},
         folders={"prompts": prompts},

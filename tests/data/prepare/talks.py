@@ -8,7 +8,7 @@ import numpy as np
 
 from data.records import read_demonstrations
 from playground.codec import PlaygroundCodec
-from playground.data import Layout
+from playground.data import WorldLayout
 from speech.audio import Waveform
 from speech.families import PLAYGROUND
 from speech.types import Demonstration
@@ -43,8 +43,8 @@ class Talks:
         } | changes
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.vocabulary.tokenizer)
+    def layout(self) -> WorldLayout:
+        return WorldLayout(self.vocabulary.tokenizer)
 
     def codes(self, name: str) -> np.ndarray:
         """What the codec makes of a recording."""

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.load import read
+from configs.load import load_config
 from data.open_dataset import open_demonstrations, open_prompts
 from data.prepare.encode import Encoder, encode
-from data.slices import slices
+from data.slices import file_slices
 from speech.audio import Waveform, read_features
-from speech.checkpoint_conversion import take_in
+from speech.checkpoint_conversion import import_checkpoint
 from speech.families import family
-from speech.grammar import kind_table
+from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
 from tests.families.codec import Tones
 from tests.families.tiny import vita
@@ -45,7 +45,7 @@ class Deaf(Loudness):
 def trunk(tmp_path_factory) -> Path:
     released = vita(tmp_path_factory.mktemp("released"), features=True)
     chosen = family("vita-audio-plus")
-    take_in(released, chosen.original, chosen.name, tmp_path_factory.mktemp("made") / "trunk")
+    import_checkpoint(released, chosen.original, chosen.name, tmp_path_factory.mktemp("made") / "trunk")
     return tmp_path_factory.getbasetemp() / "made0/trunk"
 
 
@@ -54,7 +54,7 @@ def _encoder(trunk: Path, folder: Path, hearing: Loudness) -> Encoder:
     vocabulary = Vocabulary.from_checkpoint(trunk, chosen.tokens)
     return Encoder(
         family=chosen, vocabulary=vocabulary, codec=Tones(22050, 16384, 12.5), hearing=hearing,
-        features=folder / "features", structure=(chosen.interleave, kind_table(vocabulary)), longest_prompt=400,
+        features=folder / "features", structure=(chosen.interleave, token_kinds(vocabulary)), longest_prompt=400,
         longest=800,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def _dialogue(folder: Path) -> Path:
 def test_frames_of_all_questions_have_their_slots(trunk, tmp_path):
     source = _dialogue(tmp_path)
     encoder = _encoder(trunk, tmp_path / "to", Loudness())
-    outcome = encode(encoder, slices(source)[0], None, tmp_path / "to", 0)
+    outcome = encode(encoder, file_slices(source)[0], None, tmp_path / "to", 0)
     assert outcome.written == {"prompts": 1, "demonstrations": 1}, outcome.refused
     [prompt] = open_prompts([tmp_path / "to/prompts"], encoder.vocabulary)
     [shown] = open_demonstrations([tmp_path / "to/demonstrations"], encoder.vocabulary)
@@ -93,7 +93,7 @@ def test_frames_of_all_questions_have_their_slots(trunk, tmp_path):
 
 def test_a_recording_that_is_not_heard_is_refused(trunk, tmp_path):
     encoder = _encoder(trunk, tmp_path / "to", Deaf())
-    outcome = encode(encoder, slices(_dialogue(tmp_path))[0], None, tmp_path / "to", 0)
+    outcome = encode(encoder, file_slices(_dialogue(tmp_path))[0], None, tmp_path / "to", 0)
     assert outcome.refused == {"recording not heard": 1}
 
 
@@ -101,7 +101,7 @@ def test_the_configuration_names_an_encoder_where_one_is_needed(root):
     from common.errors import InputError
     from duet.prepare import _encoder_version
 
-    config = read(root / "configs/playground.yaml", [])
+    config = load_config(root / "configs/playground.yaml", [])
     assert _encoder_version(config, family("playground")) == ""
     with pytest.raises(InputError, match=r"data\.encoder: family vita-audio-plus hears features"):
         _encoder_version(config, family("vita-audio-plus"))
@@ -118,7 +118,7 @@ def test_what_is_no_encoder_is_refused_by_its_key(root, name):
     from common.errors import InputError
     from duet.prepare import _encoder_version
 
-    config = read(root / "configs/playground.yaml", [])
+    config = load_config(root / "configs/playground.yaml", [])
     config.data.encoder = name
     with pytest.raises(InputError, match=rf"^data\.encoder: {name}.* is no encoder"):
         _encoder_version(config, family("vita-audio-plus"))

@@ -14,11 +14,11 @@ from data.open_dataset import open_demonstrations, open_pairs, open_prompts
 from data.parquet import UNFINISHED
 from data.prepare import source as preparation
 from data.prepare.encode import encode
-from data.prepare.ray_job import Recipe, _within
+from data.prepare.ray_job import EncodingConfig, _within
 from duet import prepare as command
 from duet.__main__ import main
 from speech.families import PLAYGROUND
-from speech.grammar import check, kind_table
+from speech.grammar import check_reply_grammar, token_kinds
 from tests.conftest import ROOT
 from tests.data.prepare.talks import Talks
 
@@ -45,7 +45,7 @@ def prepare(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     done: list[int] = []
 
-    def in_process(recipe: Recipe, pieces, pool, told):
+    def in_process(recipe: EncodingConfig, pieces, pool, told):
         encoder = recipe.encoder()
         outcomes = []
         for number, piece in enumerate(pieces):
@@ -85,7 +85,7 @@ def test_a_row_is_spelt_as_the_world_spells_its_own(talks, prepare, tmp_path):
         assert prompt.token_ids.tolist() == talks.layout.prompt(heard)
         reply = talks.layout.reply(talks.shown[number].text, talks.codes(f"audio/answer{number}.wav"))
         assert shown.reply_ids.tolist() == reply
-        assert check(shown.reply_ids, PLAYGROUND.interleave, kind_table(talks.vocabulary)) is None
+        assert check_reply_grammar(shown.reply_ids, PLAYGROUND.interleave, token_kinds(talks.vocabulary)) is None
         assert (shown.prompt_id, shown.prompt_ids.tolist()) == (prompt.id, prompt.token_ids.tolist())
         assert prompt.facts == {"task_type": "s2s", "answer": "seven", "manner": "high-fast"}
     files = sorted((tmp_path / "to/talks/prompts").iterdir())
@@ -254,9 +254,9 @@ def test_several_sources_and_their_weights(talks, prepare, tmp_path):
     one = talks.write("one.jsonl", [talks.row(0), talks.row(1)])
     two = talks.write("two.jsonl", [talks.row(2, sft_target_text=None, sft_target_audio=None)])
     assert prepare(f"{one}=3", two)[0] == 0
-    from configs.load import read
+    from configs.load import load_config
 
-    config = read(tmp_path / "to/config.yaml", [])
+    config = load_config(tmp_path / "to/config.yaml", [])
     to = tmp_path / "to"
     assert config.data.prompts == [
         {"path": str(to / "one/prompts"), "weight": 3.0}, {"path": str(to / "two/prompts"), "weight": 1.0},

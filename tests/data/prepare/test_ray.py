@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs.load import read
-from configs.validate import arithmetic
-from controller.checkpointing import differences
-from controller.inputs import dealers, read_inputs
+from configs.load import load_config
+from configs.validate import batch_summary
+from controller.checkpointing import changed_settings
+from controller.inputs import build_samplers, read_inputs
 from tests.commands import duet
 from tests.conftest import ROOT
 from tests.data.prepare.talks import Talks
@@ -26,12 +26,14 @@ def test_recordings_become_the_inputs_of_a_run(world, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "7 rows: 6 prompts, 6 demonstrations, 1 pairs; refused: recording missing 1" in done.stdout
     assert "prepared before" in duet(ROOT, *arguments).stdout
-    config = read(tmp_path / "to/config.yaml", ["rollout.prompts=4", "run.iterations=1"])
-    changed = {key for key in differences(read(ROOT / "configs/playground.yaml", []), config) if "data" in key}
+    config = load_config(tmp_path / "to/config.yaml", ["rollout.prompts=4", "run.iterations=1"])
+    changed = {
+        key for key in changed_settings(load_config(ROOT / "configs/playground.yaml", []), config) if "data" in key
+    }
     assert changed == {"data.prompts", "data.demonstrations"}
     inputs = read_inputs(config)
     assert [prompt.token_ids.tolist() for prompt in inputs.prompts] == [
         talks.layout.prompt(talks.codes(f"audio/question{n}.wav")) for n in range(6)
     ]
-    assert len({inputs.prompts[row].id for row in dealers(config, inputs)[0].take(6)}) == 6
-    assert arithmetic(config)
+    assert len({inputs.prompts[row].id for row in build_samplers(config, inputs)[0].take(6)}) == 6
+    assert batch_summary(config)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.records import read_demonstrations
-from deploy.preflight.finding import State
+from deploy.preflight.finding import Severity
 from deploy.preflight.model import check_codec, distance
 from playground.codec import PlaygroundCodec
 from speech.audio import Waveform
@@ -54,16 +54,16 @@ NOISE = np.random.default_rng(0).normal(0, 0.1, 16000)
 @pytest.mark.parametrize(
     ("changes", "state", "said"),
     [
-        ({"rate": 0}, State.ERROR, "it says 0 Hz"),
-        ({"decode": raising}, State.ERROR, "it does not decode the demonstration of train-00000: RuntimeError"),
-        ({"decode": sounding(NOISE, 22050)}, State.ERROR, "22050 Hz, and the codec says that it has 16000 Hz"),
-        ({"decode": sounding(np.zeros(16000))}, State.ERROR, "decodes to silence"),
-        ({"decode": sounding(np.zeros(0))}, State.ERROR, "decodes to no sound at all"),
-        ({"decode": sounding(NOISE * np.nan)}, State.ERROR, "samples that are not finite"),
-        ({"encode": raising}, State.WARNING, "it does not encode: RuntimeError"),
-        ({"encode": lambda sound: np.array([0, 512])}, State.ERROR, "is not codes in [0, 512)"),
-        ({"encode": lambda sound: np.zeros((2, 3), int)}, State.ERROR, "is not codes in [0, 512)"),
-        ({"tokens_per_second": 50.0}, State.WARNING, "tokens longer or shorter than 50 tokens a second"),
+        ({"rate": 0}, Severity.ERROR, "it says 0 Hz"),
+        ({"decode": raising}, Severity.ERROR, "it does not decode the demonstration of train-00000: RuntimeError"),
+        ({"decode": sounding(NOISE, 22050)}, Severity.ERROR, "22050 Hz, and the codec says that it has 16000 Hz"),
+        ({"decode": sounding(np.zeros(16000))}, Severity.ERROR, "decodes to silence"),
+        ({"decode": sounding(np.zeros(0))}, Severity.ERROR, "decodes to no sound at all"),
+        ({"decode": sounding(NOISE * np.nan)}, Severity.ERROR, "samples that are not finite"),
+        ({"encode": raising}, Severity.WARNING, "it does not encode: RuntimeError"),
+        ({"encode": lambda sound: np.array([0, 512])}, Severity.ERROR, "is not codes in [0, 512)"),
+        ({"encode": lambda sound: np.zeros((2, 3), int)}, Severity.ERROR, "is not codes in [0, 512)"),
+        ({"tokens_per_second": 50.0}, Severity.WARNING, "tokens longer or shorter than 50 tokens a second"),
     ],
 )
 def test_every_fault_of_a_codec_is_found(world, vocabulary, demonstrations, changes, state, said):

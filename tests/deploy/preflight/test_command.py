@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploy.preflight.finding import Finding, State, Voice, counted, size, worst
+from deploy.preflight.finding import CheckReporter, Finding, Severity, format_size, pluralise, worst
 from duet.__main__ import main
 from duet.doctor import CHECK, STATE, as_json, conclusion, shown
 from tests.commands import duet
@@ -46,7 +46,7 @@ def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path, capsy
     assert "none.yaml does not exist" in told["findings"][0]["text"]
 
 
-VOICE = Voice("disk")
+VOICE = CheckReporter("disk")
 LONG = VOICE.error("one two three four five six seven eight nine ten " * 3, "make room " * 10)
 
 
@@ -70,10 +70,10 @@ def test_keys_are_not_shown(monkeypatch, tmp_path):
 
 def test_states_in_order():
     found = [VOICE.fine("a"), VOICE.error("b"), VOICE.warning("c", "d"), VOICE.fine("e")]
-    assert worst(found) is State.ERROR
-    assert worst(found[:1]) is State.FINE
-    assert worst([]) is State.FINE
-    assert counted(found) == {State.FINE: 2, State.WARNING: 1, State.ERROR: 1}
+    assert worst(found) is Severity.ERROR
+    assert worst(found[:1]) is Severity.FINE
+    assert worst([]) is Severity.FINE
+    assert pluralise(found) == {Severity.FINE: 2, Severity.WARNING: 1, Severity.ERROR: 1}
     assert conclusion(found) == "2 fine, 1 warning, 1 error: a run would not come to its end"
     assert conclusion(found[:1]) == "1 fine, 0 warnings, 0 errors: nothing stands against a run"
     assert isinstance(found[0], Finding)
@@ -93,4 +93,4 @@ def test_states_in_order():
     ],
 )
 def test_sizes_for_people(count, said):
-    assert size(count) == said
+    assert format_size(count) == said

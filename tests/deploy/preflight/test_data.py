@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from controller.inputs import structure
+from controller.inputs import reply_structure
 from data.records import scan_demonstrations as demonstrations_in
 from data.records import scan_pairs as pairs_in
 from data.records import scan_prompts as prompts_in
 from deploy.preflight import data
 from deploy.preflight.data import Recordings, check_overlap, scan_demonstrations, scan_pairs, scan_prompts
-from deploy.preflight.finding import State
+from deploy.preflight.finding import Severity
 from speech.audio import Waveform
 from speech.families import PLAYGROUND
 from speech.types import Demonstration, Prompt
@@ -44,7 +44,7 @@ def prompts(root, vocabulary, found, *overrides):
 
 def demonstrations(root, vocabulary, found, *overrides):
     config = configured(root, *overrides)
-    return scan_demonstrations(config, vocabulary, structure(config, PLAYGROUND, vocabulary), numbered(found))
+    return scan_demonstrations(config, vocabulary, reply_structure(config, PLAYGROUND, vocabulary), numbered(found))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_worlds_own_files_are_fine(root, world, vocabulary):
     for name in ("train", "held_out", "held_out_facts"):
         scan = scan_prompts(config, vocabulary, KEY, prompts_in(world / f"data/{name}.parquet", vocabulary), set())
         all_fine(scan.findings)
-    held_to = structure(config, PLAYGROUND, vocabulary)
+    held_to = reply_structure(config, PLAYGROUND, vocabulary)
     found = demonstrations_in(world / "data/demonstrations.parquet", vocabulary)
     (finding,) = all_fine(scan_demonstrations(config, vocabulary, held_to, found).findings)
     assert finding.text.startswith("data.demonstrations: 2,560 replies of 25 to 54 tokens")
@@ -67,7 +67,7 @@ def test_the_worlds_own_files_are_fine(root, world, vocabulary):
 
 def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, vocabulary):
     rows = [InputError(f"mine.parquet row {n}: field 'id' is ''") for n in range(1, 6)]
-    found = only(prompts(root, vocabulary, [*rows, prompt("a", (1, 40))]).findings, State.ERROR)
+    found = only(prompts(root, vocabulary, [*rows, prompt("a", (1, 40))]).findings, Severity.ERROR)
     assert found.text.startswith("data.prompts: 5 of 6 rows cannot be used: mine.parquet row 1: field 'id'")
     assert found.text.endswith("mine.parquet row 3: field 'id' is ''; and 2 more")
     assert "docs/own-data.md" in found.remedy
@@ -75,7 +75,7 @@ def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, voca
 
 def test_prompts_that_leave_no_room_for_a_reply(root, vocabulary):
     rows = [prompt("a", [40] * 96), prompt("b", [40] * 97), prompt("c", [41] * 120)]
-    found = only(prompts(root, vocabulary, rows).findings, State.ERROR)
+    found = only(prompts(root, vocabulary, rows).findings, Severity.ERROR)
     assert "2 of 3 prompts have more than the 96 tokens that model.max_length = 192 leaves" in found.text
     assert "row 2 has 97; mine.parquet row 3 has 120" in found.text
     assert "raise model.max_length" in found.remedy
@@ -84,7 +84,7 @@ def test_prompts_that_leave_no_room_for_a_reply(root, vocabulary):
 
 def test_prompts_that_say_the_same(root, vocabulary):
     rows = [prompt("a"), prompt("b", (1, 40)), prompt("c")]
-    found = only(prompts(root, vocabulary, rows).findings, State.WARNING)
+    found = only(prompts(root, vocabulary, rows).findings, Severity.WARNING)
     assert "1 of 3 prompts have the very tokens of another: mine.parquet row 3 as row 1" in found.text
     others = [prompt(str(n), (40, 40 + n % 300, 40 + n // 300)) for n in range(400)]
     (finding,) = all_fine(prompts(root, vocabulary, [*rows, *others]).findings)
@@ -92,14 +92,14 @@ def test_prompts_that_say_the_same(root, vocabulary):
 
 
 def test_prompts_without_words(root, vocabulary):
-    found = only(prompts(root, vocabulary, [prompt("a", text=" "), prompt("b", (1, 40))]).findings, State.WARNING)
+    found = only(prompts(root, vocabulary, [prompt("a", text=" "), prompt("b", (1, 40))]).findings, Severity.WARNING)
     assert "1 of 2 prompts have no text" in found.text
     assert "row 1" in found.text
 
 
 def test_ids_whose_embeddings_were_never_trained(root, vocabulary):
     padded = Vocabulary(**(vars(vocabulary) | {"size": 600}))
-    found = only(prompts(root, padded, [prompt("a", (1, 560))]).findings, State.WARNING)
+    found = only(prompts(root, padded, [prompt("a", (1, 560))]).findings, Severity.WARNING)
     assert "1 of 1 prompts hold ids of no token of the tokenizer" in found.text
     assert "row 1 has 560" in found.text
 
@@ -117,14 +117,14 @@ def test_of_many_rows_the_first_are_those_that_others_are_compared_with(root, vo
     assert len(scan.marks) == 2
     assert (
         "1 of 5 prompts have the very tokens of another: mine.parquet row 5 as row 2"
-        in only(scan.findings, State.WARNING).text
+        in only(scan.findings, Severity.WARNING).text
     )
 
 
 def test_held_out_prompts_that_are_trained_on(root, vocabulary):
     train = prompts(root, vocabulary, [prompt("a", (1, 40)), prompt("b", (1, 41))])
     held_out = prompts(root, vocabulary, [prompt("x", (1, 42)), prompt("y", (1, 41))])
-    found = only(check_overlap(train, {"mine": held_out}), State.WARNING)
+    found = only(check_overlap(train, {"mine": held_out}), Severity.WARNING)
     assert found.text.startswith("data.held_out.mine: 1 of 2 prompts are trained on")
     assert "row 2 is row 2 of data.prompts" in found.text
     assert not list(check_overlap(train, {"mine": prompts(root, vocabulary, [prompt("x", (1, 42))])}))
@@ -137,17 +137,19 @@ def changed(row: Demonstration, **changes) -> Demonstration:
 def test_demonstrations_that_cannot_be_learnt_from(root, vocabulary, shown):
     # Without its end, and with more than the model can hold.
     rows = [changed(shown[0], reply_ids=shown[0].reply_ids[:-1]), shown[1]]
-    found = only(demonstrations(root, vocabulary, rows).findings, State.ERROR)
+    found = only(demonstrations(root, vocabulary, rows).findings, Severity.ERROR)
     assert "1 of 2 replies cannot be learnt from: mine.parquet row 1: reply_ids does not follow" in found.text
     longest = max(len(row.prompt_ids) + len(row.reply_ids) for row in shown)
     tight = (f"model.max_length={longest - 1}", f"rollout.max_tokens={max(len(row.reply_ids) for row in shown)}")
-    found = only(demonstrations(root, vocabulary, shown, *tight).findings, State.ERROR)
+    found = only(demonstrations(root, vocabulary, shown, *tight).findings, Severity.ERROR)
     assert f"more than model.max_length = {longest - 1}" in found.text
 
 
 def test_demonstrations_longer_than_a_sample_may_be(root, vocabulary, shown):
     longest = max(len(row.reply_ids) for row in shown)
-    found = only(demonstrations(root, vocabulary, shown, f"rollout.max_tokens={longest - 1}").findings, State.WARNING)
+    found = only(
+        demonstrations(root, vocabulary, shown, f"rollout.max_tokens={longest - 1}").findings, Severity.WARNING
+    )
     assert f"longer than rollout.max_tokens = {longest - 1}" in found.text
     assert found.remedy.startswith("raise rollout.max_tokens")
 
@@ -155,19 +157,19 @@ def test_demonstrations_longer_than_a_sample_may_be(root, vocabulary, shown):
 def test_demonstrations_without_speech(root, vocabulary, shown):
     rows = [changed(shown[0], reply_ids=np.array([5, 6, vocabulary.end_reply], dtype=np.int32)), *shown[1:3]]
     free = "rollout.structure=off"
-    found = only(demonstrations(root, vocabulary, rows, free).findings, State.WARNING)
+    found = only(demonstrations(root, vocabulary, rows, free).findings, Severity.WARNING)
     assert "1 of 3 replies have no speech" in found.text
     all_fine(demonstrations(root, vocabulary, rows, free, "anchor.weight_speech=0").findings)
 
 
 def test_demonstrations_that_are_the_same(root, vocabulary, shown):
-    found = only(demonstrations(root, vocabulary, [*shown[:2], shown[0]]).findings, State.WARNING)
+    found = only(demonstrations(root, vocabulary, [*shown[:2], shown[0]]).findings, Severity.WARNING)
     assert "row 3 as row 1" in found.text
 
 
 def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
     config = configured(root)
-    held_to = structure(config, PLAYGROUND, vocabulary)
+    held_to = reply_structure(config, PLAYGROUND, vocabulary)
     good, other = shown[0].reply_ids.tolist(), shown[1].reply_ids.tolist()
     prompt_ids = shown[0].prompt_ids.tolist()
 
@@ -181,10 +183,10 @@ def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
 
     (finding,) = all_fine(looked_at((good, other), (other, good)))
     assert finding.text == "preference.pairs.file: 2 pairs"
-    found = only(looked_at((good, other), (good, good)), State.ERROR)
+    found = only(looked_at((good, other), (good, good)), Severity.ERROR)
     assert "1 of 2 rows cannot be used" in found.text
     assert "line 2: field 'rejected_ids' is the same as 'chosen_ids'" in found.text
-    found = only(looked_at((good, other[:-1]), (good, other)), State.ERROR)
+    found = only(looked_at((good, other[:-1]), (good, other)), Severity.ERROR)
     assert "1 of 2 pairs cannot be learnt from" in found.text
     assert "line 1: rejected_ids does not follow the structure" in found.text
 
@@ -220,10 +222,10 @@ def test_sound_files_that_facts_name(tmp_path):
     (tmp_path / "sounds/broken.wav").write_bytes(b"no sound")
     (finding,) = all_fine(recordings(tmp_path, "sounds/good.wav", "two plus five"))
     assert finding.text == "data.prompts: sound files that facts name: 1 of 16,000 Hz"
-    found = only(recordings(tmp_path, "sounds/good.wav", "sounds/other.wav"), State.WARNING)
+    found = only(recordings(tmp_path, "sounds/good.wav", "sounds/other.wav"), Severity.WARNING)
     assert "other rates than the codec's 16,000 Hz: 1 of 16,000 Hz, 1 of 22,050 Hz" in found.text
-    found = only(recordings(tmp_path, "sounds/good.wav", "sounds/none.wav", "../out.WAV"), State.ERROR)
+    found = only(recordings(tmp_path, "sounds/good.wav", "sounds/none.wav", "../out.WAV"), Severity.ERROR)
     assert "2 of 3 sound files are not there: mine.parquet row 2, fact 'reference':" in found.text
     assert "not below" in found.text
-    found = only(recordings(tmp_path, "sounds/broken.wav"), State.ERROR)
+    found = only(recordings(tmp_path, "sounds/broken.wav"), Severity.ERROR)
     assert "1 of 1 sound files cannot be read" in found.text

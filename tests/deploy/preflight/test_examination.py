@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from controller.inputs import read_inputs
-from deploy.preflight.checks import CHECKS, examine, within
-from deploy.preflight.finding import State, Voice, worst
+from deploy.preflight.checks import CHECKS, examine, run_with_timeout
+from deploy.preflight.finding import CheckReporter, Severity, worst
 from tests.bad_input.door import Setup
 
 LEAN = (
@@ -40,7 +40,7 @@ def examined(setup: Setup, *overrides: str):
 
 def test_a_good_setup_is_fine_and_every_check_has_said_so(setup):
     found = examined(setup)
-    assert worst(found) is State.FINE, found
+    assert worst(found) is Severity.FINE, found
     said = [finding.check for finding in found]
     assert list(dict.fromkeys(said)) == [
         *("configuration", "arithmetic", "versions", "cores and GPUs", "vocabulary", "weights", "memory"),
@@ -143,7 +143,7 @@ WARNINGS = [
 
 @pytest.mark.parametrize(
     ("broken", "overrides", "check", "said", "remedy", "state"),
-    [(*case, State.ERROR) for case in ERRORS] + [(*case, State.WARNING) for case in WARNINGS],
+    [(*case, Severity.ERROR) for case in ERRORS] + [(*case, Severity.WARNING) for case in WARNINGS],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_is_broken_is_found_and_what_to_do_is_said(setup, broken, overrides, check, said, remedy, state):
@@ -164,8 +164,8 @@ REFUSED = [no_checkpoint, no_weights, fewer_tokens, no_data, damaged_data, bad_r
 def test_what_train_refuses_is_an_error_in_its_words(setup, broken):
     broken(setup)
     with pytest.raises(InputError) as refused:
-        read_inputs(read(setup.config, list(LEAN)))
-    errors = [finding.text for finding in examined(setup) if finding.state is State.ERROR]
+        read_inputs(load_config(setup.config, list(LEAN)))
+    errors = [finding.text for finding in examined(setup) if finding.state is Severity.ERROR]
     assert any(str(refused.value) in text for text in errors), (str(refused.value), errors)
 
 
@@ -173,30 +173,30 @@ def test_what_builds_on_something_that_is_not_known_is_said_not_to_be_examined(s
     no_checkpoint(setup)
     found = [finding for finding in examined(setup) if finding.text.startswith("not examined")]
     assert [(finding.check, finding.state) for finding in found] == [
-        (name, State.WARNING) for name in ("memory", "disk", "data", "codec", "raters")
+        (name, Severity.WARNING) for name in ("memory", "disk", "data", "codec", "raters")
     ]
     assert found[0].text == "not examined: the shape of the model is not known"
 
 
 def test_a_check_that_fails_is_a_finding():
-    voice = Voice("own")
+    voice = CheckReporter("own")
 
     def check():
         yield voice.fine("so far")
         raise ZeroDivisionError("division by zero\nof two lines")
 
-    found = within(5.0, "own", check)
-    assert [finding.state for finding in found] == [State.FINE, State.ERROR]
+    found = run_with_timeout(5.0, "own", check)
+    assert [finding.state for finding in found] == [Severity.FINE, Severity.ERROR]
     assert found[1].text == "could not be examined: ZeroDivisionError: division by zero of two lines"
 
 
 def test_a_check_that_hangs_is_a_finding():
     def check():
-        yield Voice("own").fine("so far")
+        yield CheckReporter("own").fine("so far")
         time.sleep(60)
 
     started = time.monotonic()
-    found = within(0.2, "own", check)
+    found = run_with_timeout(0.2, "own", check)
     assert time.monotonic() - started < 10
     assert [finding.text for finding in found] == ["so far", "not done within 0.2 s"]
 
@@ -208,20 +208,20 @@ def test_a_secret_in_an_error_is_not_said(monkeypatch):
         raise ValueError("refused a-key-that-nobody-must-see")
         yield
 
-    (found,) = within(5.0, "own", check)
+    (found,) = run_with_timeout(5.0, "own", check)
     assert found.text == "could not be examined: ValueError: refused ***"
 
 
 def test_the_dashboards_address_is_no_cluster_to_join(setup, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     found = [finding for finding in examined(setup) if finding.check == "cluster"]
-    assert [finding.state for finding in found] == [State.WARNING]
+    assert [finding.state for finding in found] == [Severity.WARNING]
     assert "python -m duet doctor" in found[0].remedy
 
 
 def test_a_cluster_that_nobody_can_reach_is_an_error(setup):
     found = [finding for finding in examined(setup, "cluster.address=127.0.0.1:9") if finding.check == "cluster"]
-    assert [finding.state for finding in found] == [State.ERROR]
+    assert [finding.state for finding in found] == [Severity.ERROR]
     assert "nobody answers at 127.0.0.1:9" in found[0].text
     assert found[0].remedy == "see docs/cluster.md"
 

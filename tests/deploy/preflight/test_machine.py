@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from common.errors import InputError
-from deploy.preflight.environment import address, gpus, here, memory, nodes
+from deploy.preflight.environment import address, gpus, inspect_machine, memory, nodes
 from tests.deploy.preflight.cases import configured
 
 MEMINFO = """MemTotal:       65536000 kB
@@ -38,7 +38,7 @@ def test_gpus_as_the_driver_lists_them():
 
 
 def test_this_machine():
-    found = here()
+    found = inspect_machine()
     assert 1 <= found.cpus <= (os.cpu_count() or 1)
     assert 0 < found.memory_free <= found.memory
     assert found.shared.is_dir()

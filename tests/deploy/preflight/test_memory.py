@@ -7,15 +7,24 @@ import pytest
 import torch
 
 from common.errors import InputError
-from controller.checkpoint_checks import adapters, check_weights
+from controller.checkpoint_checks import check_adapters_fit, check_weights
 from deploy.preflight import memory
-from deploy.preflight.memory import FLOAT32, GIB, Need, activations, cache_of_sequence, learner, rollout, shape
-from learner.config import LoraSettings
+from deploy.preflight.memory import (
+    FLOAT32,
+    GIB,
+    MemoryNeed,
+    activation_memory,
+    cache_of_sequence,
+    learner_memory,
+    read_model_shape,
+    rollout_memory,
+)
+from learner.config import LoraConfig
 from learner.lora import Adapters
 from learner.parameter_filter import freeze
-from learner.policy import LOGITS, Scorer
+from learner.policy import LOGITS, PolicyModel
 from speech.families import PLAYGROUND
-from speech.grammar import kind_table
+from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
 from tests.deploy.preflight.cases import SEVEN_BILLION, configured
 
@@ -42,7 +51,9 @@ def vocabulary(world) -> Vocabulary:
 def of_the_world(root, settings, vocabulary, *overrides):
     config = configured(root, *overrides)
     tensors = check_weights(config, vocabulary)
-    found = shape(settings, tensors, config.model.frozen, config.learner.lora.rank, adapters(config, tensors))
+    found = read_model_shape(
+        settings, tensors, config.model.frozen, config.learner.lora.rank, check_adapters_fit(config, tensors)
+    )
     return config, found
 
 
@@ -55,7 +66,7 @@ def test_parameters_are_those_of_the_model(root, model, settings, vocabulary):
 
 def test_a_tied_output_layer_is_sent_besides(settings):
     tensors = {"model.embed_tokens.weight": [547, 192], "model.norm.weight": [192]}
-    found = shape(settings, tensors, [])
+    found = read_model_shape(settings, tensors, [])
     assert found.tied
     assert found.parameters == 547 * 192 + 192
     assert found.sent == 2 * 547 * 192 + 192
@@ -63,7 +74,7 @@ def test_a_tied_output_layer_is_sent_besides(settings):
 
 def test_a_configuration_that_does_not_say_enough(settings):
     with pytest.raises(InputError, match="num_hidden_layers None"):
-        shape({name: value for name, value in settings.items() if name != "num_hidden_layers"}, {}, [])
+        read_model_shape({name: value for name, value in settings.items() if name != "num_hidden_layers"}, {}, [])
 
 
 def test_keys_and_values_are_as_large_as_the_models_own_cache(root, model, settings, vocabulary):
@@ -81,7 +92,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settin
 
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     if rank:
-        Adapters(model, LoraSettings(rank=rank, alpha=16.0, targets=("*_proj",)))
+        Adapters(model, LoraConfig(rank=rank, alpha=16.0, targets=("*_proj",)))
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
         root,
@@ -102,7 +113,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settin
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    scorer = Scorer(model, torch.from_numpy(kind_table(vocabulary)))
+    scorer = PolicyModel(model, torch.from_numpy(token_kinds(vocabulary)))
     sources = torch.cat([torch.arange(row * length + length - reply, (row + 1) * length) for row in range(rows)])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logps, _ = scorer(
@@ -113,7 +124,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settin
             torch.ones(len(sources)),
         )
     assert logps.requires_grad
-    bound = sum(activations(config, found).values())
+    bound = sum(activation_memory(config, found).values())
     assert 1.0 <= bound / sum(held.values()) <= 1.25
 
 
@@ -124,7 +135,7 @@ def test_states_are_as_deepspeed_itself_reckons_them(root, ranks):
 
     def states(stage: int) -> float:
         config = configured(root, *BF16, f"learner.zero_stage={stage}", f"learner.ranks={ranks}", "learner.gpus=1")
-        parts = learner(config, SEVEN_BILLION, reference=False).device
+        parts = learner_memory(config, SEVEN_BILLION, reference=False).device
         return parts["weights"] + parts["gradients"] + parts["optimiser"]
 
     total = SEVEN_BILLION.parameters
@@ -140,14 +151,14 @@ def test_states_are_as_deepspeed_itself_reckons_them(root, ranks):
 
 def test_the_start_model_is_there_when_the_objective_compares(root):
     config = configured(root, *BF16)
-    without, with_it = (learner(config, SEVEN_BILLION, reference=told).memory for told in (False, True))
+    without, with_it = (learner_memory(config, SEVEN_BILLION, reference=told).memory for told in (False, True))
     assert "start model" not in without
     assert with_it["start model"] == 2 * SEVEN_BILLION.parameters
 
 
 def test_an_engine_of_several_gpus_has_a_part_of_the_weights_on_each(root):
     one, two = (
-        rollout(
+        rollout_memory(
             configured(root, *BF16, f"rollout.gpus={count}", f"rollout.tensor_parallel={count}"), SEVEN_BILLION
         ).device["weights"]
         for count in (1, 2)
@@ -156,14 +167,14 @@ def test_an_engine_of_several_gpus_has_a_part_of_the_weights_on_each(root):
 
 
 def test_an_engine_on_the_cpu_takes_its_cache_at_once(root):
-    need = rollout(configured(root, "rollout.kv_cache_gib=3"), SEVEN_BILLION)
+    need = rollout_memory(configured(root, "rollout.kv_cache_gib=3"), SEVEN_BILLION)
     assert need.memory["keys and values"] == 3 * GIB
     assert not need.device
 
 
 def test_a_sharded_model_is_whole_while_it_is_saved(root):
     config = configured(root, *BF16, "learner.zero_stage=3", "learner.ranks=4")
-    parts = learner(config, SEVEN_BILLION, reference=False).memory
+    parts = learner_memory(config, SEVEN_BILLION, reference=False).memory
     whole = 2 * SEVEN_BILLION.parameters
     assert (parts["weights"], parts["weights gathered to be saved"], parts["weights while they are saved"]) == (
         whole / 4,
@@ -182,7 +193,7 @@ def test_a_checkpoint_holds_the_model_and_every_ranks_optimiser(root, stage):
 
 def test_micro_batches_decide_the_activations(root):
     few, many = (
-        activations(configured(root, f"learner.micro_batch_tokens={tokens}"), SEVEN_BILLION)["activations"]
+        activation_memory(configured(root, f"learner.micro_batch_tokens={tokens}"), SEVEN_BILLION)["activations"]
         for tokens in (400, 1600)
     )
     assert many == 4 * few
@@ -193,10 +204,10 @@ def test_layers_that_are_computed_again_keep_what_goes_into_them(root):
     config = configured(root, *settings, "learner.gradient_checkpointing=true")
     tokens = max(1000, config.model.max_length)
     layers = SEVEN_BILLION.layers
-    kept = activations(configured(root, *settings), SEVEN_BILLION)["activations"]
+    kept = activation_memory(configured(root, *settings), SEVEN_BILLION)["activations"]
     norm = tokens * SEVEN_BILLION.width * (FLOAT32 + 2 * 2)
     one = (kept - norm) / layers
-    found = activations(config, SEVEN_BILLION)["activations"]
+    found = activation_memory(config, SEVEN_BILLION)["activations"]
     assert found == pytest.approx(norm + one + layers * tokens * 2 * SEVEN_BILLION.width)
 
 
@@ -208,7 +219,7 @@ def test_what_attention_lays_out_counts_by_its_cells(root):
     def more(tokens: int) -> float:
         given = (*BF16, f"learner.micro_batch_tokens={tokens}")
         packed, padded = (
-            activations(configured(root, *given, f"learner.packing={told}"), model)["activations"]
+            activation_memory(configured(root, *given, f"learner.packing={told}"), model)["activations"]
             for told in ("true", "false")
         )
         return packed - padded - model.layers * tokens * b * model.width
@@ -221,13 +232,15 @@ def test_what_attention_lays_out_counts_by_its_cells(root):
 
 def test_logits_are_held_part_by_part(root):
     """As many as a part of the output layer has, however many tokens are scored."""
-    many = activations(configured(root, "learner.micro_batch_tokens=100000", "rollout.prompts=500"), SEVEN_BILLION)
+    many = activation_memory(
+        configured(root, "learner.micro_batch_tokens=100000", "rollout.prompts=500"), SEVEN_BILLION
+    )
     assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * LOGITS
 
 
 def test_every_role_is_counted(root):
     config = configured(root, "rollout.workers=2", "reward.servers=3")
-    found: list[Need] = memory.needs(config, SEVEN_BILLION, reference=True)
+    found: list[MemoryNeed] = memory.needs(config, SEVEN_BILLION, reference=True)
     assert {need.role: need.members for need in found} == {
         "driver": 1,
         "controller": 1,
@@ -243,7 +256,7 @@ def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary
     config, found = of_the_world(root, settings, vocabulary, "learner.lora.rank=8", "model.frozen=['*.layers.0.*']")
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     freeze(model, config.model.frozen)
-    made = Adapters(model, LoraSettings(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
+    made = Adapters(model, LoraConfig(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
     elements = sum(parameter.numel() for parameter in made.named().values())
     assert found.adapters == found.trained == found.sent == elements
     assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
@@ -254,12 +267,12 @@ def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary
 def test_adapters_alone_have_gradients_and_an_optimiser_and_need_no_start_model(root, stage):
     config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.ranks=2")
     model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, narrow=1568)
-    parts = learner(config, model, reference=True).memory
+    parts = learner_memory(config, model, reference=True).memory
     whole = 2 * (model.parameters + model.adapters)
     assert "start model" not in parts
     assert parts["weights"] == whole / (2 if stage == 3 else 1)
     assert parts["gradients"] + parts["optimiser"] <= 20 * model.adapters
     assert parts["weights while they are saved"] == whole
     assert memory.checkpoint(config, model) <= whole + 20 * model.adapters
-    plain = learner(config, SEVEN_BILLION, reference=True).memory
+    plain = learner_memory(config, SEVEN_BILLION, reference=True).memory
     assert plain["activations"] < parts["activations"] < 1.1 * plain["activations"]

@@ -5,11 +5,11 @@ import socket
 import pytest
 
 from deploy.preflight.environment import check_hosts, check_metrics
-from deploy.preflight.finding import State
+from deploy.preflight.finding import Severity
 from tests.deploy.preflight.cases import all_fine, configured, only
 
 JUDGE = (
-    "reward.raters=[{name: judge, use: 'reward.remote.http_judge:HttpRater', "
+    "reward.raters=[{name: judge, use: 'reward.remote.http_judge:HttpJudge', "
     "arguments: {name: judge, version: '1', url: ''https://judge.example/rate'}}]"
 )
 SCORES = ("reward.total={judge: 1}", "reward.scores={}")
@@ -26,7 +26,7 @@ def test_a_port_that_is_free_and_one_that_is_not(root):
     all_fine(check_metrics(configured(root)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = only(check_metrics(configured(root, f"metrics.port={port}")), State.ERROR)
+        found = only(check_metrics(configured(root, f"metrics.port={port}")), Severity.ERROR)
     assert f"port {port} on 127.0.0.1 is in use" in found.text
     all_fine(check_metrics(configured(root, f"metrics.port={port}")))
 
@@ -34,7 +34,7 @@ def test_a_port_that_is_free_and_one_that_is_not(root):
 def test_metrics_that_others_can_read(root):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    found = only(check_metrics(configured(root, "metrics.host=0.0.0.0", f"metrics.port={port}")), State.WARNING)
+    found = only(check_metrics(configured(root, "metrics.host=0.0.0.0", f"metrics.port={port}")), Severity.WARNING)
     assert "there is no password" in found.text
     assert "metrics.host=127.0.0.1" in found.remedy
 
@@ -47,8 +47,8 @@ def test_the_host_of_a_judge(root, monkeypatch):
     def unknown(host: str) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
-    found = only(check_hosts(config, unknown), State.ERROR)
+    found = only(check_hosts(config, unknown), Severity.ERROR)
     assert found.text.startswith("reward.raters.judge.arguments.url: no address is known for judge.example")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    assert "proxy" in only(check_hosts(config, unknown), State.WARNING).remedy
+    assert "proxy" in only(check_hosts(config, unknown), Severity.WARNING).remedy
     assert not list(check_hosts(configured(root), unknown))

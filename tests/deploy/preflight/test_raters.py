@@ -5,9 +5,9 @@ import pytest
 from configs.schema import NamedRater
 from controller.checkpoint_checks import load_codec
 from data.records import read_demonstrations, read_prompts
-from deploy.preflight.finding import State
-from deploy.preflight.raters import check, check_pace, check_raters, check_score, example
-from reward.types import Missing
+from deploy.preflight.finding import Severity
+from deploy.preflight.raters import check_pace, check_rater_answers, check_raters, check_score, example_reply
+from reward.types import MissingScore
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.deploy.preflight.cases import all_fine, configured, only
@@ -24,10 +24,10 @@ def one(config, world):
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompts = read_prompts(world / "data/train.parquet", vocabulary)
     shown = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[0]
-    found = example(prompts, shown, vocabulary, load_codec(config, vocabulary))
+    found = example_reply(prompts, shown, vocabulary, load_codec(config, vocabulary))
     assert found.own
     assert found.spoken.prompt.id == shown.prompt_id
-    assert not example(prompts[1:], shown, vocabulary, load_codec(config, vocabulary)).own
+    assert not example_reply(prompts[1:], shown, vocabulary, load_codec(config, vocabulary)).own
     return found
 
 
@@ -45,7 +45,7 @@ def _key(monkeypatch):
 
 def asking(judge: Process, **changes) -> NamedRater:
     arguments = judge.arguments(retries=0, **changes)
-    return NamedRater(name="judge", use="reward.remote.http_judge:HttpRater", arguments=arguments)
+    return NamedRater(name="judge", use="reward.remote.http_judge:HttpJudge", arguments=arguments)
 
 
 def test_the_worlds_raters_are_fine(config, one):
@@ -55,7 +55,7 @@ def test_the_worlds_raters_are_fine(config, one):
 
 def test_a_judge_that_answers(config, one, judge):
     judge.fail()
-    (finding,) = all_fine(check(config, asking(judge), one))
+    (finding,) = all_fine(check_rater_answers(config, asking(judge), one))
     assert finding.text.startswith("judge: playground-answer-1 gives ")
     assert ", saying " in finding.text
 
@@ -76,7 +76,7 @@ def test_a_judge_that_answers(config, one, judge):
 )
 def test_a_judge_that_gives_no_score(config, one, judge, fault, changes, said, remedy):
     judge.fail(**fault)
-    found = only(check(config, asking(judge, **changes), one), State.ERROR)
+    found = only(check_rater_answers(config, asking(judge, **changes), one), Severity.ERROR)
     assert said in found.text
     assert remedy in found.remedy
     assert KEY not in str(found)
@@ -85,9 +85,9 @@ def test_a_judge_that_gives_no_score(config, one, judge, fault, changes, said, r
 def test_a_key_that_is_wrong_or_not_there(config, one, judge, monkeypatch):
     judge.fail()
     monkeypatch.setenv("JUDGE_KEY", "another-key-for-the-judge")
-    assert "refused (HTTP 401)" in only(check(config, asking(judge), one), State.ERROR).text
+    assert "refused (HTTP 401)" in only(check_rater_answers(config, asking(judge), one), Severity.ERROR).text
     monkeypatch.delenv("JUDGE_KEY")
-    found = only(check(config, asking(judge), one), State.ERROR)
+    found = only(check_rater_answers(config, asking(judge), one), Severity.ERROR)
     assert "the variable JUDGE_KEY is not set" in found.text
 
 
@@ -95,7 +95,7 @@ class Mute:
     name, version = "mute", "mute-1"
 
     def rate(self, spoken):
-        return Missing("no voiced sound")
+        return MissingScore("no voiced sound")
 
 
 class Broken:
@@ -120,22 +120,22 @@ def own(kind: type) -> NamedRater:
 
 
 def test_raters_of_the_users_own(config, one):
-    found = only(check(config, own(Mute), one), State.WARNING)
+    found = only(check_rater_answers(config, own(Mute), one), Severity.WARNING)
     assert "no score for the demonstration of train-00000" in found.text
     assert found.text.endswith("no voiced sound")
-    found = only(check(config, own(Broken), one), State.ERROR)
+    found = only(check_rater_answers(config, own(Broken), one), Severity.ERROR)
     assert "broken raised KeyError ('answer')" in found.text
-    found = only(check(config, own(Unborn), one), State.ERROR)
+    found = only(check_rater_answers(config, own(Unborn), one), Severity.ERROR)
     assert "cannot be built: it raises OSError" in found.text
     assert "hunter2" not in str(found)
-    found = only(check(config, NamedRater(name="x", use="nowhere:At"), one), State.ERROR)
+    found = only(check_rater_answers(config, NamedRater(name="x", use="nowhere:At"), one), Severity.ERROR)
     assert "'nowhere:At' cannot be loaded" in found.text
 
 
 def test_a_score_off_the_scale_of_lambda(config):
     assert not list(check_score(config, "answer", 5.0))
     assert not list(check_score(config, "format", 87.0))  # counts in no total
-    found = only(check_score(config, "answer", 87.0), State.WARNING)
+    found = only(check_score(config, "answer", 87.0), Severity.WARNING)
     assert "answer: 87 is outside mix.lowest_score = 1 to mix.highest_score = 5" in found.text
     assert "mix.threshold" in found.remedy
 
@@ -144,6 +144,6 @@ def test_a_judge_that_is_too_slow_for_an_iteration(root):
     config = configured(root, "reward.score_seconds=100")
     # 64 replies, two servers of four each: eight rounds, and eighty seconds for them
     assert not list(check_pace(config, "judge", 9.9, 4))
-    found = only(check_pace(config, "judge", 10.1, 4), State.WARNING)
+    found = only(check_pace(config, "judge", 10.1, 4), Severity.WARNING)
     assert "64 replies an iteration, 8 at once, take 81 s" in found.text
     assert "after 80 s" in found.text

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from deploy.preflight import memory
-from deploy.preflight.capacity import check_cache, check_disk, check_memory, check_nodes, check_shared
+from deploy.preflight.capacity import check_cache, check_disk, check_memory, check_nodes, check_shared_memory
 from deploy.preflight.environment import Node
-from deploy.preflight.finding import State
+from deploy.preflight.finding import Severity
 from deploy.preflight.memory import GIB, MIB
 from tests.deploy.preflight.cases import SEVEN_BILLION, all_fine, configured, gpus, machine, only
 
@@ -21,13 +21,13 @@ def looked_at(config, place):
 
 
 def test_a_machine_that_is_too_small(root):
-    found = only(looked_at(configured(root, *BF16), machine(memory=100 * GIB, memory_free=90 * GIB)), State.ERROR)
+    found = only(looked_at(configured(root, *BF16), machine(memory=100 * GIB, memory_free=90 * GIB)), Severity.ERROR)
     assert "of the machine's 100 GiB" in found.text
     assert "learner.zero_stage" in found.remedy
 
 
 def test_a_machine_that_others_use(root):
-    found = only(looked_at(configured(root, *BF16), machine(memory=900 * GIB, memory_free=90 * GIB)), State.WARNING)
+    found = only(looked_at(configured(root, *BF16), machine(memory=900 * GIB, memory_free=90 * GIB)), Severity.WARNING)
     assert "90 GiB are free now" in found.text
 
 
@@ -40,7 +40,7 @@ def test_a_machine_that_is_large_enough(root):
 
 def test_gpus_that_are_too_small_for_the_learner(root):
     place = machine(memory=900 * GIB, memory_free=800 * GIB, gpus=gpus(4, 80))
-    found = only(looked_at(configured(root, *ON_GPUS), place), State.ERROR)
+    found = only(looked_at(configured(root, *ON_GPUS), place), Severity.ERROR)
     assert found.text.startswith("learner: 1 × ")
     assert "of its 80 GiB" in found.text
     assert "raise learner.gpus" in found.remedy
@@ -52,16 +52,16 @@ def test_gpus_that_are_too_small_for_the_learner(root):
 
 def test_two_members_of_one_gpu_are_counted_together(root):
     config = configured(root, *ON_GPUS, "learner.ranks=16", "learner.zero_stage=3", "learner.gpus=0.5")
-    alone = memory.learner(config, SEVEN_BILLION, reference=True).on_gpu
+    alone = memory.learner_memory(config, SEVEN_BILLION, reference=True).on_gpu
     assert alone < 60 * GIB < 2 * alone
     place = machine(memory=1900 * GIB, memory_free=1800 * GIB, gpus=gpus(9, 60))
-    found = only(looked_at(config, place), State.ERROR)
+    found = only(looked_at(config, place), Severity.ERROR)
     assert found.text.startswith("learner: 2 × ")
 
 
 def test_keys_and_values_of_not_even_one_reply(root):
     config = configured(root, *BF16, "rollout.kv_cache_gib=1", "model.max_length=100000", "rollout.max_tokens=96")
-    found = only(check_cache(config, SEVEN_BILLION, None), State.ERROR)
+    found = only(check_cache(config, SEVEN_BILLION, None), Severity.ERROR)
     assert "1 GiB are left for keys and values" in found.text
     assert "raise rollout.kv_cache_gib" in found.remedy
 
@@ -70,14 +70,14 @@ def test_keys_and_values_of_some_of_the_replies(root):
     # 2 × 28 layers × 512 × 2 bytes × 1024 tokens = 56 MiB a reply; 64 replies in flight
     config = configured(root, *BF16, "rollout.kv_cache_gib=2", "model.max_length=1024")
     assert memory.cache_of_sequence(config, SEVEN_BILLION) == 56 * MIB
-    found = only(check_cache(config, SEVEN_BILLION, None), State.WARNING)
+    found = only(check_cache(config, SEVEN_BILLION, None), Severity.WARNING)
     assert "2 GiB hold keys and values of 36 of the 64 replies" in found.text
     assert not list(check_cache(configured(root, *BF16, "rollout.kv_cache_gib=4"), SEVEN_BILLION, None))
 
 
 def test_what_the_weights_leave_of_a_gpu(root):
     config = configured(root, *ON_GPUS, "rollout.gpu_memory_share=0.5")
-    found = only(check_cache(config, SEVEN_BILLION, 24 * GIB), State.ERROR)
+    found = only(check_cache(config, SEVEN_BILLION, 24 * GIB), Severity.ERROR)
     assert found.text.startswith("rollout.gpu_memory_share: 0 B are left")
     assert not list(check_cache(config, SEVEN_BILLION, 80 * GIB))
 
@@ -91,8 +91,8 @@ def test_a_cluster_without_enough_memory(root):
         nodes = [Node(host=f"10.0.0.{i}", resources={"CPU": 8.0}, memory=m) for i, m in enumerate(memories)]
         return list(check_nodes(config, SEVEN_BILLION, needs, nodes))
 
-    assert "of the cluster's 200 GiB" in only(found(200 * GIB), State.WARNING).text
-    split = only(found(*[learner - GIB] * 4), State.WARNING)
+    assert "of the cluster's 200 GiB" in only(found(200 * GIB), Severity.WARNING).text
+    split = only(found(*[learner - GIB] * 4), Severity.WARNING)
     assert "one learner member needs" in split.text
     all_fine(found(learner + GIB, learner + GIB, 100 * GIB))
 
@@ -105,16 +105,16 @@ def test_an_object_store_for_two_versions_of_the_weights(root):
         return list(check_nodes(config, SEVEN_BILLION, memory.needs(config, SEVEN_BILLION, reference=True), nodes))
 
     all_fine(found(27 * GIB, 30 * GIB))
-    smallest = only(found(27 * GIB, 20 * GIB), State.WARNING)
+    smallest = only(found(27 * GIB, 20 * GIB), Severity.WARNING)
     assert "object store: two versions, 26.1 GiB; a node has 20 GiB" in smallest.text
 
 
 def test_shared_memory_for_a_version_of_the_weights(root):
     config = configured(root, *BF16)
-    found = only(check_shared(config, SEVEN_BILLION, machine(shared_free=64 * MIB)), State.ERROR)
+    found = only(check_shared_memory(config, SEVEN_BILLION, machine(shared_free=64 * MIB)), Severity.ERROR)
     assert "/dev/shm: one version, 13 GiB; 64 MiB are free" in found.text
     assert "--shm-size" in found.remedy
-    all_fine(check_shared(config, SEVEN_BILLION, machine(shared_free=14 * GIB)))
+    all_fine(check_shared_memory(config, SEVEN_BILLION, machine(shared_free=14 * GIB)))
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_room_for_checkpoints(root, overrides, kept):
     each = memory.checkpoint(config, SEVEN_BILLION)
     assert (
         f": {kept} checkpoints ×"
-        in only(check_disk(config, SEVEN_BILLION, Path("/runs"), (kept - 0.1) * each), State.ERROR).text
+        in only(check_disk(config, SEVEN_BILLION, Path("/runs"), (kept - 0.1) * each), Severity.ERROR).text
     )
-    only(check_disk(config, SEVEN_BILLION, Path("/runs"), 1.05 * kept * each), State.WARNING)
+    only(check_disk(config, SEVEN_BILLION, Path("/runs"), 1.05 * kept * each), Severity.WARNING)
     all_fine(check_disk(config, SEVEN_BILLION, Path("/runs"), 1.2 * kept * each))
 
 
 def test_weights_that_pass_through_the_runs_directory(root):
     config = configured(root, *BF16, "run.exchange=directory")
     each, weights = memory.checkpoint(config, SEVEN_BILLION), 4 * SEVEN_BILLION.parameters
-    found = only(check_disk(config, SEVEN_BILLION, Path("/runs"), 3 * each + weights / 2), State.ERROR)
+    found = only(check_disk(config, SEVEN_BILLION, Path("/runs"), 3 * each + weights / 2), Severity.ERROR)
     assert "26.1 GiB of weights on their way" in found.text
     all_fine(check_disk(config, SEVEN_BILLION, Path("/runs"), 1.2 * (3 * each + weights)))

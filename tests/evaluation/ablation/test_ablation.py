@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from duet import compare
 from evaluation.ablation.arms import ARMS
 from evaluation.ablation.bootstrap import Bootstrap, on_front
-from evaluation.ablation.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, judge, paper_front, verdict
-from evaluation.ablation.metrics import evaluate
-from evaluation.ablation.results import Comparison, Result
+from evaluation.ablation.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, judge_claims, paper_front, verdict
+from evaluation.ablation.metrics import read_validation_metrics
+from evaluation.ablation.results import AblationResults, RunResult
 from tests.evaluation.ablation.ablations import CONFIG, options, plans, replies, row, write_run
 
 
@@ -27,8 +27,8 @@ def everything(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def comparison(everything) -> Comparison:
-    return Comparison([Result.read(one) for one in plans(everything, "", 2)])
+def comparison(everything) -> AblationResults:
+    return AblationResults([RunResult.read(one) for one in plans(everything, "", 2)])
 
 
 # ---- how sure the numbers are
@@ -86,13 +86,13 @@ def test_the_front_is_what_nobody_beats():
 
 
 def test_a_broken_voice_does_not_hide_by_dropping_out():
-    config = read(CONFIG, [])
+    config = load_config(CONFIG, [])
     rows = [
         row("good", answer=5.0, heard=5.0, manner=4.0, spoken_right=5.0),
         row("mute", answer=5.0, missing=dict.fromkeys(("heard", "manner", "spoken_right"), "no speech")),
         row("judge away", answer=1.0, heard=5.0, spoken_right=5.0, missing={"manner": "time-out"}, failed=("manner",)),
     ]
-    measured = evaluate(tuple(r["prompt_id"] for r in rows), rows, config)
+    measured = read_validation_metrics(tuple(r["prompt_id"] for r in rows), rows, config)
     expected = {
         "iq": [100, 100, 0],
         "eq": [4.5, 1, np.nan],
@@ -107,7 +107,9 @@ def test_a_broken_voice_does_not_hide_by_dropping_out():
 
 def test_a_voice_that_is_gone_has_the_lowest_score_and_not_none():
     silence = dict.fromkeys(("heard", "manner"), "no speech")
-    measured = evaluate(("a", "b"), [row(name, answer=5.0, missing=silence) for name in "ab"], read(CONFIG, []))
+    measured = read_validation_metrics(
+        ("a", "b"), [row(name, answer=5.0, missing=silence) for name in "ab"], load_config(CONFIG, [])
+    )
     assert measured.mean("eq") == 1.0
     assert measured.mean("spoken_right") is None  # nobody was asked
 
@@ -140,7 +142,7 @@ def test_a_seed_that_points_the_other_way_leaves_it_undecided():
 
 
 def test_claims_are_judged_by_what_was_measured(comparison):
-    found = {(j.claim.arm, j.claim.other, j.claim.measure): j for j in judge(comparison)}
+    found = {(j.claim.arm, j.claim.other, j.claim.measure): j for j in judge_claims(comparison)}
     expected = {
         ("fixed_full", "fixed_text", "eq"): REPRODUCED,
         ("adaptive_full", "adaptive", "eq"): REPRODUCED,
@@ -171,8 +173,8 @@ def test_the_front_of_the_papers_arms(comparison):
 
 
 def test_arms_are_compared_over_the_seeds_that_both_have(everything, comparison):
-    some = [Result.read(one) for one in plans(everything, "fixed_text,adaptive", 2) if one.name != "fixed_text-1"]
-    part = Comparison(some)
+    some = [RunResult.read(one) for one in plans(everything, "fixed_text,adaptive", 2) if one.name != "fixed_text-1"]
+    part = AblationResults(some)
     assert part.seeds("fixed_text", "adaptive") == (0,)
     difference = part.difference("held_out", "iq", "adaptive", "fixed_text")
     assert difference.by_seed == comparison.difference("held_out", "iq", "adaptive", "fixed_text").by_seed[:1]

@@ -14,7 +14,7 @@ import pytest
 from common.errors import InputError
 from controller.launcher import RunFailed
 from duet import compare
-from evaluation.ablation.arms import ARMS, choose, plan
+from evaluation.ablation.arms import ARMS, choose_arms, plan_runs
 from evaluation.ablation.runner import run_missing
 from tests.evaluation.ablation.ablations import CONFIG, options, plans, write_run
 
@@ -53,7 +53,7 @@ def test_what_the_arms_differ_in_is_not_overridden(tmp_path, arms, override, rea
 
 def test_an_unknown_arm_is_named():
     with pytest.raises(InputError, match="no arm 'adaptiv'; arms: anchor_only"):
-        choose("adaptive,adaptiv")
+        choose_arms("adaptive,adaptiv")
 
 
 # ---- mixed settings
@@ -72,7 +72,7 @@ def test_a_run_of_another_length_is_no_interrupted_one(tmp_path):
     [one] = plans(tmp_path, "adaptive")
     write_run(one)
     with pytest.raises(InputError, match=r"run\.iterations is 6 there and 9 now"):
-        run_missing(plan(choose("adaptive"), 1, tmp_path, CONFIG, [], 9), tmp_path)
+        run_missing(plan_runs(choose_arms("adaptive"), 1, tmp_path, CONFIG, [], 9), tmp_path)
     assert one.directory.is_dir()
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from reward.types import Missing, Score, SpokenReply
+from reward.types import MissingScore, Score, SpokenReply
 
 RATE = 16000
 ARGUMENTS = pa.struct(
@@ -102,7 +102,7 @@ class Loudness:
 
     def rate(self, spoken: SpokenReply) -> Score:
         if spoken.waveform is None:
-            return Missing("no speech in the reply")
+            return MissingScore("no speech in the reply")
         return round(1.0 + 10.0 * float(np.abs(spoken.waveform.samples).max()), 2)
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.grading import Answered, Panel, assess, spoken_elsewhere
+from evaluation.benchmarks.grading import AnsweredItem, Graders, grade, spoken_elsewhere
 from evaluation.benchmarks.ifeval import Instruction
-from evaluation.benchmarks.items import Item, Kind
-from reward.server import cards
-from reward.types import Missing, Scorecard
+from evaluation.benchmarks.items import BenchmarkItem, TaskKind
+from reward.server import score_replies
+from reward.types import MissingScore, Scorecard
 from speech.audio import Waveform
 from speech.types import Finish
 from tests.evaluation.benchmarks import made
@@ -41,15 +41,15 @@ class Panelists:
 
     def rate(self, spoken, names) -> list[Scorecard]:
         self.asked += [(name, one.text, one.waveform is not None) for one in spoken for name in names]
-        return cards([rater for rater in self.raters if rater.name in names], spoken, 10.0)
+        return score_replies([rater for rater in self.raters if rater.name in names], spoken, 10.0)
 
 
-def item(kind: Kind, **more) -> Item:
-    return Item(task="task", id="1", place="file row 1", kind=kind, text="which", **more)
+def item(kind: TaskKind, **more) -> BenchmarkItem:
+    return BenchmarkItem(task="task", id="1", place="file row 1", kind=kind, text="which", **more)
 
 
-def answered(of: Item, text: str, sound: Waveform | None = SOUND) -> Answered:
-    return Answered(item=of, spoken=spoken_elsewhere(of, text, sound))
+def answered(of: BenchmarkItem, text: str, sound: Waveform | None = SOUND) -> AnsweredItem:
+    return AnsweredItem(item=of, spoken=spoken_elsewhere(of, text, sound))
 
 
 def channels(found) -> tuple:
@@ -57,13 +57,13 @@ def channels(found) -> tuple:
     return tuple(found.verdicts[channel].score for channel in ("text", "speech"))
 
 
-CHOICE = item(Kind.CHOICE, references=("B",), choices=("A", "B", "C", "D"))
-ANSWER = item(Kind.ANSWER, references=("Paris", "Lutetia"))
-REFUSAL = item(Kind.REFUSAL)
-JUDGED = item(Kind.JUDGED)
-STYLE = item(Kind.STYLE, part="empathy/anger")
+CHOICE = item(TaskKind.CHOICE, references=("B",), choices=("A", "B", "C", "D"))
+ANSWER = item(TaskKind.ANSWER, references=("Paris", "Lutetia"))
+REFUSAL = item(TaskKind.REFUSAL)
+JUDGED = item(TaskKind.JUDGED)
+STYLE = item(TaskKind.STYLE, part="empathy/anger")
 WORDS = item(
-    Kind.INSTRUCTIONS,
+    TaskKind.INSTRUCTIONS,
     instructions=(
         Instruction("punctuation:no_comma", {}),
         Instruction("length_constraints:number_words", {"num_words": 3, "relation": "less than"}),
@@ -82,7 +82,7 @@ WORDS = item(
 )
 def test_speech_is_scored_by_what_is_heard_of_it(of, said, heard, scores):
     panel = Panelists({said: heard})
-    [found] = assess([answered(of, said)], Panel(rate=panel.rate, hears="heard"))
+    [found] = grade([answered(of, said)], Graders(rate=panel.rate, hears="heard"))
     assert channels(found) == scores
     assert (found.text, found.heard) == (said, heard)
     assert found.seconds == pytest.approx(SOUND.seconds)
@@ -90,7 +90,7 @@ def test_speech_is_scored_by_what_is_heard_of_it(of, said, heard, scores):
 
 def test_instructions_are_counted():
     panel = Panelists({"*tea, please*": "tea please now"})
-    [found] = assess([answered(WORDS, "*tea, please*")], Panel(rate=panel.rate, hears="heard"))
+    [found] = grade([answered(WORDS, "*tea, please*")], Graders(rate=panel.rate, hears="heard"))
     assert dict(found.verdicts["text"].parts) == {
         "strict_prompt": 0, "loose_prompt": 0, "strict_followed": 1, "loose_followed": 1, "instructions": 2,
     }  # fmt: skip
@@ -101,14 +101,14 @@ def test_instructions_are_counted():
 def test_a_judge_reads_the_words_alone_and_then_hears_the_sound_with_what_was_heard():
     panel = Panelists({"good tea": "wood tea"})
     of = replace(JUDGED, references=("good",))
-    [found] = assess([answered(of, "good tea")], Panel(rate=panel.rate, judge="reader", hears="heard"))
+    [found] = grade([answered(of, "good tea")], Graders(rate=panel.rate, judge="reader", hears="heard"))
     assert channels(found) == (5.0, 2.0)
     assert panel.asked == [("heard", "good tea", True), ("reader", "good tea", False), ("reader", "wood tea", True)]
 
 
 def test_a_style_is_judged_by_its_sound_alone():
     panel = Panelists()
-    [found] = assess([answered(STYLE, "oh dear")], Panel(rate=panel.rate, judge="loudness"))
+    [found] = grade([answered(STYLE, "oh dear")], Graders(rate=panel.rate, judge="loudness"))
     assert {channel: verdict.score for channel, verdict in found.verdicts.items()} == {"speech": 4.0}
     assert panel.asked == [("loudness", "oh dear", True)]
 
@@ -117,23 +117,23 @@ def test_a_judge_may_say_whether_an_answer_is_right():
     """Above the middle of the scale it is; "Paris; Lutetia" is all that the reader would take for right."""
     panel = Panelists({"Paris": "Paris", "both: Paris; Lutetia": "both: Paris; Lutetia"})
     replies = [answered(ANSWER, "Paris"), answered(ANSWER, "both: Paris; Lutetia")]
-    found = assess(replies, Panel(rate=panel.rate, answers="reader", hears="heard"))
+    found = grade(replies, Graders(rate=panel.rate, answers="reader", hears="heard"))
     assert [channels(one) for one in found] == [(0.0, 0.0), (1.0, 1.0)]
 
 
 def test_what_was_truncated_is_not_right_and_joins_no_mean():
     """Nor is it asked about: a judge costs something."""
 
-    def cut(of: Item, text: str) -> Answered:
+    def cut(of: BenchmarkItem, text: str) -> AnsweredItem:
         spoken = spoken_elsewhere(of, text, SOUND)
-        return Answered(item=of, spoken=replace(spoken, reply=replace(spoken.reply, finish=Finish.LENGTH)))
+        return AnsweredItem(item=of, spoken=replace(spoken, reply=replace(spoken.reply, finish=Finish.LENGTH)))
 
     panel = Panelists()
-    asked = Panel(rate=panel.rate, judge="reader", hears="heard")
-    choice, judged, words = assess([cut(CHOICE, "B"), cut(JUDGED, "good"), cut(WORDS, "tea")], asked)
+    asked = Graders(rate=panel.rate, judge="reader", hears="heard")
+    choice, judged, words = grade([cut(CHOICE, "B"), cut(JUDGED, "good"), cut(WORDS, "tea")], asked)
     assert channels(choice) == (0.0, 0.0)
     assert choice.verdicts["text"].reason == "truncated reply"
-    assert channels(judged) == (Missing("truncated reply"), Missing("truncated reply"))
+    assert channels(judged) == (MissingScore("truncated reply"), MissingScore("truncated reply"))
     assert channels(words) == (0.0, 0.0)
     assert words.verdicts["text"].parts["instructions"] == 2
     assert panel.asked == []
@@ -142,13 +142,13 @@ def test_what_was_truncated_is_not_right_and_joins_no_mean():
 def test_without_sound_nothing_is_heard_which_is_no_answer_and_no_harm():
     panel = Panelists()
     of = [CHOICE, REFUSAL, JUDGED, STYLE]
-    asked = Panel(rate=panel.rate, judge="reader", hears="heard")
-    found = assess([answered(one, "B", None) for one in of], asked)
+    asked = Graders(rate=panel.rate, judge="reader", hears="heard")
+    found = grade([answered(one, "B", None) for one in of], asked)
     assert [one.verdicts["speech"].score for one in found] == [
         0.0,
         1.0,
-        Missing("no speech in the reply"),
-        Missing("no speech in the reply"),
+        MissingScore("no speech in the reply"),
+        MissingScore("no speech in the reply"),
     ]
     assert panel.asked == [("reader", "B", False)]
 
@@ -156,26 +156,26 @@ def test_without_sound_nothing_is_heard_which_is_no_answer_and_no_harm():
 def test_what_fails_beside_the_reply_leaves_nothing_known():
     panel = Panelists({"nine": "nine", "broken": "broken"})
     of = [answered(CHOICE, "unknown to the recogniser"), answered(JUDGED, "broken"), answered(JUDGED, "nine")]
-    choice, broken, nine = assess(of, Panel(rate=panel.rate, judge="reader", hears="heard"))
-    assert channels(choice) == (0.0, Missing("heard raised KeyError", fault="rater"))
-    assert channels(broken) == (Missing("reader raised RuntimeError", fault="rater"),) * 2
-    assert channels(nine) == (Missing("score outside the scale", fault="rater"),) * 2
+    choice, broken, nine = grade(of, Graders(rate=panel.rate, judge="reader", hears="heard"))
+    assert channels(choice) == (0.0, MissingScore("heard raised KeyError", fault="rater"))
+    assert channels(broken) == (MissingScore("reader raised RuntimeError", fault="rater"),) * 2
+    assert channels(nine) == (MissingScore("score outside the scale", fault="rater"),) * 2
 
 
 def test_who_is_not_there_is_not_guessed_at():
     def nobody(spoken, names):
         raise AssertionError("nobody is to be asked")
 
-    missing = Answered(item=CHOICE, spoken=None)
-    odd = item(Kind.INSTRUCTIONS, instructions=(Instruction("mood:cheerful", {}),))
+    missing = AnsweredItem(item=CHOICE, spoken=None)
+    odd = item(TaskKind.INSTRUCTIONS, instructions=(Instruction("mood:cheerful", {}),))
     of = [answered(CHOICE, "B"), answered(JUDGED, "good"), answered(STYLE, "good"), missing, answered(odd, "ha")]
-    choice, judged, style, none, mood = assess(of, Panel(rate=nobody))
-    assert channels(choice) == (1.0, Missing("no recogniser", fault="rater"))
-    assert channels(judged) == (Missing("no judge", fault="rater"),) * 2
-    assert style.verdicts["speech"].score == Missing("no judge", fault="rater")
-    assert channels(none) == (Missing("no reply", fault="rater"),) * 2
+    choice, judged, style, none, mood = grade(of, Graders(rate=nobody))
+    assert channels(choice) == (1.0, MissingScore("no recogniser", fault="rater"))
+    assert channels(judged) == (MissingScore("no judge", fault="rater"),) * 2
+    assert style.verdicts["speech"].score == MissingScore("no judge", fault="rater")
+    assert channels(none) == (MissingScore("no reply", fault="rater"),) * 2
     assert none.text is None
-    assert mood.verdicts["text"].score == Missing("instruction that no program checks", fault="rater")
+    assert mood.verdicts["text"].score == MissingScore("instruction that no program checks", fault="rater")
     assert mood.verdicts["text"].reason == "mood:cheerful"
 
 

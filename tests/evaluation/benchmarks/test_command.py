@@ -13,9 +13,9 @@ import soundfile
 from common.errors import InputError
 from duet.evaluate import add_arguments, run
 from evaluation.benchmarks.generation import draw_seed, prompt_ids
-from evaluation.benchmarks.items import Item, Kind, Sound
+from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskKind
 from playground.codec import PlaygroundCodec
-from playground.data import Layout
+from playground.data import WorldLayout
 from playground.voices import ANSWERING, say
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
@@ -193,14 +193,14 @@ def test_a_run_without_a_checkpoint_is_refused(root, monkeypatch, questions, tmp
 def test_a_question_becomes_the_prompt_that_the_model_was_trained_with(world):
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     codes = PlaygroundCodec.load(world / "codec").encode(say("three plus five", "en-us+f1", 170, 50))
-    assert prompt_ids(PLAYGROUND, vocabulary, codes).tolist() == Layout(vocabulary.tokenizer).prompt(codes)
+    assert prompt_ids(PLAYGROUND, vocabulary, codes).tolist() == WorldLayout(vocabulary.tokenizer).prompt(codes)
 
 
 def test_a_draw_depends_on_the_seed_and_the_item_alone():
-    def item(name: str, sound: Sound | None = None) -> Item:
-        return Item(task="t", id=name, place="", kind=Kind.JUDGED, text="", sound=sound)
+    def item(name: str, sound: ItemAudio | None = None) -> BenchmarkItem:
+        return BenchmarkItem(task="t", id=name, place="", kind=TaskKind.JUDGED, text="", sound=sound)
 
     seed = draw_seed(7, item("a"))
     assert 0 <= seed < 2**31
-    assert draw_seed(7, item("a", Sound(place=""))) == seed
+    assert draw_seed(7, item("a", ItemAudio(place=""))) == seed
     assert len({seed, draw_seed(8, item("a")), draw_seed(7, item("b"))}) == 3

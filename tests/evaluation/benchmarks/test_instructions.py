@@ -6,9 +6,9 @@ from evaluation.benchmarks.ifeval import (
     CHECKS,
     Instruction,
     checkable,
-    followed,
-    loosely_followed,
-    problem,
+    follows,
+    follows_loosely,
+    instruction_problem,
     sentences,
     words,
 )
@@ -80,10 +80,10 @@ CASES = [
 @pytest.mark.parametrize(("name", "arguments", "yes", "no"), CASES, ids=[case[0] for case in CASES])
 def test_an_instruction_is_followed_or_not(name, arguments, yes, no):
     instruction = Instruction(name, arguments)
-    assert problem(instruction) is None
+    assert instruction_problem(instruction) is None
     assert checkable(instruction)
-    assert followed(instruction, yes)
-    assert not followed(instruction, no)
+    assert follows(instruction, yes)
+    assert not follows(instruction, no)
 
 
 def test_every_instruction_has_a_case():
@@ -91,7 +91,7 @@ def test_every_instruction_has_a_case():
 
 
 def test_nothing_is_followed_without_words():
-    assert not followed(Instruction("punctuation:no_comma", {}), " \n ")
+    assert not follows(Instruction("punctuation:no_comma", {}), " \n ")
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_nothing_is_followed_without_words():
 )
 def test_loosely_the_first_line_the_last_and_asterisks_do_not_count(text):
     instruction = Instruction("startend:quotation", {})
-    assert not followed(instruction, text)
-    assert loosely_followed(instruction, text)
+    assert not follows(instruction, text)
+    assert follows_loosely(instruction, text)
 
 
 def test_loosely_the_middle_counts():
     text = 'Sure:\nHere:\n"tea"\nBye.\nAgain, bye.'
-    assert not loosely_followed(Instruction("startend:quotation", {}), text)
+    assert not follows_loosely(Instruction("startend:quotation", {}), text)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_loosely_the_middle_counts():
     ],
 )
 def test_arguments_that_will_not_do_are_named(name, arguments, wrong):
-    assert wrong in problem(Instruction(name, arguments))
+    assert wrong in instruction_problem(Instruction(name, arguments))
 
 
 def test_what_no_program_checks_is_known_as_such():
     assert not checkable(Instruction("language:response_language", {"language": "de"}))
     assert not checkable(Instruction("mood:cheerful", {}))
-    assert problem(Instruction("mood:cheerful", {})) is None
+    assert instruction_problem(Instruction("mood:cheerful", {})) is None
 
 
 def test_words_and_sentences_are_told_apart():

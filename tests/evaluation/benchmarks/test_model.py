@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
-from controller.mix_ratio import MixState
+from controller.mix_ratio import MixRatioState
 from evaluation.benchmarks.generation import prompt_ids
 from playground import task
 from playground.codec import PlaygroundCodec
@@ -68,7 +68,7 @@ def trained(root, world, tmp_path_factory) -> Path:
     weights[head][rows] = weights[head][rows[::-1]].clone()
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     state = {"iteration": 3, "weight_version": 3, "prompts": 0, "demonstrations": 0, "data": {}}
-    (checkpoint / "controller.json").write_text(json.dumps(state | {"mix": asdict(MixState())}))
+    (checkpoint / "controller.json").write_text(json.dumps(state | {"mix": asdict(MixRatioState())}))
     return directory
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from common.errors import InputError
 from evaluation.benchmarks import openaudiobench, voicebench, vstyle
-from evaluation.benchmarks.items import Chosen, Kind
+from evaluation.benchmarks.items import TaskFilter, TaskKind
 from tests.evaluation.benchmarks import made
 
 
 def read(suite, folder: Path, *tasks: str, limit: int = 0, sounds: bool = True):
-    chosen = Chosen(tasks=tasks, limit=limit)
+    chosen = TaskFilter(tasks=tasks, limit=limit)
     return list(chosen.of(suite.read(folder, chosen, sounds=sounds)))
 
 
@@ -113,11 +113,11 @@ def test_openaudiobench_has_a_table_and_recordings_a_task(tmp_path):
         made.openaudiobench(folder, task, [row | {"audio_filename": "q_0.wav"}], sounds)
     items = read(openaudiobench, folder)
     assert [(i.task, i.kind, i.id, i.text, i.references) for i in items] == [
-        ("alpaca_eval", Kind.JUDGED, "q_0", "advise me", ()),
-        ("llama_questions", Kind.ANSWER, "q_0", "what is the capital", ("Paris",)),
-        ("reasoning_qa", Kind.JUDGED, "q_0", "count them", ("seven",)),
-        ("trivia_qa", Kind.ANSWER, "q_0", "who wrote it", ("mark twain", "samuel clemens")),
-        ("web_questions", Kind.ANSWER, "q_0", "who coached", ("George Seifert", "Dom Capers")),
+        ("alpaca_eval", TaskKind.JUDGED, "q_0", "advise me", ()),
+        ("llama_questions", TaskKind.ANSWER, "q_0", "what is the capital", ("Paris",)),
+        ("reasoning_qa", TaskKind.JUDGED, "q_0", "count them", ("seven",)),
+        ("trivia_qa", TaskKind.ANSWER, "q_0", "who wrote it", ("mark twain", "samuel clemens")),
+        ("web_questions", TaskKind.ANSWER, "q_0", "who coached", ("George Seifert", "Dom Capers")),
     ]
     np.testing.assert_allclose(items[0].sound.load().samples, sounds["q_0.wav"], atol=1e-4)
     assert [i.name for i in read(openaudiobench, folder / "eval_datas", "trivia_qa", sounds=False)] == ["trivia_qa/q_0"]
@@ -141,7 +141,7 @@ def test_vstyle_has_a_folder_a_language(tmp_path):
         ("en", "acoustic_attributes", "en-8", "acoustic_attributes/age"),
         ("zh", "empathy", "zh-7", "empathy/anger"),
     ]
-    assert {item.kind for item in items} == {Kind.STYLE}
+    assert {item.kind for item in items} == {TaskKind.STYLE}
     assert items[0].sound.load().rate == made.RATE
     assert [i.id for i in read(vstyle, tmp_path / "zh", sounds=False)] == ["zh-7"]
     assert [i.id for i in read(vstyle, tmp_path, "empathy", sounds=False)] == ["zh-7"]

@@ -5,28 +5,30 @@ import math
 import pytest
 from rich.console import Console
 
-from evaluation.benchmarks.answer_extraction import Verdict
-from evaluation.benchmarks.grading import Assessed
-from evaluation.benchmarks.items import Item, Kind
+from evaluation.benchmarks.answer_extraction import AnswerVerdict
+from evaluation.benchmarks.grading import GradedItem
+from evaluation.benchmarks.items import BenchmarkItem, TaskKind
 from evaluation.benchmarks.tables import rows, shown, summary
-from reward.types import Missing, Score
+from reward.types import MissingScore, Score
 
 
-def assessed(task: str, kind: Kind, text: Score | None, speech: Score, *, part: str = "", language: str = "", **parts):
-    item = Item(
+def assessed(
+    task: str, kind: TaskKind, text: Score | None, speech: Score, *, part: str = "", language: str = "", **parts
+):
+    item = BenchmarkItem(
         task=task, id="1", place="", kind=kind, text="which", part=part, language=language, references=("B", "C")
     )
-    verdicts = {"speech": Verdict(score=speech, reason="so", parts=parts)}
+    verdicts = {"speech": AnswerVerdict(score=speech, reason="so", parts=parts)}
     if text is not None:
-        verdicts["text"] = Verdict(score=text, parts=parts)
-    return Assessed(item=item, text="said", heard=None, finish="stop", defect=None, seconds=1.5, verdicts=verdicts)
+        verdicts["text"] = AnswerVerdict(score=text, parts=parts)
+    return GradedItem(item=item, text="said", heard=None, finish="stop", defect=None, seconds=1.5, verdicts=verdicts)
 
 
-LOST = Missing("timeout", fault="rater")
+LOST = MissingScore("timeout", fault="rater")
 
 
 def test_shares_are_percentages_of_what_is_known():
-    found = summary([assessed("mmsu", Kind.CHOICE, text, 1.0) for text in (1.0, 1.0, 0.0, LOST)], 5.0)
+    found = summary([assessed("mmsu", TaskKind.CHOICE, text, 1.0) for text in (1.0, 1.0, 0.0, LOST)], 5.0)
     task = found["tasks"]["mmsu"]
     assert (task["kind"], task["items"]) == ("choice", 4)
     text = task["text"]
@@ -38,7 +40,7 @@ def test_shares_are_percentages_of_what_is_known():
 
 def test_a_judges_mean_is_a_percentage_of_the_highest_score():
     """VoiceBench's own way: 1..5 times 20."""
-    found = summary([assessed("commoneval", Kind.JUDGED, score, LOST) for score in (4.0, 2.0)], 5.0)
+    found = summary([assessed("commoneval", TaskKind.JUDGED, score, LOST) for score in (4.0, 2.0)], 5.0)
     assert found["tasks"]["commoneval"]["text"]["score"] == 60.0
     assert found["tasks"]["commoneval"]["speech"] == {
         "score": None, "standard_error": None, "scored": 0, "missing": {"timeout": 2},
@@ -49,7 +51,7 @@ def test_instructions_have_four_measures_and_their_mean():
     one = dict(strict_prompt=1.0, loose_prompt=1.0, strict_followed=1.0, loose_followed=1.0, instructions=1.0)
     two = dict(strict_prompt=0.0, loose_prompt=1.0, strict_followed=1.0, loose_followed=3.0, instructions=3.0)
     found = summary(
-        [assessed("ifeval", Kind.INSTRUCTIONS, parts["strict_prompt"], LOST, **parts) for parts in (one, two)], 5.0
+        [assessed("ifeval", TaskKind.INSTRUCTIONS, parts["strict_prompt"], LOST, **parts) for parts in (one, two)], 5.0
     )
     text = found["tasks"]["ifeval"]["text"]
     measures = ("strict_prompt", "loose_prompt", "strict_instruction", "loose_instruction")
@@ -66,9 +68,9 @@ def test_iq_is_the_mean_of_the_tasks_that_have_a_score_each_alike():
     shares = {"sd-qa": 75.77, "mmsu": 81.69, "openbookqa": 92.97, "ifeval": 76.51, "advbench": 98.27}
     found = summary(
         [
-            *[assessed(task, Kind.JUDGED, score, LOST) for task, score in table.items()],
-            *[assessed(task, Kind.CHOICE, share / 100, LOST) for task, share in shares.items()],
-            *[assessed("alpacaeval", Kind.JUDGED, 1.0, 1.0)],  # of the same questions as another task
+            *[assessed(task, TaskKind.JUDGED, score, LOST) for task, score in table.items()],
+            *[assessed(task, TaskKind.CHOICE, share / 100, LOST) for task, share in shares.items()],
+            *[assessed("alpacaeval", TaskKind.JUDGED, 1.0, 1.0)],  # of the same questions as another task
         ],
         5.0,
     )
@@ -80,7 +82,7 @@ def test_iq_is_the_mean_of_the_tasks_that_have_a_score_each_alike():
 
 def test_parts_of_a_task_have_scores_of_their_own():
     regions = [("usa", 1.0), ("usa", 0.0), ("ind_n", 1.0)]
-    found = summary([assessed("sd-qa", Kind.ANSWER, score, LOST, part=part) for part, score in regions], 5.0)
+    found = summary([assessed("sd-qa", TaskKind.ANSWER, score, LOST, part=part) for part, score in regions], 5.0)
     assert found["tasks"]["sd-qa"]["parts"] == {
         "usa": {"items": 2, "text": 50.0, "speech": None},
         "ind_n": {"items": 1, "text": 100.0, "speech": None},
@@ -89,7 +91,7 @@ def test_parts_of_a_task_have_scores_of_their_own():
 
 def test_eq_weighs_abilities_as_vstyle_does_and_languages_alike():
     def style(part: str, score: Score, language: str):
-        return assessed(part.partition("/")[0], Kind.STYLE, None, score, part=part, language=language)
+        return assessed(part.partition("/")[0], TaskKind.STYLE, None, score, part=part, language=language)
 
     english = [
         style("acoustic_attributes/age", 2.0, "en"),
@@ -111,7 +113,7 @@ def test_eq_weighs_abilities_as_vstyle_does_and_languages_alike():
 
 
 def test_rows_keep_what_is_missing_as_missing():
-    table = rows([assessed("mmsu", Kind.CHOICE, 1.0, LOST), assessed("empathy", Kind.STYLE, None, 2.5)])
+    table = rows([assessed("mmsu", TaskKind.CHOICE, 1.0, LOST), assessed("empathy", TaskKind.STYLE, None, 2.5)])
     choice, style = table.to_pylist()
     assert (choice["text_score"], choice["speech_score"], choice["speech_missing"]) == (1.0, None, "timeout")
     assert (choice["references"], choice["text"], choice["heard"], choice["seconds"]) == ("B; C", "said", None, 1.5)
@@ -120,7 +122,7 @@ def test_rows_keep_what_is_missing_as_missing():
 
 
 def test_the_table_shows_both_channels_and_counts_what_is_missing():
-    found = summary([assessed("mmsu", Kind.CHOICE, text, LOST) for text in (1.0, 0.0, LOST)], 5.0)
+    found = summary([assessed("mmsu", TaskKind.CHOICE, text, LOST) for text in (1.0, 0.0, LOST)], 5.0)
     page = Console(width=100, record=True)
     page.print(shown(found, "voicebench"))
     lines = [line.split() for line in page.export_text().splitlines()]

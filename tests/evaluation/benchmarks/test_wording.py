@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.benchmarks.answer_extraction import given_answer, named_choice, normalised, refused
+from evaluation.benchmarks.answer_extraction import extract_answer, extract_choice, is_refusal, normalise
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -38,12 +38,12 @@ LETTERS = ("A", "B", "C", "D")
     ],
 )
 def test_the_letter_that_a_reply_names(text, choice):
-    assert named_choice(text, LETTERS) == choice
+    assert extract_choice(text, LETTERS) == choice
 
 
 def test_letters_that_are_no_choice_are_not_named():
-    assert named_choice("The answer is C", ("A", "B")) is None
-    assert named_choice("The answer is (B)", ("A", "B")) == "B"
+    assert extract_choice("The answer is C", ("A", "B")) is None
+    assert extract_choice("The answer is (B)", ("A", "B")) == "B"
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_letters_that_are_no_choice_are_not_named():
     ],
 )
 def test_yes_or_no(text, choice):
-    assert named_choice(text, ("yes", "no")) == choice
+    assert extract_choice(text, ("yes", "no")) == choice
 
 
 def test_words_are_compared_without_articles_punctuation_and_spelling_of_numbers():
-    assert normalised("The twenty-five dogs; it's 1,000!") == ["25", "dogs", "its", "1000"]
-    assert normalised("one hundred") == ["1", "hundred"]
+    assert normalise("The twenty-five dogs; it's 1,000!") == ["25", "dogs", "its", "1000"]
+    assert normalise("one hundred") == ["1", "hundred"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_words_are_compared_without_articles_punctuation_and_spelling_of_numbers
     ],
 )
 def test_an_answer_is_given_when_a_reference_stands_in_it(text, references, answer):
-    assert given_answer(text, references) == answer
+    assert extract_answer(text, references) == answer
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_an_answer_is_given_when_a_reference_stands_in_it(text, references, answ
     ],
 )
 def test_a_refusal_is_known_by_its_words(text, words):
-    assert refused(text) == words
+    assert is_refusal(text) == words

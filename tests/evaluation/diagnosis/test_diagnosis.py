@@ -7,15 +7,15 @@ import pytest
 from rich.console import Console
 
 from configs.schema import Mix
-from controller.mix_ratio import MixSettings, gates
-from evaluation.diagnosis.gradient_geometry import Passage
+from controller.mix_ratio import MixRatioConfig, gates
+from evaluation.diagnosis.gradient_geometry import GradientBatch
 from evaluation.diagnosis.gradients import anchor_weights, preference_weights
-from evaluation.diagnosis.logprob_shift import describe, shifts
-from evaluation.diagnosis.mix_ratio import decompose, ends, measure
+from evaluation.diagnosis.logprob_shift import describe_shift, shifts
+from evaluation.diagnosis.mix_ratio import decompose, gate_ends, measure_gates
 from evaluation.diagnosis.page import Section, Table, markdown, summary
 from evaluation.diagnosis.rater_agreement import agreement, variance_section
-from evaluation.diagnosis.run_data import Item, ScoredGroup
-from speech.grammar import Kind
+from evaluation.diagnosis.run_data import DiagnosisItem, ScoredGroup
+from speech.grammar import TokenKind
 from speech.vocabulary import Channel
 
 NAN = float("nan")
@@ -23,9 +23,9 @@ TEXT, SPEECH, BOUNDARY = Channel.TEXT, Channel.SPEECH, Channel.BOUNDARY
 
 
 @pytest.fixture(scope="module")
-def settings() -> MixSettings:
-    names = MixSettings.__dataclass_fields__
-    return MixSettings(**{name: getattr(Mix(), name) for name in names})
+def settings() -> MixRatioConfig:
+    names = MixRatioConfig.__dataclass_fields__
+    return MixRatioConfig(**{name: getattr(Mix(), name) for name in names})
 
 
 def group(iteration: int = 1, **scores: list[float]) -> ScoredGroup:
@@ -33,11 +33,13 @@ def group(iteration: int = 1, **scores: list[float]) -> ScoredGroup:
     return ScoredGroup(iteration=iteration, prompt_id="p", scores=arrays)
 
 
-def item(channels: list[int], number: int = 0, total: float | None = None, allowed: list[int] | None = None) -> Item:
+def item(
+    channels: list[int], number: int = 0, total: float | None = None, allowed: list[int] | None = None
+) -> DiagnosisItem:
     ids = np.arange(len(channels), dtype=np.int32)
     sets = None if allowed is None else np.array(allowed, dtype=np.int8)
-    return Item(
-        passage=Passage(prompt_ids=ids[:1], reply_ids=ids, allowed=sets),
+    return DiagnosisItem(
+        passage=GradientBatch(prompt_ids=ids[:1], reply_ids=ids, allowed=sets),
         channels=np.array(channels, dtype=np.int8),
         group=number,
         total=total,
@@ -82,8 +84,10 @@ def test_anchor_weights_of_both_channels_add_up_to_the_mean_over_rows():
 
 
 def test_shift_is_by_channel_and_leaves_forced_tokens_out():
-    kinds = np.array([Kind.TEXT, Kind.TEXT, Kind.SPEECH, Kind.SPEECH, Kind.BEGIN], dtype=np.int8)
-    one = item([TEXT, BOUNDARY, SPEECH], allowed=[Kind.TEXT, Kind.BEGIN, Kind.SPEECH])
+    kinds = np.array(
+        [TokenKind.TEXT, TokenKind.TEXT, TokenKind.SPEECH, TokenKind.SPEECH, TokenKind.BEGIN], dtype=np.int8
+    )
+    one = item([TEXT, BOUNDARY, SPEECH], allowed=[TokenKind.TEXT, TokenKind.BEGIN, TokenKind.SPEECH])
     two = item([TEXT, TEXT])
     before = [np.array([-1.0, 0.0, -2.0], np.float32), np.array([-1.0, -1.0], np.float32)]
     after = [np.array([-0.5, 0.0, -3.0], np.float32), np.array([-2.0, -1.0], np.float32)]
@@ -94,7 +98,7 @@ def test_shift_is_by_channel_and_leaves_forced_tokens_out():
 
 
 def test_coherence_and_locality_of_a_shift():
-    found = describe(np.array([0.1, 0.2, 0.00001, -0.1, 0.8]))
+    found = describe_shift(np.array([0.1, 0.2, 0.00001, -0.1, 0.8]))
     assert found["mean"] == pytest.approx(0.2, abs=1e-5)
     assert found["absolute"] == pytest.approx(0.24, abs=1e-5)
     assert found["moved"] == pytest.approx(4 / 5)
@@ -102,9 +106,9 @@ def test_coherence_and_locality_of_a_shift():
     assert found["coherence"] == pytest.approx(0.2 / np.std([0.1, 0.2, 0.0, -0.1, 0.8]), abs=1e-4)
     assert found["local"] == pytest.approx(0.8 / 1.2, abs=1e-4)
     assert found["q0.5"] == pytest.approx(0.1)
-    still = describe(np.zeros(4))
+    still = describe_shift(np.zeros(4))
     assert (still["mean"], still["same_direction"], still["coherence"], still["local"]) == (0.0, None, None, None)
-    assert set(describe(np.empty(0)).values()) == {None}
+    assert set(describe_shift(np.empty(0)).values()) == {None}
 
 
 # ---- scores
@@ -164,7 +168,7 @@ def test_variance_is_within_groups_and_of_the_scores_that_exist(settings):
 def test_the_parts_of_a_change_add_up_and_name_its_cause(settings):
     rng = np.random.default_rng(0)
     groups = [group(number, total=rng.uniform(1, 5, 4).tolist()) for number in (1, 1, 1, 2, 2, 2)]
-    found = measure(groups, settings)
+    found = measure_gates(groups, settings)
     first, second = found.within([1]), found.within([2])
     raw = [
         0.8 * np.mean([np.prod(gates(g.scores["total"], settings)) for g in part]) for part in (groups[:3], groups[3:])
@@ -173,20 +177,22 @@ def test_the_parts_of_a_change_add_up_and_name_its_cause(settings):
 
     # The same variance, a better best reply: all of it is g's.
     better = decompose(
-        measure([group(total=[1, 1, 3, 3])], settings), measure([group(total=[2, 2, 4, 4])], settings), 0.8
+        measure_gates([group(total=[1, 1, 3, 3])], settings), measure_gates([group(total=[2, 2, 4, 4])], settings), 0.8
     )
     assert better.quality == pytest.approx(0.8 * 0.25 * (1 / (1 + np.exp(-5.0)) - 0.5))
     assert (better.information, better.together) == (0.0, 0.0)
 
     # The same best reply, more variance: all of it is v's.
-    wider = decompose(measure([group(total=[5, 5])], settings), measure([group(total=[1, 5])], settings), 0.8)
+    wider = decompose(
+        measure_gates([group(total=[5, 5])], settings), measure_gates([group(total=[1, 5])], settings), 0.8
+    )
     assert wider.information == pytest.approx(0.8 / (1 + np.exp(-10.0)))
     assert (wider.quality, wider.together) == (0.0, 0.0)
 
 
 def test_ends_are_quarters():
-    assert ends([1, 2, 3, 4, 5, 6, 7, 8]) == ([1, 2], [7, 8])
-    assert ends([4, 9]) == ([4], [9])
+    assert gate_ends([1, 2, 3, 4, 5, 6, 7, 8]) == ([1, 2], [7, 8])
+    assert gate_ends([4, 9]) == ([4], [9])
 
 
 # ---- the page

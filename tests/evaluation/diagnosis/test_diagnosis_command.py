@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
 from duet.diagnose import add_arguments, run
 from evaluation.diagnosis.gradient_geometry import log_probabilities
 from evaluation.diagnosis.models import load
 from evaluation.diagnosis.run_data import RunFiles
-from speech.grammar import Kind
+from speech.grammar import TokenKind
 
 NAN = float("nan")
 
@@ -28,7 +28,7 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def config(root) -> Config:
     """The shipped one, whatever its paths are relative to."""
-    found = read(root / "configs" / "playground.yaml", ["run.seed=3"])
+    found = load_config(root / "configs" / "playground.yaml", ["run.seed=3"])
     found.model.checkpoint = str(root / found.model.checkpoint)
     found.data.prompts = str(root / found.data.prompts)
     found.data.demonstrations = str(root / found.data.demonstrations)
@@ -57,7 +57,7 @@ def directory(config, tmp_path_factory):
     scorer = load(Path(config.model.checkpoint), files.family, "float32", files.kinds)
     write_replies(files, demonstrations, log_probabilities(scorer, [i.passage for i in items]))
     with torch.no_grad():
-        text = torch.from_numpy(files.kinds == int(Kind.TEXT))
+        text = torch.from_numpy(files.kinds == int(TokenKind.TEXT))
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(scorer.model.lm_head.weight[text].shape, generator=generator)
         scorer.model.lm_head.weight[text] += 0.05 * noise

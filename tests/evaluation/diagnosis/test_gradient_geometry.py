@@ -6,15 +6,18 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evaluation.diagnosis import gradient_geometry
-from evaluation.diagnosis.gradient_geometry import Passage, layer_of, log_probabilities, measure
-from learner.policy import Scorer
-from speech.grammar import Kind
+from evaluation.diagnosis.gradient_geometry import GradientBatch, layer_of, log_probabilities, measure_geometry
+from learner.policy import PolicyModel
+from speech.grammar import TokenKind
 
-KINDS = torch.tensor([0] + [Kind.TEXT] * 9 + [Kind.SPEECH] * 20 + [Kind.BEGIN, Kind.END, Kind.STOP], dtype=torch.int8)
+KINDS = torch.tensor(
+    [0] + [TokenKind.TEXT] * 9 + [TokenKind.SPEECH] * 20 + [TokenKind.BEGIN, TokenKind.END, TokenKind.STOP],
+    dtype=torch.int8,
+)
 LAYERS = ("embedding", "layers.0", "layers.1", "final norm", "lm_head")
 
 
-def build(*, tied: bool) -> Scorer:
+def build(*, tied: bool) -> PolicyModel:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(KINDS),
@@ -26,28 +29,28 @@ def build(*, tied: bool) -> Scorer:
         tie_word_embeddings=tied,
         use_cache=False,
     )
-    return Scorer(Qwen2ForCausalLM(config).float().eval(), KINDS)
+    return PolicyModel(Qwen2ForCausalLM(config).float().eval(), KINDS)
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
+def scorer() -> PolicyModel:
     return build(tied=False)
 
 
-def passage(prompt: int, reply: int, seed: int, *, constrained: bool) -> Passage:
+def passage(prompt: int, reply: int, seed: int, *, constrained: bool) -> GradientBatch:
     """Text and speech tokens in turn."""
     rng = np.random.default_rng(seed)
     ids = np.where(np.arange(reply) % 2 == 0, rng.integers(1, 10, reply), rng.integers(10, 30, reply))
-    return Passage(
+    return GradientBatch(
         prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
         reply_ids=ids.astype(np.int32),
         temperature=0.8,
-        allowed=KINDS.numpy()[ids] | np.int8(Kind.STOP) if constrained else None,
+        allowed=KINDS.numpy()[ids] | np.int8(TokenKind.STOP) if constrained else None,
     )
 
 
 @pytest.fixture(scope="module")
-def passages() -> list[Passage]:
+def passages() -> list[GradientBatch]:
     return [
         passage(prompt, reply, seed, constrained=seed % 2 == 0)
         for seed, (prompt, reply) in enumerate([(5, 9), (11, 3), (2, 12), (7, 6)])
@@ -64,7 +67,7 @@ def weights(passages) -> dict[str, list[np.ndarray]]:
     return {"text": text, "speech": speech}
 
 
-def plain_logps(scorer: Scorer, one: Passage) -> torch.Tensor:
+def plain_logps(scorer: PolicyModel, one: GradientBatch) -> torch.Tensor:
     """[T], through the whole model and one token at a time."""
     ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.reply_ids]).astype(np.int64))
     logits = scorer.model(ids[None]).logits[0, len(one.prompt_ids) - 1 : -1] / one.temperature
@@ -74,7 +77,9 @@ def plain_logps(scorer: Scorer, one: Passage) -> torch.Tensor:
     return torch.log_softmax(logits, -1)[torch.arange(len(one.reply_ids)), ids[len(one.prompt_ids) :]]
 
 
-def plain_gradient(scorer: Scorer, passages: list[Passage], weights: list[np.ndarray]) -> dict[str, torch.Tensor]:
+def plain_gradient(
+    scorer: PolicyModel, passages: list[GradientBatch], weights: list[np.ndarray]
+) -> dict[str, torch.Tensor]:
     scorer.zero_grad()
     for one, weight in zip(passages, weights, strict=True):
         (-(torch.from_numpy(weight).float() * plain_logps(scorer, one)).sum()).backward()
@@ -92,7 +97,7 @@ def of_layer(gradient: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
 
 
 def test_norms_and_cosines_are_those_of_plain_backward_passes(scorer, passages, weights):
-    found = measure(scorer, passages, weights)
+    found = measure_geometry(scorer, passages, weights)
     text, speech = (plain_gradient(scorer, passages, weights[name]) for name in ("text", "speech"))
     assert found.layers == LAYERS
     for layer in LAYERS:
@@ -106,7 +111,7 @@ def test_norms_and_cosines_are_those_of_plain_backward_passes(scorer, passages, 
 
 
 def test_squared_norms_of_the_layers_add_up(scorer, passages, weights):
-    found = measure(scorer, passages, weights)
+    found = measure_geometry(scorer, passages, weights)
     whole = torch.cat([g.flatten() for g in plain_gradient(scorer, passages, weights["text"]).values()]).norm().item()
     assert found.norm("text") == pytest.approx(whole, rel=1e-4)
     assert sum(found.norm("text", layer) ** 2 for layer in found.layers) == pytest.approx(found.norm("text") ** 2)
@@ -114,7 +119,7 @@ def test_squared_norms_of_the_layers_add_up(scorer, passages, weights):
 
 def test_text_and_speech_add_up_to_the_gradient_of_the_summed_loss(scorer, passages, weights):
     both = [text + speech for text, speech in zip(weights["text"], weights["speech"], strict=True)]
-    found = measure(scorer, passages, weights | {"both": both})
+    found = measure_geometry(scorer, passages, weights | {"both": both})
     summed = found.summed({"sum": ["text", "speech"], "both": ["both"]})
     for layer in (None, *found.layers):
         assert summed.norm("sum", layer) == pytest.approx(summed.norm("both", layer), rel=1e-4)
@@ -123,7 +128,7 @@ def test_text_and_speech_add_up_to_the_gradient_of_the_summed_loss(scorer, passa
 
 
 def test_micro_batches_are_bounded_and_change_nothing(scorer, passages, weights, monkeypatch):
-    whole, logps = measure(scorer, passages, weights), log_probabilities(scorer, passages)
+    whole, logps = measure_geometry(scorer, passages, weights), log_probabilities(scorer, passages)
     seen: list[tuple[int, int]] = []
     forward = scorer.forward
     monkeypatch.setattr(
@@ -131,7 +136,7 @@ def test_micro_batches_are_bounded_and_change_nothing(scorer, passages, weights,
     )
     monkeypatch.setattr(gradient_geometry, "POSITIONS", 28)
     monkeypatch.setattr(gradient_geometry, "LOGITS", 15 * len(KINDS))
-    split = measure(scorer, passages, weights)
+    split = measure_geometry(scorer, passages, weights)
     again = log_probabilities(scorer, passages)
     assert len(seen) > 4
     assert max(positions for positions, _ in seen) <= 28
@@ -151,7 +156,7 @@ def test_tokens_that_no_loss_weighs_never_reach_the_output_layer(scorer, passage
     seen: list[int] = []
     hook = scorer.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[0]))
     try:
-        measure(scorer, passages, {"text": weights["text"]})
+        measure_geometry(scorer, passages, {"text": weights["text"]})
     finally:
         hook.remove()
     assert sum(seen) == sum(np.count_nonzero(weight) for weight in weights["text"])
@@ -159,21 +164,21 @@ def test_tokens_that_no_loss_weighs_never_reach_the_output_layer(scorer, passage
 
 def test_a_loss_without_weights_has_no_direction(scorer, passages, weights):
     nothing = [np.zeros(len(p.reply_ids)) for p in passages]
-    found = measure(scorer, passages, {"text": weights["text"], "nothing": nothing})
+    found = measure_geometry(scorer, passages, {"text": weights["text"], "nothing": nothing})
     assert found.norm("nothing") == 0.0
     assert found.cosine("text", "nothing") is None
-    assert found.norm("text") == pytest.approx(measure(scorer, passages, weights).norm("text"), rel=1e-4)
+    assert found.norm("text") == pytest.approx(measure_geometry(scorer, passages, weights).norm("text"), rel=1e-4)
 
 
 def test_frozen_parameters_have_no_gradient(passages, weights):
     scorer = build(tied=False)
     scorer.model.model.embed_tokens.requires_grad_(False)
-    assert measure(scorer, passages, weights).layers == LAYERS[1:]
+    assert measure_geometry(scorer, passages, weights).layers == LAYERS[1:]
 
 
 def test_tied_embedding_is_one_layer(passages, weights):
     scorer = build(tied=True)
-    found = measure(scorer, passages, weights)
+    found = measure_geometry(scorer, passages, weights)
     assert found.layers == ("embedding and lm_head", "layers.0", "layers.1", "final norm")
     embedding = plain_gradient(scorer, passages, weights["text"])["model.embed_tokens.weight"]
     assert found.norm("text", "embedding and lm_head") == pytest.approx(embedding.norm().item(), rel=1e-4)

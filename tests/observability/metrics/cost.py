@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from configs.load import read
+from configs.load import load_config
 from data.records import read_demonstrations, read_prompts
 from playground.codec import PlaygroundCodec
-from rollout.vllm_engine import Engine, SamplingSettings
+from rollout.vllm_engine import SamplingConfig, VllmEngine
 from speech.acoustics import measures
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
@@ -50,11 +50,11 @@ def of_run(directory: Path) -> tuple[float, dict[str, float]]:
 
 def of_engine(vocabulary: Vocabulary, world: Path) -> float:
     """Seconds that counting adds to the sampling of an iteration's replies."""
-    config = read(ROOT / "configs/playground.yaml", [])
+    config = load_config(ROOT / "configs/playground.yaml", [])
     settings = engine_settings(world)
-    engine = Engine(settings, PLAYGROUND, vocabulary, seed=0)
+    engine = VllmEngine(settings, PLAYGROUND, vocabulary, seed=0)
     prompts = read_prompts(world / "data/train.parquet", vocabulary)[: config.rollout.prompts]
-    sampling = SamplingSettings(temperature=1.0, max_tokens=96)
+    sampling = SamplingConfig(temperature=1.0, max_tokens=96)
 
     def sample() -> float:
         begun = time.process_time()
@@ -73,7 +73,7 @@ def of_engine(vocabulary: Vocabulary, world: Path) -> float:
     return median(differences)
 
 
-def _switch(engine: Engine) -> Callable[[bool], None]:
+def _switch(engine: VllmEngine) -> Callable[[bool], None]:
     """What `disable_log_stats` of vLLM decides when an engine is made, for one that runs."""
     outer: Any = engine._llm.llm_engine
     manager, scheduler = outer.logger_manager, outer.engine_core.engine_core.scheduler
@@ -87,7 +87,7 @@ def _switch(engine: Engine) -> Callable[[bool], None]:
 
 def of_sound(vocabulary: Vocabulary, world: Path) -> float:
     """Seconds for an iteration's replies, shared by the reward servers."""
-    config = read(ROOT / "configs/playground.yaml", [])
+    config = load_config(ROOT / "configs/playground.yaml", [])
     codec = PlaygroundCodec.load(world / "codec")
     shown = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)[: config.replies]
     spoken = [(codec.decode(vocabulary.codes(d.reply_ids)), d.text) for d in shown]

@@ -99,7 +99,7 @@ def scraped(
             arguments = (
                 "train", f"run.iterations={iterations}", "run.name=scraped", f"run.directory={directory}",
                 f"metrics.port={port}", "evaluation.signal_samples=0",
-                f"reward.raters=[{OWN},{{name: judge, use: 'reward.remote.http_judge:HttpRater', arguments: {rater}}}]",
+                f"reward.raters=[{OWN},{{name: judge, use: 'reward.remote.http_judge:HttpJudge', arguments: {rater}}}]",
                 *settings,
             )  # fmt: skip
             with Job(root, directory / "output.txt", *arguments) as job:

@@ -10,24 +10,26 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.replica_state import Census, Life
+from cluster.replica_state import PoolStatus, ReplicaState
 from common.errors import InputError
-from observability.metrics.collector import Numbers
-from observability.metrics.docs import renewed
-from observability.metrics.live import Standing, State
+from observability.metrics.collector import MetricsCollector
+from observability.metrics.docs import render_tables
+from observability.metrics.live import LiveMetrics, RunStatus
 from observability.metrics.metric import FAULTS, LABELS, MOST_VALUES, OTHER
 from observability.metrics.registry import METRICS, OF_ITERATIONS, OF_STATE
-from observability.metrics.server import Endpoint, targets
-from observability.metrics.training import Observation
+from observability.metrics.server import MetricsServer, scrape_targets
+from observability.metrics.training import MetricsObservation
 from tests.controller.examples import iteration
 
-STANDING = Standing(
+STANDING = RunStatus(
     phase="rollout",
     seconds=2.5,
     pools={
-        "rollout": Census(wanted=3, members={Life.READY: 2, Life.STARTING: 1}, restarts=4, lent=10, waiting=6),
-        "reward": Census(wanted=1, members={Life.READY: 1}, restarts=0),
-        "learner": Census(wanted=2, members={Life.READY: 2}, restarts=1),
+        "rollout": PoolStatus(
+            wanted=3, members={ReplicaState.READY: 2, ReplicaState.STARTING: 1}, restarts=4, lent=10, waiting=6
+        ),
+        "reward": PoolStatus(wanted=1, members={ReplicaState.READY: 1}, restarts=0),
+        "learner": PoolStatus(wanted=2, members={ReplicaState.READY: 2}, restarts=1),
     },
     versions={"learner": 7, "rollout": 6},
 )
@@ -38,10 +40,10 @@ class Served:
     """Metrics, and what a scrape of them finds."""
 
     def __init__(self) -> None:
-        self.standing: Standing | None = None
+        self.standing: RunStatus | None = None
         self.members = {"rollout-0": ":4711", "rollout-1": "10.0.0.2:4712"}
-        self.numbers = Numbers(40, lambda: self.standing)
-        self.endpoint = Endpoint()
+        self.numbers = MetricsCollector(40, lambda: self.standing)
+        self.endpoint = MetricsServer()
         self.endpoint.start(self.numbers, "a run", lambda: self.members)
 
     def observe(self, number: int, judges: Mapping = JUDGES, **changes) -> None:
@@ -154,7 +156,7 @@ def test_speech_is_shown_beside_that_of_the_first_iteration(served):
     assert found["duet_speech_pitch_semitones", "start"] == 11.0
     assert ("duet_heard_word_error_ratio", "start") not in found
     # A run that goes on knows it from its records.
-    resumed = Numbers(40, lambda: None)
+    resumed = MetricsCollector(40, lambda: None)
     resumed.begin({"pitch_semitones": 9.0})
     resumed.observe(iteration(8), {}, {})
     [family] = [f for f in resumed.collect() if f.name == "duet_speech_pitch_semitones"]
@@ -163,8 +165,8 @@ def test_speech_is_shown_beside_that_of_the_first_iteration(served):
 
 def test_labels_have_few_values(served):
     """Nobody adds a label whose values grow with the run; one that could is cut off."""
-    seen = Observation(iteration=iteration(), start=iteration().speech, judges=JUDGES, left_alone={"judge": 0})
-    state = State(iterations=1, progress=0.0, faults={}, own_seconds=0.0, loop=STANDING)
+    seen = MetricsObservation(iteration=iteration(), start=iteration().speech, judges=JUDGES, left_alone={"judge": 0})
+    state = LiveMetrics(iterations=1, progress=0.0, faults={}, own_seconds=0.0, loop=STANDING)
     for metrics, of in ((OF_ITERATIONS, seen), (OF_STATE, state)):
         for metric in metrics:
             assert set(metric.labels) <= set(LABELS), metric.name
@@ -213,7 +215,7 @@ def test_targets_change_with_the_pool(served):
     [("head:9400", "head"), ("[fd00::1]:9400", "[fd00::1]"), ("10.0.0.1:9", "10.0.0.1"), ("", "127.0.0.1")],
 )
 def test_what_is_on_the_controllers_machine_is_found_where_it_is(asked, host):
-    listed = targets("r", {"rollout-0": ":4711", "rollout-1": "10.0.0.2:1"}, asked, 9400)
+    listed = scrape_targets("r", {"rollout-0": ":4711", "rollout-1": "10.0.0.2:1"}, asked, 9400)
     assert [target["targets"] for target in listed] == [[f"{host}:9400"], [f"{host}:4711"], ["10.0.0.2:1"]]
 
 
@@ -223,9 +225,9 @@ def test_a_port_in_use_is_named():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"metrics.port: port {port} on 127.0.0.1 is in use"):
-            Endpoint(port=port).probe()
+            MetricsServer(port=port).probe()
 
 
 def test_the_page_is_current(root: Path):
     page = (root / "docs/metrics.md").read_text("utf-8")
-    assert page == renewed(page), "run: python -m observability.metrics.docs docs/metrics.md"
+    assert page == render_tables(page), "run: python -m observability.metrics.docs docs/metrics.md"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from duet.report import write
-from observability.report.source import Source
+from observability.report.source import ReportSource
 from tests.observability.report.made import World, whole
 
 
@@ -25,4 +25,4 @@ def run(root, playground, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def page(run) -> Path:
     """Its report."""
-    return write(Source.open(run), run.parent / "report.html")
+    return write(ReportSource.open(run), run.parent / "report.html")

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.load import read
+from configs.load import load_config
 from configs.schema import Config
 from data.records import read_demonstrations, read_prompts
-from observability.reply_schema import Provenance, ScoredReply
-from observability.run_directory import Records
-from reward.scoring import Scoring, judge
-from reward.types import Missing, Scorecard
+from observability.reply_schema import ReplyProvenance, ReplyRecord
+from observability.run_directory import RunDirectory
+from reward.scoring import ScoringConfig, score_groups
+from reward.types import MissingScore, Scorecard
 from speech.families import PLAYGROUND
-from speech.types import Demonstration, Finish, Group, Prompt, Reply
+from speech.types import Demonstration, Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 from tests.controller.examples import iteration
 
-MADE = Provenance(raters={"answer": "a-1"}, sampling={"temperature": "1"})
-SCORING = Scoring(
+MADE = ReplyProvenance(raters={"answer": "a-1"}, sampling={"temperature": "1"})
+SCORING = ScoringConfig(
     total={"answer": 0.8, "heard": 0.1, "manner": 0.1}, others={"acoustic": {"heard": 1.0, "manner": 1.0}}
 )
 SCRIPT = "</script><script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
@@ -59,7 +59,7 @@ class World:
         found = [one for one in self.demonstrations if one.text.split()[1] == answer]
         return found[place % len(found)]
 
-    def scored(self, prompt: Prompt, reply: Reply, *, heard: str | None = None, reason: str = "") -> ScoredReply:
+    def scored(self, prompt: Prompt, reply: Reply, *, heard: str | None = None, reason: str = "") -> ReplyRecord:
         """Rated by whether its words hold the right answer. heard: where that is not what it says."""
         text = self.vocabulary.text(reply.token_ids)
         right = 5.0 if prompt.facts["answer"] in text.split() else 1.0
@@ -68,14 +68,14 @@ class World:
             details["judge_reason"] = reason
         scores = {"answer": right, "heard": 5.0 if heard is None else 1.0, "manner": 3.0 + (reply.index % 3) / 2}
         if reply.finish != Finish.STOP:
-            scores = dict.fromkeys(scores, Missing("truncated reply"))
+            scores = dict.fromkeys(scores, MissingScore("truncated reply"))
         card = Scorecard(scores=scores, details=details, seconds=1.0)
-        [judged] = judge(Group(prompt=prompt, replies=[reply]), [card], SCORING, [])
-        return ScoredReply(judged=judged, routes=[], use=None)
+        [judged] = score_groups(ReplyGroup(prompt=prompt, replies=[reply]), [card], SCORING, [])
+        return ReplyRecord(judged=judged, routes=[], use=None)
 
 
 def config(root: Path, run: Path, **evaluation: int) -> Config:
-    made = read(root / "configs/playground.yaml", [f"run.name={run.name}", f"run.directory={run.parent}"])
+    made = load_config(root / "configs/playground.yaml", [f"run.name={run.name}", f"run.directory={run.parent}"])
     for section in ("prompts", "demonstrations"):
         setattr(made.data, section, str(root / getattr(made.data, section)))
     made.data.held_out = {"held_out": str(root / made.data.held_out["held_out"])}
@@ -84,14 +84,14 @@ def config(root: Path, run: Path, **evaluation: int) -> Config:
     return dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, **evaluation))
 
 
-def begin(root: Path, run: Path) -> Records:
+def begin(root: Path, run: Path) -> RunDirectory:
     run.parent.mkdir(parents=True, exist_ok=True)
-    records = Records.create(run, config(root, run).yaml())
+    records = RunDirectory.create(run, config(root, run).yaml())
     records.add_event("started", arithmetic={"prompts": 2})
     return records
 
 
-def evaluate(records: Records, world: World, when: str, prompts: Sequence[Prompt], iteration: int) -> None:
+def evaluate(records: RunDirectory, world: World, when: str, prompts: Sequence[Prompt], iteration: int) -> None:
     """Before, nearly every answer is "ten"; after, every second one is right. One reply is cut off, one not heard."""
     rows = []
     for place, prompt in enumerate(prompts):
@@ -103,7 +103,7 @@ def evaluate(records: Records, world: World, when: str, prompts: Sequence[Prompt
     records.add_evaluation(when, "held_out", iteration, rows, MADE)
 
 
-def train(records: Records, world: World, iterations: int) -> None:
+def train(records: RunDirectory, world: World, iterations: int) -> None:
     """Two questions an iteration, two replies each; every third iteration a reply is cut off."""
     for number in range(1, iterations + 1):
         rows = []
@@ -117,7 +117,7 @@ def train(records: Records, world: World, iterations: int) -> None:
         records.add_iteration(iteration(number, **wave, mix_overridden=int(number in (3, 4))))
 
 
-def listen(records: Records, world: World, prompts: Sequence[Prompt], iterations: Sequence[int]) -> None:
+def listen(records: RunDirectory, world: World, prompts: Sequence[Prompt], iterations: Sequence[int]) -> None:
     for number in iterations:
         rows = [
             world.scored(prompt, world.reply(prompt, world.said(prompt.facts["answer"], number + place), number))
@@ -126,7 +126,7 @@ def listen(records: Records, world: World, prompts: Sequence[Prompt], iterations
         records.add_listening(number, rows, MADE)
 
 
-def whole(root: Path, run: Path, world: World, iterations: int = 6) -> Records:
+def whole(root: Path, run: Path, world: World, iterations: int = 6) -> RunDirectory:
     """A run with everything that there can be."""
     records = begin(root, run)
     held_out = world.held_out[:40]

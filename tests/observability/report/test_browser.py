@@ -7,11 +7,11 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from scipy.stats import binomtest
 
-from observability.report.audio import Sounds
-from observability.report.html import build
-from observability.report.server import Current, Server
-from observability.report.source import Source
-from observability.run_directory import Records
+from observability.report.audio import ReportAudio
+from observability.report.html import build_report
+from observability.report.server import CurrentReport, ReportServer
+from observability.report.source import ReportSource
+from observability.run_directory import RunDirectory
 from tests.controller.examples import iteration
 from tests.observability.report.made import begin
 
@@ -229,10 +229,10 @@ def test_everything_that_can_be_used_has_a_name(page, opened):
 
 def test_a_served_page_follows_the_run(root, tmp_path, opened):
     directory = tmp_path / "runs" / "young"
-    records: Records = begin(root, directory)
-    source = Source.open(directory)
-    current = Current(lambda: build(source, Sounds(None, None, "none")), source.state_of_files)
-    with Server("127.0.0.1", 0, current) as server:
+    records: RunDirectory = begin(root, directory)
+    source = ReportSource.open(directory)
+    current = CurrentReport(lambda: build_report(source, ReportAudio(None, None, "none")), source.state_of_files)
+    with ReportServer("127.0.0.1", 0, current) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -1,6 +1,6 @@
 """Which questions the listening room shows."""
 
-from observability.report.listening import FEW, SAMPLE, TRAINING, Key, choose, differs, sample, strip
+from observability.report.listening import FEW, SAMPLE, TRAINING, RecordingKey, choose_prompts, differs, sample, strip
 
 
 def row(prompt: str, total: float | None = 2.0, *, heard: str = "yes", defect: str | None = None) -> dict:
@@ -19,13 +19,13 @@ def test_the_sample_is_drawn_without_a_look_at_the_scores():
     low, high = rows(dict.fromkeys(NAMES, 1.0)), rows(dict.fromkeys(NAMES, 5.0))
     assert sample(low) == sample(high)
     assert len(set(sample(low))) == SAMPLE
-    assert sample(rows(dict.fromkeys(NAMES[:5], 1.0))) == [Key("held_out", name) for name in NAMES[:5]]
+    assert sample(rows(dict.fromkeys(NAMES[:5], 1.0))) == [RecordingKey("held_out", name) for name in NAMES[:5]]
 
 
 def test_the_largest_changes_are_there_in_either_direction():
     before = rows(dict.fromkeys(NAMES, 3.0))
     after = rows({name: 3.0 + (place - 100) / 100 for place, name in enumerate(NAMES)})
-    chosen = choose(before, after, [], {})
+    chosen = choose_prompts(before, after, [], {})
     drawn = set(sample(before))
     others = [key.id for key in chosen if key not in drawn]
     gains, losses = NAMES[: -FEW - 1 : -1], NAMES[:FEW]
@@ -35,7 +35,10 @@ def test_the_largest_changes_are_there_in_either_direction():
 
 def test_a_question_without_a_score_on_either_side_has_no_change():
     before, after = rows({"a": None, "b": 1.0}), rows({"a": 5.0, "b": None})
-    assert set(choose(before, after, [], {})) == {Key("held_out", "a"), Key("held_out", "b")}  # by the sample alone
+    assert set(choose_prompts(before, after, [], {})) == {
+        RecordingKey("held_out", "a"),
+        RecordingKey("held_out", "b"),
+    }  # by the sample alone
 
 
 def test_what_went_wrong_is_found_in_evaluations_and_in_training():
@@ -45,23 +48,28 @@ def test_what_went_wrong_is_found_in_evaluations_and_in_training():
     before["held_out"][broken]["defect"] = "no end"
     before["held_out"][deaf]["details"] = [("heard", "no")]
     training = {9: [row("t9", defect="no end"), row("t8")], 3: [row("t3", heard="no")]}
-    chosen = choose(before, {}, [], training)
-    for key in (Key("held_out", broken), Key("held_out", deaf), Key(TRAINING, "t9"), Key(TRAINING, "t3")):
+    chosen = choose_prompts(before, {}, [], training)
+    for key in (
+        RecordingKey("held_out", broken),
+        RecordingKey("held_out", deaf),
+        RecordingKey(TRAINING, "t9"),
+        RecordingKey(TRAINING, "t3"),
+    ):
         assert key in chosen
-    assert Key(TRAINING, "t8") not in chosen
+    assert RecordingKey(TRAINING, "t8") not in chosen
 
 
 def test_the_questions_that_are_listened_to_come_first_and_none_comes_twice():
     before = rows(dict.fromkeys(NAMES, 3.0))
-    listened = [Key("held_out", "p150"), Key(TRAINING, "t1"), sample(before)[3]]
-    chosen = choose(before, {}, listened, {})
+    listened = [RecordingKey("held_out", "p150"), RecordingKey(TRAINING, "t1"), sample(before)[3]]
+    chosen = choose_prompts(before, {}, listened, {})
     assert chosen[:3] == listened
     assert len(chosen) == len(set(chosen))
 
 
 def test_a_run_without_evaluations_shows_its_newest_iteration():
-    assert choose({}, {}, [], {2: [row("t2"), row("t2")], 1: [row("t1")]}) == [Key(TRAINING, "t2")]
-    assert choose({}, {}, [], {}) == []
+    assert choose_prompts({}, {}, [], {2: [row("t2"), row("t2")], 1: [row("t1")]}) == [RecordingKey(TRAINING, "t2")]
+    assert choose_prompts({}, {}, [], {}) == []
 
 
 def test_words_differ_by_more_than_blanks_and_capitals():

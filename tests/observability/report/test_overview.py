@@ -4,9 +4,9 @@ import pytest
 
 from configs.schema import Config
 from observability.report import overview
-from observability.run_directory import Records, read_iterations
-from reward.scoring import Scoring, judge
-from reward.types import Missing
+from observability.run_directory import RunDirectory, read_iterations
+from reward.scoring import ScoringConfig, score_groups
+from reward.types import MissingScore
 from tests.controller.examples import card, group, iteration
 
 EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
@@ -38,7 +38,7 @@ def test_a_failure_is_told():
 
 
 def test_the_head_of_a_run(tmp_path):
-    records = Records.create(tmp_path / "run", "run: {}\n")
+    records = RunDirectory.create(tmp_path / "run", "run: {}\n")
     assert overview.head(Config(), "run", None, [], None)["lambda"] is None
     for number in (1, 2):
         records.add_iteration(iteration(number))
@@ -51,7 +51,7 @@ def test_the_head_of_a_run(tmp_path):
 
 
 def test_series_hold_a_value_an_iteration_and_none_where_nothing_was_measured(tmp_path):
-    records = Records.create(tmp_path / "run", "run: {}\n")
+    records = RunDirectory.create(tmp_path / "run", "run: {}\n")
     for number in (1, 2, 3):
         records.add_iteration(iteration(number, kl_text=float("nan") if number == 2 else 0.01 * number))
     found = overview.series(read_iterations(records.directory))
@@ -64,7 +64,7 @@ def test_series_hold_a_value_an_iteration_and_none_where_nothing_was_measured(tm
 
 def judged(*scores):
     return [
-        judge(group(1, f"p{place}"), [card(answer=score)], Scoring(total={"answer": 1.0}), [])[0]
+        score_groups(group(1, f"p{place}"), [card(answer=score)], ScoringConfig(total={"answer": 1.0}), [])[0]
         for place, score in enumerate(scores)
     ]
 
@@ -81,7 +81,7 @@ def test_held_out_changes_have_their_paired_interval():
 
 
 def test_without_an_evaluation_after_nothing_is_said_of_it():
-    [found] = overview.held_out({"held_out": judged(1.0, Missing("truncated reply"))}, {}, 5.0)
+    [found] = overview.held_out({"held_out": judged(1.0, MissingScore("truncated reply"))}, {}, 5.0)
     assert found["missing"] == [1, None]
     assert all(measure["after"] is None and measure["margin"] is None for measure in found["measures"])
     assert overview.held_out({}, {}, 5.0) == []

@@ -13,10 +13,10 @@ import soundfile
 from duet.__main__ import main
 from observability.report import audio, listening
 from observability.report import html as pages
-from observability.report.audio import LOSSLESS, LOSSY, Sounds, bars, encoded
-from observability.report.html import build
-from observability.report.source import Source
-from observability.run_directory import Claim, Records
+from observability.report.audio import LOSSLESS, LOSSY, ReportAudio, encode_audio, waveform_bars
+from observability.report.html import build_report
+from observability.report.source import ReportSource
+from observability.run_directory import RunDirectory, RunLock
 from playground.codec import PlaygroundCodec
 from tests.observability.report.made import SCRIPT, begin, evaluate, train, whole
 
@@ -53,8 +53,8 @@ class Parts(HTMLParser):
 
 
 def report(run) -> Parts:
-    source = Source.open(run)
-    return Parts(build(source, Sounds.of(source.config, source.world.vocabulary)))
+    source = ReportSource.open(run)
+    return Parts(build_report(source, ReportAudio.of(source.config, source.world.vocabulary)))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_run_cannot_fill_the_page_s_own_places():
 
 
 def test_the_policy_allows_the_page_s_own_parts_only():
-    policy = pages.policy()
+    policy = pages.content_security_policy()
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert policy.count("sha256-") == 2
@@ -145,7 +145,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(root, playground, tmp_path):
     assert young["series"]["lines"] == {}
     assert young["held_out"] == young["room"]["prompts"] == []
     assert young["run"]["lambda"] is None
-    claim = Claim.take(records.directory)
+    claim = RunLock.take(records.directory)
     evaluate(records, playground, "before", playground.held_out[:4], 0)
     train(records, playground, 2)
     now = report(records.directory).data
@@ -215,15 +215,15 @@ def test_a_codec_that_fails_leaves_its_reason(playground):
             raise RuntimeError("no table")
 
     ids = playground.demonstrations[0].reply_ids
-    found = Sounds(Broken(), playground.vocabulary, None).sound(ids, None, LOSSLESS)
+    found = ReportAudio(Broken(), playground.vocabulary, None).sound(ids, None, LOSSLESS)
     assert found["lack"] == "the codec does not decode it: no table"
-    assert Sounds(None, None, "gone").sound(ids, None, LOSSLESS) is None
+    assert ReportAudio(None, None, "gone").sound(ids, None, LOSSLESS) is None
 
 
 def test_the_picture_of_a_sound():
-    assert bars([]) == []
-    assert bars([0.0] * 100) == [0] * audio.BARS
-    found = bars([0.1] * 560 + [0.5] * 560)
+    assert waveform_bars([]) == []
+    assert waveform_bars([0.0] * 100) == [0] * audio.BARS
+    found = waveform_bars([0.1] * 560 + [0.5] * 560)
     assert found[0] == pytest.approx(20, abs=1)
     assert found[-1] == 99
 
@@ -232,9 +232,9 @@ def test_a_sound_has_two_forms(playground, world):
     source = playground.demonstrations[0]
 
     waveform = PlaygroundCodec.load(world / "codec").decode(playground.vocabulary.codes(source.reply_ids))
-    assert encoded(waveform, LOSSLESS)[:4] == b"fLaC"
-    lossy = encoded(waveform, LOSSY)
-    assert len(lossy) < len(encoded(waveform, LOSSLESS)) / 2
+    assert encode_audio(waveform, LOSSLESS)[:4] == b"fLaC"
+    lossy = encode_audio(waveform, LOSSY)
+    assert len(lossy) < len(encode_audio(waveform, LOSSLESS)) / 2
     assert soundfile.info(io.BytesIO(lossy)).format == "MP3"
 
 
@@ -250,4 +250,4 @@ def test_the_command_writes_the_page_beside_the_run(run, tmp_path, capsys):
 
 
 def test_records_can_be_opened_by_the_run_itself_meanwhile(run):
-    assert Records.open(run).last == 6
+    assert RunDirectory.open(run).last == 6

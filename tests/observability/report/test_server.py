@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from common.errors import InputError
-from observability.report.server import Current, Server
+from observability.report.server import CurrentReport, ReportServer
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def server(run):
         run["made"] += 1
         return f"<!doctype html>state {run['state']}"
 
-    with Server("127.0.0.1", 0, Current(make, lambda: run["state"])) as server:
+    with ReportServer("127.0.0.1", 0, CurrentReport(make, lambda: run["state"])) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -80,21 +80,21 @@ def test_a_page_brings_its_policy(server):
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "Access-Control-Allow-Origin" not in headers
-    assert "Python" not in headers["Server"]
+    assert "Python" not in headers["ReportServer"]
 
 
 def test_an_address_in_use_is_refused_in_a_sentence(server):
     with pytest.raises(InputError, match=r"cannot listen on 127\.0\.0\.1"):
-        Server("127.0.0.1", server.server_port, server.current)
+        ReportServer("127.0.0.1", server.server_port, server.current)
     with pytest.raises(InputError, match="--port"):
-        Server("127.0.0.1", 99999, server.current)
+        ReportServer("127.0.0.1", 99999, server.current)
 
 
 def test_a_run_that_cannot_be_read_is_answered_with_the_reason():
     def make() -> str:
         raise InputError("the run is gone")
 
-    with Server("127.0.0.1", 0, Current(make, lambda: 1)) as server:
+    with ReportServer("127.0.0.1", 0, CurrentReport(make, lambda: 1)) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         answer, content = ask(server)

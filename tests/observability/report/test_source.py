@@ -1,21 +1,21 @@
 """What a report reads, while the run goes on writing it."""
 
-from observability.report.source import Source
-from observability.run_directory import Claim
+from observability.report.source import ReportSource
+from observability.run_directory import RunLock
 from tests.controller.examples import iteration
 from tests.observability.report.made import begin, config, listen
 
 
 def test_the_state_changes_with_everything_that_a_report_shows(root, playground, tmp_path):
     records = begin(root, tmp_path / "runs" / "young")
-    source, states = Source.open(records.directory), []
+    source, states = ReportSource.open(records.directory), []
 
     def seen() -> None:
         assert source.state_of_files() == source.state_of_files()
         states.append(source.state_of_files())
 
     seen()
-    claim = Claim.take(records.directory)
+    claim = RunLock.take(records.directory)
     seen()
     records.add_event("lost", member="rollout-0", reason="died")
     seen()
@@ -33,17 +33,17 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
 
 
 def test_looking_at_a_run_takes_nothing_from_it(tmp_path):
-    assert not Claim.held(tmp_path)
-    claim = Claim.take(tmp_path)
-    assert Claim.held(tmp_path)
+    assert not RunLock.held(tmp_path)
+    claim = RunLock.take(tmp_path)
+    assert RunLock.held(tmp_path)
     claim.release()
-    assert not Claim.held(tmp_path)
-    Claim.take(tmp_path, seconds=0).release()
+    assert not RunLock.held(tmp_path)
+    RunLock.take(tmp_path, seconds=0).release()
 
 
 def test_a_run_that_goes_on_with_other_settings_is_read_with_those(root, tmp_path):
     records = begin(root, tmp_path / "runs" / "young")
-    source = Source.open(records.directory)
+    source = ReportSource.open(records.directory)
     assert source.renewed() is source
     records.write_config(config(root, records.directory, recordings=1).yaml())
     assert source.renewed().config.evaluation.recordings == 1

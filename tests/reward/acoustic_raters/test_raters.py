@@ -6,10 +6,18 @@ import pytest
 from common.errors import InputError
 from playground.voices import say
 from reward.acoustic_raters.dnsmos import HOP, RATE, WINDOW, dnsmos
-from reward.acoustic_raters.raters import Anchors, Likeness, Pitch, SignalQuality, Target, Tempo, WordError
+from reward.acoustic_raters.raters import (
+    Pitch,
+    ScoreAnchors,
+    ScoreTarget,
+    SignalQuality,
+    Tempo,
+    VoiceSimilarity,
+    WordError,
+)
 from reward.acoustic_raters.voice_similarity import CepstralStatistics, cosine
-from reward.server import cards
-from reward.types import Missing, SpokenReply
+from reward.server import score_replies
+from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.types import Prompt
 from tests.reward.spoken import spoken
@@ -62,13 +70,13 @@ ME = "tests.reward.acoustic_raters.test_raters"
 
 @pytest.mark.parametrize(("measure", "score"), [(-1, 1.0), (2, 1.0), (3, 2.0), (6, 5.0), (9, 5.0)])
 def test_a_measure_becomes_a_score_by_two_points(measure, score):
-    assert Anchors(one=2, five=6).score(measure) == score
-    assert Anchors(one=-2, five=-6).score(-measure) == score
+    assert ScoreAnchors(one=2, five=6).score(measure) == score
+    assert ScoreAnchors(one=-2, five=-6).score(-measure) == score
 
 
 @pytest.mark.parametrize(("measure", "score"), [(2, 5.0), (3, 5.0), (1, 3.0), (4, 3.0), (0, 1.0), (9, 1.0)])
 def test_within_a_target_all_is_well(measure, score):
-    assert Target(low=2, high=3, tolerance=2).score(measure) == score
+    assert ScoreTarget(low=2, high=3, tolerance=2).score(measure) == score
 
 
 @pytest.mark.parametrize(
@@ -88,15 +96,15 @@ def test_what_is_heard_is_compared_with_the_text(recogniser, arguments, text, sc
 
 def test_hearing_costs_one_hearing_and_is_noted_for_the_metrics():
     rater = WordError(f"{ME}:Ear")
-    [card] = cards([rater], [reply(tone(200), "oh nine it is")], 10)
+    [card] = score_replies([rater], [reply(tone(200), "oh nine it is")], 10)
     assert card.scores == {"heard": 3.0}
     assert card.details["heard"] == "oh eight it is"
     assert card.details["heard_measure"] == "0.25 changes per word"
     assert card.measures["word_error"] == 0.25
     assert rater._hears.__self__.asked == 1
-    assert rater.rate(reply(None)) == Missing("no speech in the reply")
+    assert rater.rate(reply(None)) == MissingScore("no speech in the reply")
     assert rater.detail(reply(None)) == {}
-    assert rater.rate(reply(tone(200), " ?! ")) == Missing("no text to compare with")
+    assert rater.rate(reply(tone(200), " ?! ")) == MissingScore("no text to compare with")
 
 
 def test_languages_without_blanks_are_compared_by_character(monkeypatch):
@@ -106,8 +114,8 @@ def test_languages_without_blanks_are_compared_by_character(monkeypatch):
 
 
 def test_a_recogniser_that_gives_no_words_gives_no_score():
-    [card] = cards([WordError(f"{ME}:numbers")], [reply(tone(200))], 10)
-    assert card.scores["heard"] == Missing("heard raised TypeError", fault="rater")
+    [card] = score_replies([WordError(f"{ME}:numbers")], [reply(tone(200))], 10)
+    assert card.scores["heard"] == MissingScore("heard raised TypeError", fault="rater")
 
 
 def test_pitch_and_tempo_against_a_range():
@@ -115,12 +123,12 @@ def test_pitch_and_tempo_against_a_range():
     assert Pitch(low=10, high=13).rate(octave) == 5.0
     assert Pitch(low=15, high=18, tolerance=6).rate(octave) == pytest.approx(3.0, abs=0.05)
     assert Pitch(low=10, high=13).detail(octave) == {"pitch_measure": "12 semitones above 100 Hz"}
-    assert Pitch(low=10, high=13).rate(spoken()) == Missing("no voiced sound")
+    assert Pitch(low=10, high=13).rate(spoken()) == MissingScore("no voiced sound")
     assert Tempo(low=3.8, high=4.2).rate(octave) == 5.0
     assert Tempo(low=2.0, high=3.0, tolerance=2.0).rate(octave) == pytest.approx(3.0, abs=0.1)
     silence = Waveform(np.zeros(16000, dtype=np.float32), 16000)
-    assert Tempo(low=2, high=3).rate(reply(silence)) == Missing("no words or no sound to measure")
-    assert Tempo(low=2, high=3).rate(reply(None)) == Missing("no speech in the reply")
+    assert Tempo(low=2, high=3).rate(reply(silence)) == MissingScore("no words or no sound to measure")
+    assert Tempo(low=2, high=3).rate(reply(None)) == MissingScore("no speech in the reply")
 
 
 def test_signal_quality_is_that_of_speechmos_for_a_window(monkeypatch):
@@ -137,7 +145,7 @@ def test_signal_quality_is_that_of_speechmos_for_a_window(monkeypatch):
         assert dnsmos(window, part) == pytest.approx(float(found[name]), abs=1e-4)
     noisy = Waveform(np.clip(whole + np.random.default_rng(0).normal(0, 0.1, len(whole)), -1, 1).astype("f4"), RATE)
     assert SignalQuality().rate(reply(noisy)) < SignalQuality().rate(reply(window)) - 0.5
-    assert SignalQuality().rate(reply(Waveform(np.zeros(0, "f4"), RATE))) == Missing("no speech in the reply")
+    assert SignalQuality().rate(reply(Waveform(np.zeros(0, "f4"), RATE))) == MissingScore("no speech in the reply")
 
 
 def test_a_longer_sound_is_heard_to_its_end():
@@ -167,19 +175,19 @@ def test_likeness_to_a_reference_voice(tmp_path):
     voice, other = say(SENTENCES[0], VOICES[0], 175, 50), say(SENTENCES[1], VOICES[2], 175, 50)
     voice.write(tmp_path / "voice.wav")
     other.write(tmp_path / "other.wav")
-    rater = Likeness(reference=str(tmp_path / "voice.wav"))
+    rater = VoiceSimilarity(reference=str(tmp_path / "voice.wav"))
     near, far = (rater.rate(reply(say(SENTENCES[1], v, 175, 50))) for v in (VOICES[0], VOICES[2]))
     assert 4.0 < near <= 5.0
     assert far < near - 0.5
-    assert rater.rate(reply(Waveform(np.zeros(16000, "f4"), 16000))) == Missing("no voice to compare")
-    by_fact = Likeness(fact="voice", sounds=str(tmp_path))
+    assert rater.rate(reply(Waveform(np.zeros(16000, "f4"), 16000))) == MissingScore("no voice to compare")
+    by_fact = VoiceSimilarity(fact="voice", sounds=str(tmp_path))
     assert by_fact.rate(reply(other, voice="other.wav")) == 5.0
     assert by_fact.rate(reply(other, voice="voice.wav")) < 5.0
-    assert by_fact.rate(reply(other)) == Missing("no reference voice")
-    [card] = cards([by_fact], [reply(other, voice="../other.wav")], 10)
-    assert card.scores["likeness"] == Missing("likeness raised InputError", fault="rater")
-    versions = {Likeness(reference=str(tmp_path / name)).version for name in ("voice.wav", "other.wav")}
-    own = Likeness(reference=str(tmp_path / "voice.wav"), embedder=f"{ME}:flat")
+    assert by_fact.rate(reply(other)) == MissingScore("no reference voice")
+    [card] = score_replies([by_fact], [reply(other, voice="../other.wav")], 10)
+    assert card.scores["likeness"] == MissingScore("likeness raised InputError", fault="rater")
+    versions = {VoiceSimilarity(reference=str(tmp_path / name)).version for name in ("voice.wav", "other.wav")}
+    own = VoiceSimilarity(reference=str(tmp_path / "voice.wav"), embedder=f"{ME}:flat")
     assert own.rate(reply(voice)) == 5.0
     assert len(versions | {own.version, by_fact.version}) == 4
 
@@ -215,9 +223,9 @@ def test_a_version_names_all_that_decides_a_score():
         (lambda: Pitch(low=3, high=2), "low: 3 must not be above high, 2"),
         (lambda: Pitch(low=1, high=2, tolerance=0), "tolerance: 0 must be above 0"),
         (lambda: Tempo(low="fast", high=2), "low: 'fast' must be a number"),
-        (Likeness, "reference, fact: give one of them"),
-        (lambda: Likeness(reference="/no/such.wav"), "reference: '/no/such.wav' cannot be used"),
-        (lambda: Likeness(fact="voice"), "sounds: '' is no folder"),
+        (VoiceSimilarity, "reference, fact: give one of them"),
+        (lambda: VoiceSimilarity(reference="/no/such.wav"), "reference: '/no/such.wav' cannot be used"),
+        (lambda: VoiceSimilarity(fact="voice"), "sounds: '' is no folder"),
         (lambda: Tempo(low=1, high=2, name=""), "name: '' must be text"),
     ],
 )

@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from common.errors import InputError
-from configs.load import read
+from configs.load import load_config
 from controller.inputs import read_inputs
 
-JUDGE = "{name: judge, use: 'reward.remote.http_judge:HttpRater', arguments: {%s}}"
+JUDGE = "{name: judge, use: 'reward.remote.http_judge:HttpJudge', arguments: {%s}}"
 
 
 def configured(root, world, arguments: str):
@@ -17,7 +17,7 @@ def configured(root, world, arguments: str):
         "reward.scores={}",
         f"model.checkpoint={world / 'base'}",
     ]
-    return read(root / "configs" / "playground.yaml", overrides)
+    return load_config(root / "configs" / "playground.yaml", overrides)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, co
 @pytest.mark.parametrize(
     ("use", "arguments", "complaint"),
     [
-        ("reward.llm_judges.openai_chat:ChatRater", "url: 'http://127.0.0.1:9/v1'", "argument 'model' is missing"),
+        ("reward.llm_judges.openai_chat:ChatJudge", "url: 'http://127.0.0.1:9/v1'", "argument 'model' is missing"),
         (
-            "reward.llm_judges.openai_chat:ChatRater",
+            "reward.llm_judges.openai_chat:ChatJudge",
             "url: 'http://127.0.0.1:9', model: m, rubric: x",
             "rubric: 'x' is neither",
         ),

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 
 from common.errors import InputError
-from reward.llm_judges.openai_chat import ChatRater
+from reward.llm_judges.openai_chat import ChatJudge
 from reward.llm_judges.prompts import NO_SOUND
-from reward.remote.http_judge import wav
-from reward.types import Missing, Rated
+from reward.remote.http_judge import encode_wav
+from reward.types import MissingScore, RaterOutput
 from speech.audio import Waveform
 from tests.reward.chat_service import GOOD, USAGE, WAYS, Service
 from tests.reward.spoken import spoken
@@ -67,7 +67,7 @@ def heard(part: dict) -> Waveform:
 
 def test_a_good_answer_is_a_score_with_its_reason_and_its_price(service):
     rater = service.rater()
-    assert rater.rate_all(different(3), 20) == [Rated(score=4.5, details={"judge_reason": "clear and right"})] * 3
+    assert rater.rate_all(different(3), 20) == [RaterOutput(score=4.5, details={"judge_reason": "clear and right"})] * 3
     counted = rater.counters()
     assert counted["calls"] == len(service.asked) == 3
     assert counted["failures"] == counted["retries"] == 0
@@ -110,7 +110,7 @@ def test_a_question_that_cannot_be_heard_is_no_score(service, tmp_path):
     rater = service.rater(sounds=str(tmp_path))
     named = [spoken(question_audio=name) for name in ("gone.wav", "../outside.wav", "noise.wav")]
     rated = rater.rate_all([*named, spoken()], 20)
-    assert [one.score for one in rated] == [Missing(NO_SOUND, fault="rater")] * 3 + [4.5]
+    assert [one.score for one in rated] == [MissingScore(NO_SOUND, fault="rater")] * 3 + [4.5]
     assert "gone.wav" in rated[0].details["judge_error"]
     assert "not below" in rated[1].details["judge_error"]
     assert len(service.asked) == 1
@@ -136,7 +136,7 @@ def test_nothing_but_a_good_answer_becomes_a_score(service, way):
     started = time.monotonic()
     rated = rater.rate_all(different(6), 30)
     assert time.monotonic() - started < 6
-    assert {one.score for one in rated} == {Missing(REASONS[way], fault="rater")}
+    assert {one.score for one in rated} == {MissingScore(REASONS[way], fault="rater")}
     assert all(one.details["judge_error"] for one in rated)
     counted = rater.counters()
     calls = 12 if way in AGAIN else 6
@@ -155,7 +155,7 @@ def test_every_way_is_tried():
 def test_of_many_replies_those_that_were_answered_have_their_score(service):
     service.does(["well", "fault", "words", "well", "high", "key", "well", "drop", "well"])
     rated = service.rater(retries=0, concurrency=1).rate_all(different(9), 30)
-    reasons = [one.score.reason if isinstance(one.score, Missing) else one.score for one in rated]
+    reasons = [one.score.reason if isinstance(one.score, MissingScore) else one.score for one in rated]
     assert reasons == [
         *(4.5, "server error", "not understood", 4.5, "out of range", "refused", 4.5, "connection failed", 4.5)
     ]
@@ -279,13 +279,13 @@ def test_a_scale_of_ones_own(service, tmp_path, monkeypatch):
 def test_impossible_arguments_are_refused(service, changes, complaint):
     arguments = {"name": "judge", "url": service.url, "model": "m", "input_price": 1, "output_price": 1} | changes
     with pytest.raises(InputError, match=complaint) as refused:
-        ChatRater.check(arguments)
+        ChatJudge.check(arguments)
     assert "pass@" not in str(refused.value)
     with pytest.raises(InputError, match="argument 'model' is missing"):
-        ChatRater.check({"name": "judge", "url": service.url})
+        ChatJudge.check({"name": "judge", "url": service.url})
 
 
 def test_the_sound_is_the_same_as_that_of_the_plain_judge():
     """One encoder: WAV, 16 bits."""
     one = spoken()
-    assert soundfile.info(io.BytesIO(wav(one.waveform))).subtype == "PCM_16"
+    assert soundfile.info(io.BytesIO(encode_wav(one.waveform))).subtype == "PCM_16"

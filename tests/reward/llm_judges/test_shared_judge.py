@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 
-from cluster.monitored_actor import identify
+from cluster.monitored_actor import find_identity
 from reward.llm_judges import vllm_service
 from reward.llm_judges.vllm_judge import LocalRater, LocalSettings
 from reward.llm_judges.vllm_service import JudgeServer, There, Users
@@ -32,7 +32,7 @@ def cluster():
 
 def ended(actor, seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not identify(actor).death:
+    while not find_identity(actor).death:
         if time.monotonic() > end:
             return False
         time.sleep(0.2)
@@ -75,7 +75,7 @@ def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
     name = user._actor_id.hex()
     assert ray.get(judge.hello.remote(name), timeout=200)
     time.sleep(6)
-    assert not identify(judge).death
+    assert not find_identity(judge).death
     ray.kill(user)
     assert ended(judge, 20)
 

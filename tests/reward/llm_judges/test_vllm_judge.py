@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import InputError
 from reward.llm_judges.parsing import fingerprint
-from reward.llm_judges.prompts import messages
+from reward.llm_judges.prompts import judge_messages
 from reward.llm_judges.vllm_judge import LocalRater
-from reward.types import Missing
+from reward.types import MissingScore
 from speech.audio import Waveform
 from tests.reward.llm_judges.tiny_judges import write_listener, write_reader
 from tests.reward.spoken import spoken
@@ -41,7 +41,7 @@ def test_the_expected_score_is_that_of_the_model_itself(reader):
     words, model = AutoTokenizer.from_pretrained(reader), AutoModelForCausalLM.from_pretrained(reader).eval()
     digits = words.convert_tokens_to_ids(list("12345"))
     for reply, one in zip(replies(), rated, strict=True):
-        asked = messages(judge.settings, judge.settings.told(reason_first=False), reply)
+        asked = judge_messages(judge.settings, judge.settings.told(reason_first=False), reply)
         prompt = words.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + '{"score": '
         with torch.no_grad():
             logps = model(**words(prompt, return_tensors="pt")).logits[0, -1].log_softmax(-1)
@@ -78,22 +78,22 @@ def test_it_writes_a_verdict_that_is_read_strictly(reader):
     assert {one.score for one in rated} <= set(np.arange(1, 5.5, 0.5).tolist()), rated
     assert all(len(one.details.get("judge_reason", "")) <= 40 for one in rated)
     cut = rater(reader, score="answer", longest_reason=40, max_tokens=5, retries=0).rate_all(replies()[:2], 100)
-    assert {one.score for one in cut} == {Missing("not understood", fault="rater")}
+    assert {one.score for one in cut} == {MissingScore("not understood", fault="rater")}
     assert "cut off" in cut[0].details["judge_error"]
 
 
 def test_a_model_that_was_not_about_to_give_a_score_gives_none(reader):
     rated = rater(reader, sure=0.9).rate_all(replies()[:1], 100)
-    assert rated[0].score == Missing("not understood", fault="rater")
+    assert rated[0].score == MissingScore("not understood", fault="rater")
     assert "below sure: 0.9" in rated[0].details["judge_error"]
 
 
 def test_what_cannot_be_put_to_it_costs_the_others_nothing(reader):
     rated = rater(reader).rate_all([*replies()[:2], spoken("oh " * 2000)], 100)
     assert [isinstance(one.score, float) for one in rated] == [True, True, False]
-    assert rated[2].score == Missing("refused", fault="rater")
+    assert rated[2].score == MissingScore("refused", fault="rater")
     [strange] = rater(reader, opening="1").rate_all([spoken()], 100)
-    assert not isinstance(strange.score, Missing)
+    assert not isinstance(strange.score, MissingScore)
 
 
 def test_a_model_that_listens_hears_question_and_reply(tmp_path):
@@ -107,7 +107,7 @@ def test_a_model_that_listens_hears_question_and_reply(tmp_path):
     scores = [one.score for one in judge.rate_all(heard, 100)]
     assert len(set(scores)) == 4
     assert [one.score for one in again.rate_all(heard[::-1], 100)] == pytest.approx(scores[::-1], abs=1e-4)
-    assert judge.rate(spoken(sound=None)) == Missing("no speech in the reply")
+    assert judge.rate(spoken(sound=None)) == MissingScore("no speech in the reply")
 
 
 def test_a_model_that_only_reads_must_be_said_to(reader):

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from reward.remote.cache import ANSWERS, Answer, AnswerCache, key, merged, read_answers, write_answers
+from reward.remote.cache import (
+    ANSWERS,
+    AnswerCache,
+    CachedAnswer,
+    cache_key,
+    merge_answers,
+    read_answers,
+    write_answers,
+)
 from speech.audio import Waveform
 from tests.reward.spoken import spoken
 
@@ -20,26 +28,26 @@ ONE = spoken()
 @pytest.mark.parametrize(
     "other",
     [
-        key("judge", "2", ONE),
-        key("jury", "1", ONE),
-        key("judge1", "", ONE),
-        key("judge", "1", spoken(sound=1)),
-        key("judge", "1", spoken(sound=None)),
-        key("judge", "1", replace(ONE, waveform=Waveform(ONE.waveform.samples, 8000))),
-        key("judge", "1", spoken(text="oh nine it is")),
-        key("judge", "1", spoken(answer="nine")),
-        key("judge", "1", spoken(manner="high")),
-        key("judge", "1", replace(ONE, prompt=replace(ONE.prompt, text="five plus three"))),
-        key("judge", "1", replace(ONE, prompt=replace(ONE.prompt, id="q"))),
-        key("judge", "1", ONE, listens=False),
+        cache_key("judge", "2", ONE),
+        cache_key("jury", "1", ONE),
+        cache_key("judge1", "", ONE),
+        cache_key("judge", "1", spoken(sound=1)),
+        cache_key("judge", "1", spoken(sound=None)),
+        cache_key("judge", "1", replace(ONE, waveform=Waveform(ONE.waveform.samples, 8000))),
+        cache_key("judge", "1", spoken(text="oh nine it is")),
+        cache_key("judge", "1", spoken(answer="nine")),
+        cache_key("judge", "1", spoken(manner="high")),
+        cache_key("judge", "1", replace(ONE, prompt=replace(ONE.prompt, text="five plus three"))),
+        cache_key("judge", "1", replace(ONE, prompt=replace(ONE.prompt, id="q"))),
+        cache_key("judge", "1", ONE, listens=False),
     ],
 )
 def test_an_answer_is_to_one_question(other):
-    assert key("judge", "1", spoken()) == key("judge", "1", ONE) != other
+    assert cache_key("judge", "1", spoken()) == cache_key("judge", "1", ONE) != other
 
 
 def test_a_rater_that_reads_only_is_asked_once_about_the_same_words():
-    assert key("judge", "1", ONE, listens=False) == key("judge", "1", spoken(sound=1), listens=False)
+    assert cache_key("judge", "1", ONE, listens=False) == cache_key("judge", "1", spoken(sound=1), listens=False)
 
 
 @given(texts=st.lists(st.text(max_size=3), min_size=4, max_size=4), others=st.lists(st.text(max_size=3), min_size=4))
@@ -47,7 +55,7 @@ def test_no_two_questions_look_alike(texts, others):
     """Parts that run together when joined are still other parts."""
 
     def of(name, version, text, answer, *_):
-        return key(name, version, spoken(text, answer, sound=None))
+        return cache_key(name, version, spoken(text, answer, sound=None))
 
     assert (of(*texts) == of(*others)) == (texts == others[:4])
 
@@ -58,7 +66,7 @@ def test_the_cache_is_bounded_and_forgets_what_was_longest_of_no_use(steps, size
     for what, number in steps:
         name = bytes([number]) * 32
         if what == "p":
-            cache.put(name, Answer(score=number, reason=""))
+            cache.put(name, CachedAnswer(score=number, reason=""))
             model.pop(name, None)
             model[name] = number
             model = dict(list(model.items())[max(0, len(model) - size) :])
@@ -73,25 +81,25 @@ def test_the_cache_is_bounded_and_forgets_what_was_longest_of_no_use(steps, size
 def filled(rater: str, version: str, *numbers: int) -> AnswerCache:
     cache = AnswerCache(rater, version, 100)
     for number in numbers:
-        cache.put(bytes([number]) * 32, Answer(score=float(number), reason=f"because {number}"))
+        cache.put(bytes([number]) * 32, CachedAnswer(score=float(number), reason=f"because {number}"))
     return cache
 
 
 def test_answers_survive_in_a_file_for_their_rater_and_version(tmp_path):
     tables = [filled("judge", "1", 1, 2).table(), filled("judge", "1", 3, 1).table(), filled("jury", "1", 4).table()]
-    write_answers(tmp_path / "judges.parquet", merged(tables))
+    write_answers(tmp_path / "judges.parquet", merge_answers(tables))
     table = read_answers(tmp_path / "judges.parquet")
     assert [row["key"][0] for row in table.to_pylist()] == [2, 3, 1, 4]
     same, newer = AnswerCache("judge", "1", 100), AnswerCache("judge", "2", 100)
-    same.put(bytes([3]) * 32, Answer(score=5.0, reason="its own"))
+    same.put(bytes([3]) * 32, CachedAnswer(score=5.0, reason="its own"))
     same.load(table)
     newer.load(table)
     assert len(same) == 3
     assert len(newer) == 0
-    assert same.get(bytes([2]) * 32) == Answer(score=2.0, reason="because 2")
-    assert same.get(bytes([3]) * 32) == Answer(score=5.0, reason="its own")
-    assert [row["key"][0] for row in merged(tables, 2).to_pylist()] == [1, 4]
-    assert merged([]).num_rows == 0
+    assert same.get(bytes([2]) * 32) == CachedAnswer(score=2.0, reason="because 2")
+    assert same.get(bytes([3]) * 32) == CachedAnswer(score=5.0, reason="its own")
+    assert [row["key"][0] for row in merge_answers(tables, 2).to_pylist()] == [1, 4]
+    assert merge_answers([]).num_rows == 0
 
 
 DAMAGED = {

@@ -7,39 +7,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from reward.remote.circuit_breaker import Breaker, State, Wait, pause, retry_after
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitPermit, CircuitState, backoff, retry_after
 
 
 def test_it_opens_after_failures_in_a_row_and_tries_again_later():
-    breaker = Breaker(failures=3, seconds=10)
+    breaker = CircuitBreaker(failures=3, seconds=10)
     for alive in (False, False, True, False, False):  # the success in between starts the count anew
         breaker.report(breaker.enter(0.0), alive, 0.0)
-    assert breaker.state == State.CLOSED
+    assert breaker.state == CircuitState.CLOSED
     breaker.report(breaker.enter(0.0), False, 1.0)
-    assert breaker.state == State.OPEN
-    assert breaker.enter(10.9) == Wait.REFUSED
+    assert breaker.state == CircuitState.OPEN
+    assert breaker.enter(10.9) == CircuitPermit.REFUSED
     trial = breaker.enter(11.0)
     assert isinstance(trial, int)
-    assert breaker.state == State.HALF_OPEN
-    assert breaker.enter(11.0) == Wait.TRIED
+    assert breaker.state == CircuitState.HALF_OPEN
+    assert breaker.enter(11.0) == CircuitPermit.TRIED
     breaker.report(trial, False, 12.0)
-    assert breaker.enter(21.9) == Wait.REFUSED
+    assert breaker.enter(21.9) == CircuitPermit.REFUSED
     breaker.report(breaker.enter(22.0), True, 22.5)
-    assert breaker.state == State.CLOSED
+    assert breaker.state == CircuitState.CLOSED
     assert breaker.openings == 2
 
 
 def test_answers_from_before_it_opened_do_not_decide():
-    breaker = Breaker(failures=1, seconds=10)
+    breaker = CircuitBreaker(failures=1, seconds=10)
     early, late = breaker.enter(0.0), breaker.enter(0.0)
     breaker.report(early, False, 0.0)
     breaker.report(late, True, 1.0)
-    assert breaker.state == State.OPEN
+    assert breaker.state == CircuitState.OPEN
     trial = breaker.enter(10.0)
     breaker.report(late, True, 10.0)
-    assert breaker.state == State.HALF_OPEN
+    assert breaker.state == CircuitState.HALF_OPEN
     breaker.report(trial, None, 10.0)  # given up without an answer: the next one finds out
-    assert breaker.state == State.OPEN
+    assert breaker.state == CircuitState.OPEN
     assert isinstance(breaker.enter(10.0), int)
 
 
@@ -50,7 +50,7 @@ class Any(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.breaker, self.now, self.failed = Breaker(failures=2, seconds=5), 0.0, -5.0
+        self.breaker, self.now, self.failed = CircuitBreaker(failures=2, seconds=5), 0.0, -5.0
 
     @rule(seconds=st.floats(0, 4))
     def wait(self, seconds):
@@ -60,10 +60,10 @@ class Any(RuleBasedStateMachine):
     def ask(self):
         before = self.breaker.state
         answer = self.breaker.enter(self.now)
-        if before == State.CLOSED:
+        if before == CircuitState.CLOSED:
             assert isinstance(answer, int)
-        elif before == State.HALF_OPEN:
-            assert answer == Wait.TRIED
+        elif before == CircuitState.HALF_OPEN:
+            assert answer == CircuitPermit.TRIED
         return answer
 
     @rule(ticket=consumes(tickets), alive=st.sampled_from([True, False, None]))
@@ -77,7 +77,7 @@ class Any(RuleBasedStateMachine):
 
     @invariant()
     def it_is_never_shut_for_longer_than_agreed(self):
-        if self.breaker.state == State.OPEN and self.now >= self.failed + 5:
+        if self.breaker.state == CircuitState.OPEN and self.now >= self.failed + 5:
             trial = self.breaker.enter(self.now)
             assert isinstance(trial, int)
             self.breaker.report(trial, None, self.now)
@@ -88,9 +88,9 @@ TestAny = Any.TestCase
 
 @given(attempt=st.integers(1, 10_000), draw=st.floats(0, 1, exclude_max=True), after=st.none() | st.floats(0, 1e6))
 def test_pauses_grow_up_to_a_bound_and_keep_what_was_asked_for(attempt, draw, after):
-    seconds = pause(attempt, draw, first=0.5, longest=20, after=after)
+    seconds = backoff(attempt, draw, first=0.5, longest=20, after=after)
     assert (after or 0) <= seconds <= (after or 0) + min(20, 0.5 * 2 ** min(attempt - 1, 10))
-    assert pause(attempt, 0.5, first=0.5, longest=20) <= pause(attempt + 1, 0.5, first=0.5, longest=20)
+    assert backoff(attempt, 0.5, first=0.5, longest=20) <= backoff(attempt + 1, 0.5, first=0.5, longest=20)
 
 
 NOW = datetime(2026, 7, 9, 12, tzinfo=UTC)

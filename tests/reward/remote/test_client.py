@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from reward.remote.client import Failure, Reason, RemoteRater, RemoteSettings, Said, strict
-from reward.types import Missing
+from reward.remote.client import FailureReason, JudgeAnswer, JudgeFailure, RemoteJudge, RemoteJudgeConfig, parse_number
+from reward.types import MissingScore
 from tests.reward.spoken import at_once, spoken
 
-DOWN = Failure(Reason.SERVER, "HTTP 500", again=True, down=True)
+DOWN = JudgeFailure(FailureReason.SERVER, "HTTP 500", again=True, down=True)
 
 
-class Scripted(RemoteRater):
+class Scripted(RemoteJudge):
     """Each attempt does what stands next in the script: an answer, a failure, or a wait of so many seconds before 3."""
 
     def __init__(self, *script, **settings):
-        super().__init__(RemoteSettings(name="judge", version="1", **settings))
+        super().__init__(RemoteJudgeConfig(name="judge", version="1", **settings))
         self.script, self.asked, self.at_once = list(script), [], 0
 
     async def ask(self, spoken):
@@ -32,7 +32,7 @@ class Scripted(RemoteRater):
             self.at_once -= 1
         if isinstance(step, Exception):
             raise step
-        return step if isinstance(step, Said) else Said(score=3)
+        return step if isinstance(step, JudgeAnswer) else JudgeAnswer(score=3)
 
 
 def rate(rater, *replies, seconds=1000.0):
@@ -41,8 +41,8 @@ def rate(rater, *replies, seconds=1000.0):
     return [one.score for one in rated], took
 
 
-def missing(reason: Reason) -> Missing:
-    return Missing(str(reason), fault="rater")
+def missing(reason: FailureReason) -> MissingScore:
+    return MissingScore(str(reason), fault="rater")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def missing(reason: Reason) -> Missing:
     ],
 )
 def test_what_an_answer_says_of_its_price_is_added_up_and_costs_no_score(told, counted):
-    rater = Scripted(*(Said(score=4, usage=usage) for usage in told))
+    rater = Scripted(*(JudgeAnswer(score=4, usage=usage) for usage in told))
     assert rate(rater, *many(2))[0] == [4.0, 4.0]
     assert tuple(rater.counters().get(name) for name in ("input_tokens", "output_tokens", "cost")) == counted
 
@@ -65,7 +65,7 @@ def many(count: int) -> list:
 
 
 def test_a_failure_that_may_pass_is_tried_again():
-    rater = Scripted(DOWN, 100, Said(score=4, reason="good"), timeout=5)
+    rater = Scripted(DOWN, 100, JudgeAnswer(score=4, reason="good"), timeout=5)
     assert rate(rater)[0] == [4.0]
     assert rater.counters()["calls"] == 3
     assert rater.counters()["retries"] == 2
@@ -75,11 +75,11 @@ def test_a_failure_that_may_pass_is_tried_again():
 @pytest.mark.parametrize(
     ("step", "reason", "calls"),
     [
-        (DOWN, Reason.SERVER, 3),
-        (Failure(Reason.REFUSED, "HTTP 401"), Reason.REFUSED, 1),
-        (100, Reason.TIMEOUT, 3),
-        (Said(score="5"), Reason.NOT_A_NUMBER, 1),
-        (Said(score=3, version="2"), Reason.OTHER_VERSION, 1),
+        (DOWN, FailureReason.SERVER, 3),
+        (JudgeFailure(FailureReason.REFUSED, "HTTP 401"), FailureReason.REFUSED, 1),
+        (100, FailureReason.TIMEOUT, 3),
+        (JudgeAnswer(score="5"), FailureReason.NOT_A_NUMBER, 1),
+        (JudgeAnswer(score=3, version="2"), FailureReason.OTHER_VERSION, 1),
     ],
 )
 def test_a_failure_is_missing_by_fault_of_the_rater(step, reason, calls):
@@ -93,25 +93,25 @@ def test_a_failure_is_missing_by_fault_of_the_rater(step, reason, calls):
 
 def test_a_fault_in_the_code_of_a_rater_tells_nothing_but_its_kind():
     [rated], _ = at_once(Scripted(RuntimeError("Bearer abc")).rate_batch([spoken()], 10))
-    assert rated.score == Missing("judge raised RuntimeError", fault="rater")
+    assert rated.score == MissingScore("judge raised RuntimeError", fault="rater")
     assert "abc" not in repr(rated)
 
 
 def test_one_reply_takes_no_longer_than_its_deadline():
     for deadline in (1, 7, 30):
         scores, took = rate(Scripted(100, timeout=5, deadline=deadline, retries=50, breaker_failures=100))
-        assert scores == [missing(Reason.TIMEOUT)]
+        assert scores == [missing(FailureReason.TIMEOUT)]
         assert took <= deadline
 
 
 def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
-    busy = Failure(Reason.LIMITED, "HTTP 429", again=True, after=20)
-    patient = Scripted(busy, Said(score=2), deadline=30)
+    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", again=True, after=20)
+    patient = Scripted(busy, JudgeAnswer(score=2), deadline=30)
     assert rate(patient)[0] == [2.0]
     assert 20 <= patient.asked[1] - patient.asked[0] <= 21
-    hurried = Scripted(busy, Said(score=2), deadline=15)
+    hurried = Scripted(busy, JudgeAnswer(score=2), deadline=15)
     scores, took = rate(hurried)
-    assert scores == [missing(Reason.LIMITED)]
+    assert scores == [missing(FailureReason.LIMITED)]
     assert took < 1
 
 
@@ -125,11 +125,11 @@ def test_so_many_at_once_and_no_more():
 
 def test_a_batch_ends_in_time_with_what_it_has():
     """A reply that is answered keeps its score, whatever becomes of the others."""
-    rater = Scripted(*[Said(score=5), 100] * 5, 100, concurrency=2, timeout=20, retries=0, breaker_failures=50)
+    rater = Scripted(*[JudgeAnswer(score=5), 100] * 5, 100, concurrency=2, timeout=20, retries=0, breaker_failures=50)
     scores, took = rate(rater, *many(30), seconds=50)
     assert took <= 50
     assert scores.count(5.0) == 5
-    assert scores.count(missing(Reason.TIMEOUT)) == 25
+    assert scores.count(missing(FailureReason.TIMEOUT)) == 25
 
 
 def test_a_rater_that_is_down_is_left_alone_and_tried_again():
@@ -142,12 +142,12 @@ def test_a_rater_that_is_down_is_left_alone_and_tried_again():
         assert asyncio.get_running_loop().time() == before
         assert len(rater.asked) == calls
         await asyncio.sleep(60)
-        rater.script = [Said(score=4)]
+        rater.script = [JudgeAnswer(score=4)]
         return down, refused, await rater.rate_batch(many(10), 1000)
 
     (down, refused, up), _ = at_once(story())
-    assert [one.score for one in down] == [missing(Reason.SERVER)] * 3 + [missing(Reason.UNAVAILABLE)] * 7
-    assert {one.score for one in refused} == {missing(Reason.UNAVAILABLE)}
+    assert [one.score for one in down] == [missing(FailureReason.SERVER)] * 3 + [missing(FailureReason.UNAVAILABLE)] * 7
+    assert {one.score for one in refused} == {missing(FailureReason.UNAVAILABLE)}
     assert [one.score for one in up] == [4.0] * 10
     assert rater.counters()["breaker_openings"] == 1
     assert rater.counters()["unavailable"] == 17
@@ -157,11 +157,11 @@ def test_a_rater_that_is_down_is_left_alone_and_tried_again():
 def test_a_rater_that_never_answers_is_down():
     rater = Scripted(100, timeout=5, retries=0, breaker_failures=3, concurrency=1)
     scores, took = rate(rater, *many(10))
-    assert scores == [missing(Reason.TIMEOUT)] * 3 + [missing(Reason.UNAVAILABLE)] * 7
+    assert scores == [missing(FailureReason.TIMEOUT)] * 3 + [missing(FailureReason.UNAVAILABLE)] * 7
     assert took == pytest.approx(15)
     assert rater.left_alone
     hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # it had no time to show whether it would
-    assert rate(hurried, seconds=5)[0] == [missing(Reason.TIMEOUT)]
+    assert rate(hurried, seconds=5)[0] == [missing(FailureReason.TIMEOUT)]
     assert hurried.counters()["breaker_openings"] == 0
 
 
@@ -181,13 +181,13 @@ def test_those_who_come_while_one_is_finding_out_wait_for_it():
 
 def test_nonsense_does_not_open_the_breaker():
     """A rater that answers is not down; how many of its scores are missing is another limit's business."""
-    rater = Scripted(Said(score=None), breaker_failures=2)
-    assert set(rate(rater, *many(10))[0]) == {missing(Reason.NOT_A_NUMBER)}
+    rater = Scripted(JudgeAnswer(score=None), breaker_failures=2)
+    assert set(rate(rater, *many(10))[0]) == {missing(FailureReason.NOT_A_NUMBER)}
     assert len(rater.asked) == 10
 
 
 def test_nothing_is_asked_twice():
-    rater = Scripted(Said(score=4, reason="clear"))
+    rater = Scripted(JudgeAnswer(score=4, reason="clear"))
 
     async def story():
         return await rater.rate_batch([spoken(), spoken(), spoken(sound=1)], 10), await rater.rate_batch([spoken()], 10)
@@ -200,20 +200,20 @@ def test_nothing_is_asked_twice():
     other = Scripted(DOWN)
     other.cache.load(rater.cache.table())
     assert rate(other)[0] == [4.0]
-    narrower = Scripted(Said(score=2), highest=3.0)
+    narrower = Scripted(JudgeAnswer(score=2), highest=3.0)
     narrower.cache.load(rater.cache.table())
     assert rate(narrower)[0] == [2.0]
 
 
 def test_a_rater_that_listens_is_not_shown_a_reply_without_speech():
-    listens, reads = Scripted(Said(score=4)), Scripted(Said(score=4), listens=False)
-    assert rate(listens, spoken(sound=None))[0] == [Missing("no speech in the reply", fault="reply")]
+    listens, reads = Scripted(JudgeAnswer(score=4)), Scripted(JudgeAnswer(score=4), listens=False)
+    assert rate(listens, spoken(sound=None))[0] == [MissingScore("no speech in the reply", fault="reply")]
     assert rate(reads, spoken(sound=None))[0] == [4.0]
     assert listens.asked == []
 
 
 def test_it_works_from_any_thread():
-    rater = Scripted(Said(score=4))
+    rater = Scripted(JudgeAnswer(score=4))
     assert rater.rate(spoken()) == 4.0
     assert [one.score for one in rater.rate_all(many(3), 10)] == [4.0] * 3
 
@@ -229,13 +229,13 @@ def test_it_works_from_any_thread():
 def test_only_a_number_on_the_scale_is_a_score(score, reason):
     """Method §7, rule 1: nothing is converted, and nothing is moved onto the scale."""
     if type(score) in (int, float) and 1 <= score <= 5 and not isinstance(reason, int):
-        answer = strict(score, reason, 1.0, 5.0)
+        answer = parse_number(score, reason, 1.0, 5.0)
         assert answer.score == score
         assert len(answer.reason.encode("utf-8")) >= len(reason or "")
     else:
-        with pytest.raises(Failure) as failure:
-            strict(score, reason, 1.0, 5.0)
-        assert failure.value.reason in set(Reason)
+        with pytest.raises(JudgeFailure) as failure:
+            parse_number(score, reason, 1.0, 5.0)
+        assert failure.value.reason in set(FailureReason)
 
 
 @pytest.mark.parametrize(
@@ -258,4 +258,4 @@ def test_only_a_number_on_the_scale_is_a_score(score, reason):
 )
 def test_impossible_settings_are_refused_by_name(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        RemoteSettings(**({"name": "judge", "version": "1"} | change))
+        RemoteJudgeConfig(**({"name": "judge", "version": "1"} | change))

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from common.errors import InputError
-from playground.judge import FAULTS, Judge
+from playground.judge import FAULTS, TestJudge
 from playground.raters import Answer
-from reward.remote.http_judge import HttpRater, Secret
-from reward.server import cards
-from reward.types import Missing, Rated
+from reward.remote.http_judge import ApiKey, HttpJudge
+from reward.server import score_replies
+from reward.types import MissingScore, RaterOutput
 from tests.reward.judges import KEY, Process
 from tests.reward.spoken import spoken
 
@@ -57,8 +57,8 @@ def different(count: int) -> list:
 def test_a_judge_elsewhere_says_what_it_says_here(judge):
     rated = judge.rater().rate_all([RIGHT, WRONG], 10)
     assert rated == [
-        Rated(score=5.0, details={"judge_reason": "'oh eight it is' to 'three plus five'"}),
-        Rated(score=1.0, details={"judge_reason": "'oh nine it is' to 'three plus five'"}),
+        RaterOutput(score=5.0, details={"judge_reason": "'oh eight it is' to 'three plus five'"}),
+        RaterOutput(score=1.0, details={"judge_reason": "'oh nine it is' to 'three plus five'"}),
     ]
 
 
@@ -115,15 +115,15 @@ def test_one_bad_answer_leaves_the_others_as_they_are(judge):
     judge.fail(error=0.1, garbage=0.1, wrong=0.2, hangup=0.1, slow=0.05)
     replies = [spoken(words, sound=n) for n in range(20) for words in ("oh eight it is", "oh nine it is")]
     rated = judge.rater(retries=0, concurrency=20, timeout=2).rate_all(replies, 30)
-    numbers = [one.score for one in rated if not isinstance(one.score, Missing)]
+    numbers = [one.score for one in rated if not isinstance(one.score, MissingScore)]
     assert 10 < len(numbers) < 35
     for reply, one in zip(replies, rated, strict=True):
-        assert isinstance(one.score, Missing) or one.score == Answer().rate(reply)
+        assert isinstance(one.score, MissingScore) or one.score == Answer().rate(reply)
 
 
 def test_the_same_seed_fails_alike():
     def draws(seed: int) -> list[str]:
-        judge = Judge("answer", {"error": 0.3, "slow": 0.3}, seed, 1.0)
+        judge = TestJudge("answer", {"error": 0.3, "slow": 0.3}, seed, 1.0)
         return [judge.draw(question)[0] for question in (b"a", b"b", b"c", b"a") * 5]
 
     assert draws(1) == draws(1) != draws(2)
@@ -144,14 +144,14 @@ def test_the_key_is_sent_and_never_shown(judge, monkeypatch, caplog, capfd):
         strange = judge.rater().rate_all([RIGHT], 10)
     assert repeated[0].score == 5.0
     assert repeated[0].details == {"judge_reason": "asked with the key [key]"}
-    assert strange[0].score == Missing("refused", fault="rater")
+    assert strange[0].score == MissingScore("refused", fault="rater")
     rater = judge.rater()
     shown = [caplog.text, *capfd.readouterr(), repr([refused, repeated, broken, strange]), repr(rater)]
     shown += [repr(vars(rater)), repr(rater.settings), repr(rater.cache.table().to_pylist())]
     for text in shown:
         assert "key-that" not in text
     with pytest.raises(TypeError, match="stays in the process"):
-        pickle.dumps(Secret(KEY))
+        pickle.dumps(ApiKey(KEY))
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "two words", "line\nbreak-of-key", "schlüssel"])
@@ -182,15 +182,15 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(judge, monkeyp
 def test_impossible_arguments_are_refused(judge, changes, complaint):
     arguments = {"name": "judge", "version": "1", "url": judge.url} | changes
     with pytest.raises(InputError, match=complaint) as refused:
-        HttpRater.check(arguments)
+        HttpJudge.check(arguments)
     assert "pass@" not in str(refused.value)
     with pytest.raises(InputError, match="argument 'version' is missing"):
-        HttpRater.check({"name": "judge", "url": judge.url})
+        HttpJudge.check({"name": "judge", "url": judge.url})
 
 
 def test_a_judge_of_another_version_gives_no_score(judge):
     rated = judge.rater(version="older").rate_all([RIGHT], 10)
-    assert rated[0].score == Missing("other version", fault="rater")
+    assert rated[0].score == MissingScore("other version", fault="rater")
     assert "says that it is version 'playground-answer-1', not 'older'" in rated[0].details["judge_error"]
 
 
@@ -200,14 +200,14 @@ def test_a_judge_that_is_gone_is_left_alone(judge, tmp_path):
     gone.end()
     rater = gone.rater(retries=0, breaker_failures=4, concurrency=2)
     scores = [one.score for one in rater.rate_all(different(40), 10)]
-    reasons = [score.reason for score in scores if isinstance(score, Missing)]
+    reasons = [score.reason for score in scores if isinstance(score, MissingScore)]
     assert set(reasons) == {"connection failed", "judge unavailable"}
     assert len(reasons) == 40
     assert rater.counters()["calls"] <= 5
     started = time.monotonic()
     [again] = rater.rate_all([spoken(sound=99)], 10)
     assert time.monotonic() - started < 2  # a call alone may take 20
-    assert again.score == Missing("judge unavailable", fault="rater")
+    assert again.score == MissingScore("judge unavailable", fault="rater")
 
 
 def test_the_others_rate_while_the_judge_is_asked(judge):
@@ -229,24 +229,24 @@ def test_the_others_rate_while_the_judge_is_asked(judge):
         name = "short"
 
         def rate_all(self, spoken, seconds):
-            return [Rated(score=1.0)]
+            return [RaterOutput(score=1.0)]
 
     class Odd(Faulty):
         name = "odd"
 
         def rate_all(self, spoken, seconds):
-            return [Rated(score=score) for score in (True, 4)]
+            return [RaterOutput(score=score) for score in (True, 4)]
 
     judge.fail(slow=1.0)
     slow = judge.rater(name="slow", timeout=0.3, retries=0)
-    found = cards([Quick(), slow, Faulty(), Short(), Odd()], [RIGHT, WRONG], 5)
+    found = score_replies([Quick(), slow, Faulty(), Short(), Odd()], [RIGHT, WRONG], 5)
     assert [list(card.scores) for card in found] == [["quick", "slow", "faulty", "short", "odd"]] * 2
     assert found[1].scores == {
         "quick": 2.0,
-        "slow": Missing("timeout", fault="rater"),
-        "faulty": Missing("faulty raised RuntimeError", fault="rater"),
-        "short": Missing("short raised ValueError", fault="rater"),
+        "slow": MissingScore("timeout", fault="rater"),
+        "faulty": MissingScore("faulty raised RuntimeError", fault="rater"),
+        "short": MissingScore("short raised ValueError", fault="rater"),
         "odd": 4.0,
     }
-    assert found[0].scores["odd"] == Missing("odd gave no finite number", fault="rater")
+    assert found[0].scores["odd"] == MissingScore("odd gave no finite number", fault="rater")
     assert KEY not in repr(found)
