@@ -2,11 +2,13 @@
 # Prometheus or Chromium are skipped where there is none; .ci/run installs both.
 #   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
+# Two processes, each with the files of tests that it takes (tests/two_ends.py). Debugging wants one: ARGS="-n 0".
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
 ROOMS := cluster common configs controller data deploy duet evaluation learner observability playground reward rollout speech weight_sync
 SHELL := bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench chaos soak lint types lock clean
+.PHONY: help setup run test check bench chaos soak lint types lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +26,12 @@ run: setup ## train on the embedded world: `duet train`, overrides in ARGS
 # A fault of style does not keep the tests from running; it does fail the target.
 test: setup ## lint, then the tests; pytest options in ARGS
 	@style=0; $(MAKE) --no-print-directory lint || style=$$?; \
-	$(BIN)/python -m pytest $(ARGS) || exit $$?; \
+	$(PYTEST) $(ARGS) || exit $$?; \
+	exit $$style
+
+check: setup ## lint, then the tests without Ray, vLLM or DeepSpeed: two minutes; pytest options in ARGS
+	@style=0; $(MAKE) --no-print-directory lint || style=$$?; \
+	$(PYTEST) -m "not e2e and not families and not operate" $(ARGS) || exit $$?; \
 	exit $$style
 
 bench: setup ## measure, and write bench/results.json and docs/performance.md; parts in ARGS="rollout peer --repeats 5"

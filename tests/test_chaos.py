@@ -9,8 +9,6 @@ from tests.chaos.schedule import FULL, KINDS, schedule
 from tests.chaos.soak import judge
 from tests.chaos.storm import own_mounts
 
-pytestmark = pytest.mark.e2e
-
 
 def test_every_kind_of_process_dies_at_least_twice_in_the_whole_of_it():
     assert set(FULL) == set(KINDS)
@@ -38,6 +36,7 @@ def test_who_grows_in_a_soak_is_named():
     assert "gone" not in table
 
 
+@pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_a_run_that_is_hurt_comes_through_whole(root, tmp_path):
     kinds = ["rollout", "learner", "judge-wrong", "reward", "driver"]

@@ -98,22 +98,3 @@ def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
             [],
         )
         assert "fixed_text-0" in dict(r["details"])["origin"]
-
-
-def test_online_pairs_with_demonstrations_are_judged_on_both_sides(root, few, tmp_path):
-    done = duet(
-        root, "train", "run.iterations=2", "run.name=online", f"run.directory={tmp_path}",
-        f"data.held_out={{held_out: {few}}}", *SMALL, "preference.objective=dpo",
-        "preference.pairs.chosen=demonstration", "rollout.prompts=8",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    rows = pq.read_table(tmp_path / "online/iterations.parquet").to_pylist()
-    assert sum(row["pairs"] for row in rows) > 0
-    assert rows[1]["pair_accuracy"] is not None
-    replies = pq.read_table(tmp_path / "online/replies/000001.parquet").to_pylist()
-    rejected = [r for r in replies if r["use"] == "rejected"]
-    examples = {r["prompt_id"]: r for r in replies if r["worker"] == "demonstration"}
-    assert len(rejected) == rows[0]["pairs"]
-    for reply in rejected:
-        assert reply["total"] is not None
-        assert examples[reply["prompt_id"]]["total"] - reply["total"] >= 0.5 - 1e-6

@@ -1,6 +1,10 @@
-"""A run that trains adapters: they alone travel, and workers compute with what they make."""
+"""A run that trains adapters on pairs of the model's own replies and demonstrations.
+
+The adapters alone travel, and workers compute with what they make.
+"""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,13 +16,20 @@ from tests.commands import duet
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def test_adapters_are_trained_sent_and_kept(root, world, tmp_path):
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
     done = duet(
-        root, "train", "run.iterations=2", "run.name=adapted", f"run.directory={tmp_path}", "learner.lora.rank=8",
+        root, "train", "run.iterations=2", "run.name=adapted", f"run.directory={runs}", "learner.lora.rank=8",
         "learner.warmup=0", "data.held_out={}", "evaluation.listen_every=0", "evaluation.signal_samples=0",
+        "preference.objective=dpo", "preference.pairs.chosen=demonstration", "rollout.prompts=8", "reward.servers=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    rows = pq.read_table(tmp_path / "adapted/iterations.parquet").to_pylist()
+    return runs / "adapted"
+
+
+def test_adapters_are_trained_sent_and_kept(run, world):
+    rows = pq.read_table(run / "iterations.parquet").to_pylist()
     assert [row["weight_version"] for row in rows] == [0, 1]
     whole = (world / "base/model.safetensors").stat().st_size
     assert all(row["sync_bytes"] < 0.12 * whole for row in rows)
@@ -28,7 +39,7 @@ def test_adapters_are_trained_sent_and_kept(root, world, tmp_path):
     # The start model is the model without them.
     assert rows[0]["kl_text"] == pytest.approx(0.0, abs=1e-6)
     assert rows[1]["kl_text"] > 0
-    checkpoint = tmp_path / "adapted/checkpoints/000002"
+    checkpoint = run / "checkpoints/000002"
     old, new = load_file(world / "base/model.safetensors"), load_file(checkpoint / "model.safetensors")
     parts = load_file(checkpoint / "adapter/adapter_model.safetensors")
     config = json.loads((checkpoint / "adapter/adapter_config.json").read_text())
@@ -43,3 +54,16 @@ def test_adapters_are_trained_sent_and_kept(root, world, tmp_path):
             assert not torch.equal(new[name], before)
         else:
             assert torch.equal(new[name], before), name
+
+
+def test_online_pairs_with_demonstrations_are_judged_on_both_sides(run):
+    rows = pq.read_table(run / "iterations.parquet").to_pylist()
+    assert sum(row["pairs"] for row in rows) > 0
+    assert rows[1]["pair_accuracy"] is not None
+    replies = pq.read_table(run / "replies/000001.parquet").to_pylist()
+    rejected = [r for r in replies if r["use"] == "rejected"]
+    examples = {r["prompt_id"]: r for r in replies if r["worker"] == "demonstration"}
+    assert len(rejected) == rows[0]["pairs"]
+    for reply in rejected:
+        assert reply["total"] is not None
+        assert examples[reply["prompt_id"]]["total"] - reply["total"] >= 0.5 - 1e-6

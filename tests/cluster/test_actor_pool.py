@@ -15,7 +15,7 @@ from cluster.placement import Placement
 from cluster.replica_state import PoolFailed, ReplicaState
 from cluster.waiting import ActorFailed, ActorUnusable, CallTimeout, SyncInterrupted
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 class Worker(MonitoredActor):

@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group_table
 from cluster.ray_cluster import exit_with_driver
 from tests.cluster.orphans import WORK_SECONDS
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from cluster.actor_pool import ActorPool, ActorPoolConfig
 from cluster.placement import Placement, missing_resources
 from cluster.replica_state import ReplicaState
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 class Someone:

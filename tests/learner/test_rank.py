@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def two_steps(root, world):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.learner.processes import run
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 
 
 def _run(root, world, directory, ranks: int) -> list[dict]:

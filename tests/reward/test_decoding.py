@@ -23,6 +23,8 @@ from speech.families import PLAYGROUND
 from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.e2e
+
 REPLIES = 12
 
 

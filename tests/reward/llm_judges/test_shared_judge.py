@@ -39,6 +39,7 @@ def ended(actor, seconds: float) -> bool:
     return True
 
 
+@pytest.mark.e2e
 def test_reward_servers_share_one_judge_and_it_is_started_again(cluster, arguments):
     made = ray.remote(Asker).options(num_cpus=0.5)
     askers = [made.remote(arguments), made.remote(arguments | {"facts": ["answer"]})]
@@ -65,6 +66,7 @@ def test_reward_servers_share_one_judge_and_it_is_started_again(cluster, argumen
     assert sorted(row["State"] for row in again) == ["ALIVE", "DEAD"]
 
 
+@pytest.mark.e2e
 def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
     class Nobody:
         pass
@@ -80,6 +82,7 @@ def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
     assert ended(judge, 20)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_finds_no_room_says_so(cluster, arguments):
     settings = LocalSettings.of(arguments | {"gpus": 1, "start_seconds": 1.5, "max_sequences": 3})
     with pytest.raises(TimeoutError, match=r"was not up within 2 s \(start_seconds\); it needs 1 GPU more than"):
