@@ -25,7 +25,24 @@ from speech.vocabulary import Vocabulary
 
 
 def test_nothing_of_ours_switches_the_token_off(root):
-    rooms = ("cluster", "speech", "rollout", "reward", "learner", "controller", "playground", "deploy", "scripts")
+    rooms = (
+        "cluster",
+        "common",
+        "configs",
+        "controller",
+        "data",
+        "deploy",
+        "duet",
+        "evaluation",
+        "learner",
+        "observability",
+        "playground",
+        "reward",
+        "rollout",
+        "speech",
+        "weight_sync",
+        "scripts",
+    )
     files = [
         p for room in rooms for p in (root / room).rglob("*") if p.suffix in (".py", ".sh", ".yaml", ".yml", ".md")
     ]

@@ -8,7 +8,7 @@ import sys
 from bench import stubs
 from reward.remote.cache import ANSWERS
 from reward.types import Scorecard
-from rollout.worker import Drawn, SyncReport
+from rollout.worker import RolloutResult, SyncReport
 from speech.types import Reply
 print([name for name in ("torch", "vllm", "transformers") if name in sys.modules])
 """

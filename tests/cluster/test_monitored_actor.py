@@ -212,7 +212,7 @@ def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluste
 
 def test_outside_an_actor_no_signal_is_taken():
     code = (
-        "import os, signal; from cluster.monitored_actor import Member; Member(); "
+        "import os, signal; from cluster.monitored_actor import MonitoredActor; MonitoredActor(); "
         "print(signal.getsignal(signal.SIGUSR2) == 0)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

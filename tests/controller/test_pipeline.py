@@ -78,7 +78,7 @@ def test_it_waits_for_what_it_is_to_wait_for_and_no_longer(pools, monkeypatch):
     flow = Pipeline(rollout, reward, [])
     batch = flow.order([prompt("p")], [0], 1, SAMPLING)
     story = iter([lambda: rollout.there.append((0, reply("p"))), lambda: reward.there.append((0, card(1.0)))])
-    monkeypatch.setattr(flow_module, "take_turn", lambda company, others: next(story)())
+    monkeypatch.setattr(flow_module, "poll_once", lambda company, others: next(story)())
     flow.pump(lambda: batch.whole)
     assert batch.whole
     flow.pump(lambda: True)  # no turn is left to take

@@ -12,8 +12,8 @@ from observability.run_directory import RunLock
 HOLD = """
 import sys
 from pathlib import Path
-from observability.run_directory import Claim
-claim = Claim.take(Path(sys.argv[1]))
+from observability.run_directory import RunLock
+claim = RunLock.take(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """

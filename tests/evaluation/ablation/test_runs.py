@@ -112,18 +112,18 @@ CHILD = """
         time.sleep(0.5)
         Path("asked").write_text(" ".join([*asked, "of its own group"] if os.getpgrp() == os.getpid() else asked))
         sys.exit(0)
-    del sys.modules["controller"]
+    del sys.modules["duet"]
     sys.path[:] = [ROOT, *(place for place in sys.path if place not in ("", str(here)))]
-    from evaluation.ablation.arms import ARMS, Plan
-    from configs.load import read
+    from evaluation.ablation.arms import ARMS, RunPlan
+    from configs.load import load_config
     from tests.evaluation.ablation.ablations import write_run
 
     keys = dict(word.split("=", 1) for word in sys.argv[4:])
     arm, _, seed = keys["run.name"].rpartition("-")
     arguments = tuple(sys.argv[2:])
     directory = Path(keys["run.directory"]) / keys["run.name"]
-    config = read(Path(sys.argv[3]), list(arguments[2:]))
-    write_run(Plan(arm=ARMS[arm], seed=int(seed), directory=directory, arguments=arguments, config=config))
+    config = load_config(Path(sys.argv[3]), list(arguments[2:]))
+    write_run(RunPlan(arm=ARMS[arm], seed=int(seed), directory=directory, arguments=arguments, config=config))
 """
 
 
@@ -251,4 +251,4 @@ def test_the_interpreter_of_the_comparison_runs_the_runs(tmp_path, started):
     directory = tmp_path / "runs"
     [one] = plans(directory, "adaptive")
     run_missing([one], directory)
-    assert one.log.read_text().startswith(f"$ {sys.executable} -m controller train --config ")
+    assert one.log.read_text().startswith(f"$ {sys.executable} -m duet train --config ")
