@@ -54,7 +54,7 @@ class TransferReceiver:
         self._engine = VllmEngine(settings, family, Vocabulary.from_checkpoint(Path(tokens), family.tokens), 0)
 
     def take(self, parcel: WeightUpdate) -> int:
-        from weight_sync.vllm_receiver import fetch_files
+        from weight_sync.receiver import fetch_files
 
         if parcel.call is not None:
             self._engine.take_broadcast(parcel, "bench")

@@ -28,7 +28,7 @@ from speech.grammar import check_reply_grammar, token_kinds
 from speech.modeling import load_pretrained
 from speech.types import Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
-from weight_sync.vllm_receiver import merge_lora
+from weight_sync.lora_merge import merge_lora
 
 
 class KVCache:

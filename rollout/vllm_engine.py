@@ -23,7 +23,7 @@ from speech.families import Family
 from speech.grammar import check_reply_grammar, token_kinds
 from speech.types import Finish, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
-from weight_sync.broadcast import BroadcastReceiver
+from weight_sync.receiver import BroadcastReceiver
 from weight_sync.update import WeightUpdate
 
 

@@ -17,8 +17,8 @@ from rollout.vllm_engine import EngineConfig, PartialWeightUpdate, RolloutReques
 from speech.families import Family
 from speech.types import Prompt, Reply
 from speech.vocabulary import Vocabulary
+from weight_sync.receiver import fetch_files
 from weight_sync.update import WeightUpdate
-from weight_sync.vllm_receiver import fetch_files
 
 if TYPE_CHECKING:
     from rollout.multistream_engine import MultiStreamEngine

@@ -25,15 +25,13 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-from cluster.waiting import SyncInterrupted
 from weight_sync.senders import Groups
 from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 
@@ -298,40 +296,3 @@ class BroadcastSender:
 
     def close(self) -> None:
         self._caller.close()
-
-
-class BroadcastReceiver:
-    """The updates of an engine. One that is interrupted stays open, and goes on when the same is broadcast again."""
-
-    def __init__(self, llm: Any) -> None:
-        """llm: vLLM's engine, with `weight_sync.vllm_receiver.FileWeightTransferEngine`."""
-        self._llm = llm
-        self._open = False
-        """Whether an update is."""
-        self._key: str | None = None
-        """Of the parcel that the engine has a part of."""
-
-    @property
-    def half(self) -> bool:
-        """Whether the engine has a part of some weights: it must not compute."""
-        return self._key is not None
-
-    def take(self, parcel: WeightUpdate, worker: str) -> None:
-        """Raises Interrupted where not all of it came, and RuntimeError where the engine has a part of another."""
-        if self._key not in (None, parcel.key):
-            raise RuntimeError("a part of older ones is in, and the rest does not come any more")
-        if not self._open:
-            self._llm.start_weight_update()
-            self._open = True
-        call = asdict(parcel.call) if parcel.call is not None else {}
-        groups = [[[form.name, form.dtype, list(form.shape)] for form in group] for group in parcel.groups]
-        update = {"groups": groups, "call": call, "worker": worker, "whole": parcel.whole, "scale": parcel.scale}
-        self._key = parcel.key  # whatever happens from here on
-        self._llm.update_weights({"update_info": update})
-        progress = self._llm.collective_rpc("broadcast_progress")
-        if not any(taken for taken, _ in progress):
-            self._key = None
-        if lacking := [reason for _, reason in progress if reason]:
-            raise SyncInterrupted(lacking[0])
-        self._llm.finish_weight_update(weight_version=str(parcel.version))
-        self._open, self._key = False, None

@@ -1,38 +1,23 @@
-"""Fetches weights that the learner sent (`weight_sync/senders.py`): one file after the other that an engine can open.
+"""vLLM's side of a weight update: a weight-transfer engine that loads files or takes part in a broadcast.
 
-Makes the weights that an engine loads from the adapters that the learner sent: W + scale · B·A, with W as it is in
-the checkpoint. No vLLM here.
+`weight_sync/senders.py` writes safetensors files, which each worker maps and loads. `weight_sync/broadcast.py` sends
+groups of tensors; each group is loaded once it is complete. vLLM repacks weights for its kernels, so parameters cannot
+simply be overwritten: vLLM's layer-wise reload undoes and redoes the repacking.
 
-The checkpoint stays on disk, or rather in the memory that the system keeps of its files: no second copy of it is held,
-and one matrix is worked on at a time.
-
-Receives weights within vLLM's own weight-transfer life cycle: from files, or broadcast by the learner.
-
-`weight_sync/senders.py` writes safetensors files, which each worker maps and loads; `weight_sync/broadcast.py`
-broadcasts groups
-of tensors, each of which is loaded when it is there whole. vLLM repacks weights for its kernels, so that parameters
-cannot simply be overwritten: the layer-wise reload undoes and redoes that.
-
-Of adapters an engine is given the weights that they make (`weight_sync/vllm_receiver.py`): sampling costs what it
-costs without, and every worker computes with the same weights as a checkpoint has.
-
-Importing this module registers the backend under the name `BACKEND`; `rollout.vllm_engine` names it as the worker
-extension so that engine processes import it too.
+Importing this module registers the backend `BACKEND`. `rollout.vllm_engine` names it as the worker extension, so that
+engine processes import it too.
 """
 
 import logging
 import multiprocessing
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from safetensors import safe_open
-from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -42,76 +27,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload, layerwise
 
 from cluster.monitored_actor import show_stacks
-from common.errors import InputError
 from weight_sync.broadcast import BroadcastError, BroadcastPeer
-from weight_sync.update import BroadcastCall, WeightUpdate, adapted_layer, adapter_name, unit, write_all
-
-PIECE_SECONDS = 120.0
-"""For a piece to come from another node."""
-
-
-def fetch_files(parcel: WeightUpdate, worker: str) -> Iterator[Path]:
-    """Safetensors files, each of which is there until the next is asked for. An engine may be another process, so a
-    piece is written where that can open it: into memory that goes with this process, whatever becomes of it.
-
-    worker: whose name an error says. Raises InputError for a file that this node does not see, RayError for a piece
-    that is lost or late.
-    """
-    if parcel.path is not None:
-        if not parcel.path.is_file():
-            raise InputError(
-                f"run.exchange: {worker}, on the node {os.uname().nodename}, does not see the weights {parcel.path}; "
-                "where members are on several nodes, set run.exchange=objects, or run.exchange=directory and "
-                "run.directory to storage that all of them see"
-            )
-        yield parcel.path
-    for piece in parcel.pieces:
-        descriptor = os.memfd_create("duet-weights")
-        try:
-            end = 0
-            for part in ray.get(piece, timeout=PIECE_SECONDS):
-                end = write_all(descriptor, part, end)
-            yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-        finally:
-            os.close(descriptor)
-
-
-def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
-    """Name and weight of all that shares a unit with an adapted layer, a unit after the other: an engine loads it whole
-    or not at all. What is adapted comes in the type of the adapters, which is the learner's, reckoned in float32; all
-    of it on their device.
-
-    adapters: matrices A [rank, inputs] and B [outputs, rank] by name. Raises InputError for a layer that the checkpoint
-    has not, or has otherwise.
-    """
-    layers = {f"{layer}.weight": layer for name in adapters if (layer := adapted_layer(name)) is not None}
-    device = str(next(iter(adapters.values())).device)
-    units = {unit(name) for name in layers}
-    with ExitStack() as stack:
-        places: dict[str, Any] = {}
-        for path in sorted(checkpoint.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(path, framework="pt", device=device))
-            places |= {name: file for name in file.keys() if unit(name) in units}  # noqa: SIM118
-        if missing := sorted(set(layers) - set(places)):
-            raise InputError(f"learner.lora.targets: {checkpoint} has no {missing[0]}, of which an adapter was sent")
-        for name in sorted(places, key=lambda name: (unit(name), name)):
-            weight = places[name].get_tensor(name)
-            if name in layers:
-                a, b = (adapters[adapter_name(layers[name], part)] for part in ("A", "B"))
-                weight = add(weight, a, b, scale)
-            yield name, weight
-
-
-def add(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The same as the learner's own `AdaptedLinear.merged`, so that what it saves is what workers computed with."""
-    if weight.shape != (b.shape[0], a.shape[1]):
-        raise InputError(
-            f"model.checkpoint: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
-            f"weight of {list(weight.shape)}"
-        )
-    start = weight.to(a.dtype).float()  # what the learner loaded of it
-    return (start + scale * (b.float() @ a.float())).to(a.dtype)
-
+from weight_sync.lora_merge import merge_lora
+from weight_sync.update import BroadcastCall
 
 BACKEND = "duet"
 

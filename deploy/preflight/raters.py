@@ -23,7 +23,7 @@ PATIENCE = 60.0
 """Seconds for one example, retries of a judge included."""
 PAGE = "see docs/own-judge.md"
 REMEDIES: dict[str, str] = {
-    FailureReason.TIMEOUT: "see whether it is up and how long it takes; raise the rater's `timeout` if it needs longer",
+    FailureReason.TIMEOUT: "see whether it is up and how long it takes; raise `timeout` if it needs longer",
     FailureReason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
     FailureReason.SERVER: "look into the judge's own log",
     FailureReason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",

@@ -19,10 +19,10 @@ from speech.grammar import allowed_masks, token_kinds
 from speech.types import Finish
 from speech.vocabulary import Vocabulary
 from tests.rollout.examples import engine_settings
+from weight_sync.lora_merge import merge_lora
 from weight_sync.senders import DirectorySender
 from weight_sync.source import WeightSource, named_weights
 from weight_sync.update import WeightUpdate, adapter_name
-from weight_sync.vllm_receiver import merge_lora
 
 SAMPLING = SamplingConfig(temperature=0.8, max_tokens=96)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

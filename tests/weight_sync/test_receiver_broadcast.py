@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.waiting import SyncInterrupted
-from weight_sync.broadcast import BroadcastReceiver
+from weight_sync.receiver import BroadcastReceiver
 from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 
 GROUPS = ((TensorMeta("a", "float32", (2, 3)),), (TensorMeta("b", "bfloat16", ()),))

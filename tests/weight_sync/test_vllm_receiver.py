@@ -9,8 +9,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from weight_sync.receiver import fetch_files
 from weight_sync.senders import FileEntry, ObjectSender
-from weight_sync.vllm_receiver import fetch_files
 
 pytestmark = pytest.mark.e2e
 

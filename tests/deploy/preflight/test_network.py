@@ -10,7 +10,7 @@ from tests.deploy.preflight.cases import all_fine, configured, only
 
 JUDGE = (
     "reward.raters=[{name: judge, use: 'reward.remote.http_judge:HttpJudge', "
-    "arguments: {name: judge, version: '1', url: ''https://judge.example/rate'}}]"
+    "arguments: {name: judge, version: '1', url: 'https://judge.example/rate'}}]"
 )
 SCORES = ("reward.total={judge: 1}", "reward.scores={}")
 
