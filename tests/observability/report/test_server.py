@@ -80,7 +80,7 @@ def test_a_page_brings_its_policy(server):
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "Access-Control-Allow-Origin" not in headers
-    assert "Python" not in headers["ReportServer"]
+    assert "Python" not in headers["Server"]
 
 
 def test_an_address_in_use_is_refused_in_a_sentence(server):
