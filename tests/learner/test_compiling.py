@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
+pytestmark = pytest.mark.e2e
 OPERATOR = "deepspeed_shm_comm"
 COMPILE = "import shutil; from learner.setup import compile_operator; compile_operator(); print(shutil.which('ninja'))"
 
