@@ -47,9 +47,10 @@ def find_secret(field: str, value: str, environment: Mapping[str, str] | None = 
     environment variable (api_key: OPENAI_API_KEY), nothing else.
     """
     variables = os.environ if environment is None else environment
-    for name, secret in variables.items():
-        if _VARIABLE.search(name) and len(secret) >= SHORTEST and secret in value:
-            return f"holds the value of the environment variable {name}; write its name instead"
+    if len(value) >= SHORTEST:  # a shorter one has no room for a secret
+        for name, secret in variables.items():
+            if _VARIABLE.search(name) and len(secret) >= SHORTEST and secret in value:
+                return f"holds the value of the environment variable {name}; write its name instead"
     if _KNOWN.search(value) or (_FIELD.search(field) and value and not _NAME.fullmatch(value)):
         return "looks like a secret; put it in the environment and name the variable here"
     return None

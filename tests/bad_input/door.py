@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ ROWS = 24
 """Of each data file; a good run needs 16 prompts an iteration."""
 
 
+@cache
+def _few(path: Path) -> pa.Table:
+    return pq.read_table(path).slice(0, ROWS)
+
+
+@cache
+def _few_bytes(path: Path) -> bytes:
+    written = pa.BufferOutputStream()
+    pq.write_table(_few(path), written)
+    return written.getvalue().to_pybytes()
+
+
 class Setup:
     """What a user has: a configuration, data and a checkpoint of their own, good until a test breaks something."""
 
@@ -34,7 +47,7 @@ class Setup:
         for file in (world / "base").iterdir():
             (self.base / file.name).symlink_to(file)
         for name in ("train", "demonstrations", "held_out"):
-            pq.write_table(self.table(name), self.data(name))
+            self.data(name).write_bytes(_few_bytes(world / f"data/{name}.parquet"))
         self.settings = {
             "extends": str(root / "configs/playground.yaml"),
             "run": {"directory": str(self.runs), "name": "bad"},
@@ -55,7 +68,7 @@ class Setup:
 
     def table(self, name: str) -> pa.Table:
         """A few good rows of the shipped world."""
-        return pq.read_table(self._world / f"data/{name}.parquet").slice(0, ROWS)
+        return _few(self._world / f"data/{name}.parquet")
 
     def own(self, name: str) -> Path:
         """A file of the checkpoint that the test may change: a copy in place of the link."""

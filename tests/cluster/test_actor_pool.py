@@ -15,7 +15,12 @@ from cluster.placement import Placement
 from cluster.replica_state import PoolFailed, ReplicaState
 from cluster.waiting import ActorFailed, ActorUnusable, CallTimeout, SyncInterrupted
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("cluster"),
+    pytest.mark.usefixtures("cluster"),
+]
 
 
 class Worker(MonitoredActor):
@@ -72,13 +77,6 @@ class Unable(MonitoredActor):
 
     def up(self) -> int:
         return 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

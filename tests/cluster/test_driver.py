@@ -13,18 +13,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from cluster.ray_cluster import exit_with_driver
+from tests.cluster.conftest import CPUS
 from tests.cluster.orphans import WORK_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), pytest.mark.xdist_group("cluster")]
 
 
 def killed_driver(root: Path, cluster: Cluster, folder: Path, told: str) -> list[psutil.Process]:
@@ -50,7 +42,7 @@ def test_what_was_told_to_stop_comes_to_its_end_without_a_driver(root, cluster, 
     deadline = time.monotonic() + 20
     while (
         any(group["state"] != "REMOVED" for group in placement_group_table().values())
-        or ray.available_resources().get("CPU") != 2  # Ray counts them again a moment later
+        or ray.available_resources().get("CPU") != CPUS  # Ray counts them again a moment later
     ):
         assert time.monotonic() < deadline, (placement_group_table(), ray.available_resources())
         time.sleep(0.2)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.monitored_actor import MonitoredActor, find_identity, on_node, stacks_of
 from cluster.post_mortem import describe
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("cluster")]
 EXACT = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
 """Whether the kernel keeps the exit status of a process for others than its parent."""
 
@@ -52,23 +51,6 @@ class Busy(MonitoredActor):
 
     def crash(self) -> None:
         ctypes.string_at(0)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray with one node, which notices within seconds when another one is lost."""
-    quick = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 1000,
-        "health_check_timeout_ms": 5000,
-        "health_check_failure_threshold": 3,
-    }
-    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": quick}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ import os
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from cluster.actor_pool import ActorPool, ActorPoolConfig
 from cluster.placement import Placement, missing_resources
 from cluster.replica_state import ReplicaState
+from tests.cluster.conftest import CPUS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), pytest.mark.xdist_group("cluster")]
+RANK = {"CPU": CPUS - 0.5}
+"""Leaves room for half a CPU of something else on a node."""
 
 
 class Someone:
@@ -22,14 +24,11 @@ class Someone:
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two nodes of two CPUs; one of them has something special."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    made.add_node(num_cpus=2, resources={"special": 2})
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+def nodes(cluster):
+    """Two nodes of as many CPUs; one of them has something special."""
+    second = cluster.add_node(num_cpus=CPUS, resources={"special": 2})
+    yield
+    cluster.remove_node(second)
 
 
 def put(place: Placement, bundle: int = 0):
@@ -40,15 +39,14 @@ def node_of(actor) -> str:
     return ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()), timeout=60)
 
 
-def test_ranks_lie_as_they_are_to_or_do_not_start(cluster):
-    rank = {"CPU": 1.5}
-    together = Placement("learner", rank, rank, strategy="STRICT_PACK")
-    assert together.needs == {"CPU": 3.0}
+def test_ranks_lie_as_they_are_to_or_do_not_start(nodes):
+    together = Placement("learner", RANK, RANK, strategy="STRICT_PACK")
+    assert together.needs == {"CPU": 15.0}
     assert not together.wait(2)
     assert not together.held
     assert missing_resources(together.needs) == "no node has room for it"
     together.give_up()
-    apart = Placement("learner", rank, rank, strategy="STRICT_SPREAD")
+    apart = Placement("learner", RANK, RANK, strategy="STRICT_SPREAD")
     assert apart.wait(30)
     assert apart.held
     assert missing_resources({"CPU": 3.0}) == "it needs 3 CPU more than the cluster has free"
@@ -56,7 +54,7 @@ def test_ranks_lie_as_they_are_to_or_do_not_start(cluster):
     apart.give_up()
 
 
-def test_what_nodes_were_started_with_decides_who_goes_where(cluster):
+def test_what_nodes_were_started_with_decides_who_goes_where(nodes):
     [special] = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "special" in node["Resources"]]
     places = [Placement("rollout-0", {"CPU": 0.5, "GPU": 0.0, "special": 1.0}) for _ in range(3)]
     assert [place.wait(5) for place in places] == [True, True, False]
@@ -70,9 +68,9 @@ def test_what_nodes_were_started_with_decides_who_goes_where(cluster):
         place.give_up()
 
 
-def test_pools_grow_without_what_the_learner_needs(cluster):
+def test_pools_grow_without_what_the_learner_needs(nodes):
     """Nobody gets the place of a rank that is dead, however long they have been waiting."""
-    ranks = Placement("learner", {"CPU": 1.5}, {"CPU": 1.5})
+    ranks = Placement("learner", RANK, RANK)
     assert ranks.wait(30)
     pool = ActorPool(
         ActorPoolConfig(

@@ -50,14 +50,13 @@ class Sleeper(MonitoredActor):
 
 
 @pytest.fixture(scope="module")
-def sleepers():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+def sleepers(cluster):
     remote = ray.remote(Sleeper).options(num_cpus=0)
-    yield [remote.remote() for _ in range(4)]
-    ray.shutdown()
+    return [remote.remote() for _ in range(4)]
 
 
 @pytest.mark.e2e
+@pytest.mark.xdist_group("cluster")
 def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_path):
     pids = ray.get([sleeper.ready.remote() for sleeper in sleepers], timeout=60)
     asked = time.monotonic() - 42

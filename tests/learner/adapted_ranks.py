@@ -1,12 +1,8 @@
 """Learner ranks that train adapters, without Ray: the same at every ZeRO stage, and bit for bit after a resume.
 
-    python -m tests.learner.adapted_ranks CHECKPOINT DIRECTORY PORT RANK WORLD
-
-To be run as WORLD processes at once, as `ranks.py` is. Prints what came out, as JSON.
+`adapted_at_every_stage` is to be run as WORLD processes at once, as `ranks.py` is. Returns what came out, by stage.
 """
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from common.errors import InputError
+from learner import policy
 from learner.collate import collate
 from learner.config import LearnerConfig, LoraConfig
 from learner.engine import LearnerEngine
@@ -26,7 +23,7 @@ from learner.policy import PolicyModel
 from speech.families import PLAYGROUND
 from tests.learner.examples import OBJECTIVE
 from tests.learner.one_rank import sampled_rows
-from tests.learner.ranks import SETTINGS, same, weights
+from tests.learner.ranks import PARTS, SETTINGS, same, weights
 from weight_sync.source import named_weights
 
 LORA = LoraConfig(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
@@ -118,13 +115,11 @@ def found(
     return result
 
 
-if __name__ == "__main__":
-    checkpoint, directory = Path(sys.argv[1]), Path(sys.argv[2])
-    port, place, world = (int(argument) for argument in sys.argv[3:6])
+def adapted_at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
+    policy.LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint), lora=LORA)
-    stages = {
+    return {
         stage: found(replace(settings, zero_stage=stage), directory / str(stage), port, place, world, examples)
         for stage in range(4)
     }
-    print(json.dumps(stages))

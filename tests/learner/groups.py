@@ -37,17 +37,11 @@ def mixed_rows(world: Path) -> list[TrainingSample]:
     return found
 
 
-def learner_group(
-    world: Path,
-    ranks: int,
-    stage: int,
-    run: str = "test",
-    place: Placement | None = None,
-    exchange: Exchange = "memory",
-    **changes,
-) -> LearnerGroup:
-    """Not started. place: where; none: a new one. changes: of the group's settings."""
-    settings = LearnerConfig(
+MICRO_BATCH_TOKENS = 400
+
+
+def rank_settings(world: Path, stage: int, run: str = "test", exchange: Exchange = "memory") -> LearnerConfig:
+    return LearnerConfig(
         checkpoint=str(world / "base"),
         run=run,
         dtype="float32",
@@ -68,11 +62,24 @@ def learner_group(
         gpu=False,
         exchange=exchange,
     )
+
+
+def learner_group(
+    world: Path,
+    ranks: int,
+    stage: int,
+    run: str = "test",
+    place: Placement | None = None,
+    exchange: Exchange = "memory",
+    **changes,
+) -> LearnerGroup:
+    """Not started. place: where; none: a new one. changes: of the group's settings."""
+    settings = rank_settings(world, stage, run, exchange)
     fields = {
         "ranks": ranks,
         "start_seconds": 200,
         "step_seconds": 100,
-        "micro_batch_tokens": 400,
+        "micro_batch_tokens": MICRO_BATCH_TOKENS,
         "skips_in_a_row": 2,
         "faults": Path("/nonexistent"),
     }

@@ -1,15 +1,10 @@
 """One learner rank by itself, without Ray, in a process of its own: DeepSpeed's engine is one to a process.
 
-    python -m tests.learner.one_rank CHECKPOINT STAGE FROZEN…
-
-Takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position, with a loss
-on speech tokens only. Prints as JSON which parameters changed, how far the learner's log-probabilities were from the
-sampler's, and how many rows the output layers saw; or the refusal.
+`two_steps` takes two steps on replies that were sampled at temperature 0.7 from tokens of one kind at each position,
+with a loss on speech tokens only. Returns which parameters changed, how far the learner's log-probabilities were from
+the sampler's, and how many rows the output layers saw; or the refusal.
 """
 
-import json
-import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +57,14 @@ def sampled_rows(checkpoint: Path) -> list[TrainingSample]:
     return rows
 
 
-def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
+def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...], port: int, place: int, world: int) -> dict:
+    try:
+        return _found(checkpoint, stage, frozen, port, place, world)
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _found(checkpoint: Path, stage: int, frozen: tuple[str, ...], port: int, place: int, world: int) -> dict:
     settings = LearnerConfig(
         checkpoint=str(checkpoint),
         run="one-rank",
@@ -83,10 +85,7 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
         frozen=frozen,
         gpu=False,
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rank = LearnerEngine(0, 1, settings, PLAYGROUND, SPEECH)
+    rank = LearnerEngine(place, world, settings, PLAYGROUND, SPEECH)
     rank.connect("127.0.0.1", port)
     rows = sampled_rows(checkpoint)
     seen: dict[str, list[int]] = {"policy": [], "start model": []}
@@ -104,11 +103,3 @@ def two_steps(checkpoint: Path, stage: int, frozen: tuple[str, ...]) -> dict:
         "output_rows": {name: sum(rows) for name, rows in seen.items()},
         "tokens_with_loss": 2 * sum(int(select(row.channels, "speech").sum()) for row in rows),
     }
-
-
-if __name__ == "__main__":
-    try:
-        found = two_steps(Path(sys.argv[1]), int(sys.argv[2]), tuple(sys.argv[3:]))
-    except InputError as error:
-        found = {"refused": str(error)}
-    print(json.dumps(found))

@@ -1,35 +1,67 @@
-"""Ranks of a learner in processes of their own, all at once, without Ray."""
+"""Ranks of a learner in processes of their own, all at once, without Ray.
 
-import json
-import os
+The processes are forked from one that has imported the learner already: its imports take seconds, and each test wants
+ranks of its own, as DeepSpeed's engine is one to a process.
+"""
+
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["learner.engine"])
+SECONDS = 400
 
 
-def run(module: str, root: Path, checkpoint: Path, directory: Path, ranks: int) -> list[dict]:
-    """`python -m MODULE CHECKPOINT DIRECTORY PORT RANK WORLD` for every rank. Returns the last line of each, which is
-    JSON."""
+def started(act: Callable[..., Any], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """A process that does `act(*arguments)`."""
+    near, far = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=act, args=(*arguments, far), daemon=True)
+    process.start()
+    far.close()
+    return process, near
+
+
+def run(act: Callable[..., dict], *arguments: Any, ranks: int) -> list[dict]:
+    """`act(*arguments, PORT, RANK, RANKS)` in a process for every rank. Returns what each returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, checkpoint, directory, str(port), str(rank), str(ranks)],
-            cwd=root,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    made = [started(_answer, act, (*arguments, port, rank, ranks)) for rank in range(ranks)]
     try:
-        spoken = [process.communicate(timeout=400) for process in processes]
+        deadline, found = time.monotonic() + SECONDS, {}
+        places = {near: rank for rank, (_, near) in enumerate(made)}
+        while pending := [near for near in places if places[near] not in found]:
+            ready = wait(pending, deadline - time.monotonic())
+            assert ready, f"ranks {[places[near] for near in pending]} gave no answer within {SECONDS} s"
+            found |= {places[near]: _answer_of(near, places[near]) for near in ready}
     finally:
-        for process in processes:
+        for process, near in made:
             process.kill()
-    for process, (out, err) in zip(processes, spoken, strict=True):
-        assert process.returncode == 0, out[-2000:] + err[-4000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in spoken]
+            process.join()
+            near.close()
+    return [found[rank] for rank in range(ranks)]
+
+
+def _answer_of(near: Connection, rank: int) -> dict:
+    try:
+        answer, error = near.recv()
+    except EOFError:
+        raise AssertionError(f"rank {rank} died") from None
+    assert not error, f"rank {rank}: {error}"
+    return answer
+
+
+def _answer(act: Callable[..., dict], arguments: tuple, far: Connection) -> None:
+    torch.set_num_threads(1)
+    try:
+        far.send((act(*arguments), ""))
+    except BaseException:
+        far.send(({}, traceback.format_exc()))

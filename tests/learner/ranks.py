@@ -1,14 +1,10 @@
 """Learner ranks without Ray: what is the same bit for bit after a resume, and after a step that was skipped.
 
-    python -m tests.learner.ranks CHECKPOINT DIRECTORY PORT RANK WORLD
-
-To be run as WORLD processes at once. At every ZeRO stage, this rank takes steps straight, and goes on from a checkpoint
-of half-way in a new engine; it sends its weights on the way; then, where there are several, the last of them has a
-loss, or a gradient, that is not finite. Prints what came out, as JSON.
+`at_every_stage` is to be run as WORLD processes at once (`processes.run`). At every ZeRO stage, this rank takes steps
+straight, and goes on from a checkpoint of half-way in a new engine; it sends its weights on the way; then, where there
+are several, the last of them has a loss, or a gradient, that is not finite. Returns what came out, by stage.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -48,8 +44,9 @@ SETTINGS = LearnerConfig(
     gpu=False,
 )
 
-# Several parts on every rank, and not as many on each: at stage 3 all of them have to gather the output layer as often.
-policy.LOGITS = 20_000
+PARTS = 20_000
+"""Logits at once: several parts on every rank, and not as many on each. At stage 3 all of them have to gather the
+output layer as often."""
 
 # The gradient of the divergence would not be finite where the loss is not: here it can be.
 WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)
@@ -171,13 +168,11 @@ def found(
     return result
 
 
-if __name__ == "__main__":
-    checkpoint, directory = Path(sys.argv[1]), Path(sys.argv[2])
-    port, place, world = (int(argument) for argument in sys.argv[3:6])
+def at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
+    policy.LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint))
-    stages = {
+    return {
         stage: found(replace(settings, zero_stage=stage), directory / str(stage), port, place, world, examples)
         for stage in range(4)
     }
-    print(json.dumps(stages))

@@ -83,6 +83,7 @@ def test_what_is_saved_is_a_model_that_needs_no_adapters_and_computes_the_same(b
     assert changed == set(adapters.layers)
 
 
+@pytest.mark.e2e  # vLLM is imported
 def test_files_are_those_of_peft(base, world, tmp_path):
     """As vLLM reads them, which takes PEFT's names, rank and alpha, and refuses what it does not know."""
     from vllm.lora.lora_model import LoRAModel

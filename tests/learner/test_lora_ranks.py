@@ -2,15 +2,16 @@
 
 import pytest
 
+from tests.learner.adapted_ranks import adapted_at_every_stage
 from tests.learner.processes import run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
-STAGES = ["0", "1", "2", "3"]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500), pytest.mark.xdist_group("learner lora ranks")]
+STAGES = range(4)
 
 
 @pytest.fixture(scope="module")
-def two(root, world, tmp_path_factory) -> list[dict]:
-    return run("tests.learner.adapted_ranks", root, world / "base", tmp_path_factory.mktemp("adapted"), 2)
+def two(world, tmp_path_factory) -> list[dict]:
+    return run(adapted_at_every_stage, world / "base", tmp_path_factory.mktemp("adapted"), ranks=2)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -42,9 +43,9 @@ def test_a_resumed_run_is_the_same_to_the_bit(two, stage):
 def test_all_stages_and_ranks_come_to_the_same(two):
     for rank in two:
         for stage in STAGES:
-            assert rank[stage]["norm"] == pytest.approx(two[0]["0"]["norm"], rel=1e-5)
-            assert rank[stage]["logps"] == pytest.approx(two[0]["0"]["logps"], abs=1e-3)
-        assert rank["2"]["norm"] == two[0]["2"]["norm"]
+            assert rank[stage]["norm"] == pytest.approx(two[0][0]["norm"], rel=1e-5)
+            assert rank[stage]["logps"] == pytest.approx(two[0][0]["logps"], abs=1e-3)
+        assert rank[2]["norm"] == two[0][2]["norm"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -59,7 +60,7 @@ def test_adapters_alone_are_sent_and_kept(two, stage):
 
 def test_a_checkpoint_of_other_adapters_is_refused(two):
     for rank in two:
-        larger, others, none = rank["0"]["refused"]
+        larger, others, none = rank[0]["refused"]
         assert larger.startswith("learner.lora.rank: 8, but")
         assert "go on with learner.lora.rank=4" in larger
         assert others.startswith("learner.lora.targets: *_proj and model.frozen do not name the layers")

@@ -16,7 +16,11 @@ from cluster.placement import Placement
 from common.errors import InputError
 from learner.batch_dump import read_batch
 from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NonFiniteStep
+from learner.micro_batches import TrainingSample
 from tests.learner.groups import learner_group, mixed_rows
+from tests.learner.processes import run
+from tests.learner.same_step import MIX, two_steps
+from tests.learner.same_step import probe as probe_of
 from weight_sync.update import memory_directory
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
@@ -25,6 +29,30 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 @pytest.fixture(scope="module")
 def rows(world):
     return mixed_rows(world)
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory) -> dict:
+    """One rank by itself, without ZeRO and without Ray, after two steps."""
+    [found] = run(two_steps, world, [0], tmp_path_factory.mktemp("alone"), ranks=1)
+    return found[0]
+
+
+def check_same(group: LearnerGroup, rows: list[TrainingSample], alone: dict) -> None:
+    """Two steps of the group are those of one rank, and so are the weights that workers get."""
+    for one in alone["reports"]:
+        learned = group.step(rows, MIX)
+        for name in ("loss_preference", "loss_anchor"):
+            assert learned.tally.total(name) == pytest.approx(one.tally.total(name), abs=1e-5)
+        assert learned.tally.mean("kl_speech") == pytest.approx(one.tally.mean("kl_speech"), abs=1e-5)
+        assert learned.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+    published = group.publish(probe_of(rows))
+    assert published.parcel.version == 2
+    sent = load_file(published.parcel.path)
+    assert set(sent) == set(alone["weights"])
+    for name, values in alone["weights"].items():
+        assert np.abs(sent[name].numpy() - values).max() < 1e-4, name
+    assert np.abs(published.probe_logps[0] - alone["logps"]).max() < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +88,16 @@ def await_end(pid: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, cluster, tmp_path):
+def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, alone, cluster, tmp_path):
     """One story, as every group takes seconds to start."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    run = f"lost-{os.getpid()}"
+    name = f"lost-{os.getpid()}"
     place = Placement("learner", *[{"CPU": 0.5}] * 2)  # all that the cluster has
-    group = learner_group(world, 2, 2, run, place, faults=tmp_path / "faults")
+    group = learner_group(world, 2, 2, name, place, faults=tmp_path / "faults")
     group.start()
-    probe = [np.concatenate([rows[0].prompt_ids, rows[0].reply_ids])]
+    probe = probe_of(rows)
+    check_same(group, rows, alone)
 
     # Batches that are not finite: skipped, counted, and in the end kept for who wants to look.
     spoilt = [replace(rows[0], behaviour=np.full_like(rows[0].behaviour, np.nan)), *rows[1:]]
@@ -78,15 +107,15 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     assert learned.not_finite in ("loss of learner-0", "loss of learner-1")
     assert learned.gradient_norm is None
     published = group.publish(probe)
-    assert published.parcel.version == group.version == 1
+    assert published.parcel.version == group.version == 3
     same = load_file(published.parcel.path)
     assert all(torch.equal(start[name], same[name]) for name in start)
     assert not group.step(rows, 0.4).skipped
     assert group.step(spoilt, 0.4).skipped, "those in a row are counted, and the last was not skipped"
     with pytest.raises(NonFiniteStep, match="2 steps in a row were skipped"):
         group.step(spoilt, 0.4)
-    kept = read_batch(tmp_path / "faults/step-000004.parquet")
-    assert (kept.version, kept.mix, kept.reason) == (4, 0.4, learned.not_finite)
+    kept = read_batch(tmp_path / "faults/step-000006.parquet")
+    assert (kept.version, kept.mix, kept.reason) == (6, 0.4, learned.not_finite)
     assert len(kept.items) == len(rows)
     assert np.isnan(kept.items[0].behaviour).all()
     assert not group.step(rows, 0.4).skipped
@@ -108,7 +137,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
         group._answers({"learner-0": group._ranks["learner-0"].load.remote(checkpoint, "other")}, 60, "loading")
 
     # The rank that holds the weights in memory dies by SIGKILL while the other waits for it.
-    left = list(memory_directory().glob(f"duet-{run}-*"))
+    left = list(memory_directory().glob(f"duet-{name}-*"))
     assert len(left) == 1
     os.kill(pids["learner-0"], signal.SIGKILL)
     with pytest.raises(LearnerLost, match="learner-0 died while taking a step") as lost:
@@ -119,7 +148,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
 
     # Another group takes over at once, in the place that nobody else could get meanwhile.
     other = Placement("rollout-9", {"CPU": 0.5})
-    group = learner_group(world, 2, 2, run, place, step_seconds=10)
+    group = learner_group(world, 2, 2, name, place, step_seconds=10)
     group.start()
     group.load(checkpoint, 5)
     published = group.publish(probe)
@@ -137,4 +166,4 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     stop_at_once(group)
     for pid in pids.values():
         await_end(pid)
-    assert not list(memory_directory().glob(f"duet-{run}-*"))
+    assert not list(memory_directory().glob(f"duet-{name}-*")), "memory files outlived the group"

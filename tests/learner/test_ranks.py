@@ -3,18 +3,19 @@
 import pytest
 
 from tests.learner.processes import run
+from tests.learner.ranks import at_every_stage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500), pytest.mark.xdist_group("learner ranks")]
 
 
-def _run(root, world, directory, ranks: int) -> list[dict]:
-    """What each rank printed."""
-    return run("tests.learner.ranks", root, world / "base", directory, ranks)
+def _run(world, directory, ranks: int) -> list[dict]:
+    """What each rank found."""
+    return run(at_every_stage, world / "base", directory, ranks=ranks)
 
 
 @pytest.fixture(scope="module")
-def two(root, world, tmp_path_factory) -> list[dict]:
-    return _run(root, world, tmp_path_factory.mktemp("two"), 2)
+def two(world, tmp_path_factory) -> list[dict]:
+    return _run(world, tmp_path_factory.mktemp("two"), 2)
 
 
 def _check_resumed(found: dict) -> None:
@@ -26,21 +27,21 @@ def _check_resumed(found: dict) -> None:
     assert len(set(straight)) == 3, "the schedule did not move"
 
 
-def test_one_rank_goes_on_from_a_checkpoint_bit_for_bit(root, world, tmp_path):
-    (stages,) = _run(root, world, tmp_path, 1)
-    assert list(stages) == ["0", "1", "2", "3"]
+def test_one_rank_goes_on_from_a_checkpoint_bit_for_bit(world, tmp_path):
+    (stages,) = _run(world, tmp_path, 1)
+    assert list(stages) == [0, 1, 2, 3]
     for found in stages.values():
         _check_resumed(found)
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+@pytest.mark.parametrize("stage", range(4))
 def test_two_ranks_go_on_from_a_checkpoint_bit_for_bit(two, stage):
     for rank in two:
         _check_resumed(rank[stage])
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+@pytest.mark.parametrize("stage", range(4))
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two, stage, kind):
     """Weights, moments and schedule: the step after it is that of an engine which never saw the bad batch."""
     good, bad = (rank[stage]["skipped"][kind] for rank in two)
@@ -58,14 +59,14 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two
 
 def test_a_large_model_is_never_whole_on_its_way_to_the_workers(two):
     """At ZeRO stage 3 by group, all ranks together; and where rank 0 cannot send, the others are let go."""
-    for stage in ("0", "1", "2", "3"):
+    for stage in range(4):
         first, second = (rank[stage]["sent"] for rank in two)
         assert first["right"]
         assert second["right"]
         assert (first["failed"], second["failed"]) == ("no space", None)
         for found in (first, second):
-            assert (found["most"] < 0.4) == (stage == "3")
-            assert (found["left"] < 0.3) == (stage == "3"), "of what the probe gathered"
+            assert (found["most"] < 0.4) == (stage == 3)
+            assert (found["left"] < 0.3) == (stage == 3), "of what the probe gathered"
 
 
 def test_nothing_in_the_learner_draws(two):

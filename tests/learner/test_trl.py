@@ -38,6 +38,8 @@ from speech.types import Prompt, Reply, ReplyGroup
 from tests.learner import trl_side
 from tests.learner.trl_side import CAP, CLIP, CLIP_HIGH, END, LIMIT, PAD, SCORES, TEMPERATURE, WORDS, moved, sampled
 
+pytestmark = pytest.mark.xdist_group("trl")
+
 EXACT = 1e-5
 AVERAGES = [("grpo", "reply"), ("dapo", "token"), ("bnpo", "token"), ("dr_grpo", "constant")]
 """TRL's name and ours."""

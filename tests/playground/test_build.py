@@ -29,6 +29,7 @@ SMALL = WorldRecipe(
 )
 
 
+@pytest.mark.e2e
 def test_a_small_world(tmp_path: Path):
     out = tmp_path / "world"
     out.mkdir()

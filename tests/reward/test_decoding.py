@@ -23,8 +23,7 @@ from speech.families import PLAYGROUND
 from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 
-pytestmark = pytest.mark.e2e
-
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("decoding")]
 REPLIES = 12
 
 

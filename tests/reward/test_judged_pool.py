@@ -15,7 +15,7 @@ from speech.types import Finish, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary
 from tests.reward.judges import KEY, Process
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("judged pool")]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from weight_sync.source import WeightSource, named_weights
 from weight_sync.update import WeightUpdate, adapter_name
 
 SAMPLING = SamplingConfig(temperature=0.8, max_tokens=96)
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("rollout engine")]
 
 
 @pytest.fixture(scope="module")

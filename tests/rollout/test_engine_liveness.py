@@ -30,7 +30,7 @@ from weight_sync.broadcast import BroadcastSender
 from weight_sync.senders import FileEntry
 from weight_sync.update import WeightUpdate
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("rollout life")]
 SAMPLING = SamplingConfig(temperature=0.8, max_tokens=150)
 
 

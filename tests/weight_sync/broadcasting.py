@@ -1,26 +1,21 @@
 """A receiver of broadcast weights without an engine, in a process of its own.
 
-    python -m tests.weight_sync.broadcasting SEAT
-
-Says that it is up. Reads parcels from its input, one pickled after the other as hexadecimal lines, and takes each;
-prints what it has after that: how many groups, the sum of all numbers, the name of its process group, and why something
-is lacking.
+It takes each parcel that comes through a pipe, and answers what it has after that: how many groups, the sum of all
+numbers, the name of its process group, and why something is lacking.
 """
 
-import json
-import pickle
-import sys
+from multiprocessing.connection import Connection
 
 import torch
 
 from weight_sync.broadcast import BroadcastError, BroadcastPeer
 
 
-def main(name: str) -> None:
-    print("up", flush=True)
+def receive(name: str, parcels: Connection) -> None:
+    parcels.send("up")
     seat, has, key = BroadcastPeer(torch.device("cpu")), {}, None
-    for line in sys.stdin:
-        parcel = pickle.loads(bytes.fromhex(line))
+    while True:
+        parcel = parcels.recv()
         if parcel.key != key:
             key, has = parcel.key, {}
         taken, lacking, joined = len(has), "", None
@@ -35,8 +30,4 @@ def main(name: str) -> None:
         except BroadcastError as error:
             lacking = str(error)
         total = sum(tensor.double().sum().item() for group in has.values() for tensor in group.values())
-        print(json.dumps({"groups": len(has), "total": total, "group": joined, "lacking": lacking}), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        parcels.send({"groups": len(has), "total": total, "group": joined, "lacking": lacking})

@@ -1,11 +1,7 @@
 """Weights go to several processes at once, from one that is alive to those that are; nobody waits for the others."""
 
-import json
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,11 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.learner.processes import started
+from tests.weight_sync.broadcasting import receive
 from weight_sync.broadcast import BroadcastSender
 from weight_sync.senders import FileEntry
 from weight_sync.update import WeightUpdate
 
-SECONDS = 3.0
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("learner rank")]
+SECONDS = 2.0
 """Longest wait of one for another."""
 GROUPS = [
     {"a": torch.arange(3 << 16, dtype=torch.float32), "scalar": torch.tensor(3.0), "none": torch.empty(0, 4)},
@@ -29,31 +28,30 @@ TOTAL = sum(tensor.double().sum().item() for group in GROUPS for tensor in group
 
 
 class Receiver:
-    """`tests.weight_sync.broadcasting` in a process."""
+    """`receive` in a process of its own."""
 
-    def __init__(self, root, seat: str) -> None:
+    def __init__(self, seat: str) -> None:
         self.seat = seat
-        command = [sys.executable, "-m", "tests.weight_sync.broadcasting", seat]
-        self.process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.process, self._pipe = started(receive, seat)
 
     def give(self, parcel: WeightUpdate) -> None:
-        self.process.stdin.write(pickle.dumps(parcel).hex() + "\n")
-        self.process.stdin.flush()
+        self._pipe.send(parcel)
 
-    def answer(self) -> dict:
-        return json.loads(self.process.stdout.readline())
+    def answer(self) -> dict | str:
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
 @pytest.fixture
-def receivers(root):
-    made = [Receiver(root, seat) for seat in "abc"]
-    assert [receiver.process.stdout.readline() for receiver in made] == ["up\n"] * 3
+def receivers():
+    made = [Receiver(seat) for seat in "abc"]
+    assert [receiver.answer() for receiver in made] == ["up"] * 3
     yield made
     for receiver in made:
-        receiver.process.kill()
-        receiver.process.wait()
+        receiver.end()
 
 
 @pytest.fixture
@@ -92,8 +90,7 @@ def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(r
 
     def weights() -> Iterator[dict[str, torch.Tensor]]:
         yield from GROUPS[:2]
-        b.process.kill()
-        b.process.wait()
+        b.end()
         yield from GROUPS[2:]
 
     begun = time.monotonic()

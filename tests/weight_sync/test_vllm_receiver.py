@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from weight_sync.receiver import fetch_files
 from weight_sync.senders import FileEntry, ObjectSender
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("rollout fetch")]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from speech.vocabulary import Vocabulary
 from tests.families.codec import Tones
 from tests.families.tiny import vita
 
+pytestmark = pytest.mark.xdist_group("hearing")
+
 WIDTH = 8
 
 

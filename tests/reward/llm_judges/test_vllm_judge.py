@@ -17,8 +17,7 @@ from speech.audio import Waveform
 from tests.reward.llm_judges.tiny_judges import write_listener, write_reader
 from tests.reward.spoken import spoken
 
-pytestmark = pytest.mark.e2e
-
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("local judge")]
 WORDS = ("oh eight it is", "oh nine it is", "", "well then eight it is", 'he said "stop"')
 USUAL = {"name": "judge", "rubric": "semantic", "listens": False, "dtype": "float32", "sure": 0.0, "max_length": 4096}
 

@@ -1,0 +1,9 @@
+"""Models of tests are so small that a second thread costs more than it does."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
