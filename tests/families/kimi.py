@@ -41,6 +41,7 @@ BEGIN, END, STOP = 151661, 151667, 151663
 BLANK, USER, ASSISTANT, SPEAK, OVER = 151666, 151670, 151671, 151676, 151645
 FIRST = WORDS + SPECIAL
 DELAY = 6
+PROMPTS = 64
 
 
 def tokenizer() -> Tokenizer:
@@ -110,8 +111,10 @@ def settings(checkpoint: Path, **changes) -> EngineConfig:
 
 
 def prompts_of(vocabulary: Vocabulary) -> list[Prompt]:
-    """250, of several lengths."""
-    turns = [Turn(role="user", text="w9 w8" if i % 2 else None, codes=np.arange(i, i + 3 + i % 7)) for i in range(250)]
+    """Of several lengths."""
+    turns = [
+        Turn(role="user", text="w9 w8" if i % 2 else None, codes=np.arange(i, i + 3 + i % 7)) for i in range(PROMPTS)
+    ]
     return [
         Prompt(id=str(i), text="", facts={}, token_ids=FAMILY.prompt([turn], vocabulary))
         for i, turn in enumerate(turns)

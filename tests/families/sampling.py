@@ -1,14 +1,13 @@
-"""Replies of a tiny checkpoint from the real engine, in a process of its own: `python -m tests.families.sampling`.
+"""Replies of a tiny checkpoint from the real engine, against plain transformers.
 
-It is asked with an `Asked` on its standard input and answers with a `Found` on its standard output, both pickled.
+Each of the two has a process: vLLM changes some of transformers' classes where both are. `Processes` keeps them, so
+that all families of a session import either library once.
 """
 
-import pickle
-import subprocess
-import sys
+import gc
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from speech.grammar import check_reply_grammar, grammar_table, token_kinds
 from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
-REPLIES, FREE = 1000, 64
+REPLIES, FREE, COMPARED = 64, 16, 4
+"""Replies held to the structure, replies that are not, and those of the former that transformers computes again."""
 LONGEST = 30
-ATONCE = 40
-"""Logits of so many are below 32 MiB, the largest that the C library keeps for the next step."""
+SECONDS = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +44,40 @@ class Found:
     """The same by a walk of the automaton itself."""
 
 
-def ask(root: Path, asked: Asked) -> Found:
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        cwd=root,
-        input=pickle.dumps(asked),
-        capture_output=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
-    return pickle.loads(done.stdout[done.stdout.index(b"\x80") :])
+class Processes:
+    """A process with vLLM and one with plain transformers, each started when it is first asked. A context manager."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._engine = ProcessPoolExecutor(1, context)
+        self._plain = ProcessPoolExecutor(1, context)
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._engine, self._plain):
+            pool.shutdown(cancel_futures=True)
+
+    def ask(self, asked: Asked) -> Found:
+        held, free = self._engine.submit(_sample, asked).result(SECONDS)
+        chosen = family(asked.family)
+        kinds = token_kinds(Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens))
+        compared = held[:: len(held) // COMPARED]
+        return Found(
+            gap=self._plain.submit(_gap, asked, compared).result(SECONDS),
+            held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
+            free=[reply.defect for _, reply in free],
+            free_checked=[check_reply_grammar(reply.token_ids, chosen.interleave, kinds) for _, reply in free],
+        )
 
 
-def answer(asked: Asked) -> Found:
+def _sample(asked: Asked) -> tuple[list[tuple[Prompt, Reply]], list[tuple[Prompt, Reply]]]:
+    """Replies held to the structure, and replies that are not, each with its prompt."""
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineConfig(
-        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=ATONCE, constrained=True,
+        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=REPLIES, constrained=True,
         in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
     )  # fmt: skip
     sampling = SamplingConfig(temperature=1.0, max_tokens=LONGEST)
@@ -71,20 +86,11 @@ def answer(asked: Asked) -> Found:
         engine = VllmEngine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
         each = -(-count // len(asked.prompts))
         groups = engine.sample(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
+        del engine
+        gc.collect()  # its keys and values, before there are those of another
         return [(group.prompt, reply) for group in groups for reply in group.replies][:count]
 
-    held = draw(REPLIES, constrained=True)
-    free = [reply for _, reply in draw(FREE, constrained=False)]
-    kinds = token_kinds(vocabulary)
-    # In a process without vLLM, which changes some of transformers' classes where both are.
-    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-        gap = apart.submit(_gap, asked, held[::64]).result(timeout=100)
-    return Found(
-        gap=gap,
-        held=[_so_far(reply, chosen.interleave, kinds) for _, reply in held],
-        free=[reply.defect for reply in free],
-        free_checked=[check_reply_grammar(reply.token_ids, chosen.interleave, kinds) for reply in free],
-    )
+    return draw(REPLIES, constrained=True), draw(FREE, constrained=False)
 
 
 def _so_far(reply: Reply, pattern, kinds: np.ndarray) -> str | None:
@@ -120,13 +126,3 @@ def _gap(asked: Asked, replies: list[tuple[Prompt, Reply]]) -> float:
             largest = max(largest, abs(float(row[token]) - float(reply.logps[position])))
             state = states.after[state][int(kinds[token])]
     return largest
-
-
-def main() -> None:
-    sys.stdout.buffer.write(pickle.dumps(answer(pickle.load(sys.stdin.buffer))))
-
-
-if __name__ == "__main__":
-    from tests.families import sampling  # what is pickled must not be of the module __main__
-
-    sampling.main()

@@ -1,6 +1,7 @@
 """Each family from its released layout through the real stack and back, with a tiny checkpoint of its architecture."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,27 @@ import pytest
 from safetensors.torch import load_file
 
 from data.records import DEMONSTRATIONS, FEATURES, PROMPTS
+from duet.__main__ import main
 from speech.audio import write_features
 from speech.families import Family, family
 from speech.grammar import check_reply_grammar, token_kinds
 from speech.types import Prompt, Turn
 from speech.vocabulary import Channel, Vocabulary
 from tests.commands import duet
+from tests.families.sampling import REPLIES, Asked
 from tests.families.tiny import MAKERS, WIDTH
 
 pytestmark = [pytest.mark.families, pytest.mark.timeout(400)]
 ROWS, FRAMES = 16, 12
+IN_PROCESSES = "qwen2.5-omni"
+"""The family whose commands are started as a user starts them. For the others their code runs in the test's process."""
 RATES = {16384: (22050, 12.5), 6561: (24000, 25.0)}
 
 
-@pytest.fixture(scope="module", params=sorted(MAKERS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"families-{name}")) for name in sorted(MAKERS)],
+)
 def name(request) -> str:
     return request.param
 
@@ -39,11 +47,24 @@ def released(name, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trunk(root, name, released, tmp_path_factory) -> Path:
+def command(root, name) -> Callable[..., None]:
+    """Runs a command that starts nothing; it has to succeed."""
+
+    def as_process(*arguments: str) -> None:
+        done = duet(root, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def in_here(*arguments: str) -> None:
+        assert main(list(arguments)) == 0
+
+    return as_process if name == IN_PROCESSES else in_here
+
+
+@pytest.fixture(scope="module")
+def trunk(command, name, released, tmp_path_factory) -> Path:
     """The released checkpoint, taken in by the command."""
     directory = tmp_path_factory.mktemp("imported") / name
-    done = duet(root, "import", str(released), f"--family={name}", f"--to={directory}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    command("import", str(released), f"--family={name}", f"--to={directory}")
     return directory
 
 
@@ -87,20 +108,29 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
         f"data.prompts={data / 'prompts.parquet'}", f"data.demonstrations={data / 'demonstrations.parquet'}",
         "data.held_out={}", f"reward.codec={{use: '{codec}', arguments: {{path: {data}}}}}", f"reward.raters=[{made}]",
         "reward.total={words: 1.0}", "reward.scores={}", "reward.signal=''",
-        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=96", "anchor.rows=4", "evaluation.listen_every=0",
-        "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=32", "learner.learning_rate=1e-3",
+        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=40", "anchor.rows=2", "evaluation.listen_every=0",
+        "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=16", "learner.learning_rate=1e-3",
+        "learner.ranks=1",
         "mix.mode=fixed", "mix.fixed=0.5",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(root, name, trunk, data, vocabulary, tmp_path_factory) -> Path:
+def run(root, name, trunk, data, vocabulary, address, tmp_path_factory) -> Path:
     """Two iterations of the main job."""
     directory = tmp_path_factory.mktemp("runs")
     settings = _settings(name, trunk, data, vocabulary.codebook)
-    done = duet(root, "train", f"run.directory={directory}", "run.name=tiny", *settings)
+    done = duet(root, "train", f"run.directory={directory}", "run.name=tiny", f"cluster.address={address}", *settings)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return directory / "tiny"
+
+
+@pytest.fixture(scope="module")
+def exported(command, run, tmp_path_factory) -> Path:
+    """Its checkpoint, as transformers and vLLM read it."""
+    directory = tmp_path_factory.mktemp("exported") / "plain"
+    command("export", str(run), f"--to={directory}")
+    return directory
 
 
 def test_ids_are_the_released_ones(name, vocabulary):
@@ -145,11 +175,9 @@ def test_two_iterations_of_the_main_job(run, chosen, vocabulary):
     assert all(len(reply["logps"]) == len(reply["token_ids"]) for reply in replies)
 
 
-def test_what_was_trained_comes_out_as_released(root, name, run, released, trunk, tmp_path):
+def test_what_was_trained_comes_out_as_released(command, name, run, released, exported, tmp_path):
     """What is no part of the trunk is untouched; what is was trained; and taken in again it is the run's checkpoint."""
-    for directory, options in (("plain", []), ("released", ["--released"])):
-        done = duet(root, "export", str(run), f"--to={tmp_path / directory}", *options)
-        assert done.returncode == 0, done.stdout + done.stderr
+    command("export", str(run), f"--to={tmp_path / 'released'}", "--released")
     before, after = _tensors(released), _tensors(tmp_path / "released")
     assert before.keys() == after.keys()
     chosen = family(name)
@@ -158,9 +186,8 @@ def test_what_was_trained_comes_out_as_released(root, name, run, released, trunk
     for tensor, value in before.items():
         changed = not np.array_equal(value, after[tensor])
         assert changed == bool(chosen.original.parts(tensor, config)), tensor
-    done = duet(root, "import", str(tmp_path / "released"), f"--family={name}", f"--to={tmp_path / 'again'}")
-    assert done.returncode == 0, done.stderr
-    plain, again = _tensors(tmp_path / "plain"), _tensors(tmp_path / "again")
+    command("import", str(tmp_path / "released"), f"--family={name}", f"--to={tmp_path / 'again'}")
+    plain, again = _tensors(exported), _tensors(tmp_path / "again")
     assert all(np.array_equal(plain[tensor], again[tensor]) for tensor in again)
 
 
@@ -168,13 +195,9 @@ def _tensors(directory: Path) -> dict[str, np.ndarray]:
     return {n: t.float().numpy() for file in directory.glob("*.safetensors") for n, t in load_file(file).items()}
 
 
-def test_an_exported_checkpoint_says_the_same_in_transformers_and_vllm(root, name, run, data, vocabulary, tmp_path):
-    """Plain transformers against the worker's engine on the same checkpoint, and a thousand replies against the
-    automaton, in a process of its own (`tests.families.sampling`)."""
-    from tests.families.sampling import Asked, ask
-
-    done = duet(root, "export", str(run), f"--to={tmp_path / 'plain'}")
-    assert done.returncode == 0, done.stderr
+def test_an_exported_checkpoint_says_the_same_in_transformers_and_vllm(name, exported, data, processes):
+    """Plain transformers against the worker's engine on the same checkpoint, and its replies against the automaton
+    (`tests.families.sampling`)."""
     prompts = [
         Prompt(
             id=row["id"], token_ids=np.array(row["token_ids"], np.int32), text="", facts={},
@@ -182,9 +205,9 @@ def test_an_exported_checkpoint_says_the_same_in_transformers_and_vllm(root, nam
         )
         for row in pq.read_table(data / "prompts.parquet").to_pylist()
     ]  # fmt: skip
-    found = ask(root, Asked(family=name, checkpoint=str(tmp_path / "plain"), prompts=prompts))
+    found = processes.ask(Asked(family=name, checkpoint=str(exported), prompts=prompts))
     assert found.gap < 1e-4
-    assert found.held == [None] * 1000
+    assert found.held == [None] * REPLIES
     wrong = [defect for defect in found.free if defect is not None]
     assert found.free_checked == found.free
     assert wrong or name in ("step-audio-2", "qwen2.5-omni"), "random weights keep to no pattern by themselves"

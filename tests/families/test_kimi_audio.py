@@ -44,13 +44,8 @@ from tests.families.kimi import (
     valid,
 )
 
-pytestmark = [pytest.mark.families, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.families, pytest.mark.timeout(400), pytest.mark.xdist_group("families-kimi-audio")]
 CODEC = {"rate": 24000, "codebook": 16384, "tokens_per_second": 12.5}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return kimi.write(tmp_path_factory.mktemp("kimi"))
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +261,9 @@ def test_half_a_step_is_refused_before_anything_starts(job, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(root, job) -> Path:
+def run(root, job, address) -> Path:
     """Two iterations of the real stack, then another that goes on from their checkpoint."""
-    done = duet(root, "train", "--config", str(job / "run.yaml"))
+    done = duet(root, "train", "--config", str(job / "run.yaml"), f"cluster.address={address}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     again = duet(root, "train", "--resume", str(job / "kimi"), "run.iterations=3")
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]

@@ -1,7 +1,6 @@
 """Kimi-Audio's engine against the structure and against the learner."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,17 +20,11 @@ from rollout.worker import RolloutWorker, WeightCheck
 from speech.grammar import TokenKind, allowed_masks, check_reply_grammar, token_kinds
 from speech.types import Finish, Prompt
 from speech.vocabulary import Vocabulary
-from tests.families import kimi
 from tests.families.kimi import BLANK, END, FAMILY, FIRST, OVER, SAMPLING, STOP, prompts_of, scorer_of, settings, valid
 from weight_sync.source import named_weights
 from weight_sync.update import WeightUpdate
 
-pytestmark = [pytest.mark.families, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return kimi.write(tmp_path_factory.mktemp("kimi"))
+pytestmark = [pytest.mark.families, pytest.mark.timeout(300), pytest.mark.xdist_group("families-kimi-audio")]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,7 @@ def engine(checkpoint, vocabulary) -> MultiStreamEngine:
 
 @pytest.fixture(scope="module")
 def groups(engine, prompts):
-    """1,000 replies."""
+    """256 replies."""
     return engine.sample(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
 
 
@@ -83,11 +76,11 @@ def gap(group, scorer: PolicyModel, vocabulary: Vocabulary) -> float:
     return (batch.dense(logp) - batch.behaviour).abs().max().item()
 
 
-def test_a_thousand_replies_keep_to_the_structure(groups):
+def test_replies_keep_to_the_structure(groups):
     replies = [reply for group in groups for reply in group.replies]
-    assert len(replies) == 1000
+    assert len(replies) == 256
     ended = [reply for reply in replies if reply.finish == Finish.STOP]
-    assert len(ended) > 800
+    assert len(ended) > 204
     assert [reply.defect for reply in ended if reply.defect] == []
     assert all(valid(reply.token_ids) for reply in ended)
     assert {reply.defect for reply in replies if reply.finish == Finish.LENGTH} == {"the reply has no end"}
@@ -104,12 +97,12 @@ def test_one_that_is_not_valid_is_marked(groups, checkpoint, vocabulary, prompts
     """Replies of which a token is another, and those of an engine that is not held to the structure."""
     rng, kinds = np.random.default_rng(0), token_kinds(vocabulary)
     verdicts = []
-    for group in groups:
-        ids = group.replies[0].token_ids.copy()
+    for reply in [reply for group in groups for reply in group.replies]:
+        ids = reply.token_ids.copy()
         ids[rng.integers(len(ids))] = rng.choice([3, 1000, BLANK, END, STOP, OVER, FIRST, FIRST + 16383])
         verdicts.append(valid(ids))
         assert (check_reply_grammar(ids, FAMILY.interleave, kinds) is None) == verdicts[-1]
-    assert 10 < sum(verdicts) < 240
+    assert 10 < sum(verdicts) < 246
     free = MultiStreamEngine(settings(checkpoint, constrained=False), FAMILY, vocabulary)
     drawn = [r for g in free.sample(prompts[:8], 4, replace(SAMPLING, max_tokens=20), [0] * 8, "w") for r in g.replies]
     assert all((reply.defect is None) == valid(reply.token_ids) for reply in drawn)
@@ -124,7 +117,7 @@ def test_the_distribution_sampled_is_the_distribution_scored(groups, scorer, voc
 
 def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer, vocabulary):
     """The end of the text, after one word: how often it comes against how likely it is said to be."""
-    [group] = engine.sample(prompts[:1], 400, replace(SAMPLING, max_tokens=4), [0], "w")
+    [group] = engine.sample(prompts[:1], 200, replace(SAMPLING, max_tokens=4), [0], "w")
     text = int(TokenKind.TEXT | TokenKind.END_TEXT)
     prompt, wanted = group.prompt.token_ids, []
     # What stands in the place of the first step's text gives what the second one's is drawn from.
@@ -136,7 +129,7 @@ def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer,
     ended = [reply.token_ids[2] == END for reply in group.replies]
     error = np.sqrt(np.sum([p * (1 - p) for p in wanted]))
     assert abs(sum(ended) - sum(wanted)) < 4 * error
-    assert 5 < sum(ended) < 395
+    assert 5 < sum(ended) < 195
 
 
 def test_replies_are_the_same_whoever_is_drawn_beside_them(checkpoint, vocabulary, prompts, groups, scorer):
@@ -219,7 +212,7 @@ def test_preference_reaches_the_speech_branch_only_where_it_is_asked_to(groups, 
         routes=(RouteLoss(channel=channel, weight=1.0),), clip=0.2, clip_high=0.2, ratio="truncated", cap=2.0,
         kl_text=0.0, kl_speech=0.0, boundary="speech", anchor_text=1.0, anchor_speech=1.0,
     )  # fmt: skip
-    rows = [row for group in groups[:4] for row in rows_of(group, token_kinds(vocabulary))]
+    rows = [row for group in groups[:2] for row in rows_of(group, token_kinds(vocabulary))]
     batch = collate(
         rows, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"), streams=2,
         scored=lambda item, row: objective.scored(row.channels, item, row),
