@@ -108,7 +108,7 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
         f"data.prompts={data / 'prompts.parquet'}", f"data.demonstrations={data / 'demonstrations.parquet'}",
         "data.held_out={}", f"reward.codec={{use: '{codec}', arguments: {{path: {data}}}}}", f"reward.raters=[{made}]",
         "reward.total={words: 1.0}", "reward.scores={}", "reward.signal=''",
-        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=40", "anchor.rows=2", "evaluation.listen_every=0",
+        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=32", "anchor.rows=2", "evaluation.listen_every=0",
         "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=16", "learner.learning_rate=1e-3",
         "learner.ranks=1",
         "mix.mode=fixed", "mix.fixed=0.5",
