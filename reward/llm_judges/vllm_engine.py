@@ -185,7 +185,7 @@ class JudgeEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        form = parsing.score_schema(way.lowest, way.highest, longest=way.longest_reason, halves=True)
+        form = parsing.score_schema(way.lowest, way.highest, max_reason_chars=way.longest_reason, halves=True)
         held = StructuredOutputsParams(json=form)
         sampling = SamplingParams(max_tokens=way.max_tokens, temperature=0.0, structured_outputs=held)
         return [self._written(output) for output in self._llm.chat(asked, sampling, use_tqdm=False)]

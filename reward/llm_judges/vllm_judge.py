@@ -32,7 +32,7 @@ AMOUNTS = {"kv_cache_gib": math.inf, "gpu_memory_share": 1.0, "cpus": math.inf, 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings(JudgePromptConfig):
-    needed: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "listens")
+    required: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "listens")
     checkpoint: str
     """A folder with a chat model: weights as safetensors, tokenizer, chat template."""
     listens: bool
@@ -124,7 +124,7 @@ class LocalSettings(JudgePromptConfig):
         """The whole version, of what is asked and of the engine that answers."""
         a = self.answering
         way = (a.opening, a.sure) if a.mode == "expected" else (a.max_tokens, a.longest_reason)
-        asked = self.label(a.mode, *way, reason_first=self.reason_first)
+        asked = self.version_label(a.mode, *way, reason_first=self.reason_first)
         return f"{Path(self.checkpoint).name}/{engine}/{asked}"
 
 
@@ -135,18 +135,18 @@ class LocalRater(RemoteJudge):
 
     def __init__(self, **arguments: Any) -> None:
         """Waits until the judge is up. Raises InputError, TimeoutError, RuntimeError."""
-        asked = LocalSettings.of(arguments)
+        asked = LocalSettings.from_arguments(arguments)
         self._judge = reach(asked.engine, asked.room)
         engine = self._judge.version
         if asked.pinned and asked.pinned != engine:
             raise InputError(f"pinned: the judge {asked.checkpoint} is version {engine!r}, not {asked.pinned!r}")
         super().__init__(replace(asked, version=asked.version_with(engine)))
-        self._asked, self._told = asked, asked.told(reason_first=asked.reason_first)
+        self._asked, self._told = asked, asked.instructions(reason_first=asked.reason_first)
 
     @staticmethod
     def check(arguments: dict[str, Any]) -> None:
         """Raises InputError for arguments that will not do, without starting anything."""
-        LocalSettings.of(arguments)
+        LocalSettings.from_arguments(arguments)
 
     async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
         s = self.settings

@@ -227,12 +227,12 @@ class There:
             self._actor = self._start()
             self._actor.hello.remote(self._user)
             note = f"the judge is gone ({type(error).__name__}), and is started again"
-            raise JudgeFailure(FailureReason.CONNECTION, note, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.CONNECTION, note, retryable=True, down=True) from None
         except RayTaskError as error:
             if isinstance(error.cause, TimeoutError):
                 raise _late(seconds) from None
             note = f"the judge failed: {type(error.cause).__name__}"
-            raise JudgeFailure(FailureReason.SERVER, note, again=True, down=True) from None
+            raise JudgeFailure(FailureReason.SERVER, note, retryable=True, down=True) from None
 
     def _meet(self, seconds: float) -> str:
         try:
@@ -278,4 +278,4 @@ def _here(settings: JudgeEngineSettings) -> Here:
 
 
 def _late(seconds: float) -> JudgeFailure:
-    return JudgeFailure(FailureReason.TIMEOUT, f"the judge did not answer within {seconds:.3g} s", again=True)
+    return JudgeFailure(FailureReason.TIMEOUT, f"the judge did not answer within {seconds:.3g} s", retryable=True)

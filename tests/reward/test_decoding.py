@@ -133,7 +133,7 @@ def pool(world, cluster, tmp_path):
 
 
 def ordered(pool: RewardPool, groups: list[ReplyGroup]) -> list[int]:
-    return [pool.order(group.prompt, reply) for group in groups for reply in group.replies]
+    return [pool.submit(group.prompt, reply) for group in groups for reply in group.replies]
 
 
 def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
@@ -143,7 +143,7 @@ def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
     while not found.keys() >= set(numbers):
         assert time.monotonic() < deadline
         poll_once(pool._company)
-        found |= dict(pool.cards())
+        found |= dict(pool.collect())
     assert len(found) == len(numbers)
     return [found[number] for number in numbers]
 
@@ -251,19 +251,19 @@ def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
     made, events = pool(1)
     made.start()
     whole = made.score(groups)
-    own, gone = made.decoders.sounds, lost()
+    own, gone = made.decoders.collect, lost()
 
     def once() -> list:
         sounds = own()
         if sounds:
-            monkeypatch.setattr(made.decoders, "sounds", own)
+            monkeypatch.setattr(made.decoders, "collect", own)
         return [(number, gone) for number, _ in sounds]
 
-    monkeypatch.setattr(made.decoders, "sounds", once)
+    monkeypatch.setattr(made.decoders, "collect", once)
     assert cards(made, ordered(made, groups)) == [card for row in whole for card in row]
     assert events == []
-    monkeypatch.setattr(made.decoders, "sounds", lambda: [(number, gone) for number, _ in own()])
-    with pytest.raises(CallTimeout, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
+    monkeypatch.setattr(made.decoders, "collect", lambda: [(number, gone) for number, _ in own()])
+    with pytest.raises(CallTimeout, match=r"the audio of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
         cards(made, ordered(made, groups[:1]))
 
 
@@ -290,7 +290,7 @@ def test_what_is_given_up_does_not_come_later(pool, groups):
     made.start()
     before = ordered(made, groups)
     poll_once(made._company)
-    made.abandon()
+    made.abort_all()
     after = ordered(made, groups[:1])
     assert len(cards(made, after)) == 2
     assert not set(before) & set(after)

@@ -92,7 +92,7 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     counted = first.counters()["judge"]
     assert asked == counted["calls"] == 8
     assert counted["cost"] == 0.25 * (counted["input_tokens"] + counted["output_tokens"]) > 0
-    assert first.left_alone == {"judge": 0}
+    assert first.circuit_open == {"judge": 0}
     assert first.save_cache(tmp_path / "judges.parquet") == 8
 
     judge.fail(error=1.0)  # from here on nothing new can be learnt from it

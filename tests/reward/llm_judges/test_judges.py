@@ -46,7 +46,7 @@ def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, co
         (
             "reward.llm_judges.vllm_judge:LocalRater",
             "checkpoint: /no/such, listens: true",
-            "checkpoint: '/no/such' is no folder",
+            "checkpoint: '/no/such' is not a folder",
         ),
         ("reward.acoustic_raters.raters:Tempo", "low: 3, high: 2", "low: 3.* must not be above high"),
     ],

@@ -174,7 +174,7 @@ def test_a_service_that_is_down_is_left_alone(service):
     rater = service.rater(retries=0, breaker_failures=3, concurrency=1)
     reasons = [one.score.reason for one in rater.rate_all(different(10), 20)]
     assert reasons == ["server error"] * 3 + ["judge unavailable"] * 7
-    assert rater.left_alone
+    assert rater.circuit_open
 
 
 def test_the_key_is_sent_and_never_shown(service, monkeypatch, caplog, capfd):
@@ -265,14 +265,14 @@ def test_a_scale_of_ones_own(service, tmp_path, monkeypatch):
         ({"rubric": "kindness"}, "rubric: 'kindness' is neither semantic, acoustic, holistic nor a text file"),
         ({"listens": False}, "rubric: holistic asks for how a reply sounds"),
         ({"highest": 10}, "the scale of the rubric holistic is 1 to 5"),
-        ({"sounds": "/no/such/folder"}, "sounds: '/no/such/folder' is no folder"),
+        ({"sounds": "/no/such/folder"}, "sounds: '/no/such/folder' is not a folder"),
         ({"facts": "answer"}, "facts: 'answer' must be a list"),
         ({"form": "xml"}, "form: 'xml' is unknown; allowed: json_schema"),
         ({"max_tokens": 0}, "max_tokens: 0 must be a whole number"),
         ({"temperature": -1}, "temperature: -1 must be a number, at least 0"),
         ({"output_price": None}, "one alone gives no cost"),
         ({"extra": {"messages": []}}, "extra: must be a table of further fields, none of messages"),
-        ({"extra": {"a": float("nan")}}, "extra: holds what JSON cannot"),
+        ({"extra": {"a": float("nan")}}, "extra: holds a value that JSON cannot represent"),
         ({"prompt": "x"}, "unknown argument 'prompt'; allowed: name, version"),
     ],
 )

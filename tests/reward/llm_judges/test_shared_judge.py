@@ -71,7 +71,7 @@ def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
 
     user = ray.remote(Nobody).options(num_cpus=0).remote()
     judge = ray.remote(JudgeServer).options(num_cpus=0, lifetime="detached", max_concurrency=9)
-    judge = judge.remote(LocalSettings.of(arguments).engine, linger=3.0)  # much less than loading takes
+    judge = judge.remote(LocalSettings.from_arguments(arguments).engine, linger=3.0)  # much less than loading takes
     name = user._actor_id.hex()
     assert ray.get(judge.hello.remote(name), timeout=200)
     time.sleep(6)
@@ -81,7 +81,7 @@ def test_a_judge_ends_when_nobody_who_uses_it_lives(cluster, arguments):
 
 
 def test_a_judge_that_finds_no_room_says_so(cluster, arguments):
-    settings = LocalSettings.of(arguments | {"gpus": 1, "start_seconds": 1.5, "max_sequences": 3})
+    settings = LocalSettings.from_arguments(arguments | {"gpus": 1, "start_seconds": 1.5, "max_sequences": 3})
     with pytest.raises(TimeoutError, match=r"was not up within 2 s \(start_seconds\); it needs 1 GPU more than"):
         There(settings.engine, settings.room)
 

@@ -41,7 +41,7 @@ def test_the_expected_score_is_that_of_the_model_itself(reader):
     words, model = AutoTokenizer.from_pretrained(reader), AutoModelForCausalLM.from_pretrained(reader).eval()
     digits = words.convert_tokens_to_ids(list("12345"))
     for reply, one in zip(replies(), rated, strict=True):
-        asked = judge_messages(judge.settings, judge.settings.told(reason_first=False), reply)
+        asked = judge_messages(judge.settings, judge.settings.instructions(reason_first=False), reply)
         prompt = words.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + '{"score": '
         with torch.no_grad():
             logps = model(**words(prompt, return_tensors="pt")).logits[0, -1].log_softmax(-1)
@@ -128,7 +128,7 @@ def test_another_seed_of_the_same_shape_is_another_judge(reader, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"checkpoint": "/no/such"}, "checkpoint: '/no/such' is no folder"),
+        ({"checkpoint": "/no/such"}, "checkpoint: '/no/such' is not a folder"),
         ({"checkpoint": "/tmp"}, "checkpoint: /tmp holds no"),
         ({"rubric": "acoustic"}, "rubric: acoustic asks for how a reply sounds"),
         ({"score": "guess"}, "score: 'guess'; allowed: expected, answer"),

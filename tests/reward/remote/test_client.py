@@ -11,7 +11,7 @@ from reward.remote.client import FailureReason, JudgeAnswer, JudgeFailure, Remot
 from reward.types import MissingScore
 from tests.reward.spoken import at_once, spoken
 
-DOWN = JudgeFailure(FailureReason.SERVER, "HTTP 500", again=True, down=True)
+DOWN = JudgeFailure(FailureReason.SERVER, "HTTP 500", retryable=True, down=True)
 
 
 class Scripted(RemoteJudge):
@@ -105,7 +105,7 @@ def test_one_reply_takes_no_longer_than_its_deadline():
 
 
 def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
-    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", again=True, after=20)
+    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", retryable=True, retry_after_s=20)
     patient = Scripted(busy, JudgeAnswer(score=2), deadline=30)
     assert rate(patient)[0] == [2.0]
     assert 20 <= patient.asked[1] - patient.asked[0] <= 21
@@ -151,7 +151,7 @@ def test_a_rater_that_is_down_is_left_alone_and_tried_again():
     assert [one.score for one in up] == [4.0] * 10
     assert rater.counters()["breaker_openings"] == 1
     assert rater.counters()["unavailable"] == 17
-    assert not rater.left_alone
+    assert not rater.circuit_open
 
 
 def test_a_rater_that_never_answers_is_down():
@@ -159,7 +159,7 @@ def test_a_rater_that_never_answers_is_down():
     scores, took = rate(rater, *many(10))
     assert scores == [missing(FailureReason.TIMEOUT)] * 3 + [missing(FailureReason.UNAVAILABLE)] * 7
     assert took == pytest.approx(15)
-    assert rater.left_alone
+    assert rater.circuit_open
     hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # it had no time to show whether it would
     assert rate(hurried, seconds=5)[0] == [missing(FailureReason.TIMEOUT)]
     assert hurried.counters()["breaker_openings"] == 0

@@ -191,7 +191,7 @@ def test_impossible_arguments_are_refused(judge, changes, complaint):
 def test_a_judge_of_another_version_gives_no_score(judge):
     rated = judge.rater(version="older").rate_all([RIGHT], 10)
     assert rated[0].score == MissingScore("other version", fault="rater")
-    assert "says that it is version 'playground-answer-1', not 'older'" in rated[0].details["judge_error"]
+    assert "reports version 'playground-answer-1', not 'older'" in rated[0].details["judge_error"]
 
 
 def test_a_judge_that_is_gone_is_left_alone(judge, tmp_path):
