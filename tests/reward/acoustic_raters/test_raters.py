@@ -101,7 +101,7 @@ def test_hearing_costs_one_hearing_and_is_noted_for_the_metrics():
     assert card.details["heard"] == "oh eight it is"
     assert card.details["heard_measure"] == "0.25 changes per word"
     assert card.measures["word_error"] == 0.25
-    assert rater._hears.__self__.asked == 1
+    assert rater._recognise.__self__.asked == 1
     assert rater.rate(reply(None)) == MissingScore("no speech in the reply")
     assert rater.detail(reply(None)) == {}
     assert rater.rate(reply(tone(200), " ?! ")) == MissingScore("no text to compare with")
@@ -222,11 +222,11 @@ def test_a_version_names_all_that_decides_a_score():
         (lambda: SignalQuality(one=3, five=3), "one, five: both are 3"),
         (lambda: Pitch(low=3, high=2), "low: 3 must not be above high, 2"),
         (lambda: Pitch(low=1, high=2, tolerance=0), "tolerance: 0 must be above 0"),
-        (lambda: Tempo(low="fast", high=2), "low: 'fast' must be a number"),
+        (lambda: Tempo(low="fast", high=2), "low: 'fast' must be a finite number"),
         (VoiceSimilarity, "reference, fact: give one of them"),
         (lambda: VoiceSimilarity(reference="/no/such.wav"), "reference: '/no/such.wav' cannot be used"),
-        (lambda: VoiceSimilarity(fact="voice"), "sounds: '' is no folder"),
-        (lambda: Tempo(low=1, high=2, name=""), "name: '' must be text"),
+        (lambda: VoiceSimilarity(fact="voice"), "sounds: '' is not a folder"),
+        (lambda: Tempo(low=1, high=2, name=""), "name: '' must be non-empty text"),
     ],
 )
 def test_impossible_arguments_are_refused(make, complaint):
