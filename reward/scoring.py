@@ -20,7 +20,7 @@ UNRATED = MissingScore("not rated")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How rater scores combine."""
+    """Weights that combine rater scores."""
 
     total: Mapping[str, float]
     """Weight per rater of the total, the score that λ is computed from."""

@@ -34,6 +34,8 @@ MAX_REASON_CHARS = 600
 """Length limit of the reason in the JSON schema."""
 TOKENS_PER_PRICE = 1e6
 """Tokens that a price refers to."""
+MAX_ERROR_CHARS = 300
+"""Characters kept of a server's error message."""
 RESERVED = ("messages", "model", "response_format", "max_completion_tokens", "stream", "n")
 """Request fields that `extra` must not set."""
 
@@ -49,7 +51,7 @@ class ChatJudgeConfig(JudgePromptConfig, HttpJudgeConfig):
     """Model name that answers must carry, for services where `model` is an alias of the newest one. Answers of another
     model are failures. Empty: any."""
     form: str = "json_schema"
-    """How the request asks for JSON: json_schema, json_object, or none for services that support neither."""
+    """Response format of the request: json_schema, json_object, or none for services that support neither."""
     temperature: float | None = 0.0
     """None: not sent, for models that reject it."""
     max_tokens: int = 1024
@@ -103,7 +105,10 @@ class ChatJudge(RemoteJudge):
         super().__init__(config.with_full_version())
         self._instructions = config.instructions(reason_first=True)
         self._key = ApiKey.from_environment(config.api_key_env) if config.api_key_env else None
-        self._client: Any = None
+        s = self.settings
+        self._client = ChatClient(
+            s.url, self._key, timeout_s=s.timeout, concurrency=s.concurrency, use_proxy=not s.local
+        )
 
     @staticmethod
     def check(arguments: dict[str, Any]) -> None:
@@ -111,23 +116,17 @@ class ChatJudge(RemoteJudge):
         ChatJudgeConfig.from_arguments(arguments)
 
     async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
-        answer = await self._post(judge_messages(self.settings, self._instructions, spoken))
-        usage, served = self._usage(answer.get("usage")), answer.get("model")
-        content = _content(answer, usage)
-        if self.settings.served and served != self.settings.served:
-            reported = self._redact(str(served))[:80]
-            raise JudgeFailure(
-                FailureReason.OTHER_VERSION,
-                f"the answer is from {reported!r}, not {self.settings.served!r}",
-                usage=usage,
-            )
+        s = self.settings
+        answer = await self._client.complete(self._body(judge_messages(s, self._instructions, spoken)), s.extra)
+        usage, served = token_usage(answer.get("usage"), s.input_price, s.output_price), answer.get("model")
+        content = completion_text(answer, usage)
+        if s.served and served != s.served:
+            note = f"the answer is from {self._redact(str(served))[:80]!r}, not {s.served!r}"
+            raise JudgeFailure(FailureReason.OTHER_VERSION, note, usage=usage)
         score, reason = parsing.parse_score(content, usage)
         return JudgeAnswer(score=score, reason=self._redact(reason), usage=usage)
 
-    async def _post(self, messages: list[Message]) -> dict[str, Any]:
-        """Send a request and return the body of the answer. Raise JudgeFailure."""
-        import openai
-
+    def _body(self, messages: list[Message]) -> dict[str, Any]:
         s = self.settings
         body: dict[str, Any] = {"model": s.model, "messages": messages, "max_completion_tokens": s.max_tokens}
         if s.temperature is not None:
@@ -141,6 +140,46 @@ class ChatJudge(RemoteJudge):
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         elif s.form == "json_object":
             body["response_format"] = {"type": "json_object"}
+        return body
+
+    def _redact(self, text: str) -> str:
+        return self._key.redact(text) if self._key is not None else text
+
+
+class ChatClient:
+    """Client of an OpenAI-compatible server: one request per call, without retries of its own."""
+
+    def __init__(
+        self,
+        url: str,
+        key: ApiKey | None,
+        *,
+        timeout_s: float,
+        concurrency: int,
+        use_proxy: bool,
+        quote_errors: bool = False,
+    ) -> None:
+        """Create a client without connecting.
+
+        Args:
+            url: Base URL up to /v1.
+            concurrency: Maximum number of connections.
+            use_proxy: Use the proxy and certificates from the environment.
+            quote_errors: Add the server's message to the note of a refusal. It may quote the request.
+        """
+        self._url, self._key, self._quote_errors = url, key, quote_errors
+        self._timeout_s, self._concurrency, self._use_proxy = timeout_s, concurrency, use_proxy
+        self._openai: Any = None
+        self._http: Any = None
+
+    async def complete(self, body: dict[str, Any], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a chat completion request and return the body of the answer. Raise JudgeFailure.
+
+        Args:
+            extra: Request fields outside OpenAI's interface.
+        """
+        import openai
+
         # Organization and project from the environment are meant for OpenAI; this may be another service.
         # No compression: a few bytes must not expand to many.
         headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
@@ -149,7 +188,7 @@ class ChatJudge(RemoteJudge):
             headers["Authorization"] = openai.omit
         create = self._connect().chat.completions.with_streaming_response.create
         try:
-            async with create(**body, extra_body=dict(s.extra), extra_headers=headers) as response:
+            async with create(**body, extra_body=dict(extra or {}), extra_headers=headers) as response:
                 content = b""
                 async for chunk in response.iter_bytes():
                     content += chunk
@@ -162,7 +201,8 @@ class ChatJudge(RemoteJudge):
         except (openai.APIConnectionError, httpx.HTTPError) as error:  # its message may quote the request
             raise JudgeFailure(FailureReason.CONNECTION, type(error).__name__, retryable=True, down=True) from None
         except openai.APIStatusError as error:
-            raise _status_failure(error.status_code, error.response.headers.get("Retry-After")) from None
+            message = " ".join(str(error).split())[:MAX_ERROR_CHARS] if self._quote_errors else ""
+            raise _status_failure(error.status_code, error.response.headers.get("Retry-After"), message) from None
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError):
@@ -171,65 +211,87 @@ class ChatJudge(RemoteJudge):
             raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is not a JSON object")
         return answer
 
-    def _usage(self, reported: object) -> dict[str, object]:
-        """Return tokens and cost of an answer under the names of `USAGE`, without unknown ones."""
-        if not isinstance(reported, Mapping):
-            return {}
-        prompt, completion, cost = (reported.get(name) for name in ("prompt_tokens", "completion_tokens", "cost"))
-        input_price, output_price = self.settings.input_price, self.settings.output_price
-        if cost is None and type(prompt) is int and type(completion) is int and None not in (input_price, output_price):
-            cost = (prompt * input_price + completion * output_price) / TOKENS_PER_PRICE
-        usage = {"input_tokens": prompt, "output_tokens": completion, "cost": cost}
-        return {name: number for name, number in usage.items() if number is not None}
-
-    def _redact(self, text: str) -> str:
-        return self._key.redact(text) if self._key is not None else text
+    async def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens, from a vLLM server. Raise JudgeFailure."""
+        self._connect()
+        try:
+            response = await self._http.post(
+                f"{self._url.removesuffix('/v1')}/tokenize", json={"prompt": text, "add_special_tokens": False}
+            )
+            response.raise_for_status()
+            return list(response.json()["tokens"])
+        except httpx.HTTPStatusError as error:
+            raise _status_failure(error.response.status_code, None) from None
+        except httpx.HTTPError as error:
+            raise JudgeFailure(FailureReason.CONNECTION, type(error).__name__, retryable=True, down=True) from None
+        except (ValueError, KeyError, TypeError):
+            raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer to /tokenize has no tokens") from None
 
     def _connect(self) -> Any:  # openai.AsyncOpenAI, imported on first use
-        if self._client is None:
+        if self._openai is None:
             import openai
 
-            s = self.settings
-            http: Any = httpx.AsyncClient(  # Any: openai releases are typed for different httpx versions
-                timeout=s.timeout,
+            self._http = httpx.AsyncClient(
+                timeout=self._timeout_s,
                 limits=httpx.Limits(
-                    max_connections=s.concurrency,
-                    max_keepalive_connections=s.concurrency,
+                    max_connections=self._concurrency,
+                    max_keepalive_connections=self._concurrency,
                     keepalive_expiry=KEEPALIVE_S,
                 ),
-                trust_env=not s.local,
+                trust_env=self._use_proxy,
                 follow_redirects=False,
             )
-            self._client = openai.AsyncOpenAI(
+            self._openai = openai.AsyncOpenAI(
                 api_key=self._key.reveal() if self._key is not None else "none",  # without one it reads the environment
-                base_url=s.url,
+                base_url=self._url,
                 max_retries=0,
-                timeout=s.timeout,
-                http_client=http,
+                timeout=self._timeout_s,
+                http_client=self._http,
             )
-        return self._client
+        return self._openai
 
 
-def _status_failure(status: int, retry_after_header: str | None) -> JudgeFailure:
-    """Return the failure for an HTTP error status."""
-    if status in RETRYABLE_STATUS or status >= 500:
-        reason = FailureReason.LIMITED if status == 429 else FailureReason.SERVER
-        retry_after_s = retry_after(retry_after_header, datetime.now(UTC))
-        return JudgeFailure(reason, f"HTTP {status}", retryable=True, down=status >= 500, retry_after_s=retry_after_s)
-    return JudgeFailure(FailureReason.REFUSED, f"HTTP {status}")
+def token_usage(
+    reported: object, input_price: float | None = None, output_price: float | None = None
+) -> dict[str, object]:
+    """Return tokens and cost of an answer under the names of `USAGE`, without unknown ones."""
+    if not isinstance(reported, Mapping):
+        return {}
+    prompt, completion, cost = (reported.get(name) for name in ("prompt_tokens", "completion_tokens", "cost"))
+    counted = type(prompt) is int and type(completion) is int
+    if cost is None and counted and input_price is not None and output_price is not None:
+        cost = (prompt * input_price + completion * output_price) / TOKENS_PER_PRICE
+    usage = {"input_tokens": prompt, "output_tokens": completion, "cost": cost}
+    return {name: number for name, number in usage.items() if number is not None}
 
 
-def _content(answer: dict[str, Any], usage: object) -> object:
-    """Return the text of the model. Raise JudgeFailure for another format, a refusal, or a truncated answer."""
+def completion_choice(answer: Mapping[str, Any], usage: object) -> dict[str, Any]:
+    """Return the first choice of a chat completion. Raise JudgeFailure if there is none."""
     try:
         choice = answer["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        refusal, content = message.get("refusal"), message.get("content")
+        choice["message"].get("content")
     except (KeyError, IndexError, TypeError, AttributeError):
         note = "the answer is not a chat completion: it has no choices with a message"
         raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, note, usage=usage) from None
-    if refusal or finish == "content_filter":
+    return choice
+
+
+def completion_text(answer: Mapping[str, Any], usage: object) -> object:
+    """Return the text of a chat completion. Raise JudgeFailure for a refusal and for a truncated answer."""
+    choice = completion_choice(answer, usage)
+    message, finish = choice["message"], choice.get("finish_reason")
+    if message.get("refusal") or finish == "content_filter":
         raise JudgeFailure(FailureReason.REFUSED, "the model refuses to judge this reply", usage=usage)
     if finish == "length":
         raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is cut off; raise max_tokens", usage=usage)
-    return content
+    return message.get("content")
+
+
+def _status_failure(status: int, retry_after_header: str | None, message: str = "") -> JudgeFailure:
+    """Return the failure for an HTTP error status. message: the server's own, for people."""
+    note = f"HTTP {status}" + (f": {message}" if message else "")
+    if status in RETRYABLE_STATUS or status >= 500:
+        reason = FailureReason.LIMITED if status == 429 else FailureReason.SERVER
+        retry_after_s = retry_after(retry_after_header, datetime.now(UTC))
+        return JudgeFailure(reason, note, retryable=True, down=status >= 500, retry_after_s=retry_after_s)
+    return JudgeFailure(FailureReason.REFUSED, note)

@@ -144,7 +144,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePromptConfig(RemoteJudgeConfig):
-    """What a judge gets to see of a reply."""
+    """Contents of a judge's prompt."""
 
     version: str = "1"
     """A label of your own. Model, rubric and prompts become part of the version automatically."""

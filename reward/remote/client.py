@@ -30,7 +30,7 @@ MAX_REASON_CHARS = 2000
 
 
 class FailureReason(StrEnum):
-    """Why there is no score. Labels a metric; the details are on the scorecard."""
+    """Reason for a missing score. Labels a metric; the details are on the scorecard."""
 
     TIMEOUT = "timeout"
     CONNECTION = "connection failed"

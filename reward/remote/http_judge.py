@@ -148,8 +148,8 @@ class HttpJudge(RemoteJudge):
             raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the answer, {len(body)} bytes, is not JSON") from None
         if not isinstance(answer, dict) or "score" not in answer:
             raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, "the answer is not a JSON object with a score")
-        reason, version = (self._redact(answer.get(name)) for name in ("reason", "version"))
-        return JudgeAnswer(score=answer["score"], reason=reason, version=version, usage=answer.get("usage"))
+        explanation, version = (self._redact(answer.get(name)) for name in ("reason", "version"))
+        return JudgeAnswer(score=answer["score"], reason=explanation, version=version, usage=answer.get("usage"))
 
     def _redact(self, value: object) -> object:
         return self._key.redact(value) if self._key is not None and isinstance(value, str) else value

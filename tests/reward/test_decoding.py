@@ -1,4 +1,4 @@
-"""Decoders as real Ray actors: the same sound as a server's own codec, shared work, and none of it lost."""
+"""Decoders as real Ray actors: same audio as a server's own codec, shared work, no lost replies."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ REPLIES = 12
 
 
 class Noted:
-    """The world's codec, which notes who decodes, and can be told to take its time."""
+    """The world's codec, which records the decoding process and can be slowed down."""
 
     def __init__(self, own: PlaygroundCodec, notes: str, seconds: float) -> None:
         self._own, self._notes, self._seconds = own, Path(notes), seconds
@@ -68,7 +68,7 @@ def vocabulary(world) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def groups(world, vocabulary) -> list[ReplyGroup]:
-    """Prompts, each with its demonstration and a reply of its text alone."""
+    """Return prompts, each with its demonstration and a text-only reply."""
     prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
 
@@ -118,7 +118,7 @@ def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: 
 
 @pytest.fixture
 def pool(world, cluster, tmp_path):
-    """Makes pools that end with the test."""
+    """Make pools that end with the test."""
     made: list[RewardPool] = []
 
     def make(decoders: int, **more) -> tuple[RewardPool, list[tuple[str, dict]]]:
@@ -137,7 +137,7 @@ def ordered(pool: RewardPool, groups: list[ReplyGroup]) -> list[int]:
 
 
 def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
-    """Of what was ordered, in that order."""
+    """Return the scorecards of these submissions, in order."""
     found: dict[int, Scorecard] = {}
     deadline = time.monotonic() + 90
     while not found.keys() >= set(numbers):
@@ -149,7 +149,7 @@ def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
 
 
 def decoded(notes: Path) -> dict[int, int]:
-    """Replies by who decoded them."""
+    """Return the number of decoded replies by process."""
     return {int(path.name): path.stat().st_size for path in notes.iterdir()} if notes.exists() else {}
 
 
@@ -159,7 +159,7 @@ class Dying:
 
 
 def lost() -> ray.ObjectRef:
-    """Asked for, and answered with one of Ray's own errors, as what has gone with its node is."""
+    """Return a reference that raises one of Ray's errors, as an object lost with its node does."""
     actor = ray.remote(Dying).options(num_cpus=0).remote()
     sound = actor.make.remote()
     ray.kill(actor)
@@ -236,9 +236,9 @@ def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_pa
     os.kill(victim, signal.SIGKILL)
     found = cards(made, numbers)
     assert [card.seconds > 0 for card in found] == [True, False] * (REPLIES // 2)
-    [(_, obituary)] = [event for event in events if event[0] == "lost"]
-    assert obituary["member"].startswith("decoder-")
-    assert obituary["items"] >= 1
+    [(_, death)] = [event for event in events if event[0] == "lost"]
+    assert death["member"].startswith("decoder-")
+    assert death["items"] >= 1
     while len(made.decoders.names) < 2:
         assert time.monotonic() < deadline + 60
         poll_once(made._company)
@@ -247,7 +247,7 @@ def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_pa
 
 
 def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
-    """With the node that had it, say; nobody is taken to have died of it."""
+    """Audio can be lost with its node; no actor is considered dead because of it."""
     made, events = pool(1)
     made.start()
     whole = made.score(groups)

@@ -1,4 +1,4 @@
-"""What judges are asked, and how their answers are read."""
+"""Prompts of judges, and parsing of their answers."""
 
 import json
 import re

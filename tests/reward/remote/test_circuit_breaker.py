@@ -1,4 +1,4 @@
-"""The breaker's states, and how long to wait before asking again."""
+"""States of the circuit breaker, retry delays, and the Retry-After header."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +12,7 @@ from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, Circuit
 
 def test_it_opens_after_failures_in_a_row_and_tries_again_later():
     breaker = CircuitBreaker(failures=3, open_s=10)
-    for alive in (False, False, True, False, False):  # the success in between starts the count anew
+    for alive in (False, False, True, False, False):  # the success in between resets the count
         breaker.record(breaker.acquire(0.0), alive, 0.0)
     assert breaker.state == CircuitState.CLOSED
     breaker.record(breaker.acquire(0.0), False, 1.0)
@@ -38,15 +38,15 @@ def test_answers_from_before_it_opened_do_not_decide():
     trial = breaker.acquire(10.0)
     breaker.record(late, True, 10.0)
     assert breaker.state == CircuitState.HALF_OPEN
-    breaker.record(trial, None, 10.0)  # given up without an answer: the next one finds out
+    breaker.record(trial, None, 10.0)  # no outcome: the next call probes
     assert breaker.state == CircuitState.OPEN
     assert isinstance(breaker.acquire(10.0), int)
 
 
 class Any(RuleBasedStateMachine):
-    """Whatever is asked and reported in whatever order."""
+    """Permits and outcomes in any order."""
 
-    tickets = Bundle("tickets")
+    permits = Bundle("permits")
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class Any(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
 
-    @rule(target=tickets)
+    @rule(target=permits)
     def ask(self):
         before = self.breaker.state
         answer = self.breaker.acquire(self.now)
@@ -66,11 +66,11 @@ class Any(RuleBasedStateMachine):
             assert answer == CircuitDenial.PROBING
         return answer
 
-    @rule(ticket=consumes(tickets), alive=st.sampled_from([True, False, None]))
-    def report(self, ticket, alive):
-        if isinstance(ticket, int):
+    @rule(permit=consumes(permits), alive=st.sampled_from([True, False, None]))
+    def record(self, permit, alive):
+        if isinstance(permit, int):
             before = self.breaker.openings
-            self.breaker.record(ticket, alive, self.now)
+            self.breaker.record(permit, alive, self.now)
             if self.breaker.openings > before:
                 assert alive is False
                 self.failed = self.now
