@@ -28,9 +28,9 @@ class RolloutSource(Protocol):
 class RewardSource(Protocol):
     """What a flow needs of the reward pool."""
 
-    def order(self, prompt: Prompt, reply: Reply) -> int: ...
-    def cards(self) -> list[tuple[int, Scorecard]]: ...
-    def abandon(self) -> None: ...
+    def submit(self, prompt: Prompt, reply: Reply) -> int: ...
+    def collect(self) -> list[tuple[int, Scorecard]]: ...
+    def abort_all(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -101,14 +101,14 @@ class Pipeline:
             batch.replies[place][reply.index] = reply
             if len(batch.replies[place]) == batch.group_size:
                 del self._drawing[number]
-            self._rating[self._reward.order(batch.prompts[place], reply)] = batch, place, reply.index
-        for number, card in self._reward.cards():
+            self._rating[self._reward.submit(batch.prompts[place], reply)] = batch, place, reply.index
+        for number, card in self._reward.collect():
             batch, place, index = self._rating.pop(number)
             batch.cards[place][index] = card
 
     def abandon(self) -> None:
         """Gives up all batches."""
         self._rollout.abandon()
-        self._reward.abandon()
+        self._reward.abort_all()
         self._drawing.clear()
         self._rating.clear()

@@ -18,7 +18,7 @@ VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
 """Of the weights that are there at once, by `run.exchange`: in memory each is written over the one before; elsewhere
 the one before goes when the next is there; what is broadcast lies nowhere."""
 ANSWERS = 20 * memory.MIB
-"""What a checkpoint keeps of what judges said, at most (`reward.pool.MOST_ANSWERS`)."""
+"""What a checkpoint keeps of what judges said, at most (`reward.pool.MAX_SAVED_ANSWERS`)."""
 SMALLER = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
 
 

@@ -1,4 +1,4 @@
-"""The reward server's core, with the playground's real codec and raters, and with raters that fail."""
+"""The reward server with the playground's codec and raters, and with failing raters."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def settings(world, *raters: str) -> RewardServerConfig:
 
 @pytest.fixture(scope="module")
 def group(world) -> ReplyGroup:
-    """A prompt with its demonstration as the only reply."""
+    """Return a prompt with its demonstration as the only reply."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompt = read_prompts(world / "data/train.parquet", vocabulary)[0]
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
@@ -118,7 +118,7 @@ def test_unfinished_replies_are_not_scored(world, group, change, reason):
 
 
 class Hum:
-    """A codec at a rate of its own: every code is half a second of a tone."""
+    """A codec at another sample rate: every code is half a second of a tone."""
 
     rate, codebook, tokens_per_second, version = 22050, 512, 2.0, "hum"
 
@@ -132,7 +132,7 @@ class Hum:
 
 
 class Ear:
-    """Notes the rate and the length of what it is given to hear."""
+    """Record the sample rate and the length of its audio."""
 
     name, version = "ear", "1"
 
@@ -156,14 +156,14 @@ def test_raters_hear_at_the_codecs_own_rate(world, group):
 
 
 def test_every_score_can_be_traced_to_versions(world):
-    """Method §7, rule 9: of each rater, and of the codec that it heard."""
+    """Method §7, rule 9: versions of each rater and of the codec."""
     server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
     codec = PlaygroundCodec.load(world / "codec")
     assert server.versions() == {"answer": "playground-answer-1", "broken": "1", "codec": codec.version}
 
 
 def test_a_reply_that_is_there_is_rated_as_it_is_by_those_who_are_named(world, group):
-    """Other words and another sound than its tokens have."""
+    """Text and audio may differ from those of the tokens."""
     server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
     text = f"oh {group.prompt.facts['answer']} it is"
     spoken = SpokenReply(prompt=group.prompt, reply=group.replies[0], text=text, waveform=None)

@@ -1,4 +1,4 @@
-"""Judges in the configuration: what cannot work is refused before anything starts."""
+"""Judges in the configuration: invalid arguments are refused before anything starts."""
 
 import pytest
 import yaml
@@ -44,9 +44,9 @@ def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, co
             "rubric: 'x' is neither",
         ),
         (
-            "reward.llm_judges.vllm_judge:LocalRater",
+            "reward.llm_judges.vllm_judge:VllmJudge",
             "checkpoint: /no/such, listens: true",
-            "checkpoint: '/no/such' is no folder",
+            "checkpoint: '/no/such' is not a folder",
         ),
         ("reward.acoustic_raters.raters:Tempo", "low: 3, high: 2", "low: 3.* must not be above high"),
     ],
