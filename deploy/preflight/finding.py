@@ -80,7 +80,7 @@ def worst(findings: Iterable[Finding]) -> Severity:
     return max((finding.state for finding in findings), key=order.index, default=Severity.FINE)
 
 
-def pluralise(findings: Iterable[Finding]) -> dict[Severity, int]:
+def count_by_severity(findings: Iterable[Finding]) -> dict[Severity, int]:
     """How many of each state."""
     states = [finding.state for finding in findings]
     return {state: states.count(state) for state in Severity}

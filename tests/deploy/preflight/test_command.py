@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploy.preflight.finding import CheckReporter, Finding, Severity, format_size, pluralise, worst
+from deploy.preflight.finding import CheckReporter, Finding, Severity, format_size, count_by_severity, worst
 from duet.__main__ import main
 from duet.doctor import CHECK, STATE, as_json, conclusion, shown
 from tests.commands import duet
@@ -73,7 +73,7 @@ def test_states_in_order():
     assert worst(found) is Severity.ERROR
     assert worst(found[:1]) is Severity.FINE
     assert worst([]) is Severity.FINE
-    assert pluralise(found) == {Severity.FINE: 2, Severity.WARNING: 1, Severity.ERROR: 1}
+    assert count_by_severity(found) == {Severity.FINE: 2, Severity.WARNING: 1, Severity.ERROR: 1}
     assert conclusion(found) == "2 fine, 1 warning, 1 error: a run would not come to its end"
     assert conclusion(found[:1]) == "1 fine, 0 warnings, 0 errors: nothing stands against a run"
     assert isinstance(found[0], Finding)
