@@ -189,9 +189,8 @@ def _generate_and_grade(
 
     model = BenchmarkModel(config, options.temperature, lambda kind, **fields: _print_event(console, kind, fields))
     suite = SUITES[options.suite]
-    count = sum(
-        1 for _ in chosen.of(suite.read(options.data, chosen, sounds=False))
-    )  # reports bad rows before Ray starts
+    # Reads every row once, so that a bad row is reported before Ray starts.
+    count = sum(1 for _ in chosen.of(suite.read(options.data, chosen, sounds=False)))
     items = chosen.of(suite.read(options.data, chosen, sounds=True))
     join_cluster(config)
     silence_ray()

@@ -4,18 +4,18 @@ import json
 import re
 import shlex
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from omegaconf import OmegaConf
 
 from configs.load import TABLES
 from configs.schema import CHOICES, NUMBERS, PATHS, Config
 from data.records import DEMONSTRATIONS, PROMPTS, read_prompts
-from duet.__main__ import MODULES, _parser
+from duet.__main__ import COMMANDS, load_command
 from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.families import PLAYGROUND, Family
@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").glob("*.md"))]
 SECTIONS = "|".join(field.name for field in fields(Config))
-COMMAND = re.compile(r"(?:^|[\s`(])(?:\.venv/bin/)?(?:duet|python -m controller) (?P<arguments>[a-z][^`\n]*)")
+COMMAND = re.compile(r"(?:^|[\s`(])(?:\.venv/bin/)?(?:duet|python -m duet) (?P<arguments>[a-z][^`\n]*)")
 KEY = re.compile(rf"(?<![\w./'-])(?P<key>(?:{SECTIONS})(?:\.[a-z_]+)+)(?P<what>=?)(?![\w:/(])")
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)|src=\"(?P<image>[^\"]+)\"")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,9 +60,6 @@ def keys(config: type = Config, prefix: str = "") -> set[str]:
     return found
 
 
-parser_of = cache(_parser)
-
-
 def fenced(language: str) -> list:
     return [
         pytest.param(path, match["content"], id=f"{path.stem}-{number}")
@@ -73,17 +70,20 @@ def fenced(language: str) -> list:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_every_command_that_is_shown_exists_with_its_options(page, capsys):
-    for arguments in commands(page.read_text("utf-8")):
-        parser = parser_of(arguments[0])
-        if len(arguments) == 1 and arguments[0] in parser._subparsers._group_actions[0].choices:
+def test_every_command_that_is_shown_exists_with_its_options(page):
+    for name, *arguments in commands(page.read_text("utf-8")):
+        assert name in COMMANDS, f"duet {name}"
+        if not arguments:
             continue  # named in a sentence
+        command = load_command(name)
+        if hasattr(command, "commands"):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
         try:
-            options = parser.parse_args(arguments)
-        except SystemExit:
-            pytest.fail(f"duet {shlex.join(arguments)}: {capsys.readouterr().err}")
-        for override in getattr(options, "overrides", []):
-            assert known(override.partition("=")[0]), f"duet {shlex.join(arguments)}: no key {override}"
+            options = command.make_context(name, [*arguments]).params
+        except typer.TyperException as error:
+            pytest.fail(f"duet {name} {shlex.join(arguments)}: {error.format_message()}")
+        for override in options.get("overrides", []):
+            assert known(override.partition("=")[0]), f"duet {name} {shlex.join(arguments)}: no key {override}"
 
 
 def known(key: str) -> bool:
@@ -236,7 +236,7 @@ def test_panels_that_are_to_be_looked_at_exist(name):
 
 
 def test_pages_that_the_doctor_points_to_exist():
-    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "controller/doctor").glob("*.py"))
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "deploy/preflight").glob("*.py"))
     pages = set(re.findall(r"\b((?:docs|requirements)/[\w.-]+)", sources))
     assert len(pages) > 4
     for page in pages:
@@ -244,7 +244,7 @@ def test_pages_that_the_doctor_points_to_exist():
 
 
 def test_keys_that_the_doctor_names_exist():
-    names = {key for path in (ROOT / "controller/doctor").glob("*.py") for key in named_in(path)}
+    names = {key for path in (ROOT / "deploy/preflight").glob("*.py") for key in named_in(path)}
     assert len(names) > 20
     assert not {key for key in names if not known(key)}
 
@@ -262,4 +262,4 @@ def test_every_key_with_a_bound_exists():
 
 def test_every_command_is_named_in_the_readme():
     shown = {arguments[0] for arguments in commands((ROOT / "README.md").read_text("utf-8"))}
-    assert {*MODULES, "train", "mix", "scale", "playground"} <= shown
+    assert set(COMMANDS) <= shown

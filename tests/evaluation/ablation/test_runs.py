@@ -13,10 +13,9 @@ import pytest
 
 from common.errors import InputError
 from controller.launcher import RunFailed
-from duet import compare
 from evaluation.ablation.arms import ARMS, choose_arms, plan_runs
 from evaluation.ablation.runner import run_missing
-from tests.evaluation.ablation.ablations import CONFIG, options, plans, write_run
+from tests.evaluation.ablation.ablations import CONFIG, ablate, plans, write_run
 
 # ---- arms and their runs
 
@@ -65,7 +64,7 @@ def test_mixed_settings_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"fixed_text-0 was run with other settings: learner.learning_rate is 1e-05"):
         run_missing(plans(tmp_path), tmp_path)
     with pytest.raises(InputError, match="other settings"):
-        compare.run(options(tmp_path, "--write", "--arms", "adaptive"))
+        ablate(tmp_path, "--write", "--arms", "adaptive")
 
 
 def test_a_run_of_another_length_is_no_interrupted_one(tmp_path):
@@ -84,7 +83,7 @@ def test_a_key_that_came_later_spoils_a_run_but_not_a_page(tmp_path):
     old.write_text(old.read_text().replace("  slope: 5.0\n", ""))
     with pytest.raises(InputError, match=r"mix\.slope is not there"):
         run_missing(made, tmp_path)
-    compare.run(options(tmp_path, "--write"))
+    ablate(tmp_path, "--write")
     assert "could not be compared with today's: `mix.slope`" in (tmp_path / "comparison.md").read_text()
 
 
@@ -112,18 +111,18 @@ CHILD = """
         time.sleep(0.5)
         Path("asked").write_text(" ".join([*asked, "of its own group"] if os.getpgrp() == os.getpid() else asked))
         sys.exit(0)
-    del sys.modules["controller"]
+    del sys.modules["duet"]
     sys.path[:] = [ROOT, *(place for place in sys.path if place not in ("", str(here)))]
-    from evaluation.ablation.arms import ARMS, Plan
-    from configs.load import read
+    from evaluation.ablation.arms import ARMS, RunPlan
+    from configs.load import load_config
     from tests.evaluation.ablation.ablations import write_run
 
     keys = dict(word.split("=", 1) for word in sys.argv[4:])
     arm, _, seed = keys["run.name"].rpartition("-")
     arguments = tuple(sys.argv[2:])
     directory = Path(keys["run.directory"]) / keys["run.name"]
-    config = read(Path(sys.argv[3]), list(arguments[2:]))
-    write_run(Plan(arm=ARMS[arm], seed=int(seed), directory=directory, arguments=arguments, config=config))
+    config = load_config(Path(sys.argv[3]), list(arguments[2:]))
+    write_run(RunPlan(arm=ARMS[arm], seed=int(seed), directory=directory, arguments=arguments, config=config))
 """
 
 
@@ -158,7 +157,7 @@ def test_what_is_there_is_not_run_again(tmp_path, started, capsys):
     directory = tmp_path / "runs"
     made = plans(directory)
     write_run(made[0])
-    compare.run(options(directory, "--arms", "fixed_text,adaptive", "--seeds", "1"))
+    ablate(directory, "--arms", "fixed_text,adaptive", "--seeds", "1")
     assert started() == ["adaptive-0"]
     shown = capsys.readouterr().out.splitlines()
     assert "1/2  fixed_text-0: there already (2.0 min)" in shown
@@ -251,4 +250,4 @@ def test_the_interpreter_of_the_comparison_runs_the_runs(tmp_path, started):
     directory = tmp_path / "runs"
     [one] = plans(directory, "adaptive")
     run_missing([one], directory)
-    assert one.log.read_text().startswith(f"$ {sys.executable} -m controller train --config ")
+    assert one.log.read_text().startswith(f"$ {sys.executable} -m duet train --config ")
