@@ -8,7 +8,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.preflight.memory import HOLDS, MIB
+from deploy.preflight.memory import PROCESS_BYTES, MIB
 from observability.run_directory import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
@@ -34,7 +34,7 @@ def test_a_run_with_decoders_bears_the_death_of_one(root, few, world, tmp_path):
         mates = decoders(job)
         assert len(mates) == 2
         # What the doctor reckons with for each, without the weights of a codec.
-        assert max(megabytes(mate) for mate in mates) < HOLDS["reward"] / MIB
+        assert max(megabytes(mate) for mate in mates) < PROCESS_BYTES["reward"] / MIB
         mates[0].kill()
         assert job.process.wait(timeout=200) == 0, job.output
     run = tmp_path / "decoded"
