@@ -8,7 +8,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.preflight.memory import PROCESS_BYTES, MIB
+from deploy.preflight.memory import MIB, PROCESS_BYTES
 from observability.run_directory import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
