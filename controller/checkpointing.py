@@ -291,8 +291,8 @@ def seconds_before(directory: Path) -> float:
 
 
 def overrides_after(directory: Path, iteration: int) -> dict[int, list[float | str]]:
-    """λ as it was set from outside (`duet mix`) in later iterations, by iteration. They are done again, and take it
-    again."""
+    """λ as it was set from outside (`duet set-lambda`) in later iterations, by iteration. They are done again, and take
+    it again."""
     found: dict[int, list[float | str]] = {}
     for event in read_events(directory):
         if event["kind"] == "mix" and event["iteration"] > iteration:

@@ -44,7 +44,7 @@ class MixRatioStats:
     gate_information: float | None
     """v: do the replies of the group differ?"""
     overridden: bool
-    """Whether somebody set λ from outside (`duet mix`)."""
+    """Whether somebody set λ from outside (`duet set-lambda`)."""
     shares: list[float]
     """What each group's preference counts relative to the others, mean 1: its own λ over their mean in per-group mode,
     else 1."""

@@ -144,7 +144,8 @@ def _refuse_ended(run: Path) -> None:
 
 
 def parse_mix_value(words: str) -> float | str:
-    """What `duet mix` was given: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises InputError."""
+    """Parse the value of `duet set-lambda`: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises
+    InputError."""
     from configs.schema import MODES
 
     name, equals, number = words.partition("=")

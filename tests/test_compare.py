@@ -20,7 +20,7 @@ def compared(root, few, tmp_path_factory) -> Path:
     kept: dict[Path, int] = {}
     for arms in ("anchor_only,fixed_text", "anchor_only,fixed_text,adaptive"):
         done = duet(
-            root, "compare", "--arms", arms, "--seeds", "1", "--iterations", "2",
+            root, "ablate", "--arms", arms, "--seeds", "1", "--iterations", "2",
             "--directory", str(directory), f"data.held_out={{held_out: {few}}}", *SMALL, seconds=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

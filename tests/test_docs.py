@@ -4,18 +4,18 @@ import json
 import re
 import shlex
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from omegaconf import OmegaConf
 
 from configs.load import TABLES
 from configs.schema import CHOICES, NUMBERS, PATHS, Config
 from data.records import DEMONSTRATIONS, PROMPTS, read_prompts
-from duet.__main__ import MODULES, _parser
+from duet.__main__ import COMMANDS, load_command
 from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.families import PLAYGROUND, Family
@@ -60,9 +60,6 @@ def keys(config: type = Config, prefix: str = "") -> set[str]:
     return found
 
 
-parser_of = cache(_parser)
-
-
 def fenced(language: str) -> list:
     return [
         pytest.param(path, match["content"], id=f"{path.stem}-{number}")
@@ -73,17 +70,20 @@ def fenced(language: str) -> list:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_every_command_that_is_shown_exists_with_its_options(page, capsys):
-    for arguments in commands(page.read_text("utf-8")):
-        parser = parser_of(arguments[0])
-        if len(arguments) == 1 and arguments[0] in parser._subparsers._group_actions[0].choices:
+def test_every_command_that_is_shown_exists_with_its_options(page):
+    for name, *arguments in commands(page.read_text("utf-8")):
+        assert name in COMMANDS, f"duet {name}"
+        if not arguments:
             continue  # named in a sentence
+        command = load_command(name)
+        if hasattr(command, "commands"):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
         try:
-            options = parser.parse_args(arguments)
-        except SystemExit:
-            pytest.fail(f"duet {shlex.join(arguments)}: {capsys.readouterr().err}")
-        for override in getattr(options, "overrides", []):
-            assert known(override.partition("=")[0]), f"duet {shlex.join(arguments)}: no key {override}"
+            options = command.make_context(name, [*arguments]).params
+        except typer.TyperException as error:
+            pytest.fail(f"duet {name} {shlex.join(arguments)}: {error.format_message()}")
+        for override in options.get("overrides", []):
+            assert known(override.partition("=")[0]), f"duet {name} {shlex.join(arguments)}: no key {override}"
 
 
 def known(key: str) -> bool:
@@ -277,4 +277,4 @@ def test_every_key_with_a_bound_exists():
 
 def test_every_command_is_named_in_the_readme():
     shown = {arguments[0] for arguments in commands((ROOT / "README.md").read_text("utf-8"))}
-    assert {*MODULES, "train", "mix", "scale", "playground"} <= shown
+    assert set(COMMANDS) <= shown

@@ -65,7 +65,7 @@ class AblationResults:
     def __init__(self, results: Sequence[RunResult]) -> None:
         """Raises InputError when the runs were not measured alike: other prompts, other raters, no headline set."""
         if not results:
-            raise InputError("there is no finished run to compare; run `duet compare` without --write")
+            raise InputError("there is no finished run to compare; run `duet ablate` without --write")
         _check_alike(results)
         self.results = list(results)
         self.config = results[0].plan.config

@@ -1,6 +1,5 @@
 """Pairs and scored replies that cannot be used: refused by line and field, and no file is written."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -126,11 +125,8 @@ def command(setup: Setup, content: bytes, suffix: str = ".jsonl", **changes) -> 
     path = setup.folder / f"scored{suffix}"
     if not path.exists():
         path.write_bytes(content)
-    given = {
-        "run": None, "scored": path, "config": setup.config, "out": setup.folder / "out.parquet", "iterations": None,
-        "margin": 0.5, "score": "total", "ties": None,
-    }  # fmt: skip
-    pairs.run(argparse.Namespace(**(given | changes)))
+    given = {"scored": path, "config": setup.config, "out": setup.folder / "out.parquet"}
+    pairs.pairs(**(given | changes))
 
 
 def scored(name: str = "x", **reply) -> bytes:
@@ -209,4 +205,4 @@ def test_options(setup: Setup, name: str):
 def test_a_configuration_that_says_nothing_of_tokens(setup):
     for section in ({"model": {"checkpoint": "${nowhere}"}}, {"model": 5}, {"data": []}):
         setup.config.write_text(yaml.safe_dump(setup.settings | section))
-        refused(setup.folder, lambda: pairs.read_material(setup.config), "mine.yaml")
+        refused(setup.folder, lambda: pairs.read_pair_sources(setup.config), "mine.yaml")

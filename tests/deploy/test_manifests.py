@@ -152,13 +152,15 @@ def test_kuberay_files_are_of_ray_as_locked_ask_for_a_token_and_give_a_run_time_
 
 
 def test_the_job_of_kuberay_is_a_command_of_duet(root):
-    from duet.__main__ import _parser
+    from duet.__main__ import load_command
 
     command = one(root / "deploy/kuberay/rayjob.yaml")["spec"]["entrypoint"]
     folder, _, words = command.partition(" && python -m duet ")
     assert folder == "cd /opt/duet"
-    options = _parser("train").parse_args(words.split())
-    assert load_config(root / options.config, options.overrides).run.name == "playground"
+    name, *arguments = words.split()
+    options = load_command(name).make_context(name, arguments).params
+    [config] = options["config"]
+    assert load_config(root / config, options["overrides"]).run.name == "playground"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

@@ -8,7 +8,7 @@ from rich.console import Console
 from common.errors import InputError
 from configs.load import load_config
 from deploy.sizing import Rates, Sizes, forecast, measured_rates, rates_of_run, smallest_sizes
-from duet import plan
+from duet import size
 from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import RunDirectory
 from reward.scoring import ScoredReply
@@ -99,7 +99,7 @@ def test_where_roles_overlap_their_idle_shares_tell():
 def test_what_is_said(recorded, root, capsys):
     directory, _ = recorded()
     config = load_config(root / "configs/playground.yaml", ["learner.ranks=1"])
-    plan.show(Console(width=80), config, plan.of_run(directory))
+    size.show(Console(width=80), config, size.rates_from_run(directory))
     said = capsys.readouterr().out
     assert "16 prompts × 4 = 64 replies" in said
     # 0.2 s a reply to sample, 0.1 to rate, 0.05 to learn: four workers and two servers for a rank.

@@ -56,7 +56,6 @@ def prepare(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(preparation, "encode_all", in_process)
     monkeypatch.setattr(command, "joiner", lambda *_: lambda: None)
-    monkeypatch.setattr("duet.prepare.joiner", lambda *_: lambda: None)
 
     def call(*arguments: str) -> tuple[int, str, int]:
         """Exit code, what was said, and how many slices were encoded."""

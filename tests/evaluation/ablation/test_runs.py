@@ -13,10 +13,9 @@ import pytest
 
 from common.errors import InputError
 from controller.launcher import RunFailed
-from duet import compare
 from evaluation.ablation.arms import ARMS, choose_arms, plan_runs
 from evaluation.ablation.runner import run_missing
-from tests.evaluation.ablation.ablations import CONFIG, options, plans, write_run
+from tests.evaluation.ablation.ablations import CONFIG, ablate, plans, write_run
 
 # ---- arms and their runs
 
@@ -65,7 +64,7 @@ def test_mixed_settings_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"fixed_text-0 was run with other settings: learner.learning_rate is 1e-05"):
         run_missing(plans(tmp_path), tmp_path)
     with pytest.raises(InputError, match="other settings"):
-        compare.run(options(tmp_path, "--write", "--arms", "adaptive"))
+        ablate(tmp_path, "--write", "--arms", "adaptive")
 
 
 def test_a_run_of_another_length_is_no_interrupted_one(tmp_path):
@@ -84,7 +83,7 @@ def test_a_key_that_came_later_spoils_a_run_but_not_a_page(tmp_path):
     old.write_text(old.read_text().replace("  slope: 5.0\n", ""))
     with pytest.raises(InputError, match=r"mix\.slope is not there"):
         run_missing(made, tmp_path)
-    compare.run(options(tmp_path, "--write"))
+    ablate(tmp_path, "--write")
     assert "could not be compared with today's: `mix.slope`" in (tmp_path / "comparison.md").read_text()
 
 
@@ -158,7 +157,7 @@ def test_what_is_there_is_not_run_again(tmp_path, started, capsys):
     directory = tmp_path / "runs"
     made = plans(directory)
     write_run(made[0])
-    compare.run(options(directory, "--arms", "fixed_text,adaptive", "--seeds", "1"))
+    ablate(directory, "--arms", "fixed_text,adaptive", "--seeds", "1")
     assert started() == ["adaptive-0"]
     shown = capsys.readouterr().out.splitlines()
     assert "1/2  fixed_text-0: there already (2.0 min)" in shown

@@ -62,7 +62,7 @@ def test_two_members_of_one_gpu_are_counted_together(root):
 def test_keys_and_values_of_not_even_one_reply(root):
     config = configured(root, *BF16, "rollout.kv_cache_gib=1", "model.max_length=100000", "rollout.max_tokens=96")
     found = only(check_cache(config, SEVEN_BILLION, None), Severity.ERROR)
-    assert "1 GiB are left for keys and values" in found.text
+    assert "1 GiB are left for the KV cache" in found.text
     assert "raise rollout.kv_cache_gib" in found.remedy
 
 
@@ -71,7 +71,7 @@ def test_keys_and_values_of_some_of_the_replies(root):
     config = configured(root, *BF16, "rollout.kv_cache_gib=2", "model.max_length=1024")
     assert memory.cache_of_sequence(config, SEVEN_BILLION) == 56 * MIB
     found = only(check_cache(config, SEVEN_BILLION, None), Severity.WARNING)
-    assert "2 GiB hold keys and values of 36 of the 64 replies" in found.text
+    assert "2 GiB hold the KV cache of 36 of a worker's 64 replies" in found.text
     assert not list(check_cache(configured(root, *BF16, "rollout.kv_cache_gib=4"), SEVEN_BILLION, None))
 
 
@@ -93,7 +93,7 @@ def test_a_cluster_without_enough_memory(root):
 
     assert "of the cluster's 200 GiB" in only(found(200 * GIB), Severity.WARNING).text
     split = only(found(*[learner - GIB] * 4), Severity.WARNING)
-    assert "one learner member needs" in split.text
+    assert "one learner actor needs" in split.text
     all_fine(found(learner + GIB, learner + GIB, 100 * GIB))
 
 
@@ -142,5 +142,5 @@ def test_weights_that_pass_through_the_runs_directory(root):
     config = configured(root, *BF16, "run.exchange=directory")
     each, weights = memory.checkpoint(config, SEVEN_BILLION), 4 * SEVEN_BILLION.parameters
     found = only(check_disk(config, SEVEN_BILLION, Path("/runs"), 3 * each + weights / 2), Severity.ERROR)
-    assert "26.1 GiB of weights on their way" in found.text
+    assert "26.1 GiB of published weights" in found.text
     all_fine(check_disk(config, SEVEN_BILLION, Path("/runs"), 1.2 * (3 * each + weights)))
