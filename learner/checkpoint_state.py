@@ -21,7 +21,7 @@ from torch import nn
 
 from common.errors import InputError
 from learner.checkpoint import fingerprint
-from learner.lora import FOLDER, Adapters, check_adapters, load_adapters, save_adapters
+from learner.lora import ADAPTER_FOLDER, Adapters, check_adapters, load_adapters, save_adapters
 from weight_sync.source import named_weights
 
 CONSTANT = ("loss_scaler", "param_slice_mappings", "lr_lambdas")
@@ -33,15 +33,13 @@ def save_model(model: Any, start: Path, directory: Path, adapters: Adapters | No
     whoever reads it need not know of them. Raises SafetensorError or OSError."""
     state = {name: parameter.data.clone() for name, parameter in named_weights(model)}
     if adapters is not None:
-        for name, layer in adapters.layers.items():
-            del state[f"{name}.lora_A"], state[f"{name}.lora_B"]
-            state[f"{name}.weight"] = layer.merged()
+        state = adapters.merged_state(state)
     for alias in getattr(model, "_tied_weights_keys", None) or []:
         if model.config.tie_word_embeddings:
             state.pop(alias, None)
     model.save_pretrained(directory, state_dict=state)
     if adapters is not None:
-        save_adapters(adapters, str(start), directory / FOLDER)
+        save_adapters(adapters, str(start), directory / ADAPTER_FOLDER)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (start / name).is_file():
             shutil.copy(start / name, directory / name)
@@ -52,7 +50,7 @@ def load_model(model: Any, directory: Path, adapters: Adapters | None = None) ->
     """What `save_model` wrote, into the parameters that there are: DeepSpeed holds views of them. With adapters these
     alone, the others being as they were. Raises InputError."""
     if adapters is not None:
-        load_adapters(adapters, directory / FOLDER)
+        load_adapters(adapters, directory / ADAPTER_FOLDER)
         return
     own = dict(named_weights(model))
     try:
@@ -99,7 +97,7 @@ def check_saved_state(model: nn.Module, directory: Path, saved: str, adapters: A
     """Raises InputError unless a checkpoint is of the model's parameters, by the fingerprint that was saved with it,
     and of its adapters."""
     if adapters is not None:
-        check_adapters(adapters, directory / FOLDER)  # which can say what is not the same
+        check_adapters(adapters, directory / ADAPTER_FOLDER)  # which can say what is not the same
     if saved != model_fingerprint(model):
         raise InputError(
             f"{directory} was saved of other parameters, or with others frozen or adapted, than model.checkpoint, "

@@ -217,7 +217,7 @@ class LearnerEngine:
             if not scored:  # the layers run for the other ranks, on rows of which no token is scored
                 whole = batch.scoring()
                 asked |= {name: whole[name] for name in ("input_ids", "packing", "heard")}
-            with self._adapters.off():
+            with self._adapters.disabled():
                 logp, _ = self._engine.module(**asked, parts=self._parts(len(asked["targets"])))
             found[:scored] = logp
         return found
@@ -246,7 +246,7 @@ class LearnerEngine:
         model, sharded = self._engine.module.model, self._settings.zero_stage == 3
         if self._adapters is None:
             return WeightSource(model, sharded=sharded), None
-        return WeightSource(model, sharded=sharded, named=self._adapters.named()), self._adapters.settings.scale
+        return WeightSource(model, sharded=sharded, named=self._adapters.parameters()), self._adapters.config.scale
 
     def _announce(self, source: WeightSource, version: int) -> WeightUpdate:
         import ray

@@ -1,8 +1,8 @@
-"""Low-rank adapters: W stays as it is, and B·A beside it is trained (LoRA, arXiv 2106.09685).
+"""LoRA adapters (arXiv 2106.09685), made, trained and stored by PEFT.
 
-y = W·x + b + (alpha / rank) · B·(A·x)      A: [rank, inputs], at random; B: [outputs, rank], 0 at the start
+y = W·x + b + (alpha / rank) · B·(A·x)      A: [rank, inputs], random; B: [outputs, rank], 0 at the start
 
-Adapters on disk, in PEFT's format, so that PEFT and vLLM can load them by themselves.
+On disk they are in PEFT's format, so that PEFT and vLLM can load them:
 
     DIRECTORY/adapter_config.json, adapter_model.safetensors
 
@@ -10,158 +10,144 @@ The format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
 import json
-import math
+import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import InputError
 from learner.config import LoraConfig
 from learner.parameter_filter import adapted_layers
+from weight_sync.lora_merge import add_adapter
 from weight_sync.update import adapter_name
 
 SEED = 0
-"""Of A, the same on every rank and in every run."""
+"""Seed of A: the same on every rank and in every run."""
 
+ADAPTER_FOLDER = "adapter"
+"""Subfolder of a checkpoint. Beside the checkpoint's weights, these files would be taken for weights."""
 
-class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter beside its weight, which keeps its name.
-
-    A and B belong to the layer itself and are no layers within it, so that ZeRO-3 gathers them with the weight, and
-    meets the same layers in the same order whether they count or not.
-    """
-
-    def __init__(self, layer: nn.Linear, settings: LoraConfig, generator: torch.Generator) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would make another weight
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight = layer.weight
-        self.register_parameter("bias", layer.bias)
-        self.scale, self.adapting = settings.scale, True
-        drawn = torch.empty(settings.rank, self.in_features)
-        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)  # as nn.Linear draws its weight
-        self.lora_A = nn.Parameter(drawn.to(layer.weight))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank).to(layer.weight))
-        self.train(layer.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        output = super().forward(input)
-        if not self.adapting:
-            return output
-        return output + self.scale * nn.functional.linear(nn.functional.linear(input, self.lora_A), self.lora_B)
-
-    def merged(self) -> Tensor:
-        """W + scale · B·A, reckoned in float32, as the weight is: what a worker makes of it
-        (`weight_sync/vllm_receiver.py`)."""
-        product = self.lora_B.detach().float() @ self.lora_A.detach().float()
-        return (self.weight.detach().float() + self.scale * product).to(self.weight.dtype)
+ADAPTER = "default"
+"""PEFT's name of the only adapter."""
 
 
 class Adapters:
-    """All that a model has. Making them freezes everything else."""
+    """The adapters of a model. Making them puts PEFT's layers into the model and freezes everything else."""
 
-    def __init__(self, model: nn.Module, settings: LoraConfig) -> None:
-        """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted_layers` does."""
-        self.settings = settings
+    def __init__(self, model: nn.Module, config: LoraConfig) -> None:
+        """Add an adapter to each layer that the configuration names.
+
+        Args:
+            model: A model to which `model.frozen` was applied. It is changed in place.
+
+        Raises InputError as `adapted_layers` does.
+        """
+        self.config = config
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-        # A tied weight is an embedding too, which no adapter of a linear layer reaches.
+        # A tied weight is also the embedding, which an adapter of the linear layer does not reach.
         linear = {
             name: module
             for name, module in model.named_modules()
             if type(module) is nn.Linear and uses[id(module.weight)] == 1
         }
         frozen = [name for name, layer in linear.items() if not layer.weight.requires_grad]
-        found = adapted_layers({name: tuple(layer.weight.shape) for name, layer in linear.items()}, settings, frozen)
-        model.requires_grad_(False)
-        generator = torch.Generator().manual_seed(SEED)
-        self.layers = {name: AdaptedLinear(linear[name], settings, generator) for name in found}
-        for name, layer in self.layers.items():
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, layer)
+        found = adapted_layers({name: tuple(layer.weight.shape) for name, layer in linear.items()}, config, frozen)
+        lora = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by r; any number will do
+            target_modules="|".join(map(re.escape, found)),  # a list would also match by the end of a name
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            # Float32 in a bfloat16 model too. DeepSpeed then computes in its own type, from float32 master weights.
+            self.peft_model = peft.PeftModel(model, lora, adapter_name=ADAPTER, autocast_adapter_dtype=True)
+        self.layers: dict[str, LoraLinear] = {
+            name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)
+        }
+        if self.layers.keys() != found.keys():
+            raise RuntimeError(f"PEFT adapted {sorted(self.layers)}, expected {sorted(found)}")
+        lora.target_modules = set(found)  # as the file lists them
 
-    def named(self) -> dict[str, nn.Parameter]:
-        """Their parameters, by the names that they travel and are kept under."""
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return A and B of each layer, under the names that PEFT's files use."""
         return {
-            adapter_name(name, part): getattr(layer, f"lora_{part}")
+            adapter_name(name, part): getattr(layer, f"lora_{part}")[ADAPTER].weight
             for name, layer in self.layers.items()
             for part in ("A", "B")
         }
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """The model is the start model for as long as the context lasts."""
-        for layer in self.layers.values():
-            layer.adapting = False
-        try:
-            yield
-        finally:
-            for layer in self.layers.values():
-                layer.adapting = True
+    def disabled(self) -> AbstractContextManager:
+        """Context in which the model is the start model."""
+        disable: Any = self.peft_model.disable_adapter
+        return disable()
 
+    def merged_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of a model without adapters that computes the same.
 
-FOLDER = "adapter"
-"""Of a checkpoint: beside its weights these files would be taken for weights."""
-
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+        Args:
+            state: Weights under the names of the model with adapters.
+        """
+        merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+        for name, layer in self.layers.items():
+            a, b = (getattr(layer, f"lora_{part}")[ADAPTER].weight.detach() for part in ("A", "B"))
+            weight = merged[f"{name}.weight"]
+            merged[f"{name}.weight"] = add_adapter(weight, a, b, self.config.scale).to(weight.dtype)
+        return merged
 
 
 def save_adapters(adapters: Adapters, base: str, directory: Path) -> None:
-    """base: the checkpoint that they belong to. Raises SafetensorError or OSError."""
-    directory.mkdir(exist_ok=True)
-    parts = {name: part.detach().cpu().contiguous() for name, part in adapters.named().items()}
-    save_file(parts, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": adapters.settings.rank,
-        "lora_alpha": adapters.settings.alpha,
-        "target_modules": sorted(adapters.layers),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    (directory / CONFIG).write_text(json.dumps(config, indent=2))
+    """Write the adapters in PEFT's format.
+
+    Args:
+        base: The checkpoint that they belong to.
+
+    Raises SafetensorError or OSError.
+    """
+    adapters.peft_model.peft_config[ADAPTER].base_model_name_or_path = base
+    adapters.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def check_adapters(adapters: Adapters, directory: Path) -> None:
-    """Raises InputError unless `save_adapters` wrote there what these are: rank, alpha and layers the same."""
+    """Raise InputError unless the saved adapters have the same rank, alpha and layers."""
     try:
-        then = json.loads((directory / CONFIG).read_text())
+        then = json.loads((directory / CONFIG_NAME).read_text())
         numbers = {"rank": then["r"], "alpha": then["lora_alpha"]}
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.rank: {adapters.settings.rank}, but {directory} holds no readable adapters: {error!r}; go "
+            f"learner.lora.rank: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; go "
             "on with learner.lora.rank=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
-        if (now := getattr(adapters.settings, key)) != saved:
+        if (now := getattr(adapters.config, key)) != saved:
             raise InputError(
                 f"learner.lora.{key}: {now}, but {directory} was saved with {saved}; go on with learner.lora.{key}="
                 f"{saved}"
             )
-    if other := sorted(layers ^ set(adapters.layers)):
+    if other := sorted(layers ^ adapters.layers.keys()):
         raise InputError(
-            f"learner.lora.targets: {', '.join(adapters.settings.targets)} and model.frozen do not name the layers "
+            f"learner.lora.targets: {', '.join(adapters.config.targets)} and model.frozen do not name the layers "
             f"that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 
 
 @torch.no_grad()
 def load_adapters(adapters: Adapters, directory: Path) -> None:
-    """What `save_adapters` wrote, into the parameters that there are: DeepSpeed holds views of them. Raises
-    InputError."""
+    """Copy saved adapters into the existing parameters, of which DeepSpeed holds views. Raises InputError."""
     try:
-        saved = load_file(directory / WEIGHTS)
-        for name, parameter in adapters.named().items():
-            parameter.copy_(saved[name])
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        saved = load_file(directory / SAFETENSORS_WEIGHTS_NAME)
+        if missing := adapters.parameters().keys() - saved.keys():
+            raise InputError(f"{directory} holds no readable adapters: {min(missing)} is missing")
+        peft.set_peft_model_state_dict(adapters.peft_model, saved, adapter_name=ADAPTER)
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise InputError(f"{directory} holds no readable adapters: {error}") from error

@@ -38,11 +38,11 @@ def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -
             weight = places[name].get_tensor(name)
             if name in layers:
                 a, b = (adapters[adapter_name(layers[name], part)] for part in ("A", "B"))
-                weight = add(weight, a, b, scale)
+                weight = add_adapter(weight, a, b, scale)
             yield name, weight
 
 
-def add(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def add_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """The same as the learner's own `AdaptedLinear.merged`, so that what it saves is what workers computed with."""
     if weight.shape != (b.shape[0], a.shape[1]):
         raise InputError(

@@ -16,7 +16,7 @@ from learner import policy
 from learner.collate import collate
 from learner.config import LearnerConfig, LoraConfig
 from learner.engine import LearnerEngine
-from learner.lora import FOLDER, WEIGHTS
+from learner.lora import ADAPTER_FOLDER
 from learner.micro_batches import TrainingSample
 from learner.packed_attention import use_packing
 from learner.policy import PolicyModel
@@ -90,18 +90,20 @@ def found(
     own = adapters(end)
     result["moved"] = all(not torch.equal(tensor, began[name]) for name, tensor in own.items())
     result["kept"] = all(torch.equal(end[name], began[name]) for name in end if name not in own)
-    result["adapted"] = sorted({name.rpartition(".")[0] for name in own})
+    result["adapted"] = sorted({name.partition(".lora_")[0] for name in own})
     result["norm"] = float(torch.cat([tensor.flatten() for tensor in own.values()]).norm())
     result["logps"] = straight._probe(PROBE)[0].tolist()
     if published := straight.publish(5, []):
         parcel, _ = published
         file = load_file(parcel.path)
-        sent = {name.removeprefix("base_model.model.").removesuffix(".weight"): t for name, t in file.items()}
+        sent = {
+            name.removeprefix("base_model.model.").replace(".weight", ".default.weight"): t for name, t in file.items()
+        }
         result["sent"] = same(sent, own)
         result["scale"], result["whole"] = parcel.scale, parcel.whole
         result["bytes"] = parcel.size / sum(4 * tensor.numel() for tensor in own.values())
         straight.close()
-        kept = load_file(directory / FOLDER / WEIGHTS)
+        kept = load_file(directory / ADAPTER_FOLDER / "adapter_model.safetensors")
         result["files"] = {name: list(tensor.shape) for name, tensor in kept.items()} == {
             name: list(tensor.shape) for name, tensor in file.items()
         }

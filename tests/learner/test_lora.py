@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from common.errors import InputError
 from learner.checkpoint_state import load_model, save_model
 from learner.config import LoraConfig
-from learner.lora import FOLDER, Adapters, check_adapters, load_adapters
+from learner.lora import ADAPTER_FOLDER, Adapters, check_adapters, load_adapters
 from learner.parameter_filter import adapted_layers, freeze
 from weight_sync.source import WeightSource, named_weights
 
@@ -30,7 +30,7 @@ def moved(model, adapters: Adapters) -> Adapters:
     """As after some steps: no matrix is zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapters.named().values():
+        for parameter in adapters.parameters().values():
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
     return adapters
 
@@ -44,18 +44,18 @@ def test_adapters_begin_as_nothing_and_the_same_everywhere(base, world):
     before = outputs(base)
     adapters = Adapters(base, SETTINGS)
     assert torch.equal(outputs(base), before)
-    again = Adapters(AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32), SETTINGS).named()
-    assert adapters.named().keys() == again.keys()
-    assert all(torch.equal(parameter, again[name]) for name, parameter in adapters.named().items())
+    again = Adapters(AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32), SETTINGS).parameters()
+    assert adapters.parameters().keys() == again.keys()
+    assert all(torch.equal(parameter, again[name]) for name, parameter in adapters.parameters().items())
     first = next(iter(adapters.layers.values()))
-    assert first.lora_A.abs().max() > 0
-    assert first.lora_B.abs().max() == 0
+    assert first.lora_A["default"].weight.abs().max() > 0
+    assert first.lora_B["default"].weight.abs().max() == 0
 
 
 def test_only_adapters_get_a_gradient(base):
     adapters = moved(base, Adapters(base, SETTINGS))
     base(IDS).logits.square().sum().backward()
-    own = {id(parameter) for parameter in adapters.named().values()}
+    own = {id(parameter) for parameter in adapters.parameters().values()}
     assert len(own) == 2 * 7 * base.config.num_hidden_layers
     for name, parameter in named_weights(base):
         assert (parameter.grad is not None) == parameter.requires_grad == (id(parameter) in own), name
@@ -66,7 +66,7 @@ def test_without_them_the_model_is_the_start_model_to_the_bit(base):
     before = outputs(base)
     adapters = moved(base, Adapters(base, SETTINGS))
     assert (outputs(base) - before).abs().max() > 0.1
-    with adapters.off():
+    with adapters.disabled():
         assert torch.equal(outputs(base), before)
     assert (outputs(base) - before).abs().max() > 0.1
 
@@ -91,27 +91,27 @@ def test_files_are_those_of_peft(base, world, tmp_path):
 
     adapters = moved(base, Adapters(base, SETTINGS))
     save_model(base, world / "base", tmp_path, adapters)
-    folder = tmp_path / FOLDER
+    folder = tmp_path / ADAPTER_FOLDER
     helper = PEFTHelper.from_local_dir(str(folder), max_position_embeddings=None)
     found = LoRAModel.from_local_checkpoint(
         str(folder), {name.rpartition(".")[2] for name in adapters.layers}, helper, lora_model_id=1, device="cpu"
     )
     assert set(found.loras) == set(adapters.layers)
     for name, layer in adapters.layers.items():
-        assert torch.equal(found.loras[name].lora_a, layer.lora_A)
+        assert torch.equal(found.loras[name].lora_a, layer.lora_A["default"].weight)
         assert found.loras[name].scaling == SETTINGS.scale == 2.0
-        assert torch.equal(found.loras[name].lora_b, layer.lora_B)
+        assert torch.equal(found.loras[name].lora_b, layer.lora_B["default"].weight)
 
 
 def test_adapters_come_back_as_they_were(base, world, tmp_path):
     save_model(base, world / "base", tmp_path, moved(base, Adapters(base, SETTINGS)))
     other = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32).eval()
     adapters = Adapters(other, SETTINGS)
-    held = {name: parameter.data_ptr() for name, parameter in adapters.named().items()}
-    check_adapters(adapters, tmp_path / FOLDER)
+    held = {name: parameter.data_ptr() for name, parameter in adapters.parameters().items()}
+    check_adapters(adapters, tmp_path / ADAPTER_FOLDER)
     load_model(other, tmp_path, adapters)
     assert torch.equal(outputs(other), outputs(base))
-    assert {name: parameter.data_ptr() for name, parameter in adapters.named().items()} == held
+    assert {name: parameter.data_ptr() for name, parameter in adapters.parameters().items()} == held
 
 
 @pytest.mark.parametrize(
@@ -132,26 +132,26 @@ def test_other_adapters_than_those_saved_are_refused(base, world, tmp_path, chan
     other = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     freeze(other, frozen)
     with pytest.raises(InputError, match=complaint):
-        check_adapters(Adapters(other, replace(SETTINGS, **changes)), tmp_path / FOLDER)
+        check_adapters(Adapters(other, replace(SETTINGS, **changes)), tmp_path / ADAPTER_FOLDER)
 
 
 def test_files_that_are_damaged_are_refused(base, world, tmp_path):
     adapters = Adapters(base, SETTINGS)
     with pytest.raises(InputError, match=r"learner\.lora\.rank: 4, but .* go on with learner\.lora\.rank=0 if"):
-        check_adapters(adapters, tmp_path / FOLDER)
+        check_adapters(adapters, tmp_path / ADAPTER_FOLDER)
     save_model(base, world / "base", tmp_path, adapters)
-    file = tmp_path / FOLDER / "adapter_model.safetensors"
+    file = tmp_path / ADAPTER_FOLDER / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="holds no readable adapters"):
-        load_adapters(adapters, tmp_path / FOLDER)
-    config = tmp_path / FOLDER / "adapter_config.json"
+        load_adapters(adapters, tmp_path / ADAPTER_FOLDER)
+    config = tmp_path / ADAPTER_FOLDER / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": 3}))
     with pytest.raises(InputError, match="holds no readable adapters"):
-        check_adapters(adapters, tmp_path / FOLDER)
-    shutil.rmtree(tmp_path / FOLDER)
+        check_adapters(adapters, tmp_path / ADAPTER_FOLDER)
+    shutil.rmtree(tmp_path / ADAPTER_FOLDER)
     with pytest.raises(InputError, match="holds no readable adapters"):
-        load_adapters(adapters, tmp_path / FOLDER)
+        load_adapters(adapters, tmp_path / ADAPTER_FOLDER)
 
 
 def test_what_is_frozen_gets_none(base):
@@ -165,12 +165,12 @@ def test_what_is_frozen_gets_none(base):
 def test_adapters_alone_are_sent(base):
     everything = WeightSource(base, sharded=False)
     adapters = moved(base, Adapters(base, SETTINGS))
-    source = WeightSource(base, sharded=False, named=adapters.named())
+    source = WeightSource(base, sharded=False, named=adapters.parameters())
     assert not source.whole
     sent = {name: tensor for group in source for name, tensor in group.items()}
-    assert sent.keys() == adapters.named().keys()
+    assert sent.keys() == adapters.parameters().keys()
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    assert torch.equal(sent[name], adapters.layers["model.layers.0.self_attn.q_proj"].lora_A)
+    assert torch.equal(sent[name], adapters.layers["model.layers.0.self_attn.q_proj"].lora_A["default"].weight)
     elements = sum(4 * (layer.in_features + layer.out_features) for layer in adapters.layers.values())
     assert sum(entry.size for group in source.groups for entry in group) == 4 * elements
     assert 4 * elements < 0.1 * sum(entry.size for group in everything.groups for entry in group)

@@ -156,16 +156,16 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
     probes = []
     for version in (start + 1, start + 2):
         with torch.no_grad():
-            for parameter in adapters.named().values():
+            for parameter in adapters.parameters().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        source = WeightSource(scorer.model, sharded=False, named=adapters.named(), group_bytes=1 << 12)
+        source = WeightSource(scorer.model, sharded=False, named=adapters.parameters(), group_bytes=1 << 12)
         files = []
         for number, group in enumerate(source):
             save_file({name: tensor.contiguous() for name, tensor in group.items()}, tmp_path / f"{number}.safetensors")
             files.append(tmp_path / f"{number}.safetensors")
         assert len(files) > 4
         assert sum(file.stat().st_size for file in files) < 0.15 * (tmp_path / "w.safetensors").stat().st_size
-        engine.load_weights(files, version, whole=False, scale=adapters.settings.scale)
+        engine.load_weights(files, version, whole=False, scale=adapters.config.scale)
         [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
         assert group.replies[0].weight_version == version
         assert gap(group, scorer, vocabulary) < 1e-4
@@ -174,7 +174,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
 
 
 def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
-    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=("*.q_proj",))).named()
+    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=("*.q_proj",))).parameters()
     names = [adapter_name("model.layers.0.self_attn.q_proj", part) for part in ("A", "B")]
     a, b = (adapters[name].detach() for name in names)
     with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):

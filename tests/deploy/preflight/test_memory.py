@@ -257,10 +257,10 @@ def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     freeze(model, config.model.frozen)
     made = Adapters(model, LoraConfig(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
-    elements = sum(parameter.numel() for parameter in made.named().values())
+    elements = sum(parameter.numel() for parameter in made.parameters().values())
     assert found.adapters == found.trained == found.sent == elements
     assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
-    assert found.adapter_width == sum(len(layer.lora_A) for layer in made.layers.values())
+    assert found.adapter_width == sum(layer.r["default"] for layer in made.layers.values())
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
