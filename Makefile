@@ -1,6 +1,6 @@
 # `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first. Tests that need
 # Prometheus or Chromium are skipped where there is none; .ci/run installs both.
-#   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
+#   make run ARGS="train.num_steps=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
 ROOMS := cluster common configs controller data deploy duet evaluation learner observability playground reward rollout speech weight_sync
 SHELL := bash

@@ -104,7 +104,7 @@ def measured_rates(run: Path, config: Config) -> Rates:
     rows = [row for row in read_iterations(run).to_pylist() if row["replies"]]
     if not rows:
         raise InputError(f"{run} has no iteration with replies; name another run, or leave --run out")
-    return rates_of_run(rows[WARM:] or rows, _workers(run, config), _servers(run, config), config.learner.ranks)
+    return rates_of_run(rows[WARM:] or rows, _workers(run, config), _servers(run, config), config.learner.num_workers)
 
 
 def rates_of_run(rows: Sequence[Mapping[str, Any]], workers: Members, servers: Members, ranks: int) -> Rates:
@@ -132,9 +132,9 @@ def _workers(run: Path, config: Config) -> Members:
 
     def at(iteration: int) -> int:
         if iteration not in kept:
-            return config.rollout.workers
+            return config.rollout.num_workers
         names = set(pc.unique(read_replies(run, iteration)["worker"]).to_pylist())
-        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.workers
+        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.num_workers
 
     return at
 
@@ -146,4 +146,6 @@ def _servers(run: Path, config: Config) -> Members:
         for event in read_events(run)
         if event["kind"] == "scale" and "reward" in event.get("value", {})
     ]
-    return lambda iteration: next((n for since, n in reversed(changes) if since <= iteration), config.reward.servers)
+    return lambda iteration: next(
+        (n for since, n in reversed(changes) if since <= iteration), config.reward.num_servers
+    )

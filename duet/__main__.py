@@ -55,7 +55,7 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="the main job")
     train.add_argument("--config", type=Path, help=f"YAML file (default: {DEFAULT_CONFIG})")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run where it stopped")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="for example run.iterations=3 run.seed=7")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.num_steps=3 run.seed=7")
     train.set_defaults(act=_train)
 
     mix = commands.add_parser("mix", help="set λ in a running job")

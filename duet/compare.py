@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--page", type=Path, help="where the page goes (default: comparison.md beside the runs)")
     parser.add_argument("--write", action="store_true", help="only write the page, from the runs that are there")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for every run, for example rollout.prompts=8"
+        "overrides", nargs="*", metavar="key=value", help="for every run, for example rollout.batch_size=8"
     )
 
 

@@ -1,7 +1,6 @@
 """`duet diagnose RUN`: gradient geometry, Δlogp, variance and agreement of the scores, and λ taken apart."""
 
 import argparse
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,15 +73,14 @@ def _of_scores(files: RunFiles, reference: str, directory: Path) -> list[Section
         lack = f"Not measured: {files.directory / 'replies'} holds no replies."
         titles = ("Variance of scores within groups", f"Rank agreement with {reference}", "λ and what it is made of")
         return [Section(title=title, findings=[lack]) for title in titles]
-    c = files.config.mix
-    settings = MixRatioConfig(**{field.name: getattr(c, field.name) for field in dataclasses.fields(MixRatioConfig)})
+    settings = MixRatioConfig.from_config(files.config)
     found = measure_gates(files.groups, settings)
     variance, mixture = variance_section(files.groups, settings), mixture_section(_iterations(files), found, settings)
     if variance.plots:
         plots.plot_variance(variance.table("variance_by_iteration").rows, directory / variance.plots[0])
     if mixture.plots:
         plots.plot_mixture(mixture.table("lambda").rows, found, directory / mixture.plots[0])
-    return [variance, agreement_section(files.groups, reference, dict(files.config.reward.total)), mixture]
+    return [variance, agreement_section(files.groups, reference, dict(files.config.reward.weights)), mixture]
 
 
 def _iterations(files: RunFiles) -> pa.Table | None:

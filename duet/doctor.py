@@ -1,7 +1,7 @@
 """`duet doctor`: what would go wrong with a configuration, before anything is started.
 
     duet doctor                                     the playground, as `duet train` would run it
-    duet doctor --config my.yaml run.iterations=200
+    duet doctor --config my.yaml train.num_steps=200
 
 Looks at the configuration and its batch arithmetic, at what is installed, cores, GPUs and memory by role, at the
 checkpoint's vocabulary and weights, at every row of the data, at the codec (a demonstration to sound and back), at each

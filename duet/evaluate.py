@@ -6,7 +6,7 @@
 
 A run is asked with its newest checkpoint, a configuration with the one that it names. Replies that were sampled
 elsewhere need no model: a JSON object a line, {"task", "id", "text", "audio"}. Raters go by their names in
-reward.raters. Prints a table of the tasks and IQ or EQ, and writes SUITE.json and SUITE.parquet, a row an item, into
+reward.functions. Prints a table of the tasks and IQ or EQ, and writes SUITE.json and SUITE.parquet, a row an item, into
 evaluation/ of the run or of --out.
 """
 
@@ -64,12 +64,12 @@ def run(options: argparse.Namespace) -> Path:
         raise InputError(f"--limit: {options.limit} is not possible; 0 for all, or how many of each task")
     if options.temperature is not None and not 0.0 <= options.temperature <= 10.0:
         raise InputError(f"--temperature: {options.temperature:g} is not possible; allowed: 0 to 10")
-    hears = options.hear or next((r.name for r in (config.reward.raters if config else []) if r.name == HEARS), "")
+    hears = options.hear or next((r.name for r in (config.reward.functions if config else []) if r.name == HEARS), "")
     names = [name for name in (options.judge, options.answer_judge, hears) if name]
     _keep_raters(config, names)
     console = Console(highlight=False)
     console.print(f"duet evaluate  [bold]{options.suite}[/]  {source['of']}", soft_wrap=True)
-    lowest, highest = (config.mix.lowest_score, config.mix.highest_score) if config else (1.0, 5.0)
+    lowest, highest = (config.reward.score_min, config.reward.score_max) if config else (1.0, 5.0)
     panel = {
         "judge": options.judge, "answers": options.answer_judge, "hears": hears, "lowest": lowest, "highest": highest,
     }  # fmt: skip
@@ -104,36 +104,36 @@ def _source(options: argparse.Namespace) -> tuple[Config | None, Path, dict[str,
     path = directory / "config.yaml" if directory is not None else options.config or DEFAULT_CONFIG
     config = load_config(path, options.overrides)
     make_absolute(config)
-    source: dict[str, Any] = {"of": str(options.replies or config.model.checkpoint)}
+    source: dict[str, Any] = {"of": str(options.replies or config.model.path)}
     if directory is not None and options.replies is None:
         newest = CheckpointManager(directory).newest()
         if newest is None:
             raise InputError(f"{directory} has no checkpoint (yet); --config evaluates the model it began with")
-        config.model.checkpoint = str(newest.directory.absolute())
+        config.model.path = str(newest.directory.absolute())
         source = {"of": f"{directory.name} after iteration {newest.iteration}", "iteration": newest.iteration}
     return config, out / "evaluation", source
 
 
 def _keep_raters(config: Config | None, names: list[str]) -> None:
     """Those that are asked, and no others."""
-    present = [rater.name for rater in config.reward.raters] if config else []
+    present = [rater.name for rater in config.reward.functions] if config else []
     for name in names:
         if name not in present:
             known = ", ".join(present) or "none; --config names a configuration that has some"
-            raise InputError(f"no rater is called {name!r}; reward.raters: {known}")
+            raise InputError(f"no rater is called {name!r}; reward.functions: {known}")
     if config is not None:
-        config.reward.raters = [rater for rater in config.reward.raters if rater.name in names]
+        config.reward.functions = [rater for rater in config.reward.functions if rater.name in names]
 
 
 def _elsewhere(
     options: argparse.Namespace, config: Config | None, chosen: TaskFilter, panel: dict[str, Any]
 ) -> tuple[list[GradedItem], dict[str, Any]]:
     """Scores replies that are there, in this process."""
-    named = config.reward.raters if config else []
+    named = config.reward.functions if config else []
     for rater in named:
         check_rater(rater)
-    raters = [ClassSpec(use=rater.use, arguments=dict(rater.arguments), name=rater.name).build() for rater in named]
-    seconds = config.reward.score_seconds if config else 0.0
+    raters = [ClassSpec(target=rater.target, kwargs=dict(rater.kwargs), name=rater.name).build() for rater in named]
+    seconds = config.reward.score_timeout_s if config else 0.0
     items = list(chosen.of(SUITES[options.suite].read(options.data, chosen, sounds=False)))
     tasks = {item.task for item in items} if not chosen.limit else set()
     judging = Graders(

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     read_manifest(checkpoint.directory)
     check_new(options.to)
     if options.released:
-        _export_released(Path(config.model.checkpoint), family(config.model.family), checkpoint.directory, options.to)
+        _export_released(Path(config.model.path), family(config.model.family), checkpoint.directory, options.to)
     else:
         options.to.mkdir(parents=True)
         adapter = checkpoint.directory / "adapter"  # as PEFT has it, beside the model that it makes

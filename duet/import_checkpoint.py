@@ -28,4 +28,4 @@ def run(options: argparse.Namespace) -> None:
     model_class(chosen)
     others = import_checkpoint(options.released, chosen.original, chosen.name, options.to)
     print(f"{options.to} holds the language model of {options.released}; {others} tensors of other parts stay there")
-    print(f"use it: model.checkpoint={options.to} model.family={chosen.name}")
+    print(f"use it: model.path={options.to} model.family={chosen.name}")

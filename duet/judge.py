@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
-from configs.schema import Mix
+from configs.schema import MixRatioSection, RewardSection
 from controller.mix_ratio import MixRatioConfig
 from evaluation.diagnosis.page import Cell, write_diagnosis
 from evaluation.judge_agreement import (
@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judges", metavar="COLUMN,COLUMN", help="of judges' scores (default: all other columns that hold numbers)"
     )
     calibrate.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there as well")
-    mix = Mix()
+    mix_ratio, reward = MixRatioSection(), RewardSection.model_fields
     for name, value, what in (
-        ("lowest", mix.lowest_score, "lowest score of the scale"),
-        ("highest", mix.highest_score, "highest score of the scale"),
-        ("largest", mix.largest, "λ_max"),
-        ("slope", mix.slope, "k of λ's quality gate"),
+        ("lowest", reward["score_min"].default, "lowest score of the scale"),
+        ("highest", reward["score_max"].default, "highest score of the scale"),
+        ("largest", mix_ratio.max, "λ_max"),
+        ("slope", mix_ratio.gate_slope, "k of λ's quality gate"),
     ):
         calibrate.add_argument(f"--{name}", type=float, default=value, help=f"{what} (default: %(default)s)")
     calibrate.add_argument("--threshold", type=float, help="of the quality gate (default: the middle of the scale)")
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """Prints the comparison and writes it. Raises InputError for a file that will not do."""
     settings = _settings(options)
     names = None if options.judges is None else [name.strip() for name in options.judges.split(",")]
-    ratings = read_ratings(options.file, options.human, names, settings.lowest_score, settings.highest_score)
+    ratings = read_ratings(options.file, options.human, names, settings.score_min, settings.score_max)
     found = [compare_judges(ratings, judge, settings) for judge in ratings.judges]
     people = human_agreement(ratings, settings)
     show(Console(highlight=False), ratings, people, found)
@@ -75,19 +75,8 @@ def _settings(options: argparse.Namespace) -> MixRatioConfig:
     threshold = (low + high) / 2 if options.threshold is None else options.threshold
     if not low <= threshold <= high:
         raise InputError(f"--threshold: {threshold:g} is outside the scale, {low:g} to {high:g}")
-    mix = Mix()
     return MixRatioConfig(
-        mode=mix.mode,
-        fixed=mix.fixed,
-        switch=mix.switch,
-        largest=options.largest,
-        slope=options.slope,
-        threshold=threshold,
-        lowest_score=low,
-        highest_score=high,
-        smoothing=mix.smoothing,
-        first=mix.first,
-        per_group=mix.per_group,
+        max=options.largest, gate_slope=options.slope, gate_threshold=threshold, score_min=low, score_max=high
     )
 
 
@@ -163,8 +152,8 @@ def _write(
 ) -> None:
     content = {
         "file": str(file),
-        "scale": [settings.lowest_score, settings.highest_score],
-        "mix": {"largest": settings.largest, "slope": settings.slope, "threshold": settings.threshold},
+        "scale": [settings.score_min, settings.score_max],
+        "mix": {"largest": settings.max, "slope": settings.gate_slope, "threshold": settings.gate_threshold},
         "replies": len(ratings.human),
         "prompts": int(ratings.prompts[-1]) + 1,
         "without_human_score": int((ratings.human != ratings.human).sum()),

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ties",
         metavar="A,B",
-        help="scores that decide among equals, in order (default: the raters of reward.total; semantic,acoustic with "
+        help="scores that decide among equals, in order (default: the raters of reward.weights; semantic,acoustic with "
         "--scored)",
     )
 
@@ -179,12 +179,12 @@ def read_material(path: Path) -> PairSources:
     config = load_resolved_config(path)
     try:
         checkpoint, name, data = (
-            OmegaConf.select(config, key) for key in ("model.checkpoint", "model.family", "data.prompts")
+            OmegaConf.select(config, key) for key in ("model.path", "model.family", "data.prompts")
         )
-        weights = OmegaConf.select(config, "reward.total")
+        weights = OmegaConf.select(config, "reward.weights")
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    for key, value in (("model.checkpoint", checkpoint), ("model.family", name), ("data.prompts", data)):
+    for key, value in (("model.path", checkpoint), ("model.family", name), ("data.prompts", data)):
         if not isinstance(value, str) and not (key == "data.prompts" and OmegaConf.is_list(value)):
             raise InputError(f"{path}: {key} is missing; it says how the replies' tokens are to be read")
     data = OmegaConf.to_container(data) if OmegaConf.is_list(data) else data

@@ -31,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `duet plan`."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the job to be planned")
     parser.add_argument("--run", type=Path, metavar="RUN", help="take the rates from this run, and measure nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.ranks=4")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.num_workers=4")
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints what is measured, and what follows. Raises InputError for a configuration or a run that will not do."""
     config = load_config(options.config, options.overrides)
-    if config.preference.pairs.file:
-        raise InputError("preference.pairs.file: a job on recorded pairs has no rollout workers to plan")
+    if config.algorithm.dpo.pairs_file:
+        raise InputError("algorithm.dpo.pairs_file: a job on recorded pairs has no rollout workers to plan")
     console = Console(highlight=False)
     if options.run is not None:
         rates = of_run(run_directory(options.run))
@@ -61,8 +61,8 @@ def short_measurement(config: Config) -> Rates:
     trial = copy.deepcopy(config)
     with tempfile.TemporaryDirectory(prefix="duet-plan-") as directory:
         trial.run.name, trial.run.directory = "trial", directory
-        trial.run.iterations, trial.run.checkpoint_every = ITERATIONS, 0
-        trial.data.held_out, trial.evaluation.listen_every, trial.reward.signal = {}, 0, ""
+        trial.train.num_steps, trial.checkpoint.interval = ITERATIONS, 0
+        trial.data.validation, trial.validation.recording_interval, trial.reward.audio_quality_fn = {}, 0, ""
         with redirect_stdout(io.StringIO()):  # it says where its records are, which will be gone
             run = train(trial)
         return of_run(run)
@@ -70,14 +70,16 @@ def short_measurement(config: Config) -> Rates:
 
 def show(console: Console, config: Config, rates: Rates) -> None:
     """The rates, and what an iteration takes as configured and with the fewest members that keep the learner busy."""
-    replies, prompts = config.replies, config.rollout.prompts
-    configured = Sizes(rollout=config.rollout.workers, reward=config.reward.servers, learner=config.learner.ranks)
-    enough = smallest_sizes(rates, replies, config.learner.ranks, prompts)
+    replies, prompts = config.replies, config.rollout.batch_size
+    configured = Sizes(
+        rollout=config.rollout.num_workers, reward=config.reward.num_servers, learner=config.learner.num_workers
+    )
+    enough = smallest_sizes(rates, replies, config.learner.num_workers, prompts)
     console.print(
         f"one member, one reply of {rates.tokens:.0f} tokens: rollout {1e3 * rates.rollout:.3g} ms, reward "
         f"{1e3 * rates.reward:.3g} ms, learner {1e3 * rates.learner:.3g} ms; sync {1e3 * rates.sync:.3g} ms"
     )
-    console.print(f"an iteration of {prompts} prompts × {config.rollout.group_size} = {replies} replies:")
+    console.print(f"an iteration of {prompts} prompts × {config.rollout.n} = {replies} replies:")
     table = Table("members", *ROLES, "seconds", "slowest", "learner idle", box=None, pad_edge=False)
     for name, sizes in (("configured", configured), ("fewest", enough)):
         for overlapped in (False, True):
@@ -99,7 +101,9 @@ def _line(name: str, found: Forecast) -> list[str]:
 def _advice(found: Forecast, configured: Sizes, prompts: int) -> str:
     """What to set, in a sentence."""
     sizes = found.sizes
-    said = f"rollout.workers={sizes.rollout} reward.servers={sizes.reward} for learner.ranks={sizes.learner}"
+    said = (
+        f"rollout.num_workers={sizes.rollout} reward.num_servers={sizes.reward} for learner.num_workers={sizes.learner}"
+    )
     if prompts in (sizes.rollout, sizes.reward) and found.bottleneck != "learner":
         return f"{said}: as many as there are prompts, and {found.bottleneck} is the slowest all the same"
     if sizes == configured:

@@ -40,6 +40,9 @@ from speech.vocabulary import Vocabulary
 
 CONFIG = "config.yaml"
 
+DATA_KEYS = {"prompts": "prompts", "sft": "demonstrations"}
+"""Kinds of prepared rows by the key of section `data` that names them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
@@ -64,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file that names checkpoint, family and codec")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the data are written")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
-                        help="for example --set model.max_length=4096")  # fmt: skip
+                        help="for example --set model.max_model_len=4096")  # fmt: skip
     parser.add_argument("--only-convert", action="store_true", help="with --from-hf: write dialogues, and stop")
     parser.add_argument("--audio-root", type=Path, metavar="DIR",
                         help="that names of recordings start from (default: the folder of their source)")  # fmt: skip
@@ -168,7 +171,7 @@ def prepare_all(options: argparse.Namespace, given: Sequence[PrepareOptions]) ->
     """Prepares each source, and writes the configuration. Raises InputError, TimeoutError."""
     config = _configured(options, given)
     chosen = family(config.model.family)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), chosen.tokens)
     codec = load_codec(config, vocabulary)
     workers = options.workers or max(1, os.cpu_count() or 1)
     join = joiner(config.cluster.address, workers, options.worker_cpus)
@@ -177,14 +180,14 @@ def prepare_all(options: argparse.Namespace, given: Sequence[PrepareOptions]) ->
         for one in given:
             recipe = EncodingConfig(
                 family=chosen,
-                checkpoint=str(Path(config.model.checkpoint).absolute()),
-                codec=config.reward.codec.use,
-                codec_arguments=config.reward.codec.arguments
-                | {"path": str(Path(config.reward.codec.arguments["path"]).absolute())},
+                checkpoint=str(Path(config.model.path).absolute()),
+                codec=config.reward.codec.target,
+                codec_arguments=config.reward.codec.kwargs
+                | {"path": str(Path(config.reward.codec.kwargs["path"]).absolute())},
                 hearing=config.data.encoder,
                 hearing_path=str(Path(config.data.encoder_path).absolute()),
                 longest_prompt=longest_prompt(config),
-                longest=config.model.max_length,
+                longest=config.model.max_model_len,
                 root=options.audio_root.absolute() if options.audio_root and not one.converted else None,
                 folder=(options.to / one.name).absolute(),
             )
@@ -239,7 +242,7 @@ def _encoder_version(config: Config, chosen: Family) -> str:
 def _configured(options: argparse.Namespace, given: Sequence[PrepareOptions]) -> Config:
     """The configuration as it will be: one of data that are only being made need not name any."""
     folder = options.to / given[0].name
-    data = [f"data.{name}={folder / name}" for name in ("prompts", "demonstrations")]
+    data = [f"data.{key}={folder / name}" for key, name in DATA_KEYS.items()]
     return load_config(options.config, [*options.overrides, *data])
 
 
@@ -252,12 +255,12 @@ def _described(manifest: Manifest) -> str:
 def _config(options: argparse.Namespace, done: Sequence[tuple[PrepareOptions, Manifest]]) -> str:
     """YAML that extends the one that was given."""
     data: dict[str, Any] = {}
-    for name in ("prompts", "demonstrations"):
+    for key, name in DATA_KEYS.items():
         found = [
             {"path": str((options.to / one.name / name).absolute()), "weight": one.weight}
             for one, manifest in done
             if name in manifest.folders
         ]
         if found:
-            data[name] = found[0]["path"] if len(found) == 1 else found
+            data[key] = found[0]["path"] if len(found) == 1 else found
     return OmegaConf.to_yaml(OmegaConf.create({"extends": str(options.config.absolute()), "data": data}))

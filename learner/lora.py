@@ -66,7 +66,7 @@ class Adapters:
     """All that a model has. Making them freezes everything else."""
 
     def __init__(self, model: nn.Module, settings: LoraConfig) -> None:
-        """model: in which what `model.frozen` names is frozen already. Raises InputError as `adapted_layers` does."""
+        """model: in which what `model.freeze` names is frozen already. Raises InputError as `adapted_layers` does."""
         self.settings = settings
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         # A tied weight is an embedding too, which no adapter of a linear layer reaches.
@@ -139,8 +139,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.rank: {adapters.settings.rank}, but {directory} holds no readable adapters: {error!r}; go "
-            "on with learner.lora.rank=0 if the checkpoint was saved without"
+            f"learner.lora.r: {adapters.settings.rank}, but {directory} holds no readable adapters: {error!r}; go "
+            "on with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
         if (now := getattr(adapters.settings, key)) != saved:
@@ -150,7 +150,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             )
     if other := sorted(layers ^ set(adapters.layers)):
         raise InputError(
-            f"learner.lora.targets: {', '.join(adapters.settings.targets)} and model.frozen do not name the layers "
+            f"learner.lora.target_modules: {', '.join(adapters.settings.targets)} and model.freeze do not name the "
+            "layers "
             f"that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 

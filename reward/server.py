@@ -168,11 +168,11 @@ class RewardServer(MonitoredActor):
         super().__init__()
         self._seconds = settings.score_seconds
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._codec = None if settings.decoders else build_codec(settings.codec.use, settings.codec.arguments)
+        self._codec = None if settings.decoders else build_codec(settings.codec.target, settings.codec.kwargs)
         self._raters: list[Rater] = [part.build() for part in settings.raters]
         for part, rater in zip(settings.raters, self._raters, strict=True):
             if part.name and part.name != rater.name:
-                raise InputError(f"reward.raters: {part.use} calls its score {rater.name!r}, not {part.name!r}")
+                raise InputError(f"reward.functions: {part.target} calls its score {rater.name!r}, not {part.name!r}")
         self._born = time.time()
         if answers is not None:
             self.load_cache(answers)

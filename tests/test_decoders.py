@@ -25,9 +25,9 @@ def decoders(job: Job) -> list[psutil.Process]:
 
 def test_a_run_with_decoders_bears_the_death_of_one(root, few, world, tmp_path):
     settings = (
-        "run.iterations=2", "run.name=decoded", f"run.directory={tmp_path}", f"data.held_out={{held_out: {few}}}",
-        "reward.servers=1", "reward.decoders.members=2", "reward.decoders.cpus=0.25",
-        "evaluation.signal_samples=2", "evaluation.recordings=1", "evaluation.listen_every=0",
+        "train.num_steps=2", "run.name=decoded", f"run.directory={tmp_path}", f"data.validation={{held_out: {few}}}",
+        "reward.num_servers=1", "reward.decoders.num_workers=2", "reward.decoders.num_cpus=0.25",
+        "validation.num_quality_samples=2", "validation.num_recordings=1", "validation.recording_interval=0",
     )  # fmt: skip
     with Job(root, tmp_path / "output.txt", "train", *settings) as job:
         job.until(lambda output: "1/2" in output, "the first iteration")

@@ -14,8 +14,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 def test_adapters_are_trained_sent_and_kept(root, world, tmp_path):
     done = duet(
-        root, "train", "run.iterations=2", "run.name=adapted", f"run.directory={tmp_path}", "learner.lora.rank=8",
-        "learner.warmup=0", "data.held_out={}", "evaluation.listen_every=0", "evaluation.signal_samples=0",
+        root, "train", "train.num_steps=2", "run.name=adapted", f"run.directory={tmp_path}", "learner.lora.r=8",
+        "learner.warmup_steps=0", "data.validation={}", "validation.recording_interval=0",
+        "validation.num_quality_samples=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     rows = pq.read_table(tmp_path / "adapted/iterations.parquet").to_pylist()

@@ -12,9 +12,10 @@ ITERATIONS = 4
 
 def test_iterations_overlap_within_the_bound(root, world, tmp_path):
     done = duet(
-        root, "train", f"run.iterations={ITERATIONS}", "run.name=ahead", f"run.directory={tmp_path}",
-        "rollout.staleness=1", "data.held_out={}", "evaluation.listen_every=0", "evaluation.signal_samples=0",
-        "run.exchange=objects", "model.frozen=[model.layers.0.*, model.embed_tokens.weight]",
+        root, "train", f"train.num_steps={ITERATIONS}", "run.name=ahead", f"run.directory={tmp_path}",
+        "rollout.max_staleness_steps=1", "data.validation={}", "validation.recording_interval=0",
+        "validation.num_quality_samples=0",
+        "weight_sync.backend=object_store", "model.freeze=[model.layers.0.*, model.embed_tokens.weight]",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     rows = pq.read_table(tmp_path / "ahead/iterations.parquet").to_pylist()

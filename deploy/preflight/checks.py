@@ -174,7 +174,7 @@ def _network(case: CheckContext) -> Iterator[Finding]:
 
 def _model(case: CheckContext) -> Iterator[Finding]:
     config = case.need("config")
-    directory = Path(config.model.checkpoint)
+    directory = Path(config.model.path)
     case.family = family(config.model.family)
     case.vocabulary = Vocabulary.from_checkpoint(directory, case.family.tokens)
     case.settings = _object(directory / "config.json")
@@ -183,8 +183,8 @@ def _model(case: CheckContext) -> Iterator[Finding]:
         case.vocabulary, _object(generation) if check_exists(generation) else case.settings
     )
     tensors = check_weights(config, case.vocabulary)
-    frozen = family(config.model.family).parameters(config.model.frozen)
-    rank, adapted = config.learner.lora.rank, check_adapters_fit(config, tensors)
+    frozen = family(config.model.family).parameters(config.model.freeze)
+    rank, adapted = config.learner.lora.r, check_adapters_fit(config, tensors)
     case.shape = memory.read_model_shape(case.settings, tensors, frozen, rank, adapted)
     yield from model.check_weights(config, case.shape, case.settings)
 
@@ -204,7 +204,7 @@ def _memory(case: CheckContext) -> Iterator[Finding]:
         return
     if not environment.address(config):
         yield from capacity.check_memory(config, shape, needs, here)
-    if config.run.exchange == "memory":
+    if config.weight_sync.backend == "shm":
         yield from capacity.check_shared_memory(config, shape, here)
 
 
@@ -233,7 +233,7 @@ def _data(case: CheckContext) -> Iterator[Finding]:
     held_to = reply_structure(config, case.need("family"), vocabulary)
     shown = _scanned(
         lambda: data.scan_demonstrations(
-            config, vocabulary, held_to, _each(scan_demonstrations, data_paths(config.data.demonstrations), vocabulary)
+            config, vocabulary, held_to, _each(scan_demonstrations, data_paths(config.data.sft), vocabulary)
         )
     )
     yield from shown.findings
@@ -251,8 +251,8 @@ def _data(case: CheckContext) -> Iterator[Finding]:
         yield from recordings.findings(key, _rate(config, vocabulary))
     train = scans.pop("data.prompts")
     case.prompts = train.prompts
-    yield from data.check_overlap(train, {key.removeprefix("data.held_out."): scan for key, scan in scans.items()})
-    if pairs := config.preference.pairs.file:
+    yield from data.check_overlap(train, {key.removeprefix("data.validation."): scan for key, scan in scans.items()})
+    if pairs := config.algorithm.dpo.pairs_file:
         yield from data.scan_pairs(config, held_to, scan_pairs(Path(pairs), vocabulary))
 
 
@@ -265,7 +265,7 @@ def _scanned(scan: Callable[[], DataScan]) -> DataScan:
 
 
 def _prompt_files(config: Config) -> dict[str, list[Path]]:
-    held_out = {f"data.held_out.{name}": [Path(file)] for name, file in config.data.held_out.items()}
+    held_out = {f"data.validation.{name}": [Path(file)] for name, file in config.data.validation.items()}
     return {"data.prompts": data_paths(config.data.prompts)} | held_out
 
 

@@ -74,9 +74,10 @@ def scan_prompts(
         RowErrors(DATA.error, "rows cannot be used", PAGE),
         RowErrors(
             DATA.error,
-            f"prompts have more than the {room} tokens that model.max_length = {config.model.max_length} leaves beside "
-            f"rollout.max_tokens = {config.rollout.max_tokens}",
-            "leave them out, raise model.max_length, or lower rollout.max_tokens",
+            f"prompts have more than the {room} tokens that model.max_model_len = {config.model.max_model_len} leaves "
+            "beside "
+            f"rollout.max_new_tokens = {config.rollout.max_new_tokens}",
+            "leave them out, raise model.max_model_len, or lower rollout.max_new_tokens",
         ),
         _foreign(),
         RowErrors(DATA.warning, "prompts have the very tokens of another", KEEP_ONE, bearable=SOME),
@@ -114,21 +115,22 @@ def scan_demonstrations(
     found: Iterable[tuple[str, Demonstration | InputError]],
 ) -> DataScan:
     """Looks at each demonstration. held_to: the structure that sampling is held to."""
-    key, scan, lengths, codes = "data.demonstrations", DataScan(), array("q"), array("q")
+    key, scan, lengths, codes = "data.sft", DataScan(), array("q"), array("q")
     faults = bad, wrong, foreign, long, silent, twice = (
         RowErrors(DATA.error, "rows cannot be used", PAGE),
         RowErrors(DATA.error, "replies cannot be learnt from", PAGE),
         _foreign(),
         RowErrors(
             DATA.warning,
-            f"replies are longer than rollout.max_tokens = {config.rollout.max_tokens}; the anchor would teach lengths "
+            f"replies are longer than rollout.max_new_tokens = {config.rollout.max_new_tokens}; the anchor would teach "
+            "lengths "
             "at which samples are cut off",
-            "raise rollout.max_tokens, or leave them out",
+            "raise rollout.max_new_tokens, or leave them out",
         ),
         RowErrors(
             DATA.warning,
             "replies have no speech for the anchor to hold",
-            "leave them out, or set anchor.weight_speech=0 where no speech is wanted",
+            "leave them out, or set anchor.speech_weight=0 where no speech is wanted",
         ),
         RowErrors(DATA.warning, "are the same as another, prompt and reply", KEEP_ONE, bearable=SOME),
     )
@@ -147,9 +149,9 @@ def scan_demonstrations(
             scan.demonstrations.append(row)
         if which := _padding(row.prompt_ids, vocabulary):
             foreign.add(f"{place} has {which}")
-        if lengths[-1] > config.rollout.max_tokens:
+        if lengths[-1] > config.rollout.max_new_tokens:
             long.add(f"{place} has {lengths[-1]}")
-        if not codes[-1] and config.anchor.weight_speech > 0:
+        if not codes[-1] and config.anchor.speech_weight > 0:
             silent.add(place)
         if before := scan.same(place, row.prompt_ids, row.reply_ids):
             twice.add(f"{place} as {_row(before)}")
@@ -177,7 +179,7 @@ def scan_pairs(
                 check_reply(config, held_to, place, name, pair.prompt_ids, ids)
         except InputError as error:
             wrong.add(str(error))
-    key = "preference.pairs.file"
+    key = "algorithm.dpo.pairs_file"
     faults = [finding for fault in (bad, wrong) for finding in fault.findings(key, rows)]
     yield from faults or [DATA.fine(f"{key}: {rows:,} pairs")]
 
@@ -193,7 +195,7 @@ def check_overlap(train: DataScan, held_out: dict[str, DataScan]) -> Iterator[Fi
         for mark, place in scan.marks.items():
             if mark in train.marks:
                 both.add(f"{place} is {_row(train.marks[mark])} of data.prompts")
-        yield from both.findings(f"data.held_out.{name}", scan.rows)
+        yield from both.findings(f"data.validation.{name}", scan.rows)
 
 
 def _foreign() -> RowErrors:

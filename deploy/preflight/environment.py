@@ -261,7 +261,7 @@ def check_versions(
 
 def check_tools(config: Config, which: Callable[[str], str | None] = shutil.which) -> Iterator[Finding]:
     """What is called besides: a compiler, for the one operator that DeepSpeed builds on a CPU."""
-    if config.learner.gpus == 0 and not any(which(name) for name in COMPILERS):
+    if config.learner.num_gpus == 0 and not any(which(name) for name in COMPILERS):
         yield VERSIONS.error(
             f"no C++ compiler ({', '.join(COMPILERS)}) for {sys.platform}; DeepSpeed compiles an operator when the "
             "learner starts",
@@ -317,12 +317,12 @@ def check_hosts(config: Config, resolve: Resolve | None = None) -> Iterator[Find
 
 def hosts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, host) of every host that a rater asks; addresses of this machine are left out."""
-    for rater in config.reward.raters:
-        for name, value in rater.arguments.items():
+    for rater in config.reward.functions:
+        for name, value in rater.kwargs.items():
             if isinstance(value, str) and value.startswith(("http://", "https://")):
                 try:
                     host = urlsplit(value).hostname
                 except ValueError:
                     continue  # the rater's own check says so
                 if host and host not in LOOPBACK:
-                    yield f"reward.raters.{rater.name}.arguments.{name}", host
+                    yield f"reward.functions.{rater.name}.kwargs.{name}", host

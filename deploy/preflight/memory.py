@@ -122,7 +122,9 @@ def needs(config: Config, model: ModelShape, *, reference: bool) -> list[MemoryN
         MemoryNeed(role="driver", members=1, memory={"process": HOLDS["driver"]}),
         MemoryNeed(role="controller", members=1, memory={"process": HOLDS["controller"]}),
         rollout_memory(config, model),
-        MemoryNeed(role="reward", members=config.reward.servers, memory={"process, without raters": HOLDS["reward"]}),
+        MemoryNeed(
+            role="reward", members=config.reward.num_servers, memory={"process, without raters": HOLDS["reward"]}
+        ),
         *_decoders(config),
         learner_memory(config, model, reference=reference),
     ]
@@ -131,43 +133,43 @@ def needs(config: Config, model: ModelShape, *, reference: bool) -> list[MemoryN
 def _decoders(config: Config) -> list[MemoryNeed]:
     """Of a codec's weights nothing is known here; the rest is what a reward server holds, at most."""
     d, parts = config.reward.decoders, {"process, without the codec": HOLDS["reward"]}
-    return [MemoryNeed(role="decoder", members=d.members, memory=parts)] if d.members else []
+    return [MemoryNeed(role="decoder", members=d.num_workers, memory=parts)] if d.num_workers else []
 
 
 def cache_of_sequence(config: Config, model: ModelShape) -> float:
     """Bytes of keys and values of a reply of the greatest length."""
-    return 2.0 * model.layers * model.key_values * width_of(config) * config.model.max_length
+    return 2.0 * model.layers * model.key_values * width_of(config) * config.model.max_model_len
 
 
 def in_flight(config: Config) -> int:
     """Replies that one engine has at once."""
-    share = -(-config.rollout.prompts // config.rollout.workers) * config.rollout.group_size
-    return min(config.rollout.max_sequences, share)
+    share = -(-config.rollout.batch_size // config.rollout.num_workers) * config.rollout.n
+    return min(config.rollout.max_num_seqs, share)
 
 
 def rollout_memory(config: Config, model: ModelShape) -> MemoryNeed:
     """A rollout worker. On a CPU its engine takes the room for keys and values at its start, on a GPU whatever
-    `rollout_memory.gpu_memory_share` leaves beside the rest."""
+    `rollout.gpu_memory_utilization` leaves beside the rest."""
     r, b = config.rollout, width_of(config)
-    weights = model.parameters * b / r.tensor_parallel
+    weights = model.parameters * b / r.tensor_parallel_size
     # The sampler works in float32, on the logits of all replies in flight.
     parts = {"weights": weights, "sampling": 2.0 * FLOAT32 * in_flight(config) * model.vocabulary}
-    if r.gpus > 0:
+    if r.num_gpus > 0:
         return MemoryNeed(
             role="rollout",
-            members=r.workers,
+            members=r.num_workers,
             memory={"process": HOLDS["rollout"], "weights while they are taken": model.sent * b},
             device=parts,
-            gpus=r.gpus,
+            gpus=r.num_gpus,
         )
-    cache = {"keys and values": max(1, round(r.kv_cache_gib)) * GIB}
-    return MemoryNeed(role="rollout", members=r.workers, memory={"process": HOLDS["rollout"]} | parts | cache)
+    cache = {"keys and values": max(1, round(r.cpu_kv_cache_gib)) * GIB}
+    return MemoryNeed(role="rollout", members=r.num_workers, memory={"process": HOLDS["rollout"]} | parts | cache)
 
 
 def learner_memory(config: Config, model: ModelShape, *, reference: bool) -> MemoryNeed:
     """A learner rank at its ZeRO stage."""
     c, b = config.learner, width_of(config)
-    stage, ranks, trained = c.zero_stage, c.ranks, model.trained
+    stage, ranks, trained = c.zero_stage, c.num_workers, model.trained
     weights = (model.parameters + model.adapters) * b
     parts: dict[str, float] = {"weights": weights / ranks if stage == 3 else weights}
     if stage == 3:
@@ -181,35 +183,35 @@ def learner_memory(config: Config, model: ModelShape, *, reference: bool) -> Mem
         part = trained / ranks
         step = min(part, SUB_GROUP) if stage == 3 else part
         parts["optimiser"] = FLOAT32 * (3.0 * part + step)
-        parts["reducing"] = b * (BUCKET if c.gpus > 0 else min(BUCKET, trained))
+        parts["reducing"] = b * (BUCKET if c.num_gpus > 0 else min(BUCKET, trained))
     if reference and not model.adapters:  # else it is the model without them
         parts["start model"] = weights
     parts |= activation_memory(config, model)
     base = {"process": HOLDS["learner"]}
     saving: dict[str, float] = {"weights while they are saved": (model.named + model.adapters) * b}
-    if c.gpus > 0:
-        return MemoryNeed(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.gpus)
+    if c.num_gpus > 0:
+        return MemoryNeed(role="learner", members=ranks, memory=base | saving, device=parts, gpus=c.num_gpus)
     return MemoryNeed(role="learner", members=ranks, memory=base | saving | parts)
 
 
 def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
     """Of one micro-batch: what the backward pass needs, and the logits that are held at once."""
-    c, b, length = config.learner, width_of(config), config.model.max_length
-    share = -(-rows_of_step(config) // c.ranks)
+    c, b, length = config.learner, width_of(config), config.model.max_model_len
+    share = -(-rows_of_step(config) // c.num_workers)
     most = share * length
-    paired = config.preference.objective == "dpo"
-    tokens = min(most, max(c.micro_batch_tokens, 2 * length if paired else length))
-    cells = min(most, LAID_OUT * tokens) if c.packing else tokens  # of attention, which lays rows out
+    paired = config.algorithm.name == "dpo"
+    tokens = min(most, max(c.max_tokens_per_micro_batch, 2 * length if paired else length))
+    cells = min(most, LAID_OUT * tokens) if c.sequence_packing else tokens  # of attention, which lays rows out
     # A norm keeps its input, in float32, what it normed, and its output. A layer has two; besides it keeps queries and
     # the attention's output, keys and values, and of the feed-forward part gate, activated gate, up, and their product.
     norm = model.width * (FLOAT32 + 2 * b)
     layer = tokens * (2 * norm + b * 4 * model.inner) + cells * b * (2 * model.width + 2 * model.key_values)
-    if c.packing:
+    if c.sequence_packing:
         layer += tokens * b * model.width  # what attention gave, put together again
     # Kept of every layer: all of it, or what goes in, and then all of one at a time.
     kept = model.layers * tokens * b * model.width + layer if c.gradient_checkpointing else model.layers * layer
     # Packed, a micro-batch may be replies almost alone.
-    scored = tokens if c.packing else tokens * min(config.rollout.max_tokens, length) / length
+    scored = tokens if c.sequence_packing else tokens * min(config.rollout.max_new_tokens, length) / length
     return {
         "activations": float(kept + tokens * (norm + b * model.narrow)),
         "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
@@ -218,8 +220,8 @@ def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
 
 def rows_of_step(config: Config) -> int:
     """Rows of a step, all ranks together."""
-    paired = config.preference.objective == "dpo"
-    return (2 * config.rollout.prompts if paired else config.replies) + config.anchor.rows
+    paired = config.algorithm.name == "dpo"
+    return (2 * config.rollout.batch_size if paired else config.replies) + config.anchor.batch_size
 
 
 def checkpoint(config: Config, model: ModelShape) -> float:
@@ -227,7 +229,7 @@ def checkpoint(config: Config, model: ModelShape) -> float:
     b, c = width_of(config), config.learner
     weights = (model.parameters + model.adapters) * b
     if c.zero_stage == 0:  # each rank writes the whole
-        return weights + 2.0 * model.trained * b * c.ranks
+        return weights + 2.0 * model.trained * b * c.num_workers
     return weights + 3.0 * FLOAT32 * model.trained
 
 
@@ -239,7 +241,7 @@ def width_of(config: Config) -> int:
 def _whole(settings: Mapping[str, Any], name: str) -> int:
     value = settings.get(name)
     if type(value) is not int or value < 1:
-        raise InputError(f"model.checkpoint: its config.json has {name} {value!r}, not a whole number above 0")
+        raise InputError(f"model.path: its config.json has {name} {value!r}, not a whole number above 0")
     return value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from configs.schema import Config, NamedRater
+from configs.schema import Config, RewardFunctionSection
 from controller.checkpoint_checks import check_rater
 from deploy.preflight.finding import CheckReporter, Finding
 from reward.llm_judges.prompts import NO_SOUND
@@ -26,7 +26,7 @@ REMEDIES: dict[str, str] = {
     FailureReason.TIMEOUT: "see whether it is up and how long it takes; raise the rater's `timeout` if it needs longer",
     FailureReason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
     FailureReason.SERVER: "look into the judge's own log",
-    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
+    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.num_servers, or raise the limit at the judge",
     FailureReason.REFUSED: "see whether `url` is right and whether the key in the variable `api_key_env` is good",
     FailureReason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
     FailureReason.NOT_A_NUMBER: "let it answer with a number, not with words",
@@ -69,26 +69,26 @@ def example_reply(
 
 def check_raters(config: Config, one: ExampleReply) -> Iterator[Finding]:
     """Asks each about the example."""
-    for rater in config.reward.raters:
+    for rater in config.reward.functions:
         yield from check_rater_answers(config, rater, one)
 
 
-def check_rater_answers(config: Config, named: NamedRater, one: ExampleReply) -> Iterator[Finding]:
+def check_rater_answers(config: Config, named: RewardFunctionSection, one: ExampleReply) -> Iterator[Finding]:
     """Builds a rater and asks it about the example."""
     try:
         check_rater(named)
-        rater: Rater = ClassSpec(use=named.use, arguments=dict(named.arguments), name=named.name).build()
+        rater: Rater = ClassSpec(target=named.target, kwargs=dict(named.kwargs), name=named.name).build()
         if rater.name != named.name:
-            raise InputError(f"reward.raters: {named.use} calls its score {rater.name!r}, not {named.name!r}")
+            raise InputError(f"reward.functions: {named.target} calls its score {rater.name!r}, not {named.name!r}")
         version = rater.version
     except InputError as error:
         yield RATER.error(str(error), PAGE)
         return
     except Exception as error:  # whatever the user's own code raises; its words may hold a key
-        yield RATER.error(f"{named.name}: {named.use} cannot be built: it raises {type(error).__name__}", PAGE)
+        yield RATER.error(f"{named.name}: {named.target} cannot be built: it raises {type(error).__name__}", PAGE)
         return
     started = time.perf_counter()
-    (card,) = score_replies([rater], [one.spoken], min(PATIENCE, config.reward.score_seconds))
+    (card,) = score_replies([rater], [one.spoken], min(PATIENCE, config.reward.score_timeout_s))
     seconds = time.perf_counter() - started
     score = card.scores[named.name]
     about = f"the demonstration of {one.spoken.reply.prompt_id}, {one.spoken.text!r:.60}"
@@ -110,22 +110,22 @@ def check_rater_answers(config: Config, named: NamedRater, one: ExampleReply) ->
 
 def check_score(config: Config, name: str, score: float) -> Iterator[Finding]:
     """The scale that λ is measured on, of a rater that counts in the total."""
-    low, high = config.mix.lowest_score, config.mix.highest_score
-    if name in config.reward.total and not low <= score <= high:
+    low, high = config.reward.score_min, config.reward.score_max
+    if name in config.reward.weights and not low <= score <= high:
         yield RATER.warning(
-            f"{name}: {score:g} is outside mix.lowest_score = {low:g} to mix.highest_score = {high:g}, the scale that "
+            f"{name}: {score:g} is outside reward.score_min = {low:g} to reward.score_max = {high:g}, the scale that "
             "λ is measured on",
-            "set mix.lowest_score, mix.highest_score and mix.threshold to the raters' scale",
+            "set reward.score_min, reward.score_max and mix_ratio.gate_threshold to the raters' scale",
         )
 
 
 def check_pace(config: Config, name: str, seconds: float, concurrency: int) -> Iterator[Finding]:
     """Whether a judge that takes so long for one reply can rate an iteration in time."""
-    at_once = config.reward.servers * concurrency
-    needed, given = -(-config.replies // at_once) * seconds, JUDGES_SHARE * config.reward.score_seconds
+    at_once = config.reward.num_servers * concurrency
+    needed, given = -(-config.replies // at_once) * seconds, JUDGES_SHARE * config.reward.score_timeout_s
     if needed > given:
         yield RATER.warning(
             f"{name}: {config.replies} replies an iteration, {at_once} at once, take {needed:.0f} s at {seconds:.2g} s "
-            f"each; after {given:.0f} s, {JUDGES_SHARE:g} of reward.score_seconds, it is not waited for",
-            "raise `concurrency` of the rater, reward.servers or reward.score_seconds",
+            f"each; after {given:.0f} s, {JUDGES_SHARE:g} of reward.score_timeout_s, it is not waited for",
+            "raise `concurrency` of the rater, reward.num_servers or reward.score_timeout_s",
         )

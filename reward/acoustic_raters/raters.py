@@ -2,8 +2,8 @@
 
     reward:
       raters:
-        - {name: heard, use: 'reward.acoustic_raters.raters:WordError', arguments: {recogniser: 'mine.ears:Whisper'}}
-        - {name: tempo, use: 'reward.acoustic_raters.raters:Tempo', arguments: {low: 2.0, high: 3.5}}
+        - {name: heard, target: 'reward.acoustic_raters.raters:WordError', kwargs: {recogniser: 'mine.ears:Whisper'}}
+        - {name: tempo, target: 'reward.acoustic_raters.raters:Tempo', kwargs: {low: 2.0, high: 3.5}}
 
 Without speech, or where there is nothing to measure, the score is Missing. Not thread-safe.
 

@@ -1,10 +1,10 @@
 """A judge behind a chat interface as OpenAI's, many of which take sound: hosted models, vLLM's own server, and others.
 
     reward:
-      raters:
+      functions:
         - name: judge
-          use: reward.llm_judges.openai_chat:ChatJudge
-          arguments: {name: judge, url: 'https://judge.example/v1', model: some-model, api_key_env: JUDGE_KEY,
+          target: reward.llm_judges.openai_chat:ChatJudge
+          kwargs: {name: judge, url: 'https://judge.example/v1', model: some-model, api_key_env: JUDGE_KEY,
                       rubric: holistic, sounds: data}
 
 It gets a rubric (`rubrics.py`), the question in words and, where a fact names its sound file, in sound, and the reply

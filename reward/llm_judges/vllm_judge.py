@@ -1,10 +1,10 @@
 """A judge of one's own, from a checkpoint on disk: vLLM serves it in the cluster, and all reward servers share it.
 
     reward:
-      raters:
+      functions:
         - name: judge
-          use: reward.llm_judges.vllm_judge:LocalRater
-          arguments: {name: judge, checkpoint: /models/judge, rubric: semantic, listens: false, gpus: 1}
+          target: reward.llm_judges.vllm_judge:LocalRater
+          kwargs: {name: judge, checkpoint: /models/judge, rubric: semantic, listens: false, gpus: 1}
 
 Whether the model takes sound must be said (`listens`), and is checked. The version holds a hash of all of the
 checkpoint's weights, and every answer says which engine gave it: a judge that was changed meanwhile gives no score.
@@ -70,7 +70,7 @@ class LocalSettings(JudgePromptConfig):
     tensor_parallel: int = 1
     trust_remote_code: bool = False
     start_seconds: float = 240.0
-    """For the judge to be up; a reward server waits for it, so `reward.start_seconds` must be longer."""
+    """For the judge to be up; a reward server waits for it, so `reward.start_timeout_s` must be longer."""
     timeout: float = 120.0
     deadline: float = 300.0
     concurrency: int = 64

@@ -14,9 +14,9 @@ CASES = {
     ),
     "a rater that takes no arguments": (
         lambda s: None,
-        ["train", "reward.raters=[{name: answer, use: 'playground.raters:Answer', arguments: {key: 1}}]",
-         "reward.total={answer: 1}", "reward.scores={}"],
-        "reward.raters.answer", "'key'",
+        ["train", "reward.functions=[{name: answer, target: 'playground.raters:Answer', kwargs: {key: 1}}]",
+         "reward.weights={answer: 1}", "reward.composites={}"],
+        "reward.functions.answer", "'key'",
     ),
     "an override of a terminal's commands": (
         lambda s: None, ["train", "run.name=\x1b[31m\nred"], "run.name", r"\x1b[31m red",

@@ -46,9 +46,9 @@ def shape(config: Config) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     tensors = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    frozen = family(config.model.family).parameters(config.model.frozen)
+    frozen = family(config.model.family).parameters(config.model.freeze)
     return memory.read_model_shape(
-        settings, tensors, frozen, config.learner.lora.rank, check_adapters_fit(config, tensors)
+        settings, tensors, frozen, config.learner.lora.r, check_adapters_fit(config, tensors)
     )
 
 
@@ -63,11 +63,11 @@ def test_it_fits(root, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # which has what the files leave to be filled in
     config = load_config(root / "configs/models" / name, [])
     count = int(name.removesuffix("gpu.yaml").rpartition("-")[2])
-    roles = (config.rollout.workers, config.rollout.gpus), (config.learner.ranks, config.learner.gpus)
-    decoding = config.reward.decoders.members * config.reward.decoders.gpus
+    roles = (config.rollout.num_workers, config.rollout.num_gpus), (config.learner.num_workers, config.learner.num_gpus)
+    decoding = config.reward.decoders.num_workers * config.reward.decoders.num_gpus
     assert sum(members * share for members, share in roles) + decoding <= count
-    assert config.rollout.gpus + config.reward.decoders.gpus <= 1 or not config.reward.decoders.members
-    for rater in config.reward.raters:
+    assert config.rollout.num_gpus + config.reward.decoders.num_gpus <= 1 or not config.reward.decoders.num_workers
+    for rater in config.reward.functions:
         check_rater(rater)
     model = shape(config)
     assert not [one.text for one in check_settings(config) if one.state is Severity.ERROR]

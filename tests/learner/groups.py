@@ -43,7 +43,7 @@ def learner_group(
     stage: int,
     run: str = "test",
     place: Placement | None = None,
-    exchange: Exchange = "memory",
+    exchange: Exchange = "shm",
     **changes,
 ) -> LearnerGroup:
     """Not started. place: where; none: a new one. changes: of the group's settings."""

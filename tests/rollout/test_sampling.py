@@ -79,7 +79,7 @@ def started(monkeypatch, world, vocabulary):
     module("vllm.inputs", tokens_input=lambda ids, cache_salt: (ids, cache_salt))
     module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY="whole"))
     module("weight_sync.vllm_receiver", BACKEND="stand-in")
-    module("rollout.structure", CONFIG_KEY="key", StructureProcessor="the structure")
+    module("rollout.constrained_decoding", CONFIG_KEY="key", StructureProcessor="the structure")
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
 
     def start(*, constrained: bool = True) -> tuple[VllmEngine, StandIn]:

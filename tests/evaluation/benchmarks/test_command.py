@@ -24,12 +24,12 @@ from tests.evaluation.benchmarks import made
 EXTENDED = """
 extends: {base}
 reward:
-  raters:
-    - {{name: heard, use: 'playground.raters:Heard'}}
-    - {{name: reader, use: 'tests.evaluation.benchmarks.made:Reader'}}
-    - {{name: loudness, use: 'tests.evaluation.benchmarks.made:Loudness'}}
-  total: {{heard: 1.0}}
-  scores: {{}}
+  functions:
+    - {{name: heard, target: 'playground.raters:Heard'}}
+    - {{name: reader, target: 'tests.evaluation.benchmarks.made:Reader'}}
+    - {{name: loudness, target: 'tests.evaluation.benchmarks.made:Loudness'}}
+  weights: {{heard: 1.0}}
+  composites: {{}}
 """
 
 
@@ -169,11 +169,11 @@ def test_replies_that_cannot_be_used_are_named(questions, tmp_path, rows, messag
     [
         ([], "--out: without --run there is no directory"),
         (["--out", "x", "--run", "nowhere"], "nowhere is not the directory of a run"),
-        (["--out", "x", "--judge", "nobody"], "no rater is called 'nobody'; reward.raters: answer, heard, manner"),
+        (["--out", "x", "--judge", "nobody"], "no rater is called 'nobody'; reward.functions: answer, heard, manner"),
         (["--out", "x", "--limit", "-1"], "--limit: -1 is not possible"),
         (["--out", "x", "--temperature", "-1"], "--temperature: -1 is not possible"),
         (["--out", "x", "--replies", "nowhere.jsonl"], "--replies: nowhere.jsonl does not exist"),
-        (["--out", "x", "--replies", "r.jsonl", "--judge", "me"], "no rater is called 'me'; reward.raters: none; "),
+        (["--out", "x", "--replies", "r.jsonl", "--judge", "me"], "no rater is called 'me'; reward.functions: none; "),
         (["--out", "x", "--replies", "r.jsonl", "run.seed=3"], "'run.seed=3': replies from elsewhere have no config"),
     ],
 )
