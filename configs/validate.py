@@ -75,15 +75,16 @@ def build_config(values: Mapping[str, Any]) -> Config:
 
 def check_config(config: Config) -> None:
     """Check a configuration that was changed after it was built. Raises InputError."""
-    values = config.model_dump()
+    values = config.model_dump(warnings=False)  # a wrong type is an error below
     check_secrets(values)
     build_config(values)
     _check_rules(config)  # resolves its routes
 
 
 def describe_error(error: ValidationError) -> str:
-    """Say which key is wrong, its value, and what is allowed: the first error in the order of the schema."""
-    found = error.errors(include_url=False)[0]
+    """Say which key is wrong, its value, and what is allowed: an unknown key, else the first error of the schema."""
+    errors = error.errors(include_url=False)
+    found = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     key, kind, context = dotted(found["loc"]), found["type"], found.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown configuration key {key!r}{_suggestion(key)}"
@@ -122,12 +123,12 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 
 def dotted(place: Sequence[str | int]) -> str:
-    """Write the place of an error as a key: reward.functions[0].name."""
+    """Write the place of an error as a key: reward.functions[0].name. A bad name in a table is an error of the table."""
     key = ""
-    for part in place:
+    for part in place[:-2] if place[-1] == "[key]" else place:
         if isinstance(part, int):
             key += f"[{part}]"
-        elif part != "[key]":
+        else:
             key += f".{part}" if key else str(part)
     return key
 

@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import attrgetter
@@ -207,18 +207,18 @@ class ResumePlan:
     """Where it goes on; None: no checkpoint was written, and it begins again."""
 
 
-def plan_resume(run: Path, overrides: list[str], config_file: Path | None = None) -> ResumePlan:
-    """What `duet train --resume RUN` goes on with. config_file: a configuration that is to hold from now on, compared
+def plan_resume(run: Path, overrides: list[str], config_files: Sequence[Path] = ()) -> ResumePlan:
+    """What `duet train --resume RUN` goes on with. config_files: a configuration that is to hold from now on, compared
     with the run's own.
 
     Raises InputError when there is no such run, when it has come to its end, or when a setting changes that may not.
     """
     directory = run_directory(run)
     own = load_config(directory / "config.yaml", [])
-    wanted = load_config(config_file or directory / "config.yaml", overrides)
+    wanted = load_config(config_files or directory / "config.yaml", overrides)
     for config in (own, wanted):
         make_absolute(config)
-    if config_file is not None:
+    if config_files:
         wanted.run.name, wanted.run.directory = own.run.name, own.run.directory
     changes = changed_settings(own, wanted)
     refused = {key: change for key, change in changes.items() if not _may_change(key, own)}

@@ -53,7 +53,12 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="the main job")
-    train.add_argument("--config", type=Path, help=f"YAML file (default: {DEFAULT_CONFIG})")
+    train.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help=f"YAML file; given several times, each changes those before it (default: {DEFAULT_CONFIG})",
+    )
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run where it stopped")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.num_steps=3 run.seed=7")
     train.set_defaults(act=_train)
@@ -95,7 +100,7 @@ def _train(options: argparse.Namespace) -> None:
     from controller.launcher import resume_training, train
 
     if options.resume is not None:
-        resume_training(plan_resume(options.resume, options.overrides, options.config))
+        resume_training(plan_resume(options.resume, options.overrides, options.config or ()))
     else:
         train(load_config(options.config or DEFAULT_CONFIG, options.overrides))
 

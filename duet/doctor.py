@@ -33,7 +33,12 @@ STATE, CHECK = 9, 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `duet doctor`."""
-    parser.add_argument("--config", type=Path, help="YAML file (default: the playground's)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="YAML file; given several times, each changes those before it (default: the playground's)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for `duet train`")
 
@@ -42,15 +47,16 @@ def run(options: argparse.Namespace) -> None:
     """Prints what is found, as it is found. Ends with exit code 1 when there is an error."""
     from deploy.preflight.checks import examine  # torch and Ray, once the arguments are known to be good
 
-    path, found = options.config or DEFAULT_CONFIG, list[Finding]()
+    paths, found = options.config or [DEFAULT_CONFIG], list[Finding]()
+    name = " + ".join(map(str, paths))
     console = Console(highlight=False)
     if not options.json:
-        console.print(f"duet doctor  {path}", soft_wrap=True)
-    for finding in examine(path, options.overrides):
+        console.print(f"duet doctor  {name}", soft_wrap=True)
+    for finding in examine(paths, options.overrides):
         found.append(finding)
         if not options.json:
             console.print(shown(finding, console.width if console.is_terminal else None), soft_wrap=True)
-    print(as_json(path, found) if options.json else conclusion(found))
+    print(as_json(name, found) if options.json else conclusion(found))
     if pluralise(found)[Severity.ERROR]:
         raise SystemExit(1)
 
@@ -74,11 +80,11 @@ def conclusion(found: Iterable[Finding]) -> str:
     )
 
 
-def as_json(path: Path, found: Iterable[Finding]) -> str:
+def as_json(config: str, found: Iterable[Finding]) -> str:
     """All findings, for programs."""
     found = list(found)
     rows = [{name: redact(value) for name, value in asdict(finding).items()} for finding in found]
-    return json.dumps({"config": str(path), "counts": pluralise(found), "findings": rows}, ensure_ascii=False, indent=2)
+    return json.dumps({"config": config, "counts": pluralise(found), "findings": rows}, ensure_ascii=False, indent=2)
 
 
 def _wrapped(text: str, indent: str, width: int | None) -> str:

@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, choices=sorted(SUITES), help="whose layout the data have")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the suite as it was downloaded")
     parser.add_argument("--run", type=Path, metavar="RUN", help="a run, by its directory or its name under runs/")
-    parser.add_argument("--config", type=Path, help="YAML file (default without --run: the playground's)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="YAML file; given several times, each changes those before it (default without --run: the playground's)",
+    )
     parser.add_argument("--replies", type=Path, metavar="FILE", help="JSONL of replies that were sampled elsewhere")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where evaluation/ is written (default: the run)")
     parser.add_argument("--tasks", default="", metavar="TASK,…", help="these tasks alone (default: all)")

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError
-from configs.load import load_resolved_config
+from configs.load import load_yaml
 from configs.validate import check_path, check_sources, data_paths, source_name
 from data.dataset import DatasetIndex
 from data.open_dataset import open_prompts
@@ -73,7 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `duet pairs`."""
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
     parser.add_argument("--scored", type=Path, metavar="FILE", help="scored replies in the form of WavAlign's release")
-    parser.add_argument("--config", type=Path, help="with --scored: the configuration that names model and prompts")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="with --scored: the configuration that names model and prompts; given several times, each changes those "
+        "before it",
+    )
     parser.add_argument("--out", type=Path, required=True, help="Parquet, or JSONL when the name ends in .jsonl")
     parser.add_argument("--iterations", metavar="A-B", help="of the run; default: all that it has")
     parser.add_argument("--margin", type=float, default=0.5, help="smallest gap of the scores (default: %(default)s)")
@@ -170,13 +176,14 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
         raise InputError(f"--out: {path} cannot be written: {error}") from error
 
 
-def read_material(path: Path) -> PairSources:
+def read_material(paths: Path | Sequence[Path]) -> PairSources:
     """What a configuration says about tokens and prompts.
 
     Only these keys are read, so that the records of a run stay readable when other keys of the configuration have
     changed since. Raises InputError naming the file and the key.
     """
-    config = load_resolved_config(path)
+    config = load_yaml(paths)
+    path = paths if isinstance(paths, Path) else ", ".join(map(str, paths))
     try:
         checkpoint, name, data = (
             OmegaConf.select(config, key) for key in ("model.path", "model.family", "data.prompts")

@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN",
                         help="with --from-hf: of a field; also of question_audio, facts.NAME")  # fmt: skip
     parser.add_argument("--split", help="with --from-hf: of a dataset that has several")
-    parser.add_argument("--config", type=Path, help="YAML file that names checkpoint, family and codec")
+    parser.add_argument("--config", type=Path, action="append",
+                        help="YAML file that names checkpoint, family and codec; given several times, each changes "
+                        "those before it")  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the data are written")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
                         help="for example --set model.max_model_len=4096")  # fmt: skip
@@ -263,4 +265,5 @@ def _config(options: argparse.Namespace, done: Sequence[tuple[PrepareOptions, Ma
         ]
         if found:
             data[key] = found[0]["path"] if len(found) == 1 else found
-    return OmegaConf.to_yaml(OmegaConf.create({"extends": str(options.config.absolute()), "data": data}))
+    files = [str(path.absolute()) for path in options.config]
+    return OmegaConf.to_yaml(OmegaConf.create({"extends": files if len(files) > 1 else files[0], "data": data}))

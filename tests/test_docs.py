@@ -200,7 +200,18 @@ def test_what_is_seen_when_something_goes_wrong_is_what_is_said():
     """The words between backticks in the tables' first column are words of ours, or keys."""
     sources = [
         path
-        for room in ("controller", "cluster", "learner", "reward", "rollout", "speech")
+        for room in (
+            "common",
+            "configs",
+            "controller",
+            "cluster",
+            "data",
+            "learner",
+            "reward",
+            "rollout",
+            "speech",
+            "weight_sync",
+        )
         for path in (ROOT / room).rglob("*.py")
     ]
     said = re.sub(r"\{[^{}]*\}", "…", "\n".join(path.read_text("utf-8") for path in sources))
@@ -227,7 +238,7 @@ def test_panels_that_are_to_be_looked_at_exist(name):
 
 
 def test_pages_that_the_doctor_points_to_exist():
-    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "controller/doctor").glob("*.py"))
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "deploy/preflight").glob("*.py"))
     pages = set(re.findall(r"\b((?:docs|requirements)/[\w.-]+)", sources))
     assert len(pages) > 4
     for page in pages:
@@ -235,7 +246,7 @@ def test_pages_that_the_doctor_points_to_exist():
 
 
 def test_keys_that_the_doctor_names_exist():
-    names = {key for path in (ROOT / "controller/doctor").glob("*.py") for key in named_in(path)}
+    names = {key for path in (ROOT / "deploy/preflight").glob("*.py") for key in named_in(path)}
     assert len(names) > 20
     assert not {key for key in names if not known(key)}
 

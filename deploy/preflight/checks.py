@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ class CheckUnknown(Exception):
 class CheckContext:
     """What is known of a setup so far. None: not yet, or it could not be found out."""
 
-    path: Path
+    paths: Path | Sequence[Path]
     overrides: list[str]
     config: Config | None = None
     machine: Machine | None = None
@@ -88,9 +88,9 @@ LIMIT = 600.0
 """Seconds for a check: data of millions of rows take minutes, nothing takes longer than this."""
 
 
-def examine(path: Path, overrides: list[str], seconds: float = LIMIT) -> Iterator[Finding]:
+def examine(paths: Path | Sequence[Path], overrides: list[str], seconds: float = LIMIT) -> Iterator[Finding]:
     """Everything that is found of a configuration, as it is found. Raises nothing."""
-    case = CheckContext(path=path, overrides=overrides)
+    case = CheckContext(paths=paths, overrides=overrides)
     for name, check in CHECKS.items():
         for finding in run_with_timeout(seconds, name, partial(check, case)):
             case.findings.append(finding)
@@ -134,7 +134,7 @@ PAGES = {
 
 
 def _configuration(case: CheckContext) -> Iterator[Finding]:
-    case.config = load_config(case.path, case.overrides)
+    case.config = load_config(case.paths, case.overrides)
     yield from settings.check_settings(case.config)
     yield from settings.check_arithmetic(case.config)
 

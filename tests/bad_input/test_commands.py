@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 CASES = {
     "a configuration that never ends": (
-        lambda s: s.config.write_text("run: &a [*a]\n"), ["train"], "mine.yaml", "holds itself",
+        lambda s: s.config.write_text("run: &a [*a]\n"), ["train"], "mine.yaml", "contains itself",
     ),
     "a rater that takes no arguments": (
         lambda s: None,

@@ -34,26 +34,26 @@ def test_decoders_are_counted_where_there_are_any(configured):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("rollout.resources={GPU: 1}", "rollout.resources: 'GPU' is not possible.*rollout.num_gpus"),
+        ("rollout.resources={GPU: 1}", "rollout.resources: 'GPU' is not the name.*rollout.num_gpus"),
         ("learner.resources={CPU: 1}", "learner.resources: 'CPU'"),
         ("reward.resources={'a b': 1}", "reward.resources: 'a b'"),
-        ("reward.resources={a: -1}", "reward.resources: -1.0 of 'a' is not possible; from 0"),
-        ("reward.resources={a: .nan}", "reward.resources: nan of 'a'"),
+        ("reward.resources={a: -1}", "reward.resources: -1.0 of 'a' is not allowed; from 0"),
+        ("reward.resources={a: .nan}", "reward.resources.a: nan is not a finite number"),
         ("reward.resources={a: much}", "reward.resources.a: .*'much'"),
-        ("reward.num_cpus=0", "reward.num_cpus: 0, and neither reward.num_gpus nor reward.resources"),
-        ("reward.num_gpus=1.5", "reward.num_gpus: 1.5 is not possible; a share of one GPU, or whole GPUs"),
+        ("reward.num_cpus=0", "reward.num_cpus: 0, and reward.num_gpus and reward.resources"),
+        ("reward.num_gpus=1.5", "reward.num_gpus: 1.5 must be a share of one GPU, or whole GPUs"),
         (
             "reward.decoders.num_gpus=1.5",
-            "reward.decoders.num_gpus: 1.5 is not possible; a share of one GPU, or whole GPUs",
+            "reward.decoders.num_gpus: 1.5 must be a share of one GPU, or whole GPUs",
         ),
         ("reward.decoders.num_workers=-1", "reward.decoders.num_workers: -1 is too small; at least 0"),
         (
             "learner.placement_strategy=TIGHT",
-            "learner.placement_strategy: 'TIGHT' is not possible; allowed: PACK, SPREAD, STRICT_PACK",
+            "learner.placement_strategy: 'TIGHT' is not allowed; choose from PACK, SPREAD, STRICT_PACK",
         ),
         (
             "weight_sync.backend=pigeon",
-            "weight_sync.backend: 'pigeon' is not possible; allowed: shm, filesystem, object_store, broadcast",
+            "weight_sync.backend: 'pigeon' is not allowed; choose from shm, filesystem, object_store or broadcast",
         ),
     ],
 )
@@ -77,7 +77,7 @@ def test_needs_that_no_place_can_have_are_refused_by_name(configured, override, 
             ["learner.num_gpus=0.5", "rollout.num_gpus=0.5"],
             "broadcast takes a GPU once, and with learner.num_gpus = 0.5 several",
         ),
-        (["learner.num_gpus=1", "rollout.num_gpus=0.5"], "with rollout.num_gpus = 0.5 several members share one"),
+        (["learner.num_gpus=1", "rollout.num_gpus=0.5"], "with rollout.num_gpus = 0.5 several actors share one"),
     ],
 )
 def test_a_broadcast_between_members_that_cannot_is_refused(configured, overrides, complaint):

@@ -96,7 +96,7 @@ def test_recordings_of_prompts_with_strange_ids_stay_in_their_folder(tmp_path):
     sound = Waveform(np.zeros(160, dtype=np.float32), 16000)
     run = tmp_path / "outer/runs/run"
     held_out = SimpleNamespace(
-        _config=SimpleNamespace(evaluation=SimpleNamespace(recordings=len(ids))),
+        _config=SimpleNamespace(validation=SimpleNamespace(num_recordings=len(ids))),
         _records=SimpleNamespace(directory=run),
         _loop=SimpleNamespace(reward=SimpleNamespace(decode=lambda replies: [sound] * len(replies))),
     )

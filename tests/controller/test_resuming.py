@@ -109,7 +109,7 @@ def test_another_configuration_file_is_compared_with_the_runs_own(root, run, tmp
         f"extends: {root / 'configs/playground.yaml'}\ntrain: {{num_steps: 8}}\nanchor: {{batch_size: 4}}\n"
     )
     with pytest.raises(InputError, match=r"anchor\.batch_size: 16 → 4"):
-        plan_resume(run, [], other)
+        plan_resume(run, [], [other])
 
 
 def test_a_run_without_a_checkpoint_begins_again_and_one_that_is_none_is_refused(root, tmp_path):

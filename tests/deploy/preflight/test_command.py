@@ -63,7 +63,7 @@ def test_keys_are_not_shown(monkeypatch, tmp_path):
     monkeypatch.setenv("JUDGE_KEY", "a-key-that-nobody-must-see")
     found = [VOICE.error("refused a-key-that-nobody-must-see", "not a-key-that-nobody-must-see")]
     assert "nobody" not in shown(found[0], None).plain
-    assert "nobody" not in as_json(tmp_path, found)
+    assert "nobody" not in as_json(str(tmp_path), found)
 
 
 def test_states_in_order():
