@@ -84,9 +84,9 @@ def check_config(config: Config) -> None:
 def describe_error(error: ValidationError) -> str:
     """Say which key is wrong, its value, and what is allowed: an unknown key, else the first error of the schema."""
     errors = error.errors(include_url=False)
-    found = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    found = next((one for one in errors if one["type"] in UNKNOWN), errors[0])
     key, kind, context = dotted(found["loc"]), found["type"], found.get("ctx", {})
-    if kind == "extra_forbidden":
+    if kind in UNKNOWN:
         return f"unknown configuration key {key!r}{_suggestion(key)}"
     if kind == "missing":
         return f"{key}: missing; a value is required"
@@ -102,6 +102,9 @@ def describe_error(error: ValidationError) -> str:
     expected = [what for part, what in EXPECTED.items() if kind.startswith(part)]
     return f"{key}: {value} is not {expected[0]}" if expected else f"{key}: {value}: {found['msg']}"
 
+
+UNKNOWN = ("extra_forbidden", "invalid_key")
+"""Types of pydantic's errors for a key that no section has."""
 
 EXPECTED = {
     "int": "a whole number",
@@ -123,7 +126,7 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 
 def dotted(place: Sequence[str | int]) -> str:
-    """Write the place of an error as a key: reward.functions[0].name. A bad name in a table is an error of the table."""
+    """Write the place of an error as a key: reward.functions[0].name. A bad name belongs to the key of its table."""
     key = ""
     for part in place[:-2] if place[-1] == "[key]" else place:
         if isinstance(part, int):

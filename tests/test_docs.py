@@ -207,6 +207,7 @@ def test_what_is_seen_when_something_goes_wrong_is_what_is_said():
             "cluster",
             "data",
             "learner",
+            "observability",
             "reward",
             "rollout",
             "speech",

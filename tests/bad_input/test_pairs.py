@@ -207,6 +207,6 @@ def test_options(setup: Setup, name: str):
 
 
 def test_a_configuration_that_says_nothing_of_tokens(setup):
-    for section in ({"model": {"checkpoint": "${nowhere}"}}, {"model": 5}, {"data": []}):
+    for section in ({"model": {"path": "${nowhere}"}}, {"model": 5}, {"data": []}):
         setup.config.write_text(yaml.safe_dump(setup.settings | section))
         refused(setup.folder, lambda: pairs.read_material(setup.config), "mine.yaml")

@@ -32,8 +32,8 @@ NAMED = {
     "unknown arguments": (
         f"{{name: picky, target: '{PICKY}', kwargs: {{scale: 1, key: s3cret}}}}", "reward.functions.picky", "'key'",
     ),
-    "arguments that are numbers": (f"{{name: picky, target: '{PICKY}', kwargs: {{1: 2}}}}", "arguments.1"),
-    "arguments that are a list": (f"{{name: picky, target: '{PICKY}', kwargs: [1]}}", "reward"),
+    "a keyword that is a number": (f"{{name: picky, target: '{PICKY}', kwargs: {{1: 2}}}}", "reward.functions.picky"),
+    "kwargs that are a list": (f"{{name: picky, target: '{PICKY}', kwargs: [1]}}", "reward"),
 }  # fmt: skip
 """By name: a rater of the configuration, and what must be said of it."""
 
