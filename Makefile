@@ -1,6 +1,6 @@
 # `make run` and `make test` need nothing but Python 3.11 and a C++ compiler: they set up .venv first. Tests that need
 # Prometheus or Chromium are skipped where there is none; .ci/run installs both.
-#   make run ARGS="run.iterations=5"     make test ARGS="-k structure"     make setup PYTHON=…
+#   make run ARGS="train.num_steps=5"     make test ARGS="-k structure"     make setup PYTHON=…
 BIN := .venv/bin
 # Two processes, each with the files of tests that it takes (tests/two_ends.py). Debugging wants one: ARGS="-n 0".
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10

@@ -109,7 +109,7 @@ class TrainingLoop:
                 self.reward.load_cache(checkpoint.directory / JUDGES)
             except InputError as error:  # they will be asked again
                 self._tell("judges forgotten", reason=str(error))
-        group_size, sampling = self.config.rollout.group_size, build.sampling(self.config)
+        group_size, sampling = self.config.rollout.n, build.sampling(self.config)
         self.rollout.begin(self.inputs.prompts[:1], group_size, sampling, strict=strict)
         self.reward.begin(strict=strict)
         self.learner.start()
@@ -123,7 +123,7 @@ class TrainingLoop:
         config, inputs = self.config, self.inputs
         self.seconds = {}
         version = self.learner.version
-        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.rows)]
+        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.batch_size)]
 
         busy = self._busy()
         with self._timed("rollout"):
@@ -163,11 +163,12 @@ class TrainingLoop:
 
     def _order(self, number: int) -> "PrefetchedBatch":
         """Has this iteration's replies drawn and rated, and those of the iterations after it that may be drawn under
-        weights so old. Each iteration is a step: what is ordered now has at most `rollout.staleness` before its own."""
-        last = min(number + self.config.rollout.staleness, max(number, self.config.run.iterations))
+        weights so old. Each iteration is a step: what is ordered now has at most
+        `rollout.max_staleness_steps` before its own."""
+        last = min(number + self.config.rollout.max_staleness_steps, max(number, self.config.train.num_steps))
         while self._ordered < last:
             self._ordered += 1
-            position, indices = self.prompts.position, self.prompts.take(self.config.rollout.prompts)
+            position, indices = self.prompts.position, self.prompts.take(self.config.rollout.batch_size)
             prompts = [] if self.inputs.pairs else [self.inputs.prompts[index] for index in indices]
             batch = self._draw(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._ordered, len(prompts)))
             self._ahead[self._ordered] = PrefetchedBatch(position=position, indices=indices, batch=batch)
@@ -183,7 +184,7 @@ class TrainingLoop:
 
     def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> RolloutBatch:
         """Orders a group for each prompt."""
-        size = group_size or self.config.rollout.group_size
+        size = group_size or self.config.rollout.n
         return self.flow.order(prompts, seeds, size, build.sampling(self.config))
 
     def call_off(self) -> None:
@@ -197,7 +198,7 @@ class TrainingLoop:
     def judge(self, groups: list[ReplyGroup], cards: list[list[Scorecard]] | None = None) -> list[list[ScoredReply]]:
         """Replies with scores and advantages. cards: None asks the raters."""
         cards = self.reward.score(groups) if cards is None else cards
-        scoring, kind = build.scoring(self.config), self.config.preference.advantage
+        scoring, kind = build.scoring(self.config), self.config.algorithm.advantage_estimator
         return [
             score_groups(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)
         ]

@@ -107,7 +107,7 @@ def measured_rates(run: Path, config: Config) -> Rates:
     if not rows:
         raise InputError(f"{run} has no iteration with replies; name another run, or omit --run")
     return rates_of_run(
-        rows[NUM_WARMUP_ITERATIONS:] or rows, _workers(run, config), _servers(run, config), config.learner.ranks
+        rows[NUM_WARMUP_ITERATIONS:] or rows, _workers(run, config), _servers(run, config), config.learner.num_workers
     )
 
 
@@ -136,9 +136,9 @@ def _workers(run: Path, config: Config) -> PoolSize:
 
     def at(iteration: int) -> int:
         if iteration not in recorded:
-            return config.rollout.workers
+            return config.rollout.num_workers
         names = set(pc.unique(read_replies(run, iteration)["worker"]).to_pylist())
-        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.workers
+        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.num_workers
 
     return at
 
@@ -150,4 +150,6 @@ def _servers(run: Path, config: Config) -> PoolSize:
         for event in read_events(run)
         if event["kind"] == "scale" and "reward" in event.get("value", {})
     ]
-    return lambda iteration: next((n for since, n in reversed(changes) if since <= iteration), config.reward.servers)
+    return lambda iteration: next(
+        (n for since, n in reversed(changes) if since <= iteration), config.reward.num_servers
+    )

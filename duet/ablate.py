@@ -52,7 +52,7 @@ def ablate(
     ] = DEFAULTS.arms,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="number of seeds, from 0")] = DEFAULTS.seeds,
     iterations: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="length of each run", show_default="run.iterations")
+        int | None, typer.Option(metavar="N", min=1, help="length of each run", show_default="train.num_steps")
     ] = DEFAULTS.iterations,
     config: Annotated[
         Path, typer.Option(metavar="FILE", help="YAML file that all arms share", show_default="configs/comparison.yaml")
@@ -69,7 +69,7 @@ def ablate(
 
     Finished runs are kept, so an interrupted command continues. Overrides apply to every run.
 
-        duet ablate --arms fixed_full,fixed_text,adaptive rollout.prompts=8
+        duet ablate --arms fixed_full,fixed_text,adaptive rollout.batch_size=8
     """
     options = AblationOptions(
         arms=arms, seeds=seeds, iterations=iterations, config=config, directory=directory, page=page

@@ -37,12 +37,12 @@ def import_model(
 
     chosen = family(name)
     if chosen.original is None:
-        raise InputError(f"--family: {chosen.name} needs no import; use its released checkpoint as model.checkpoint")
+        raise InputError(f"--family: {chosen.name} needs no import; use its released checkpoint as model.path")
     check_new(to)
     model_class(chosen)
     others = import_checkpoint(released, chosen.original, chosen.name, to)
     print(f"{to} holds the language model of {released}; {others} tensors of other parts stay there")
-    print(f"use it: model.checkpoint={to} model.family={chosen.name}")
+    print(f"use it: model.path={to} model.family={chosen.name}")
 
 
 @app.command("export")
@@ -74,7 +74,7 @@ def export_model(
     read_manifest(checkpoint.directory)
     check_new(to)
     if released:
-        _export_released(Path(config.model.checkpoint), family(config.model.family), checkpoint.directory, to)
+        _export_released(Path(config.model.path), family(config.model.family), checkpoint.directory, to)
     else:
         to.mkdir(parents=True)
         adapter = checkpoint.directory / "adapter"  # the LoRA weights in PEFT's format, beside the merged model

@@ -1,6 +1,5 @@
 """`duet diagnose`: gradient geometry, Δlogp, score variance and agreement, and λ by its parts."""
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,15 +76,14 @@ def _score_sections(files: RunFiles, reference: str, directory: Path) -> list[Se
         reason = f"Not measured: {files.directory / 'replies'} holds no replies."
         titles = ("Variance of scores within groups", f"Rank agreement with {reference}", "λ and what it is made of")
         return [Section(title=title, findings=[reason]) for title in titles]
-    mix = files.config.mix
-    settings = MixRatioConfig(**{field.name: getattr(mix, field.name) for field in dataclasses.fields(MixRatioConfig)})
+    settings = MixRatioConfig.from_config(files.config)
     found = measure_gates(files.groups, settings)
     variance, mixture = variance_section(files.groups, settings), mixture_section(_iterations(files), found, settings)
     if variance.plots:
         plots.plot_variance(variance.table("variance_by_iteration").rows, directory / variance.plots[0])
     if mixture.plots:
         plots.plot_mixture(mixture.table("lambda").rows, found, directory / mixture.plots[0])
-    return [variance, agreement_section(files.groups, reference, dict(files.config.reward.total)), mixture]
+    return [variance, agreement_section(files.groups, reference, dict(files.config.reward.weights)), mixture]
 
 
 def _iterations(files: RunFiles) -> pa.Table | None:

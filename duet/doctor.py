@@ -31,7 +31,7 @@ def doctor(
     """Check a configuration before anything starts.
 
         duet doctor                                      (the playground, as `duet train` runs it)
-        duet doctor --config my.yaml run.iterations=200
+        duet doctor --config my.yaml train.num_steps=200
 
     Checks in this order: the configuration and its batch arithmetic; installed versions; cores, GPUs and memory by
     role; the checkpoint's vocabulary and weights; every row of the data; the codec, by a round trip of one

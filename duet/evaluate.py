@@ -29,7 +29,7 @@ app = typer.Typer()
 SUITES = {"voicebench": voicebench, "openaudiobench": openaudiobench, "vstyle": vstyle}
 Suite = StrEnum("Suite", list(SUITES))
 DEFAULT_RECOGNISER = "heard"
-"""The rater that recognises speech, if --hear names none and reward.raters has it."""
+"""The rater that recognises speech, if --hear names none and reward.functions has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def evaluate(
 
     Evaluates the newest checkpoint of a run, or the checkpoint that a configuration names. Replies that were generated
     elsewhere need no model: one JSON object per line, {"task", "id", "text", "audio"}. Raters are named as in
-    reward.raters.
+    reward.functions.
 
     Prints a table of the tasks with IQ or EQ. Writes SUITE.json and SUITE.parquet, one row per item, into evaluation/
     of the run or of --out.
@@ -102,12 +102,12 @@ def evaluate(
         overrides=overrides,
     )
     settings, directory, source = _read_source(options)
-    raters = settings.reward.raters if settings else []
+    raters = settings.reward.functions if settings else []
     hear = hear or next((rater.name for rater in raters if rater.name == DEFAULT_RECOGNISER), "")
     _keep_raters(settings, [name for name in (judge, answer_judge, hear) if name])
     console = Console(highlight=False)
     console.print(f"duet evaluate  [bold]{options.suite}[/]  {source['of']}", soft_wrap=True)
-    lowest, highest = (settings.mix.lowest_score, settings.mix.highest_score) if settings else (1.0, 5.0)
+    lowest, highest = (settings.reward.score_min, settings.reward.score_max) if settings else (1.0, 5.0)
     roles = {"judge": judge, "answers": answer_judge, "hears": hear, "lowest": lowest, "highest": highest}
     chosen = TaskFilter(tasks=tuple(filter(None, tasks.split(","))), limit=limit)
     if replies is not None:
@@ -140,36 +140,36 @@ def _read_source(options: EvaluationOptions) -> tuple[Config | None, Path, dict[
     path = directory / "config.yaml" if directory is not None else merge_configs(options.configs)
     config = load_config(path, options.overrides)
     make_absolute(config)
-    source: dict[str, Any] = {"of": str(options.replies or config.model.checkpoint)}
+    source: dict[str, Any] = {"of": str(options.replies or config.model.path)}
     if directory is not None and options.replies is None:
         newest = CheckpointManager(directory).newest()
         if newest is None:
             raise InputError(f"{directory} has no checkpoint yet; --config evaluates the model that it started from")
-        config.model.checkpoint = str(newest.directory.absolute())
+        config.model.path = str(newest.directory.absolute())
         source = {"of": f"{directory.name} after iteration {newest.iteration}", "iteration": newest.iteration}
     return config, out / "evaluation", source
 
 
 def _keep_raters(config: Config | None, names: list[str]) -> None:
     """Remove the raters that are not used. Raises InputError for a name that is not configured."""
-    present = [rater.name for rater in config.reward.raters] if config else []
+    present = [rater.name for rater in config.reward.functions] if config else []
     for name in names:
         if name not in present:
             known = ", ".join(present) or "none; give --config with a configuration that has raters"
-            raise InputError(f"there is no rater {name!r}; reward.raters: {known}")
+            raise InputError(f"there is no rater {name!r}; reward.functions: {known}")
     if config is not None:
-        config.reward.raters = [rater for rater in config.reward.raters if rater.name in names]
+        config.reward.functions = [rater for rater in config.reward.functions if rater.name in names]
 
 
 def _grade_recorded(
     options: EvaluationOptions, replies: Path, config: Config | None, chosen: TaskFilter, roles: dict[str, Any]
 ) -> tuple[list[GradedItem], dict[str, Any]]:
     """Score replies from a file in this process. Return the graded items, and the versions of the raters."""
-    specs = config.reward.raters if config else []
+    specs = config.reward.functions if config else []
     for spec in specs:
         check_rater(spec)
-    raters = [ClassSpec(use=spec.use, arguments=dict(spec.arguments), name=spec.name).build() for spec in specs]
-    seconds = config.reward.score_seconds if config else 0.0
+    raters = [ClassSpec(target=spec.target, kwargs=dict(spec.kwargs), name=spec.name).build() for spec in specs]
+    seconds = config.reward.score_timeout_s if config else 0.0
     items = list(chosen.of(SUITES[options.suite].read(options.data, chosen, sounds=False)))
     tasks = {item.task for item in items} if not chosen.limit else set()
     graders = Graders(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
-from configs.schema import Mix
+from configs.schema import MixRatioSection, RewardSection
 from controller.mix_ratio import MixRatioConfig
 from evaluation.diagnosis.page import Cell, write_diagnosis
 from evaluation.judge_agreement import (
@@ -27,7 +27,7 @@ from evaluation.judge_agreement import (
 app = typer.Typer()
 judge = typer.Typer(help="Compare judges with human ratings.")
 app.add_typer(judge, name="judge")
-MIX = Mix()
+MIX, REWARD = MixRatioSection(), RewardSection.model_fields
 """Defaults of the options."""
 
 
@@ -42,10 +42,14 @@ def calibrate(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="file to write the numbers to")] = None,
-    lowest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="lowest score of the scale")] = MIX.lowest_score,
-    highest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="highest score of the scale")] = MIX.highest_score,
-    largest: Annotated[float, typer.Option(min=0.0, max=1.0, help="λ_max")] = MIX.largest,
-    slope: Annotated[float, typer.Option(min=0.0, max=1e6, help="slope k of λ's quality gate")] = MIX.slope,
+    lowest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="lowest score of the scale")] = REWARD[
+        "score_min"
+    ].default,
+    highest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="highest score of the scale")] = REWARD[
+        "score_max"
+    ].default,
+    largest: Annotated[float, typer.Option(min=0.0, max=1.0, help="λ_max")] = MIX.max,
+    slope: Annotated[float, typer.Option(min=0.0, max=1e6, help="slope k of λ's quality gate")] = MIX.gate_slope,
     threshold: Annotated[
         float | None, typer.Option(help="threshold of the quality gate", show_default="the middle of the scale")
     ] = None,
@@ -70,10 +74,10 @@ def calibrate(
 
 def mix_settings(
     *,
-    lowest: float = MIX.lowest_score,
-    highest: float = MIX.highest_score,
-    largest: float = MIX.largest,
-    slope: float = MIX.slope,
+    lowest: float = REWARD["score_min"].default,
+    highest: float = REWARD["score_max"].default,
+    largest: float = MIX.max,
+    slope: float = MIX.gate_slope,
     threshold: float | None = None,
 ) -> MixRatioConfig:
     """Return the settings of λ for the scale of the ratings. Raises InputError if the values contradict each other."""
@@ -87,16 +91,16 @@ def mix_settings(
             f"--threshold: {threshold:g} is outside the scale; give a number from {lowest:g} to {highest:g}"
         )
     return MixRatioConfig(
-        mode=MIX.mode,
-        fixed=MIX.fixed,
-        switch=MIX.switch,
-        largest=largest,
-        slope=slope,
-        threshold=threshold,
-        lowest_score=lowest,
-        highest_score=highest,
-        smoothing=MIX.smoothing,
-        first=MIX.first,
+        schedule=MIX.schedule,
+        value=MIX.value,
+        warmup_steps=MIX.warmup_steps,
+        max=largest,
+        gate_slope=slope,
+        gate_threshold=threshold,
+        score_min=lowest,
+        score_max=highest,
+        ema_decay=MIX.ema_decay,
+        initial=MIX.initial,
         per_group=MIX.per_group,
     )
 
@@ -173,8 +177,8 @@ def _write(
 ) -> None:
     content = {
         "file": str(file),
-        "scale": [settings.lowest_score, settings.highest_score],
-        "mix": {"largest": settings.largest, "slope": settings.slope, "threshold": settings.threshold},
+        "scale": [settings.score_min, settings.score_max],
+        "mix": {"largest": settings.max, "slope": settings.gate_slope, "threshold": settings.gate_threshold},
         "replies": len(ratings.human),
         "prompts": int(ratings.prompts[-1]) + 1,
         "without_human_score": int((ratings.human != ratings.human).sum()),

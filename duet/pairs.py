@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError
-from configs.load import load_resolved_config
+from configs.load import load_yaml
 from configs.validate import check_path, check_sources, data_paths, source_name
 from data.dataset import DatasetIndex
 from data.open_dataset import open_prompts
@@ -73,9 +73,14 @@ def pairs(
         Path | None, typer.Option(metavar="FILE", help="scored replies in the format of WavAlign's release")
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="with --scored: YAML file that names the model and the prompts"),
-    ] = None,
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            default_factory=list,
+            show_default=False,
+            help="with --scored: YAML file that names the model and the prompts; later files change earlier ones",
+        ),
+    ],
     iterations: Annotated[
         str | None, typer.Option(metavar="A-B", help="iterations of the run to read", show_default="all")
     ] = None,
@@ -86,7 +91,7 @@ def pairs(
         typer.Option(
             metavar="A,B",
             help="scores that break ties, in this order",
-            show_default="raters of reward.total; semantic,acoustic with --scored",
+            show_default="raters of reward.weights; semantic,acoustic with --scored",
         ),
     ] = None,
 ) -> None:
@@ -111,7 +116,6 @@ def pairs(
         tie_breakers = list(sources.raters)
     else:
         assert scored is not None
-        assert config is not None
         sources = read_pair_sources(config)
         groups = read_scored(scored, sources.family, sources.vocabulary, sources.prompts, score)
         source, tie_breakers = str(scored), list(SCORES)
@@ -187,21 +191,22 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
         raise InputError(f"--out: {path} cannot be written: {error}") from error
 
 
-def read_pair_sources(path: Path) -> PairSources:
+def read_pair_sources(paths: Path | list[Path]) -> PairSources:
     """Read the model, the prompts and the raters that a configuration names.
 
     Other keys are ignored, so the records of an older run stay readable. Raises InputError that names the file and
     the key.
     """
-    config = load_resolved_config(path)
+    config = load_yaml(paths)
+    path = paths if isinstance(paths, Path) else ", ".join(map(str, paths))
     try:
         checkpoint, name, data = (
-            OmegaConf.select(config, key) for key in ("model.checkpoint", "model.family", "data.prompts")
+            OmegaConf.select(config, key) for key in ("model.path", "model.family", "data.prompts")
         )
-        weights = OmegaConf.select(config, "reward.total")
+        weights = OmegaConf.select(config, "reward.weights")
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    for key, value in (("model.checkpoint", checkpoint), ("model.family", name), ("data.prompts", data)):
+    for key, value in (("model.path", checkpoint), ("model.family", name), ("data.prompts", data)):
         if not isinstance(value, str) and not (key == "data.prompts" and OmegaConf.is_list(value)):
             raise InputError(f"{path}: {key} is missing; set it, because it says how to read the replies' tokens")
     data = OmegaConf.to_container(data) if OmegaConf.is_list(data) else data
@@ -217,13 +222,13 @@ def read_pair_sources(path: Path) -> PairSources:
     )
 
 
-def _check(run: Path | None, scored: Path | None, config: Path | None, iterations: str | None, out: Path) -> None:
+def _check(run: Path | None, scored: Path | None, config: list[Path], iterations: str | None, out: Path) -> None:
     """Raise InputError for options that do not go together."""
     if (run is None) == (scored is None):
         raise InputError("duet pairs takes either the directory of a run or --scored FILE; give one of them")
-    if scored is not None and config is None:
+    if scored is not None and not config:
         raise InputError("--scored needs --config, the configuration that names the model and its prompts")
-    if run is not None and config is not None:
+    if run is not None and config:
         raise InputError("--config goes with --scored; a run has its own configuration")
     if scored is not None and iterations is not None:
         raise InputError("--iterations goes with a run; a scored file has none")

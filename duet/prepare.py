@@ -25,6 +25,9 @@ app = typer.Typer()
 
 CONFIG = "config.yaml"
 
+DATA_KEYS = {"prompts": "prompts", "sft": "demonstrations"}
+"""Kinds of prepared rows by the key of section `data` that names them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -42,7 +45,7 @@ class Source:
 class PrepareOptions:
     """Options that hold for all sources."""
 
-    config: Path
+    config: list[Path]
     to: Path
     overrides: list[str]
     audio_root: Path | None
@@ -87,15 +90,21 @@ def prepare(
     ],
     split: Annotated[str | None, typer.Option(help="with --from-hf: split of a dataset that has several")] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file that names checkpoint, family and codec")
-    ] = None,
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            default_factory=list,
+            show_default=False,
+            help="YAML file that names checkpoint, family and codec; later files change earlier ones",
+        ),
+    ],
     to: Annotated[Path, typer.Option(metavar="DIR", help="directory to write the data to")],
     overrides: Annotated[
         list[str],
         typer.Option(
             "--set",
             metavar="key=value",
-            help="configuration key to override, for example model.max_length=4096",
+            help="configuration key to override, for example model.max_model_len=4096",
             default_factory=list,
             show_default=False,
         ),
@@ -154,7 +163,6 @@ def prepare(
         given.append(Source(path=folder, weight=source.weight, name=source.name, converted=True))
     if only_convert:
         return
-    assert config is not None
     options = PrepareOptions(
         config=config,
         to=to,
@@ -171,13 +179,11 @@ def prepare(
     prepare_all(options, given)
 
 
-def _check(
-    sources: list[str], from_hf: list[str], config: Path | None, *, conversion: bool, only_convert: bool
-) -> None:
+def _check(sources: list[str], from_hf: list[str], config: list[Path], *, conversion: bool, only_convert: bool) -> None:
     """Raise InputError for options that do not go together. `conversion`: an option of --from-hf is given."""
     if not sources and not from_hf:
         raise InputError("duet prepare needs a source: a .jsonl or .parquet file, a folder of them, or --from-hf DIR")
-    if config is None and not only_convert:
+    if not config and not only_convert:
         raise InputError("duet prepare needs --config, which names the checkpoint, its family and the codec")
     if conversion and not from_hf:
         raise InputError("--column, --split and --only-convert go with --from-hf")
@@ -242,7 +248,7 @@ def prepare_all(options: PrepareOptions, given: Sequence[Source]) -> None:
     """Prepare each source and write the configuration. Raises InputError and TimeoutError."""
     config = _load_config(options, given)
     chosen = family(config.model.family)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), chosen.tokens)
     codec = load_codec(config, vocabulary)
     workers = options.workers or max(1, os.cpu_count() or 1)
     join = joiner(config.cluster.address, workers, options.worker_cpus)
@@ -251,14 +257,14 @@ def prepare_all(options: PrepareOptions, given: Sequence[Source]) -> None:
         for source in given:
             recipe = EncodingConfig(
                 family=chosen,
-                checkpoint=str(Path(config.model.checkpoint).absolute()),
-                codec=config.reward.codec.use,
-                codec_arguments=config.reward.codec.arguments
-                | {"path": str(Path(config.reward.codec.arguments["path"]).absolute())},
+                checkpoint=str(Path(config.model.path).absolute()),
+                codec=config.reward.codec.target,
+                codec_arguments=config.reward.codec.kwargs
+                | {"path": str(Path(config.reward.codec.kwargs["path"]).absolute())},
                 hearing=config.data.encoder,
                 hearing_path=str(Path(config.data.encoder_path).absolute()),
                 longest_prompt=longest_prompt(config),
-                longest=config.model.max_length,
+                longest=config.model.max_model_len,
                 root=options.audio_root.absolute() if options.audio_root and not source.converted else None,
                 folder=(options.to / source.name).absolute(),
             )
@@ -313,7 +319,7 @@ def _encoder_version(config: Config, chosen: Family) -> str:
 def _load_config(options: PrepareOptions, given: Sequence[Source]) -> Config:
     """Load the configuration with the data of the first source, so that it need not name existing data."""
     folder = options.to / given[0].name
-    data = [f"data.{name}={folder / name}" for name in ("prompts", "demonstrations")]
+    data = [f"data.{key}={folder / name}" for key, name in DATA_KEYS.items()]
     return load_config(options.config, [*options.overrides, *data])
 
 
@@ -326,12 +332,13 @@ def _describe(manifest: Manifest) -> str:
 def _format_config(options: PrepareOptions, done: Sequence[tuple[Source, Manifest]]) -> str:
     """Return YAML that extends the given configuration by the data."""
     data: dict[str, Any] = {}
-    for name in ("prompts", "demonstrations"):
+    for key, name in DATA_KEYS.items():
         found = [
             {"path": str((options.to / source.name / name).absolute()), "weight": source.weight}
             for source, manifest in done
             if name in manifest.folders
         ]
         if found:
-            data[name] = found[0]["path"] if len(found) == 1 else found
-    return OmegaConf.to_yaml(OmegaConf.create({"extends": str(options.config.absolute()), "data": data}))
+            data[key] = found[0]["path"] if len(found) == 1 else found
+    files = [str(path.absolute()) for path in options.config]
+    return OmegaConf.to_yaml(OmegaConf.create({"extends": files if len(files) > 1 else files[0], "data": data}))

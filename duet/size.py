@@ -42,8 +42,8 @@ def size(
         duet size configs/playground.yaml --run runs/first     (from the records of a run, such as a smaller one)
     """
     job = load_config(config, overrides)
-    if job.preference.pairs.file:
-        raise InputError("preference.pairs.file: a job on recorded pairs has no rollout workers to size; unset it")
+    if job.algorithm.dpo.pairs_file:
+        raise InputError("algorithm.dpo.pairs_file: a job on recorded pairs has no rollout workers to size; unset it")
     console = Console(highlight=False)
     if run is not None:
         rates = rates_from_run(run_directory(run))
@@ -67,8 +67,8 @@ def run_trial(config: Config) -> Rates:
     trial = copy.deepcopy(config)
     with tempfile.TemporaryDirectory(prefix="duet-size-") as directory:
         trial.run.name, trial.run.directory = "trial", directory
-        trial.run.iterations, trial.run.checkpoint_every = NUM_ITERATIONS, 0
-        trial.data.held_out, trial.evaluation.listen_every, trial.reward.signal = {}, 0, ""
+        trial.train.num_steps, trial.checkpoint.interval = NUM_ITERATIONS, 0
+        trial.data.validation, trial.validation.recording_interval, trial.reward.audio_quality_fn = {}, 0, ""
         with redirect_stdout(io.StringIO()):  # its output names records that are removed below
             run = train(trial)
         return rates_from_run(run)
@@ -76,14 +76,16 @@ def run_trial(config: Config) -> Rates:
 
 def show(console: Console, config: Config, rates: Rates) -> None:
     """Print the rates, and the seconds of an iteration with the configured and with the fewest sufficient actors."""
-    replies, prompts = config.replies, config.rollout.prompts
-    configured = Sizes(rollout=config.rollout.workers, reward=config.reward.servers, learner=config.learner.ranks)
-    enough = smallest_sizes(rates, replies, config.learner.ranks, prompts)
+    replies, prompts = config.replies, config.rollout.batch_size
+    configured = Sizes(
+        rollout=config.rollout.num_workers, reward=config.reward.num_servers, learner=config.learner.num_workers
+    )
+    enough = smallest_sizes(rates, replies, config.learner.num_workers, prompts)
     console.print(
         f"one actor, one reply of {rates.tokens:.0f} tokens: rollout {1e3 * rates.rollout:.3g} ms, reward "
         f"{1e3 * rates.reward:.3g} ms, learner {1e3 * rates.learner:.3g} ms; sync {1e3 * rates.sync:.3g} ms"
     )
-    console.print(f"an iteration of {prompts} prompts × {config.rollout.group_size} = {replies} replies:")
+    console.print(f"an iteration of {prompts} prompts × {config.rollout.n} = {replies} replies:")
     table = Table("actors", *ROLES, "seconds", "slowest", "learner idle", box=None, pad_edge=False)
     for name, sizes in (("configured", configured), ("fewest", enough)):
         for overlapped in (False, True):
@@ -105,7 +107,9 @@ def _format_row(name: str, found: Forecast) -> list[str]:
 def _advice(found: Forecast, configured: Sizes, prompts: int) -> str:
     """Return one sentence with the settings to use."""
     sizes = found.sizes
-    settings = f"rollout.workers={sizes.rollout} reward.servers={sizes.reward} for learner.ranks={sizes.learner}"
+    settings = (
+        f"rollout.num_workers={sizes.rollout} reward.num_servers={sizes.reward} for learner.num_workers={sizes.learner}"
+    )
     if prompts in (sizes.rollout, sizes.reward) and found.bottleneck != "learner":
         return f"{settings}: one actor per prompt; {found.bottleneck} is still the slowest"
     if sizes == configured:

@@ -21,7 +21,7 @@ def train(
 ) -> Path:
     """Train a model, or resume a run.
 
-    duet train run.iterations=3 run.name=first run.seed=7
+    duet train train.num_steps=3 run.name=first run.seed=7
     duet train --config my.yaml
     duet train --resume runs/first
     """
@@ -35,4 +35,4 @@ def train(
     from controller import launcher
     from controller.checkpointing import plan_resume
 
-    return launcher.resume_training(plan_resume(resume, overrides, merge_configs(config) if config else None))
+    return launcher.resume_training(plan_resume(resume, overrides, config))

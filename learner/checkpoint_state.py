@@ -100,8 +100,8 @@ def check_saved_state(model: nn.Module, directory: Path, saved: str, adapters: A
         check_adapters(adapters, directory / ADAPTER_FOLDER)  # which can say what is not the same
     if saved != model_fingerprint(model):
         raise InputError(
-            f"{directory} was saved of other parameters, or with others frozen or adapted, than model.checkpoint, "
-            "model.frozen and learner.lora have now"
+            f"{directory} was saved of other parameters, or with others frozen or adapted, than model.path, "
+            "model.freeze and learner.lora have now"
         )
 
 

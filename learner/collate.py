@@ -1,6 +1,7 @@
 """How the learner's rows become the tensors of a micro-batch.
 
-Rows lie one behind another (`learner.packing`). For a model that cannot take them so they are padded on the right,
+Rows lie one behind another (`learner.sequence_packing`). For a model that cannot take them so they are padded on the
+right,
 which needs no attention mask: attention is causal, and padding comes after everything that counts.
 
 Encoder features in the prompts of a micro-batch: where their frames go in place of embeddings.

@@ -56,10 +56,10 @@ class LearnerConfig:
     """Adapters that are trained in place of the weights; None: none."""
     trust_remote_code: bool = False
     """Whether code that comes with the checkpoint may be run."""
-    exchange: Exchange = "memory"
+    exchange: Exchange = "shm"
     """How weights reach the workers."""
     folder: Path | None = None
-    """Of this run, for weights alone; with exchange "directory"."""
+    """Of this run, for weights alone; with exchange "filesystem"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -264,7 +264,8 @@ class LearnerGroup:
         except OSError as error:
             kept = f"its batch could not be kept: {error}"
         raise NonFiniteStep(
-            f"{self._skips} steps in a row were skipped, as many as learner.skips_in_a_row allows: the {batch.reason} "
+            f"{self._skips} steps in a row were skipped, as many as learner.max_consecutive_skips allows: the "
+            f"{batch.reason} "
             f"of step {batch.version} is not finite; {kept}"
         )
 

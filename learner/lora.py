@@ -47,7 +47,7 @@ class Adapters:
         """Add an adapter to each layer that the configuration names.
 
         Args:
-            model: A model to which `model.frozen` was applied. It is changed in place.
+            model: A model to which `model.freeze` was applied. It is changed in place.
 
         Raises InputError as `adapted_layers` does.
         """
@@ -125,8 +125,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.rank: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; go "
-            "on with learner.lora.rank=0 if the checkpoint was saved without"
+            f"learner.lora.r: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; go "
+            "on with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
         if (now := getattr(adapters.config, key)) != saved:
@@ -136,7 +136,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             )
     if other := sorted(layers ^ adapters.layers.keys()):
         raise InputError(
-            f"learner.lora.targets: {', '.join(adapters.config.targets)} and model.frozen do not name the layers "
+            f"learner.lora.target_modules: {', '.join(adapters.config.targets)} and model.freeze do not name the "
+            "layers "
             f"that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 

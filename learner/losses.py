@@ -16,7 +16,7 @@ from learner.config import Objective, PairLoss
 from learner.step_metrics import StepMetrics
 from speech.vocabulary import select
 
-RATIOS = ("truncated", "behaviour", "one")
+RATIOS = ("truncated", "rollout", "none")
 """What the probability ratio of the policy gradient is taken against, see `grpo_loss`."""
 
 
@@ -39,15 +39,15 @@ def grpo_loss(
     ratio, with A the advantage:
       "truncated"  w · min(ρA, clip(ρ)A), ρ = exp(logp − old), w = min(exp(old − sampler), cap): the difference between
                    sampler and learner is corrected token by token and bounded, never as a product over the reply.
-      "behaviour"  min(ρA, clip(ρ)A), ρ = exp(logp − sampler).
-      "one"        ρ = 1 and no clipping, as in the authors' released code.
+      "rollout"    min(ρA, clip(ρ)A), ρ = exp(logp − sampler).
+      "none"       ρ = 1 and no clipping, as in the authors' released code.
 
     Returns the loss, [R, T], and where a bound was in force (clip or cap), bool [R, T].
     """
     if ratio not in RATIOS:
         raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(RATIOS)}")
     advantage = advantage[:, None]
-    if ratio == "one":
+    if ratio == "none":
         return -torch.exp(logp - logp.detach()) * advantage, torch.zeros_like(logp, dtype=torch.bool)
     rho = torch.exp(logp - (old if ratio == "truncated" else sampler))
     free, clipped = rho * advantage, rho.clamp(1.0 - clip, 1.0 + clip_high) * advantage

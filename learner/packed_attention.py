@@ -1,4 +1,4 @@
-"""Attention that keeps packed rows apart (`learner.packing`).
+"""Attention that keeps packed rows apart (`learner.sequence_packing`).
 
 Every other layer looks at a token by itself, and never sees where a row ends. Attention lays queries, keys and values
 out by row, [R, L], for its kernel alone: a fraction of the work, and no mask of [N, N].
@@ -183,7 +183,9 @@ def attend(
     Returns [1, N, heads, D], or [R, L, heads, D]. Raises NotImplementedError for what a model wants beyond this.
     """
     if attention_mask is not None or softcap is not None:
-        raise NotImplementedError(f"{type(module).__name__} wants a mask or soft-capped scores: learner.packing=false")
+        raise NotImplementedError(
+            f"{type(module).__name__} wants a mask or soft-capped scores: learner.sequence_packing=false"
+        )
     if packing is not None:
         query = packing.lay_out(query, prompts=False)
         key, value = (packing.lay_out(states, prompts=True) for states in (key, value))
@@ -213,8 +215,8 @@ def use_packing(model: nn.Module) -> None:
 
     Raises InputError for a model that does not.
     """
-    refusal = f"learner.packing: {type(model).__name__} cannot learn from packed rows, "
-    remedy = "; set learner.packing=false, which pads them"
+    refusal = f"learner.sequence_packing: {type(model).__name__} cannot learn from packed rows, "
+    remedy = "; set learner.sequence_packing=false, which pads them"
     setter: Any = getattr(model, "set_attn_implementation", None)
     if setter is not None:
         setter(PACKED)

@@ -27,11 +27,11 @@ def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             raise InputError(
-                f"model.frozen: {pattern!r} matches no parameter; the model has {', '.join(_examples(names))}"
+                f"model.freeze: {pattern!r} matches no parameter; the model has {', '.join(_examples(names))}"
             )
         found |= matched
     if names and len(found) == len(names):
-        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
+        raise InputError(f"model.freeze: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return found
 
 
@@ -41,7 +41,7 @@ def adapted_layers(
     """The layers that get an adapter, with their inputs and outputs.
 
     layers: shape [outputs, inputs] of the weight of each linear layer, by the layer's name. frozen: those of them that
-    `model.frozen` keeps as they are. Raises InputError for a pattern that matches none, for a rank that is larger than
+    `model.freeze` keeps as they are. Raises InputError for a pattern that matches none, for a rank that is larger than
     a matrix, and when no layer is left.
     """
     names: set[str] = set()
@@ -50,18 +50,21 @@ def adapted_layers(
         if not matched:
             few = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
             raise InputError(
-                f"learner.lora.targets: {pattern!r} matches no linear layer that has a weight to itself; the names of "
+                f"learner.lora.target_modules: {pattern!r} matches no linear layer that has a weight to itself; the "
+                "names of "
                 f"those end with {few}"
             )
         names |= matched
     found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
     if not found:
-        raise InputError(f"learner.lora.targets: {', '.join(settings.targets)} match only what model.frozen names")
+        raise InputError(
+            f"learner.lora.target_modules: {', '.join(settings.targets)} match only what model.freeze names"
+        )
     least = min(found, key=lambda name: min(found[name]))
     if settings.rank > min(found[least]):
         inputs, outputs = found[least]
         raise InputError(
-            f"learner.lora.rank: {settings.rank}, but {least} has {inputs} inputs and {outputs} outputs; at most "
+            f"learner.lora.r: {settings.rank}, but {least} has {inputs} inputs and {outputs} outputs; at most "
             f"{min(found[least])}"
         )
     return found
@@ -81,5 +84,5 @@ def freeze(model: "nn.Module", patterns: Sequence[str]) -> int:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         # Tied parameters share one tensor: freezing it under one name freezes it under all.
-        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
+        raise InputError(f"model.freeze: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return len(found)

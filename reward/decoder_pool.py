@@ -84,7 +84,7 @@ class SpeechDecoder(MonitoredActor):
         """checkpoint: source of the tokenizer."""
         super().__init__()
         self._vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), family.tokens)
-        self._codec = build_codec(codec.use, codec.arguments)
+        self._codec = build_codec(codec.target, codec.kwargs)
 
     def version(self) -> str:
         """Return the version of the codec."""

@@ -173,11 +173,11 @@ class RewardServer(MonitoredActor):
         super().__init__()
         self._timeout_s = settings.score_seconds
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
-        self._codec = None if settings.decoders else build_codec(settings.codec.use, settings.codec.arguments)
+        self._codec = None if settings.decoders else build_codec(settings.codec.target, settings.codec.kwargs)
         self._raters: list[Rater] = [spec.build() for spec in settings.raters]
         for spec, rater in zip(settings.raters, self._raters, strict=True):
             if spec.name and spec.name != rater.name:
-                raise InputError(f"reward.raters: {spec.use} calls its score {rater.name!r}, not {spec.name!r}")
+                raise InputError(f"reward.functions: {spec.target} calls its score {rater.name!r}, not {spec.name!r}")
         self._started_at = time.time()
         if answers is not None:
             self.load_cache(answers)

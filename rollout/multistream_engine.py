@@ -110,7 +110,8 @@ class MultiStreamEngine:
     def __init__(self, settings: EngineConfig, family: Family, vocabulary: Vocabulary) -> None:
         if settings.tensor_parallel > 1:
             raise InputError(
-                f"rollout.tensor_parallel: {settings.tensor_parallel}, but the engine of family {family.name} keeps "
+                f"rollout.tensor_parallel_size: {settings.tensor_parallel}, but the engine of family {family.name} "
+                "keeps "
                 "its model on one device; set it to 1"
             )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,16 +143,17 @@ class MultiStreamEngine:
             "steps": settings.max_length // self._streams,
             "width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         }
-        key, room = "rollout.kv_cache_gib", settings.kv_cache_gib * 2**30
+        key, room = "rollout.cpu_kv_cache_gib", settings.kv_cache_gib * 2**30
         if self._device.type == "cuda":
             # Drawing takes a few arrays as large as the logits of all replies, which no row may take the room of.
             whole, used = torch.cuda.mem_get_info(self._device)[1], torch.cuda.memory_allocated(self._device)
             logits = 4.0 * 4 * settings.max_sequences * config.vocab_size
-            key, room = "rollout.gpu_memory_share", whole * settings.gpu_memory_share - used - logits
+            key, room = "rollout.gpu_memory_utilization", whole * settings.gpu_memory_share - used - logits
         rows = min(settings.max_sequences, int(room // KVCache.row_bytes(**shape, dtype=parameter.dtype)))
         if rows < 1:
             raise InputError(
-                f"{key}: no room for the keys and values of a reply of model.max_length = {settings.max_length} tokens"
+                f"{key}: no room for the keys and values of a reply of model.max_model_len = {settings.max_length} "
+                "tokens"
             )
         return rows, KVCache(rows=rows, **shape, dtype=parameter.dtype, device=self._device)
 

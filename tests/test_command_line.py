@@ -33,7 +33,7 @@ def test_every_option_has_a_help_text(name):
     [
         (["--help"], {"torch", "ray", "vllm", "deepspeed", "pyarrow", "omegaconf", "matplotlib"}),
         (["train", "--help"], {"torch", "ray", "vllm", "deepspeed", "pyarrow", "omegaconf", "matplotlib"}),
-        (["train", "run.iterations=0"], {"torch", "ray", "vllm", "deepspeed", "matplotlib"}),
+        (["train", "train.num_steps=0"], {"torch", "ray", "vllm", "deepspeed", "matplotlib"}),
         (["set-lambda", "nowhere", "adaptive"], {"torch", "ray", "vllm", "deepspeed", "matplotlib"}),
     ],
     ids=" ".join,

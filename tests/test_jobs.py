@@ -97,8 +97,9 @@ def test_a_job_is_scaled_stopped_and_resumed_by_another(root, cluster, few, tmp_
     environment, address = cluster
     run = tmp_path / "runs/job"
     settings = (
-        "--config", "configs/cpu-cluster.yaml", "run.iterations=3", "run.name=job", f"run.directory={run.parent}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "reward.servers=1", "rollout.prompts=48",
+        "--config", "configs/cpu-cluster.yaml", "train.num_steps=3", "run.name=job", f"run.directory={run.parent}",
+        f"data.validation={{held_out: {few}}}", "validation.num_quality_samples=0", "reward.num_servers=1",
+        "rollout.batch_size=48",
     )  # fmt: skip
 
     def job(*arguments: str) -> str:

@@ -34,10 +34,11 @@ def run(root, tmp_path_factory) -> Path:
     """Its directory. A decoder was killed after the first iteration."""
     runs = tmp_path_factory.mktemp("runs")
     settings = (
-        f"run.iterations={ITERATIONS}", "run.name=ahead", f"run.directory={runs}", "data.held_out={}",
-        "rollout.staleness=1", "run.exchange=objects", "model.frozen=[model.layers.0.*, model.embed_tokens.weight]",
-        "reward.servers=1", "reward.decoders.members=2", "reward.decoders.cpus=0.25",
-        "evaluation.signal_samples=0", "evaluation.recordings=1", "evaluation.listen_every=0",
+        f"train.num_steps={ITERATIONS}", "run.name=ahead", f"run.directory={runs}", "data.validation={}",
+        "rollout.max_staleness_steps=1", "weight_sync.backend=object_store",
+        "model.freeze=[model.layers.0.*, model.embed_tokens.weight]",
+        "reward.num_servers=1", "reward.decoders.num_workers=2", "reward.decoders.num_cpus=0.25",
+        "validation.num_quality_samples=0", "validation.num_recordings=1", "validation.recording_interval=0",
     )  # fmt: skip
     with Job(root, runs / "output.txt", "train", *settings) as job:
         job.until(lambda output: f"1/{ITERATIONS}" in output, "the first iteration")

@@ -32,8 +32,8 @@ def run(tmp_path_factory) -> Path:
 def job(root, few, run) -> Iterator[Job]:
     """A run without an end, in its iterations, started from a shell that had switched Ray's token off."""
     arguments = (
-        "train", "run.iterations=500", "run.name=stopped", f"run.directory={run.parent}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "reward.servers=1",
+        "train", "train.num_steps=500", "run.name=stopped", f"run.directory={run.parent}",
+        f"data.validation={{held_out: {few}}}", "validation.num_quality_samples=0", "reward.num_servers=1",
     )  # fmt: skip
     with Job(root, run.parent / "output.txt", *arguments, RAY_AUTH_MODE="disabled") as started:
         started.until(lambda output: "1/500" in output, "the first iteration")

@@ -33,7 +33,9 @@ def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -
             file = stack.enter_context(safe_open(path, framework="pt", device=device))
             places |= {name: file for name in file.keys() if unit(name) in units}  # noqa: SIM118
         if missing := sorted(set(layers) - set(places)):
-            raise InputError(f"learner.lora.targets: {checkpoint} has no {missing[0]}, of which an adapter was sent")
+            raise InputError(
+                f"learner.lora.target_modules: {checkpoint} has no {missing[0]}, of which an adapter was sent"
+            )
         for name in sorted(places, key=lambda name: (unit(name), name)):
             weight = places[name].get_tensor(name)
             if name in layers:
@@ -46,7 +48,7 @@ def add_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """The same as the learner's own `AdaptedLinear.merged`, so that what it saves is what workers computed with."""
     if weight.shape != (b.shape[0], a.shape[1]):
         raise InputError(
-            f"model.checkpoint: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
+            f"model.path: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
             f"weight of {list(weight.shape)}"
         )
     start = weight.to(a.dtype).float()  # what the learner loaded of it

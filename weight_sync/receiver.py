@@ -29,8 +29,10 @@ def fetch_files(parcel: WeightUpdate, worker: str) -> Iterator[Path]:
     if parcel.path is not None:
         if not parcel.path.is_file():
             raise InputError(
-                f"run.exchange: {worker}, on the node {os.uname().nodename}, does not see the weights {parcel.path}; "
-                "where members are on several nodes, set run.exchange=objects, or run.exchange=directory and "
+                f"weight_sync.backend: {worker}, on the node {os.uname().nodename}, does not see the weights "
+                f"{parcel.path}; "
+                "where members are on several nodes, set weight_sync.backend=object_store, or "
+                "weight_sync.backend=filesystem and "
                 "run.directory to storage that all of them see"
             )
         yield parcel.path

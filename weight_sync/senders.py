@@ -219,12 +219,12 @@ class ObjectSender:
 
 def new_sender(exchange: Exchange, run: str, folder: Path | None) -> FileSender:
     """folder: of this run, for weights alone, where the exchange is one."""
-    if exchange == "objects":
+    if exchange == "object_store":
         return ObjectSender()
-    if exchange == "memory":
+    if exchange == "shm":
         return SharedMemorySender(run)
     if exchange == "broadcast":
         raise ValueError("nothing of a broadcast lies anywhere: weight_sync.broadcast.BroadcastSender sends it")
     if folder is None:
-        raise ValueError("exchange 'directory' needs a folder")
+        raise ValueError("exchange 'filesystem' needs a folder")
     return DirectorySender(folder)

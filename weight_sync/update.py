@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Exchange = Literal["memory", "directory", "objects", "broadcast"]
+Exchange = Literal["shm", "filesystem", "object_store", "broadcast"]
 """Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store; or to all workers at once,
 which is `weight_sync.broadcast`'s."""
 

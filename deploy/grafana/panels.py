@@ -101,7 +101,7 @@ TRAINING = (
     Panel(
         title=f"Pairs in {WINDOW}", width=12,
         queries={"pairs": increase("duet_pairs_total"), "in the right order": gauge("duet_pair_accuracy_ratio")},
-        note="Only where pairs train (preference.objective=dpo).",
+        note="Only where pairs train (algorithm.name=dpo).",
     ),
 )  # fmt: skip
 SPEECH = (

@@ -15,11 +15,14 @@ TIGHT_SHARE = 0.9
 TOKEN_BYTES = 9
 """Bytes of a recorded token before compression: id, channel, log-probability."""
 NUM_WEIGHT_VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
-"""Versions of the weights that exist at once, by `run.exchange`. In memory a version overwrites the one before. Files
-and objects of a version are removed after the next version is complete. A broadcast stores nothing."""
+"""Versions of the weights that exist at once, by `weight_sync.backend`. In memory a version overwrites the one
+before. Files and objects of a version are removed after the next version is complete. A broadcast stores nothing."""
 MAX_JUDGE_CACHE = 20 * memory.MIB
 """Largest judge cache in a checkpoint (`reward.pool.MAX_SAVED_ANSWERS`)."""
-REDUCE = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of actors, or raise learner.zero_stage"
+REDUCE = (
+    "lower learner.max_tokens_per_micro_batch, rollout.cpu_kv_cache_gib or the number of actors, "
+    "or raise learner.zero_stage"
+)
 
 
 def check_memory(config: Config, model: ModelShape, needs: Sequence[MemoryNeed], machine: Machine) -> Iterator[Finding]:
@@ -66,25 +69,28 @@ def check_nodes(
         yield SHARED.warning(
             f"weights are sent through Ray's object store: two versions, {format_size(stored)}; a node has "
             f"{format_size(store)} and spills the rest to disk",
-            "start nodes with a larger store (ray start --object-store-memory), or set run.exchange=directory",
+            "start nodes with a larger store (ray start --object-store-memory), or set weight_sync.backend=filesystem",
         )
 
 
 def check_cache(config: Config, model: ModelShape, gpu: float | None) -> Iterator[Finding]:
     """Check the KV cache against the replies in flight. `gpu`: bytes of one GPU; None if unknown."""
     r, sequence, replies = config.rollout, memory.cache_of_sequence(config, model), memory.in_flight(config)
-    if r.gpus > 0:
+    if r.num_gpus > 0:
         if gpu is None:
             return
-        available = r.tensor_parallel * (r.gpu_memory_share * gpu - memory.rollout_memory(config, model).on_gpu)
-        key = "rollout.gpu_memory_share"
+        available = r.tensor_parallel_size * (
+            r.gpu_memory_utilization * gpu - memory.rollout_memory(config, model).on_gpu
+        )
+        key = "rollout.gpu_memory_utilization"
     else:
-        available, key = max(1, round(r.kv_cache_gib)) * memory.GIB, "rollout.kv_cache_gib"
+        available, key = max(1, round(r.cpu_kv_cache_gib)) * memory.GIB, "rollout.cpu_kv_cache_gib"
     if available < sequence:
         yield MEMORY.error(
-            f"{key}: {format_size(max(available, 0.0))} are left for the KV cache, and one reply of model.max_length = "
-            f"{config.model.max_length} takes {format_size(sequence)}; the engine cannot start",
-            f"raise {key}, or lower model.max_length",
+            f"{key}: {format_size(max(available, 0.0))} are left for the KV cache, and one reply of "
+            "model.max_model_len = "
+            f"{config.model.max_model_len} takes {format_size(sequence)}; the engine cannot start",
+            f"raise {key}, or lower model.max_model_len",
         )
     elif available < replies * sequence:
         yield MEMORY.warning(
@@ -108,12 +114,16 @@ def check_shared_memory(config: Config, model: ModelShape, machine: Machine) -> 
 
 def check_disk(config: Config, model: ModelShape, directory: Path, free: float) -> Iterator[Finding]:
     """Check the disk space for checkpoints and records. `directory`: of the runs. `free`: free bytes there."""
-    size, run = memory.checkpoint(config, model) + MAX_JUDGE_CACHE, config.run
-    written = -(-run.iterations // run.checkpoint_every) if run.checkpoint_every else 1
+    size, steps, checkpoint = (
+        memory.checkpoint(config, model) + MAX_JUDGE_CACHE,
+        config.train.num_steps,
+        config.checkpoint,
+    )
+    written = -(-steps // checkpoint.interval) if checkpoint.interval else 1
     # The oldest checkpoint is removed after a new one is complete.
-    kept = written if run.keep_checkpoints == 0 else min(written, run.keep_checkpoints + 1)
-    records = TOKEN_BYTES * run.iterations * config.replies * config.rollout.max_tokens
-    weights = _weight_bytes(config, model, "directory")
+    kept = written if checkpoint.max_to_keep == 0 else min(written, checkpoint.max_to_keep + 1)
+    records = TOKEN_BYTES * steps * config.replies * config.rollout.max_new_tokens
+    weights = _weight_bytes(config, model, "filesystem")
     wanted = kept * size + records + weights
     published = f", {format_size(weights)} of published weights" if weights else ""
     text = (
@@ -121,7 +131,7 @@ def check_disk(config: Config, model: ModelShape, directory: Path, free: float) 
         f"{format_size(records)} of replies, {format_size(wanted)} in all; {format_size(free)} are free"
     )
     if wanted > free:
-        remedy = "lower run.keep_checkpoints (0 keeps all), raise run.checkpoint_every, or set another run.directory"
+        remedy = "lower checkpoint.max_to_keep (0 keeps all), raise checkpoint.interval, or set another run.directory"
         yield DISK.error(text, remedy)
     elif wanted > TIGHT_SHARE * free:
         yield DISK.warning(text, "free some space, or set another run.directory")
@@ -140,7 +150,7 @@ def _check_gpus(needs: Sequence[MemoryNeed], total: float, free: float) -> Itera
             f"{format_size(wanted)} of its {format_size(total)}"
         )
         if wanted > total:
-            yield MEMORY.error(text, f"raise {need.role}.gpus" + (f"; {REDUCE}" if need.role == "learner" else ""))
+            yield MEMORY.error(text, f"raise {need.role}.num_gpus" + (f"; {REDUCE}" if need.role == "learner" else ""))
         elif wanted > TIGHT_SHARE * free:
             yield MEMORY.warning(f"{text}; {format_size(free)} are free now", REDUCE)
         else:
@@ -148,8 +158,8 @@ def _check_gpus(needs: Sequence[MemoryNeed], total: float, free: float) -> Itera
 
 
 def _weight_bytes(config: Config, model: ModelShape, exchange: str) -> float:
-    """Return the bytes of published weights if `run.exchange` is `exchange`, else 0."""
-    if config.run.exchange != exchange:
+    """Return the bytes of published weights if `weight_sync.backend` is `exchange`, else 0."""
+    if config.weight_sync.backend != exchange:
         return 0.0
     return NUM_WEIGHT_VERSIONS[exchange] * model.sent * memory.width_of(config)
 

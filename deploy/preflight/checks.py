@@ -175,7 +175,7 @@ def _network(case: CheckContext) -> Iterator[Finding]:
 
 def _model(case: CheckContext) -> Iterator[Finding]:
     config = case.require("config")
-    directory = Path(config.model.checkpoint)
+    directory = Path(config.model.path)
     case.family = family(config.model.family)
     case.vocabulary = Vocabulary.from_checkpoint(directory, case.family.tokens)
     case.settings = _object(directory / "config.json")
@@ -184,8 +184,8 @@ def _model(case: CheckContext) -> Iterator[Finding]:
         case.vocabulary, _object(generation) if check_exists(generation) else case.settings
     )
     tensors = check_weights(config, case.vocabulary)
-    frozen = family(config.model.family).parameters(config.model.frozen)
-    rank, adapted = config.learner.lora.rank, check_adapters_fit(config, tensors)
+    frozen = family(config.model.family).parameters(config.model.freeze)
+    rank, adapted = config.learner.lora.r, check_adapters_fit(config, tensors)
     case.shape = memory.read_model_shape(case.settings, tensors, frozen, rank, adapted)
     yield from model.check_weights(config, case.shape, case.settings)
 
@@ -205,7 +205,7 @@ def _memory(case: CheckContext) -> Iterator[Finding]:
         return
     if not environment.address(config):
         yield from capacity.check_memory(config, shape, needs, here)
-    if config.run.exchange == "memory":
+    if config.weight_sync.backend == "shm":
         yield from capacity.check_shared_memory(config, shape, here)
 
 
@@ -237,7 +237,7 @@ def _data(case: CheckContext) -> Iterator[Finding]:
             config,
             vocabulary,
             structure,
-            _chain(scan_demonstrations, data_paths(config.data.demonstrations), vocabulary),
+            _chain(scan_demonstrations, data_paths(config.data.sft), vocabulary),
         )
     )
     yield from replies.findings
@@ -255,8 +255,8 @@ def _data(case: CheckContext) -> Iterator[Finding]:
         yield from recordings.findings(key, _rate(config, vocabulary))
     train = scans.pop("data.prompts")
     case.prompts = train.prompts
-    yield from data.check_overlap(train, {key.removeprefix("data.held_out."): scan for key, scan in scans.items()})
-    if pairs := config.preference.pairs.file:
+    yield from data.check_overlap(train, {key.removeprefix("data.validation."): scan for key, scan in scans.items()})
+    if pairs := config.algorithm.dpo.pairs_file:
         yield from data.scan_pairs(config, structure, scan_pairs(Path(pairs), vocabulary))
 
 
@@ -269,7 +269,7 @@ def _scan(scan: Callable[[], DataScan]) -> DataScan:
 
 
 def _prompt_files(config: Config) -> dict[str, list[Path]]:
-    held_out = {f"data.held_out.{name}": [Path(file)] for name, file in config.data.held_out.items()}
+    held_out = {f"data.validation.{name}": [Path(file)] for name, file in config.data.validation.items()}
     return {"data.prompts": data_paths(config.data.prompts)} | held_out
 
 

@@ -73,9 +73,10 @@ def scan_prompts(
         RowErrors(DATA.error, "rows cannot be used", PAGE),
         RowErrors(
             DATA.error,
-            f"prompts have more than the {max_length} tokens that model.max_length = {config.model.max_length} leaves "
-            f"next to rollout.max_tokens = {config.rollout.max_tokens}",
-            "remove them, raise model.max_length, or lower rollout.max_tokens",
+            f"prompts have more than the {max_length} tokens that model.max_model_len = {config.model.max_model_len} "
+            "leaves "
+            f"next to rollout.max_new_tokens = {config.rollout.max_new_tokens}",
+            "remove them, raise model.max_model_len, or lower rollout.max_new_tokens",
         ),
         _foreign(),
         RowErrors(DATA.warning, "prompts have the same tokens as another", DEDUPLICATE, max_share=MAX_DUPLICATE_SHARE),
@@ -113,21 +114,22 @@ def scan_demonstrations(
     found: Iterable[tuple[str, Demonstration | InputError]],
 ) -> DataScan:
     """Scan demonstrations. `structure`: the grammar that constrains sampling, if any."""
-    key, scan, lengths, codes = "data.demonstrations", DataScan(), array("q"), array("q")
+    key, scan, lengths, codes = "data.sft", DataScan(), array("q"), array("q")
     errors = bad, wrong, foreign, long, silent, duplicate = (
         RowErrors(DATA.error, "rows cannot be used", PAGE),
         RowErrors(DATA.error, "replies cannot be trained on", PAGE),
         _foreign(),
         RowErrors(
             DATA.warning,
-            f"replies are longer than rollout.max_tokens = {config.rollout.max_tokens}; the anchor would train lengths "
+            f"replies are longer than rollout.max_new_tokens = {config.rollout.max_new_tokens}; the anchor would "
+            "train lengths "
             "at which samples are truncated",
-            "raise rollout.max_tokens, or remove them",
+            "raise rollout.max_new_tokens, or remove them",
         ),
         RowErrors(
             DATA.warning,
             "replies have no speech for the anchor",
-            "remove them, or set anchor.weight_speech=0 for a model without speech",
+            "remove them, or set anchor.speech_weight=0 for a model without speech",
         ),
         RowErrors(
             DATA.warning, "have the same prompt and reply as another", DEDUPLICATE, max_share=MAX_DUPLICATE_SHARE
@@ -148,9 +150,9 @@ def scan_demonstrations(
             scan.demonstrations.append(row)
         if which := _padding(row.prompt_ids, vocabulary):
             foreign.add(f"{place} has {which}")
-        if lengths[-1] > config.rollout.max_tokens:
+        if lengths[-1] > config.rollout.max_new_tokens:
             long.add(f"{place} has {lengths[-1]}")
-        if not codes[-1] and config.anchor.weight_speech > 0:
+        if not codes[-1] and config.anchor.speech_weight > 0:
             silent.add(place)
         if before := scan.find_duplicate(place, row.prompt_ids, row.reply_ids):
             duplicate.add(f"{place} as {_row(before)}")
@@ -178,7 +180,7 @@ def scan_pairs(
                 check_reply(config, structure, place, name, pair.prompt_ids, ids)
         except InputError as error:
             wrong.add(str(error))
-    key = "preference.pairs.file"
+    key = "algorithm.dpo.pairs_file"
     found = [finding for error in (bad, wrong) for finding in error.findings(key, rows)]
     yield from found or [DATA.fine(f"{key}: {rows:,} pairs")]
 
@@ -194,7 +196,7 @@ def check_overlap(train: DataScan, held_out: dict[str, DataScan]) -> Iterator[Fi
         for mark, place in scan.digests.items():
             if mark in train.digests:
                 both.add(f"{place} is {_row(train.digests[mark])} of data.prompts")
-        yield from both.findings(f"data.held_out.{name}", scan.rows)
+        yield from both.findings(f"data.validation.{name}", scan.rows)
 
 
 def _foreign() -> RowErrors:

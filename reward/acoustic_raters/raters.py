@@ -2,8 +2,8 @@
 
     reward:
       raters:
-        - {name: heard, use: 'reward.acoustic_raters.raters:WordError', arguments: {recogniser: 'mine.ears:Whisper'}}
-        - {name: tempo, use: 'reward.acoustic_raters.raters:Tempo', arguments: {low: 2.0, high: 3.5}}
+        - {name: heard, target: 'reward.acoustic_raters.raters:WordError', kwargs: {recogniser: 'mine.ears:Whisper'}}
+        - {name: tempo, target: 'reward.acoustic_raters.raters:Tempo', kwargs: {low: 2.0, high: 3.5}}
 
 The map is a straight line through the two points, clipped to 1..5. Without speech, or without anything to measure, the
 score is missing. The raters are not thread-safe.

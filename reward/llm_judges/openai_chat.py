@@ -1,10 +1,10 @@
 """A judge behind an OpenAI-compatible chat interface: hosted models, vLLM's server, and others; many accept audio.
 
     reward:
-      raters:
+      functions:
         - name: judge
-          use: reward.llm_judges.openai_chat:ChatJudge
-          arguments: {name: judge, url: 'https://judge.example/v1', model: some-model, api_key_env: JUDGE_KEY,
+          target: reward.llm_judges.openai_chat:ChatJudge
+          kwargs: {name: judge, url: 'https://judge.example/v1', model: some-model, api_key_env: JUDGE_KEY,
                       rubric: holistic, sounds: data}
 
 The judge gets a rubric (`prompts.py`), the question as text and, where a fact names its sound file, as audio, and the

@@ -1,10 +1,10 @@
 """A judge from a checkpoint on disk: vLLM's OpenAI-compatible server runs it in the cluster for all reward servers.
 
     reward:
-      raters:
+      functions:
         - name: judge
-          use: reward.llm_judges.vllm_judge:VllmJudge
-          arguments: {name: judge, checkpoint: /models/judge, rubric: semantic, listens: false, gpus: 1}
+          target: reward.llm_judges.vllm_judge:VllmJudge
+          kwargs: {name: judge, checkpoint: /models/judge, rubric: semantic, listens: false, gpus: 1}
 
 Two ways to a score. "expected": the request begins the judge's answer, `{"score": `, and the score is the mean of the
 digits that may follow, weighted by their probabilities (G-Eval, Liu et al. 2023, arXiv 2303.16634). Small models
@@ -83,7 +83,7 @@ class VllmJudgeConfig(JudgePromptConfig):
     trust_remote_code: bool = False
     """Run code from the checkpoint."""
     start_seconds: float = 240.0
-    """Time limit of the server's start. Reward servers wait for it, so `reward.start_seconds` must be longer."""
+    """Time limit of the server's start. Reward servers wait for it, so `reward.start_timeout_s` must be longer."""
     timeout: float = 120.0
     deadline: float = 300.0
     concurrency: int = 64

@@ -1,10 +1,10 @@
 """A judge behind HTTP: it gets a JSON object and answers with a JSON object that holds a score.
 
     reward:
-      raters:
+      functions:
         - name: judge
-          use: reward.remote.http_judge:HttpJudge
-          arguments:
+          target: reward.remote.http_judge:HttpJudge
+          kwargs:
             {name: judge, version: my-judge-1, url: 'https://judge.example/rate', api_key_env: JUDGE_KEY}
 
     →  {"rater": name, "version": …, "prompt": {"id": …, "text": …, "facts": {…}},

@@ -53,8 +53,8 @@ def test_events_are_read_past_garbage(tmp_path_factory, content):
 def ratio() -> MixRatio:
     return MixRatio(
         MixRatioConfig(
-            mode="adaptive", fixed=0.5, switch=0, largest=0.8, slope=5.0, threshold=3.0, lowest_score=1.0,
-            highest_score=5.0, smoothing=0.9, first=None, per_group=False,
+            schedule="adaptive", value=0.5, warmup_steps=0, max=0.8, gate_slope=5.0, gate_threshold=3.0, score_min=1.0,
+            score_max=5.0, ema_decay=0.9, initial=None, per_group=False,
         )
     )  # fmt: skip
 

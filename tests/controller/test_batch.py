@@ -35,7 +35,9 @@ def test_what_is_missing_is_counted_by_reason_and_what_gives_no_gradient_is_drop
     groups = [group(3), group(2)]
     cards = [[card(a=1.0), card(a=FAILED), card(a=5.0)], [card(a=FAILED), card(a=4.0)]]
     judged = [score_groups(g, c, ONE, [ScoreRoute()]) for g, c in zip(groups, cards, strict=True)]
-    routes = GRPOBatchBuilder(routes=(ScoreRoute(),), boundary="speech", average="reply", constant=1, structure=None)
+    routes = GRPOBatchBuilder(
+        routes=(ScoreRoute(),), boundary="speech", average="seq-mean-token-mean", constant=1, structure=None
+    )
     found = described(*judged, uses=routes.batch(groups, judged, {}, [1.0, 1.0]).uses)
     assert found.missing == {"a raised TimeoutError": 2}
     assert found.scores == {"a": pytest.approx(10 / 3), "total": pytest.approx(10 / 3)}

@@ -37,9 +37,9 @@ def replies(world, vocabulary) -> list[np.ndarray]:
 
 def config(world) -> str:
     return (
-        f"model: {{checkpoint: {world / 'base'}, family: playground}}\n"
+        f"model: {{path: {world / 'base'}, family: playground}}\n"
         f"data: {{prompts: {world / 'data/train.parquet'}}}\n"
-        "reward: {total: {answer: 0.5, heard: 0.5}}\n"
+        "reward: {weights: {answer: 0.5, heard: 0.5}}\n"
         "a_key_of_another_version: 1\n"
     )
 

@@ -79,13 +79,13 @@ def test_rollouts_can_grow_to_twice_their_number(root, name):
     members, needed = resources_by_role(config)["rollout"]
     offered, most = groups_of(root, cluster)["rollout"]
     assert fitting(offered, needed) * most >= 2 * members
-    assert config.rollout.gpus * members + config.learner.gpus * config.learner.ranks >= 8
+    assert config.rollout.num_gpus * members + config.learner.num_gpus * config.learner.num_workers >= 8
 
 
 def test_ranks_of_one_node_fit_on_one(root):
     config = load_config(root / "configs/gpu-cluster.yaml", [])
     ranks, needed = resources_by_role(config)["learner"]
-    assert config.learner.strategy == "STRICT_PACK"
+    assert config.learner.placement_strategy == "STRICT_PACK"
     for cluster in ("deploy/kuberay/raycluster.yaml", "deploy/ray-cluster.yaml"):
         offered, _ = groups_of(root, cluster)["learner"]
         assert fitting(offered, needed) >= ranks
@@ -94,7 +94,7 @@ def test_ranks_of_one_node_fit_on_one(root):
 @pytest.mark.parametrize("configuration", ["configs/gpu-cluster.yaml", "configs/cpu-cluster.yaml"])
 def test_members_of_several_nodes_exchange_weights_through_storage_that_all_see(root, configuration):
     config = load_config(root / configuration, [])
-    assert config.run.exchange == "directory"
+    assert config.weight_sync.backend == "filesystem"
     shared = Path(config.run.directory).parts[:2]
     for file in ("deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"):
         content = one(root / file)

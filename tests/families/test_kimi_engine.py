@@ -200,9 +200,9 @@ def test_what_does_not_fit_is_refused(checkpoint, vocabulary, engine, prompts):
                     )
                 ]
             )
-    with pytest.raises(InputError, match=r"rollout.kv_cache_gib: no room"):
+    with pytest.raises(InputError, match=r"rollout.cpu_kv_cache_gib: no room"):
         MultiStreamEngine(settings(checkpoint, kv_cache_gib=1e-6), FAMILY, vocabulary)
-    with pytest.raises(InputError, match=r"rollout.tensor_parallel: 2"):
+    with pytest.raises(InputError, match=r"rollout.tensor_parallel_size: 2"):
         MultiStreamEngine(settings(checkpoint, tensor_parallel=2), FAMILY, vocabulary)
 
 

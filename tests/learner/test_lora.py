@@ -117,12 +117,12 @@ def test_adapters_come_back_as_they_were(base, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "frozen", "complaint"),
     [
-        ({"rank": 8}, (), r"learner\.lora\.rank: 8, but .* was saved with 4; go on with learner\.lora\.rank=4"),
-        ({"alpha": 4.0}, (), r"learner\.lora\.alpha: 4\.0, but .* was saved with 8\.0"),
+        ({"rank": 8}, (), r"learner\.lora\.r: 8, but .* was saved with 4; go on with learner\.lora\.r=4"),
+        ({"alpha": 4.0}, (), r"learner\.lora\.lora_alpha: 4\.0, but .* was saved with 8\.0"),
         (
             {"targets": ("*.q_proj",)},
             (),
-            r"learner\.lora\.targets: \*\.q_proj and model\.frozen do not name the layers",
+            r"learner\.lora\.target_modules: \*\.q_proj and model\.freeze do not name the layers",
         ),
         ({}, ("model.layers.0.*",), r"model\.layers\.0\.mlp\.down_proj is one of the 7 that differ"),
     ],
@@ -137,7 +137,7 @@ def test_other_adapters_than_those_saved_are_refused(base, world, tmp_path, chan
 
 def test_files_that_are_damaged_are_refused(base, world, tmp_path):
     adapters = Adapters(base, SETTINGS)
-    with pytest.raises(InputError, match=r"learner\.lora\.rank: 4, but .* go on with learner\.lora\.rank=0 if"):
+    with pytest.raises(InputError, match=r"learner\.lora\.r: 4, but .* go on with learner\.lora\.r=0 if"):
         check_adapters(adapters, tmp_path / ADAPTER_FOLDER)
     save_model(base, world / "base", tmp_path, adapters)
     file = tmp_path / ADAPTER_FOLDER / "adapter_model.safetensors"
@@ -182,10 +182,14 @@ def test_adapters_alone_are_sent(base):
         (
             {"targets": ("*.q_proj", "experts.*")},
             (),
-            r"learner\.lora\.targets: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, q_proj, …",
+            r"learner\.lora\.target_modules: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, .*…",
         ),
-        ({"rank": 5}, (), r"learner\.lora\.rank: 5, but a\.k_proj has 6 inputs and 4 outputs; at most 4"),
-        ({"targets": ("b.*",)}, ("b.q_proj",), r"learner\.lora\.targets: b\.\* match only what model\.frozen names"),
+        ({"rank": 5}, (), r"learner\.lora\.r: 5, but a\.k_proj has 6 inputs and 4 outputs; at most 4"),
+        (
+            {"targets": ("b.*",)},
+            ("b.q_proj",),
+            r"learner\.lora\.target_modules: b\.\* match only what model\.freeze names",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_a_model_are_refused(changes, frozen, complaint):

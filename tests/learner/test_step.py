@@ -71,7 +71,7 @@ def test_a_text_route_never_trains_speech():
     rows += some_rows()[1:4]
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
     logp = (-(batch.targets % 7).float() / 5.0).requires_grad_(True)
-    free = replace(OBJECTIVE, ratio="one")  # a clipped token would have no gradient either
+    free = replace(OBJECTIVE, ratio="none")  # a clipped token would have no gradient either
     loss, _ = micro_batch_loss(batch, logp, torch.ones_like(logp), None, free, 1.0)
     loss.backward()
     gradient = batch.dense(logp.grad)

@@ -40,9 +40,9 @@ def listening(tmp_path):
 
     def make(**evaluation) -> tuple[Validator, Answering]:
         config = Config()
-        config.run.iterations = 9
+        config.train.num_steps = 9
         for name, value in evaluation.items():
-            setattr(config.evaluation, name, value)
+            setattr(config.validation, name, value)
         ids = np.arange(3, dtype=np.int32)
         inputs = SimpleNamespace(
             prompts=[prompt("t1"), prompt("t2"), prompt("t3"), prompt("t4")],

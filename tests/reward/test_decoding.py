@@ -103,12 +103,12 @@ def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: 
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
         codec=ClassSpec(
-            use=f"tests.reward.test_decoding:{codec}",
-            arguments={"path": str(world / "codec"), "notes": str(notes), "seconds": seconds},
+            target=f"tests.reward.test_decoding:{codec}",
+            kwargs={"path": str(world / "codec"), "notes": str(notes), "seconds": seconds},
         ),
         raters=(
-            ClassSpec(use="playground.raters:Answer", arguments={}),
-            ClassSpec(use="playground.raters:Heard", arguments={}),
+            ClassSpec(target="playground.raters:Answer", kwargs={}),
+            ClassSpec(target="playground.raters:Heard", kwargs={}),
         ),
         start_seconds=60,
         score_seconds=60,

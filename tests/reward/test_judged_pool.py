@@ -68,10 +68,10 @@ def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
         servers=servers,
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
-        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        codec=ClassSpec(target="playground.codec:PlaygroundCodec", kwargs={"path": str(world / "codec")}),
         raters=(
-            ClassSpec(use="reward.remote.http_judge:HttpJudge", name="judge", arguments=judge.arguments()),
-            ClassSpec(use="playground.raters:Answer", name="answer", arguments={}),
+            ClassSpec(target="reward.remote.http_judge:HttpJudge", name="judge", kwargs=judge.arguments()),
+            ClassSpec(target="playground.raters:Answer", name="answer", kwargs={}),
         ),
         start_seconds=120,
         score_seconds=120,

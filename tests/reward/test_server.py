@@ -29,8 +29,8 @@ def settings(world, *raters: str) -> RewardServerConfig:
         servers=1,
         needs={"CPU": 1},
         checkpoint=str(world / "base"),
-        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
-        raters=tuple(ClassSpec(use=rater, arguments={}) for rater in raters),
+        codec=ClassSpec(target="playground.codec:PlaygroundCodec", kwargs={"path": str(world / "codec")}),
+        raters=tuple(ClassSpec(target=rater, kwargs={}) for rater in raters),
         start_seconds=60,
         score_seconds=60,
         beat_seconds=60,
@@ -94,7 +94,7 @@ class Odd:
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None, True])
 def test_what_is_no_number_is_missing(world, group, score):
     """Method §7, rule 1."""
-    part = ClassSpec(use=f"{__name__}:Odd", arguments={"score": score})
+    part = ClassSpec(target=f"{__name__}:Odd", kwargs={"score": score})
     server = RewardServer(replace(settings(world), raters=(part,)), PLAYGROUND)
     [[card]] = server.score([group])
     assert card.scores["odd"] == MissingScore("odd gave no finite number", fault="rater")
@@ -145,7 +145,7 @@ class Ear:
 
 def test_raters_hear_at_the_codecs_own_rate(world, group):
     """Method §7, rule 2: the released code labels 22,050 Hz as 24,000."""
-    codec = ClassSpec(use=f"{__name__}:Hum", arguments={"path": "nowhere"})
+    codec = ClassSpec(target=f"{__name__}:Hum", kwargs={"path": "nowhere"})
     server = RewardServer(replace(settings(world, f"{__name__}:Ear"), codec=codec), PLAYGROUND)
     [[card]] = server.score([group])
     seconds = (group.replies[0].channels == Channel.SPEECH).sum() / 2

@@ -57,7 +57,9 @@ def test_a_worker_that_does_not_see_the_weights_says_where_they_must_be(tmp_path
     engine = SimpleNamespace(ended=lambda error: None, load_weights=lambda files, *_, **__: list(files))
     worker._name, worker._engine = "rollout-3", engine
     there = tmp_path / "000007.safetensors"
-    with pytest.raises(InputError, match=rf"rollout-3, on the node .*{there}.*run\.exchange=directory.*run\.directory"):
+    with pytest.raises(
+        InputError, match=rf"rollout-3, on the node .*{there}.*weight_sync\.backend=filesystem.*run\.directory"
+    ):
         worker.update(
             WeightUpdate(version=7, size=1, whole=True, path=there), None, WeightCheck(sequences=[], logps=[])
         )

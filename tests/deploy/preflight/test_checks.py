@@ -16,9 +16,9 @@ from deploy.preflight.finding import CheckReporter, Severity, worst
 from tests.bad_input.door import Setup
 
 LEAN = (
-    "reward.raters=[{name: answer, use: 'playground.raters:Answer'}]",
-    "reward.total={answer: 1}",
-    "reward.scores={}",
+    "reward.functions=[{name: answer, target: 'playground.raters:Answer'}]",
+    "reward.weights={answer: 1}",
+    "reward.composites={}",
 )
 """One rater that needs no ears."""
 
@@ -117,27 +117,33 @@ def run_that_is_there(setup):
 ERRORS = [
     (no_config, [], "configuration", "does not exist", "configs/schema.py"),
     (unknown_key, [], "configuration", "unknown configuration key 'rollouts'", "configs/schema.py"),
-    (None, ["rollout.group_size=1"], "configuration", "1 is too small; at least 2", "configs/schema.py"),
-    (None, ["learner.gpus=1"], "cores and GPUs", "the actors need 2 GPUs", "cluster.address"),
+    (None, ["rollout.n=1"], "configuration", "1 is too small; at least 2", "configs/schema.py"),
+    (None, ["learner.num_gpus=1"], "cores and GPUs", "the actors need 2 GPUs", "cluster.address"),
     (no_checkpoint, [], "model", "is not a checkpoint", "docs/own-model.md"),
     (no_weights, [], "model", "holds no *.safetensors file", "docs/own-model.md"),
     (fewer_tokens, [], "model", "'<|end_of_audio|>'", "docs/own-model.md"),
     (no_shape, [], "model", "num_hidden_layers None", "docs/own-model.md"),
-    (short_sight, [], "weights", "positions for 128 tokens", "model.max_length=128"),
-    (None, ["rollout.kv_cache_gib=60000"], "memory", "all actors together need", "rollout.kv_cache_gib"),
-    (None, ["run.keep_checkpoints=0", "run.iterations=1000000"], "disk", "100000 checkpoints", "run.keep_checkpoints"),
+    (short_sight, [], "weights", "positions for 128 tokens", "model.max_model_len=128"),
+    (None, ["rollout.cpu_kv_cache_gib=60000"], "memory", "all members together need", "rollout.cpu_kv_cache_gib"),
+    (
+        None,
+        ["checkpoint.max_to_keep=0", "train.num_steps=1000000"],
+        "disk",
+        "100000 checkpoints",
+        "checkpoint.max_to_keep",
+    ),
     (run_that_is_there, [], "disk", "already holds a run", "another run.name"),
     (None, ["metrics.host=nowhere.invalid"], "network", "no address is known for 'nowhere.invalid'", "metrics.host"),
     (no_data, [], "data", "train.parquet does not exist", "docs/own-data.md"),
     (damaged_data, [], "data", "is not a Parquet file", "docs/own-data.md"),
     (bad_rows, [], "data", "2 of 24 rows cannot be used", "docs/own-data.md"),
-    (None, ["reward.codec.arguments={path: nowhere}"], "codec", "codec file nowhere does not exist", "own-model.md"),
-    (few_prompts, [], "start", "rollout.prompts: 16 an iteration", ""),
+    (None, ["reward.codec.kwargs={path: nowhere}"], "codec", "codec file nowhere does not exist", "own-model.md"),
+    (few_prompts, [], "start", "rollout.batch_size: 16 an iteration", ""),
 ]
 WARNINGS = [
     (other_end, [], "vocabulary", "eos_token_id is 9", "generation_config.json"),
     (trained_on, [], "data", "24 of 24 prompts are also training prompts", "remove them"),
-    (None, ["run.checkpoint_every=0"], "configuration", "starts again", "run.checkpoint_every"),
+    (None, ["checkpoint.interval=0"], "configuration", "starts again", "checkpoint.interval"),
 ]
 
 REFUSED = [no_checkpoint, no_weights, fewer_tokens, no_data, damaged_data, bad_rows, few_prompts]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.operate
-NO_MODEL = "model.checkpoint=/nowhere"
+NO_MODEL = "model.path=/nowhere"
 """Ends what builds on the model, which is not what these tests are about."""
 
 
@@ -72,7 +72,7 @@ def examined(root, environment, *overrides: str) -> list[dict]:
 @pytest.mark.timeout(800)
 def test_a_cluster_is_joined_looked_at_and_left(root, head):
     address, environment = head
-    asking = ("rollout.resources={rollout: 1}", "rollout.workers=2", "rollout.cpus=1")
+    asking = ("rollout.resources={rollout: 1}", "rollout.num_workers=2", "rollout.num_cpus=1")
     cluster, short = examined(root, environment, f"cluster.address={address}", *asking)
     assert (cluster["state"], short["state"]) == ("fine", "warning"), (cluster, short)
     assert cluster["text"].startswith(f"{address}: 1 node, ")

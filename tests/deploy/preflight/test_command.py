@@ -11,7 +11,7 @@ from tests.commands import duet
 
 
 def test_the_playground_is_fine_from_end_to_end(root):
-    done = duet(root, "doctor", "--json", "run.iterations=3", "run.checkpoint_every=3", seconds=120)
+    done = duet(root, "doctor", "--json", "train.num_steps=3", "checkpoint.interval=3", seconds=120)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["counts"]["warning"] == told["counts"]["error"] == 0, told
@@ -23,9 +23,7 @@ def test_the_playground_is_fine_from_end_to_end(root):
 
 
 def test_errors_are_lines_and_an_exit_code(root, tmp_path, capsys):
-    (tmp_path / "mine.yaml").write_text(
-        f"extends: {root / 'configs/playground.yaml'}\nmodel: {{checkpoint: /nowhere}}\n"
-    )
+    (tmp_path / "mine.yaml").write_text(f"extends: {root / 'configs/playground.yaml'}\nmodel: {{path: /nowhere}}\n")
     assert main(["doctor", "--config", str(tmp_path / "mine.yaml")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"duet doctor  {tmp_path / 'mine.yaml'}"

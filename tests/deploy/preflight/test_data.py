@@ -62,7 +62,7 @@ def test_the_worlds_own_files_are_fine(root, world, vocabulary):
     held_to = reply_structure(config, PLAYGROUND, vocabulary)
     found = demonstrations_in(world / "data/demonstrations.parquet", vocabulary)
     (finding,) = all_fine(scan_demonstrations(config, vocabulary, held_to, found).findings)
-    assert finding.text.startswith("data.demonstrations: 2,560 replies of 25 to 54 tokens")
+    assert finding.text.startswith("data.sft: 2,560 replies of 25 to 54 tokens")
 
 
 def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, vocabulary):
@@ -76,10 +76,10 @@ def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, voca
 def test_prompts_that_leave_no_room_for_a_reply(root, vocabulary):
     rows = [prompt("a", [40] * 96), prompt("b", [40] * 97), prompt("c", [41] * 120)]
     found = only(prompts(root, vocabulary, rows).findings, Severity.ERROR)
-    assert "2 of 3 prompts have more than the 96 tokens that model.max_length = 192 leaves" in found.text
+    assert "2 of 3 prompts have more than the 96 tokens that model.max_model_len = 192 leaves" in found.text
     assert "row 2 has 97; mine.parquet row 3 has 120" in found.text
-    assert "raise model.max_length" in found.remedy
-    all_fine(prompts(root, vocabulary, rows, "model.max_length=216").findings)
+    assert "raise model.max_model_len" in found.remedy
+    all_fine(prompts(root, vocabulary, rows, "model.max_model_len=216").findings)
 
 
 def test_prompts_that_say_the_same(root, vocabulary):
@@ -125,7 +125,7 @@ def test_held_out_prompts_that_are_trained_on(root, vocabulary):
     train = prompts(root, vocabulary, [prompt("a", (1, 40)), prompt("b", (1, 41))])
     held_out = prompts(root, vocabulary, [prompt("x", (1, 42)), prompt("y", (1, 41))])
     found = only(check_overlap(train, {"mine": held_out}), Severity.WARNING)
-    assert found.text.startswith("data.held_out.mine: 1 of 2 prompts are also training prompts")
+    assert found.text.startswith("data.validation.mine: 1 of 2 prompts are also training prompts")
     assert "row 2 is row 2 of data.prompts" in found.text
     assert not list(check_overlap(train, {"mine": prompts(root, vocabulary, [prompt("x", (1, 42))])}))
 
@@ -140,26 +140,26 @@ def test_demonstrations_that_cannot_be_learnt_from(root, vocabulary, shown):
     found = only(demonstrations(root, vocabulary, rows).findings, Severity.ERROR)
     assert "1 of 2 replies cannot be trained on: mine.parquet row 1: reply_ids does not follow" in found.text
     longest = max(len(row.prompt_ids) + len(row.reply_ids) for row in shown)
-    tight = (f"model.max_length={longest - 1}", f"rollout.max_tokens={max(len(row.reply_ids) for row in shown)}")
+    tight = (f"model.max_model_len={longest - 1}", f"rollout.max_new_tokens={max(len(row.reply_ids) for row in shown)}")
     found = only(demonstrations(root, vocabulary, shown, *tight).findings, Severity.ERROR)
-    assert f"more than model.max_length = {longest - 1}" in found.text
+    assert f"more than model.max_model_len = {longest - 1}" in found.text
 
 
 def test_demonstrations_longer_than_a_sample_may_be(root, vocabulary, shown):
     longest = max(len(row.reply_ids) for row in shown)
     found = only(
-        demonstrations(root, vocabulary, shown, f"rollout.max_tokens={longest - 1}").findings, Severity.WARNING
+        demonstrations(root, vocabulary, shown, f"rollout.max_new_tokens={longest - 1}").findings, Severity.WARNING
     )
-    assert f"longer than rollout.max_tokens = {longest - 1}" in found.text
-    assert found.remedy.startswith("raise rollout.max_tokens")
+    assert f"longer than rollout.max_new_tokens = {longest - 1}" in found.text
+    assert found.remedy.startswith("raise rollout.max_new_tokens")
 
 
 def test_demonstrations_without_speech(root, vocabulary, shown):
     rows = [changed(shown[0], reply_ids=np.array([5, 6, vocabulary.end_reply], dtype=np.int32)), *shown[1:3]]
-    free = "rollout.structure=off"
+    free = "rollout.constrained_decoding=off"
     found = only(demonstrations(root, vocabulary, rows, free).findings, Severity.WARNING)
     assert "1 of 3 replies have no speech" in found.text
-    all_fine(demonstrations(root, vocabulary, rows, free, "anchor.weight_speech=0").findings)
+    all_fine(demonstrations(root, vocabulary, rows, free, "anchor.speech_weight=0").findings)
 
 
 def test_demonstrations_that_are_the_same(root, vocabulary, shown):
@@ -182,7 +182,7 @@ def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
         return scan_pairs(config, held_to, pairs_in(tmp_path / "pairs.jsonl", vocabulary))
 
     (finding,) = all_fine(looked_at((good, other), (other, good)))
-    assert finding.text == "preference.pairs.file: 2 pairs"
+    assert finding.text == "algorithm.dpo.pairs_file: 2 pairs"
     found = only(looked_at((good, other), (good, good)), Severity.ERROR)
     assert "1 of 2 rows cannot be used" in found.text
     assert "line 2: field 'rejected_ids' is the same as 'chosen_ids'" in found.text

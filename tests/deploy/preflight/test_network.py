@@ -9,10 +9,10 @@ from deploy.preflight.finding import Severity
 from tests.deploy.preflight.cases import all_fine, configured, only
 
 JUDGE = (
-    "reward.raters=[{name: judge, use: 'reward.remote.http_judge:HttpJudge', "
-    "arguments: {name: judge, version: '1', url: 'https://judge.example/rate'}}]"
+    "reward.functions=[{name: judge, target: 'reward.remote.http_judge:HttpJudge', "
+    "kwargs: {name: judge, version: '1', url: 'https://judge.example/rate'}}]"
 )
-SCORES = ("reward.total={judge: 1}", "reward.scores={}")
+SCORES = ("reward.weights={judge: 1}", "reward.composites={}")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_the_host_of_a_judge(root, monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     found = only(check_hosts(config, unknown), Severity.ERROR)
-    assert found.text.startswith("reward.raters.judge.arguments.url: judge.example does not resolve")
+    assert found.text.startswith("reward.functions.judge.kwargs.url: judge.example does not resolve")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     assert "proxy" in only(check_hosts(config, unknown), Severity.WARNING).remedy
     assert not list(check_hosts(configured(root), unknown))

@@ -70,4 +70,4 @@ def test_a_compiler_for_learners_on_the_cpu(root):
     found = only(check_tools(configured(root), which=lambda name: None), Severity.ERROR)
     assert "no C++ compiler" in found.text
     assert not list(check_tools(configured(root), which={"g++": "/usr/bin/g++"}.get))
-    assert not list(check_tools(configured(root, "learner.gpus=1"), which=lambda name: None))
+    assert not list(check_tools(configured(root, "learner.num_gpus=1"), which=lambda name: None))

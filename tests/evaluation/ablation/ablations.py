@@ -66,15 +66,15 @@ def write_run(one: RunPlan, iterations: int | None = None, after: list[dict] | N
     config = copy.deepcopy(one.config)
     config.run.directory = str(one.directory.parent.absolute())
     config.data.prompts = str(Path(config.data.prompts).absolute())
-    config.data.held_out = {name: str(Path(path).absolute()) for name, path in config.data.held_out.items()}
+    config.data.validation = {name: str(Path(path).absolute()) for name, path in config.data.validation.items()}
     one.directory.mkdir(parents=True)
     (one.directory / "config.yaml").write_text(config.yaml())
-    done = iterations or config.run.iterations
+    done = iterations or config.train.num_steps
     mix = [0.1 + 0.01 * number for number in range(done)]
     mix[-1] = 0.05
     table = {"lambda": mix, "replies": [64] * done, "replies_truncated": [1] * done, "mix_overridden": [0] * done}
     pq.write_table(pa.table(table), one.directory / "iterations.parquet")
-    for name in config.data.held_out:
+    for name in config.data.validation:
         sets = {
             "before": replies(0.4, 4.2, 0, name),
             "after": after or replies(*QUALITY[one.arm.name], one.seed, one.arm.name + name),

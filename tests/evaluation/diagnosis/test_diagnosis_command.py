@@ -28,9 +28,9 @@ NAN = float("nan")
 def config(root) -> Config:
     """The shipped one, whatever its paths are relative to."""
     found = load_config(root / "configs" / "playground.yaml", ["run.seed=3"])
-    found.model.checkpoint = str(root / found.model.checkpoint)
+    found.model.path = str(root / found.model.path)
     found.data.prompts = str(root / found.data.prompts)
-    found.data.demonstrations = str(root / found.data.demonstrations)
+    found.data.sft = str(root / found.data.sft)
     return found
 
 
@@ -49,10 +49,10 @@ def directory(config, tmp_path_factory):
     (path / "replies").mkdir(parents=True)
     (path / "config.yaml").write_text(config.yaml())
     files = RunFiles.open(path)
-    demonstrations = pq.read_table(config.data.demonstrations).slice(0, 16).to_pylist()
+    demonstrations = pq.read_table(config.data.sft).slice(0, 16).to_pylist()
     write_replies(files, demonstrations, None)
     items = files.replies([1, 2], 16)
-    scorer = load(Path(config.model.checkpoint), files.family, "float32", files.kinds)
+    scorer = load(Path(config.model.path), files.family, "float32", files.kinds)
     write_replies(files, demonstrations, log_probabilities(scorer, [i.passage for i in items]))
     with torch.no_grad():
         text = torch.from_numpy(files.kinds == int(TokenKind.TEXT))
@@ -199,7 +199,7 @@ def test_without_a_checkpoint_the_start_is_measured(directory, tmp_path):
 
 def test_without_models_and_data_the_scores_are_there(directory, tmp_path, config):
     lone = copy(directory, tmp_path / "lone", "config.yaml", "replies")
-    moved = (lone / "config.yaml").read_text().replace(config.model.checkpoint, "/nowhere/base")
+    moved = (lone / "config.yaml").read_text().replace(config.model.path, "/nowhere/base")
     (lone / "config.yaml").write_text(moved)
     page = diagnose(lone, "--reference", "answer").read_text()
     assert "/nowhere/base is not a checkpoint with a tokenizer" in page

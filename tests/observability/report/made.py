@@ -1,6 +1,5 @@
 """A small run that nobody trained: written by the records' own writers, of speech that the playground's codec plays."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,12 +75,12 @@ class World:
 
 def config(root: Path, run: Path, **evaluation: int) -> Config:
     made = load_config(root / "configs/playground.yaml", [f"run.name={run.name}", f"run.directory={run.parent}"])
-    for section in ("prompts", "demonstrations"):
+    for section in ("prompts", "sft"):
         setattr(made.data, section, str(root / getattr(made.data, section)))
-    made.data.held_out = {"held_out": str(root / made.data.held_out["held_out"])}
-    made.model.checkpoint = str(root / made.model.checkpoint)
-    made.reward.codec.arguments = {"path": str(root / "playground/world/codec")}
-    return dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, **evaluation))
+    made.data.validation = {"held_out": str(root / made.data.validation["held_out"])}
+    made.model.path = str(root / made.model.path)
+    made.reward.codec.kwargs = {"path": str(root / "playground/world/codec")}
+    return made.model_copy(update={"validation": made.validation.model_copy(update=evaluation)})
 
 
 def begin(root: Path, run: Path) -> RunDirectory:

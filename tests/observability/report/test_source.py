@@ -46,4 +46,4 @@ def test_a_run_that_goes_on_with_other_settings_is_read_with_those(root, tmp_pat
     source = ReportSource.open(records.directory)
     assert source.renewed() is source
     records.write_config(config(root, records.directory, recordings=1).yaml())
-    assert source.renewed().config.evaluation.recordings == 1
+    assert source.renewed().config.validation.num_recordings == 1
