@@ -214,10 +214,10 @@ class ChatClient:
     async def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens, from a vLLM server. Raise JudgeFailure."""
         self._connect()
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key.reveal()}"}
+        body = {"prompt": text, "add_special_tokens": False}
         try:
-            response = await self._http.post(
-                f"{self._url.removesuffix('/v1')}/tokenize", json={"prompt": text, "add_special_tokens": False}
-            )
+            response = await self._http.post(f"{self._url.removesuffix('/v1')}/tokenize", json=body, headers=headers)
             response.raise_for_status()
             return list(response.json()["tokens"])
         except httpx.HTTPStatusError as error:

@@ -33,6 +33,9 @@ REQUEST_TIMEOUT_S = 60.0
 """Time limit of the audio check; other requests during the start take a tenth."""
 MAX_PORTS = 3
 """Ports to try: another process may take a free port before the server binds it."""
+MIDDLEWARE = "reward.llm_judges.require_key.RequireKey"
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is within the cluster, where proxies of the environment do not reach."""
 LOG_LINES = 15
 """Lines of the server's log that an error quotes."""
 
@@ -96,6 +99,7 @@ def server_command(config: VllmServerConfig, model: str, host: str, port: int) -
         # Small models fill the answer with blanks where the grammar allows blanks between its parts.
         "structured-outputs-config": json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
         "uvicorn-log-level": "warning",
+        "middleware": MIDDLEWARE,
     }
     flags = ["enforce-eager", "enable-prefix-caching", "disable-uvicorn-access-log", "disable-fastapi-docs"]
     if config.listens:
@@ -113,9 +117,11 @@ def server_command(config: VllmServerConfig, model: str, host: str, port: int) -
 def server_environment(config: VllmServerConfig, key: str) -> dict[str, str]:
     """Return the environment of the server process."""
     defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    root = str(Path(__file__).resolve().parents[2])  # for `MIDDLEWARE`
     return {
         **defaults,
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
         "VLLM_API_KEY": key,
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
         # By default every engine binds itself to the same cores.
@@ -194,7 +200,7 @@ class VllmServer:
 
     def _wait_healthy(self, root: str, end: float, timeout_s: float) -> None:
         while not self.wait(POLL_S):
-            with suppress(OSError), urllib.request.urlopen(f"{root}/health", timeout=REQUEST_TIMEOUT_S / 10):
+            with suppress(OSError), NO_PROXY.open(f"{root}/health", timeout=REQUEST_TIMEOUT_S / 10):
                 return
             if time.monotonic() > end:
                 self.stop()
@@ -220,7 +226,7 @@ class VllmServer:
         headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{endpoint.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S).close()
+            NO_PROXY.open(request, timeout=REQUEST_TIMEOUT_S).close()
         except urllib.error.HTTPError as error:
             answer = " ".join(error.read(2000).decode(errors="replace").split())
             self.stop()

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 
@@ -57,6 +58,11 @@ def test_reward_servers_share_one_server_and_it_is_restarted(cluster, arguments)
     [key] = [line.removeprefix("VLLM_API_KEY=") for line in environment if line.startswith("VLLM_API_KEY=")]
     assert len(key) > 30
     assert not any(key in part for command in command_lines().values() for part in command)
+
+    # Paths that vLLM itself leaves open need the key, too.
+    url = own._client[0].url.removesuffix("/v1")
+    for path in ("/v1/models", "/tokenize", "/invocations", "/metrics"):
+        assert httpx.get(f"{url}{path}", trust_env=False).status_code == 401
 
     # The actor that started the server may go, and the server stays.
     ray.kill(askers[0])

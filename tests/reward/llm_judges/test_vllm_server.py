@@ -1,5 +1,6 @@
 """The server process of a judge: its command line, and that it never outlives its parent."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from reward.llm_judges import process_guard
+from reward.llm_judges.require_key import RequireKey
 from reward.llm_judges.vllm_server import ServerFailed, VllmServer, VllmServerConfig, server_command, server_environment
 from tests.reward.llm_judges.server_processes import group_members, wait_until
 
@@ -117,3 +119,32 @@ def test_a_server_that_cannot_start_says_so_with_the_end_of_its_log(tmp_path, mo
     with pytest.raises(ServerFailed, match=r"did not answer within 1 s \(start_seconds\); raise start_seconds"):
         server.start(1)
     assert server.wait(0)
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "passes"),
+    [
+        ("/v1/chat/completions", b"Bearer sk-secret", True),
+        ("/tokenize", b"Bearer sk-secret", True),
+        ("/health", b"", True),
+        ("/v1/chat/completions", b"", False),
+        ("/v1/chat/completions", b"Bearer sk-other", False),
+        ("/invocations", b"", False),
+        ("/tokenize", b"sk-secret", False),
+        ("/health/", b"", False),
+    ],
+)
+def test_every_path_but_health_needs_the_key(monkeypatch, path, header, passes):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-secret")
+    sent, passed = [], []
+
+    async def app(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": [(b"authorization", header)] if header else []}
+    asyncio.run(RequireKey(app)(scope, None, send))
+    assert passed == ([path] if passes else [])
+    assert [message["status"] for message in sent if "status" in message] == ([] if passes else [401])
