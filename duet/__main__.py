@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from common.errors import InputError
@@ -144,8 +145,18 @@ def execute(arguments: Sequence[str]) -> Any:
             return command.invoke(context)
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "duet")
-        message = error.format_message().replace("Value error, ", "").rstrip(".?")
-        raise InputError(f"{message}; see `{path} --help`") from error
+        raise InputError(f"{_format_usage_error(error).rstrip('.?')}; see `{path} --help`") from error
+
+
+def _format_usage_error(error: typer.TyperException) -> str:
+    """Return the message of a usage error, with the option's name and value first if typer rejected a value."""
+    cause, parameter = error.__cause__, getattr(error, "param", None)
+    if parameter is None or not isinstance(cause, ValidationError):
+        return error.format_message()
+    name, [detail, *_] = parameter.opts[-1], cause.errors()
+    if detail["type"] == "value_error":
+        return f"{name}: {detail['ctx']['error']}"
+    return f"{name}: {detail['input']!r} is not allowed; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 if __name__ == "__main__":

@@ -181,8 +181,8 @@ def scan_pairs(
         except InputError as error:
             wrong.add(str(error))
     key = "algorithm.dpo.pairs_file"
-    found = [finding for error in (bad, wrong) for finding in error.findings(key, rows)]
-    yield from found or [DATA.fine(f"{key}: {rows:,} pairs")]
+    findings = [finding for error in (bad, wrong) for finding in error.findings(key, rows)]
+    yield from findings or [DATA.fine(f"{key}: {rows:,} pairs")]
 
 
 def check_overlap(train: DataScan, held_out: dict[str, DataScan]) -> Iterator[Finding]:

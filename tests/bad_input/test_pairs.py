@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.records import read_pairs
 from duet import pairs
+from duet.__main__ import execute
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.bad_input.door import Setup, refused, refused_or_read
@@ -126,7 +127,7 @@ def command(setup: Setup, content: bytes, suffix: str = ".jsonl", **changes) -> 
     if not path.exists():
         path.write_bytes(content)
     given = {"scored": path, "config": setup.config, "out": setup.folder / "out.parquet"}
-    pairs.pairs(**(given | changes))
+    execute(["pairs", *(word for name, value in (given | changes).items() for word in (f"--{name}", str(value)))])
 
 
 def scored(name: str = "x", **reply) -> bytes:

@@ -148,7 +148,7 @@ def test_iterations_score_ties_and_margin_are_options(trial, tmp_path, vocabular
         (["RUN", "--score", "manner"], "--score: no reply of .* has the score 'manner'; scores: answer, heard, total"),
         (["RUN", "--ties", "answer,tone"], "--ties: no reply of .* has the score 'tone'"),
         (["RUN", "--margin", "4.5"], "no pair among 4 prompts; 1 fewer than two scored replies, 3 gap below"),
-        (["RUN", "--margin", "-1"], "'--margin': Input should be greater than or equal to 0"),
+        (["RUN", "--margin", "-1"], "--margin: '-1' is not allowed; input should be greater than or equal to 0"),
         (["RUN", "--iterations", "1,2"], "--iterations: '1,2' is not a number or a range"),
         (["RUN", "--iterations", "3-4"], "has replies of the iterations 1 to 2, none in 3-4"),
         (["RUN", "--config", "c.yaml"], "--config goes with --scored"),

@@ -69,7 +69,7 @@ def test_every_member_has_room_in_the_group_of_its_role_and_in_no_other(root, na
             assert room * most >= members, f"{most} nodes with room for {room} each hold no {members} of {role}"
             # The resource of the group's own counts the members that fit, so that it says what the others say.
             assert offered[role] == room
-            assert offered["GPU"] == room * needed.get("GPU", 0), f"a node of {role} has GPUs that nobody can use"
+            assert offered["GPU"] == room * needed.get("GPU", 0), f"a node of {role} has GPUs that no actor can use"
 
 
 @pytest.mark.parametrize("name", ["KubeRay, GPUs", "launcher, GPUs"])

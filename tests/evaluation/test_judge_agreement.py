@@ -179,7 +179,7 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(tmp_path, capsys, cont
         (["--human", "people"], "has no column 'people'"),
         (["--lowest", "5"], "--lowest: 5 is not below --highest, 5"),
         (["--threshold", "9"], "--threshold: 9 is outside the scale; give a number from 1 to 5"),
-        (["--largest", "2"], "'--largest': Input should be less than or equal to 1"),
+        (["--largest", "2"], "--largest: '2' is not allowed; input should be less than or equal to 1"),
         (["--slope", "0"], "--slope: 0 is too small; give a number above 0"),
         (["--out", "/no/such/folder/x.json"], "--out: /no/such/folder/x.json cannot be written"),
     ],

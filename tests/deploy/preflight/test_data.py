@@ -110,8 +110,8 @@ def test_prompts_that_are_wanted_are_kept(root, vocabulary):
     assert [kept.id for kept in scan.prompts] == ["first", "wanted"]
 
 
-def test_of_many_rows_the_first_are_those_that_others_are_compared_with(root, vocabulary, monkeypatch):
-    monkeypatch.setattr(data, "COMPARED", 2)
+def test_only_the_first_rows_have_digests(root, vocabulary, monkeypatch):
+    monkeypatch.setattr(data, "MAX_DIGESTS", 2)
     ids = [(1, 40), (1, 41), (1, 42), (1, 42), (1, 41)]
     scan = prompts(root, vocabulary, [prompt(str(number), given) for number, given in enumerate(ids)])
     assert len(scan.digests) == 2

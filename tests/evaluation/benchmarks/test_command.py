@@ -166,8 +166,11 @@ def test_replies_that_cannot_be_used_are_named(questions, tmp_path, rows, messag
         ([], "--out: without --run there is no directory"),
         (["--out", "x", "--run", "nowhere"], "nowhere is not the directory of a run"),
         (["--out", "x", "--judge", "nobody"], "there is no rater 'nobody'; reward.functions: answer, heard, manner"),
-        (["--out", "x", "--limit", "-1"], "'--limit': Input should be greater than or equal to 0"),
-        (["--out", "x", "--temperature", "-1"], "'--temperature': Input should be greater than or equal to 0"),
+        (["--out", "x", "--limit", "-1"], "--limit: '-1' is not allowed; input should be greater than or equal to 0"),
+        (
+            ["--out", "x", "--temperature", "-1"],
+            "--temperature: '-1' is not allowed; input should be",
+        ),
         (["--out", "x", "--replies", "nowhere.jsonl"], "--replies: nowhere.jsonl does not exist"),
         (["--out", "x", "--replies", "r.jsonl", "--judge", "me"], "there is no rater 'me'; reward.functions: none; "),
         (["--out", "x", "--replies", "r.jsonl", "run.seed=3"], "'run.seed=3': replies from elsewhere have no config"),
