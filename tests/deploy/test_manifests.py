@@ -158,7 +158,7 @@ def test_the_job_of_kuberay_is_a_command_of_duet(root):
     folder, _, words = command.partition(" && python -m duet ")
     assert folder == "cd /opt/duet"
     options = _parser("train").parse_args(words.split())
-    assert load_config(root / options.config, options.overrides).run.name == "playground"
+    assert load_config([root / path for path in options.config], options.overrides).run.name == "playground"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

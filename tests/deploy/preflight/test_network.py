@@ -10,7 +10,7 @@ from tests.deploy.preflight.cases import all_fine, configured, only
 
 JUDGE = (
     "reward.functions=[{name: judge, target: 'reward.remote.http_judge:HttpJudge', "
-    "kwargs: {name: judge, version: '1', url: ''https://judge.example/rate'}}]"
+    "kwargs: {name: judge, version: '1', url: 'https://judge.example/rate'}}]"
 )
 SCORES = ("reward.weights={judge: 1}", "reward.composites={}")
 
