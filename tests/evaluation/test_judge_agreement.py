@@ -138,9 +138,9 @@ def test_the_command_prints_and_writes_the_same(file, tmp_path, capsys):
 
 
 def test_another_scale_has_its_own_middle():
-    assert mix_settings(lowest=0.0, highest=10.0).threshold == 5.0
-    assert mix_settings(lowest=0.0, highest=10.0).largest_variance == 25.0
-    assert mix_settings(threshold=3.7).threshold == 3.7
+    assert mix_settings(lowest=0.0, highest=10.0).gate_threshold == 5.0
+    assert mix_settings(lowest=0.0, highest=10.0).max_variance == 25.0
+    assert mix_settings(threshold=3.7).gate_threshold == 3.7
 
 
 @pytest.mark.parametrize(

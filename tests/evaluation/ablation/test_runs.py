@@ -80,7 +80,7 @@ def test_a_key_that_came_later_spoils_a_run_but_not_a_page(tmp_path):
     for one in made:
         write_run(one)
     old = made[0].directory / "config.yaml"
-    old.write_text(old.read_text().replace("  slope: 5.0\n", ""))
+    old.write_text(old.read_text().replace("  gate_slope: 5.0\n", ""))
     with pytest.raises(InputError, match=r"mix_ratio\.gate_slope is not there"):
         run_missing(made, tmp_path)
     ablate(tmp_path, "--write")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.load import load_config
-from configs.schema import Config
+from configs.schema import Config, ValidationSection
 from data.records import read_demonstrations, read_prompts
 from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import RunDirectory
@@ -80,7 +80,7 @@ def config(root: Path, run: Path, **evaluation: int) -> Config:
     made.data.validation = {"held_out": str(root / made.data.validation["held_out"])}
     made.model.path = str(root / made.model.path)
     made.reward.codec.kwargs = {"path": str(root / "playground/world/codec")}
-    return made.model_copy(update={"validation": made.validation.model_copy(update=evaluation)})
+    return made.model_copy(update={"validation": ValidationSection(**(made.validation.model_dump() | evaluation))})
 
 
 def begin(root: Path, run: Path) -> RunDirectory:

@@ -2,12 +2,15 @@
 
 import pytest
 
-from configs.schema import Config
+from configs.load import load_config
 from observability.report import overview
 from observability.run_directory import RunDirectory, read_iterations
 from reward.scoring import ScoringConfig, score_groups
 from reward.types import MissingScore
+from tests.conftest import ROOT
 from tests.controller.examples import card, group, iteration
+
+PLAYGROUND = load_config(ROOT / "configs/playground.yaml", [])
 
 EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
 
@@ -39,10 +42,10 @@ def test_a_failure_is_told():
 
 def test_the_head_of_a_run(tmp_path):
     records = RunDirectory.create(tmp_path / "run", "run: {}\n")
-    assert overview.head(Config(), "run", None, [], None)["lambda"] is None
+    assert overview.head(PLAYGROUND, "run", None, [], None)["lambda"] is None
     for number in (1, 2):
         records.add_iteration(iteration(number))
-    head = overview.head(Config(), "run", read_iterations(records.directory), EVENTS, None)
+    head = overview.head(PLAYGROUND, "run", read_iterations(records.directory), EVENTS, None)
     assert (head["iteration"], head["lambda"], head["version"]) == (2, pytest.approx(0.22), 2)
     assert head["replies"] == 128
     assert head["seconds_iterations"] == pytest.approx(7.2)
