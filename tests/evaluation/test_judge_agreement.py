@@ -147,7 +147,7 @@ def test_the_command_prints_and_writes_the_same(file, tmp_path, capsys):
 
 def test_another_scale_has_its_own_middle():
     assert _settings(options("--lowest", "0", "--highest", "10")).gate_threshold == 5.0
-    assert _settings(options("--lowest", "0", "--highest", "10")).largest_variance == 25.0
+    assert _settings(options("--lowest", "0", "--highest", "10")).max_variance == 25.0
     assert _settings(options("--threshold", "3.7")).gate_threshold == 3.7
 
 
