@@ -87,6 +87,7 @@ def describe_error(error: ValidationError) -> str:
     found = next((one for one in errors if one["type"] in UNKNOWN), errors[0])
     key, kind, context = dotted(found["loc"]), found["type"], found.get("ctx", {})
     if kind in UNKNOWN:
+        key = ".".join(map(str, found["loc"]))
         return f"unknown configuration key {key!r}{_suggestion(key)}"
     if kind == "missing":
         return f"{key}: missing; a value is required"

@@ -57,11 +57,11 @@ def test_a_released_row(tmp_path):
     assert found.messages == (
         Message(role="system", said=DialogueTurn(text="You can speak and listen.")),
         Message(
-            role="user", said=DialogueTurn(text="Answer in a word.", num_recordings=(tmp_path / "audio/question.wav",))
+            role="user", said=DialogueTurn(text="Answer in a word.", recordings=(tmp_path / "audio/question.wav",))
         ),
     )
-    assert found.target == DialogueTurn(text="Seven.", num_recordings=(tmp_path / "audio/answer.wav",))
-    assert found.rejected == DialogueTurn(text="Eight.", num_recordings=(tmp_path / "audio/bad.wav",))
+    assert found.target == DialogueTurn(text="Seven.", recordings=(tmp_path / "audio/answer.wav",))
+    assert found.rejected == DialogueTurn(text="Eight.", recordings=(tmp_path / "audio/bad.wav",))
     assert (found.question, found.facts) == ("What is two plus five?", {"task_type": "s2s"})
     assert [path.name for path in found.recordings] == ["question.wav", "answer.wav", "bad.wav"]
 
@@ -85,7 +85,7 @@ def test_a_reply_at_the_end_is_the_target_unless_one_is_given(tmp_path):
     assert (given.target.text, len(given.messages)) == ("Seven.", 1)
     without = {"sft_target_text": None, "sft_target_audio": "", "rejected_text": " ", "rejected_audio": None}
     found = one(tmp_path, messages=messages, audios=["q.wav", "a.wav"], **without)
-    assert found.target == DialogueTurn(text="Six.", num_recordings=(tmp_path / "a.wav",))
+    assert found.target == DialogueTurn(text="Six.", recordings=(tmp_path / "a.wav",))
     assert found.rejected is None
     assert one(tmp_path, messages=messages[:1], audios=["q.wav"], **without).target is None
 

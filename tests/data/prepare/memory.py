@@ -100,7 +100,7 @@ def describe(folder: Path) -> None:
     prompts = PreparedFolder(rows=len(found), mark=found.marks[0], longest=found.longest, parts=parts)
     Manifest(
         inputs="",
-        num_recordings="",
+        recordings="",
         family="playground",
         codec="",
         tokenizer=fingerprint_of(vocabulary),

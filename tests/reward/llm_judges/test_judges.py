@@ -53,7 +53,7 @@ def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, co
 )
 def test_so_are_judges_that_are_models_and_raters_that_measure(root, world, use, arguments, complaint):
     config = configured(root, world, "version: '1', name: judge, url: 'http://127.0.0.1:9/'")
-    config.reward.functions[1].use = use
+    config.reward.functions[1].target = use
     given = yaml.safe_load(f"{{name: judge, {arguments}}}")
     config.reward.functions[1].kwargs = given
     with pytest.raises(InputError, match=f"reward.functions.judge.kwargs: {complaint}"):
