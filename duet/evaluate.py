@@ -3,9 +3,8 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
 import typer
@@ -27,7 +26,7 @@ from reward.server import ClassSpec, score_replies
 app = typer.Typer()
 
 SUITES = {"voicebench": voicebench, "openaudiobench": openaudiobench, "vstyle": vstyle}
-Suite = StrEnum("Suite", list(SUITES))
+SuiteName = Literal["voicebench", "openaudiobench", "vstyle"]
 DEFAULT_RECOGNISER = "heard"
 """The rater that recognises speech, if --hear names none and reward.functions has it."""
 
@@ -51,7 +50,9 @@ def evaluate(
     *,
     overrides: Overrides,
     config: Configs,
-    suite: Annotated[Suite, typer.Option(help="benchmark whose layout the data have")],
+    suite: Annotated[
+        Literal["voicebench", "openaudiobench", "vstyle"], typer.Option(help="benchmark whose layout the data have")
+    ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="benchmark as it was downloaded")],
     run: Annotated[
         Path | None, typer.Option(metavar="RUN", help="run to evaluate: its directory, or its name under runs/")
@@ -92,7 +93,7 @@ def evaluate(
         duet evaluate --replies replies.jsonl --out scores --suite openaudiobench --data DIR
     """
     options = EvaluationOptions(
-        suite=suite.value,
+        suite=suite,
         data=data,
         run=run,
         configs=config,

@@ -215,7 +215,7 @@ def _split_weight(text: str) -> tuple[Path, float]:
     if not equals or not before:
         return Path(text), 1.0
     if not isfinite(weight) or weight <= 0:
-        raise InputError(f"{text}: the weight {after} is not positive; give a finite number above 0")
+        raise InputError(f"{text}: the weight {after} is not allowed; give a finite number above 0")
     return Path(before), weight
 
 

@@ -271,12 +271,12 @@ def test_several_sources_and_their_weights(talks, prepare, tmp_path):
     [
         ([], "needs a source"),
         (["none.jsonl"], "none.jsonl is no source of dialogues"),
-        (["a.jsonl=0"], "the weight 0 is not possible"),
-        (["a.jsonl=inf"], "the weight inf is not possible"),
-        (["x/a.jsonl", "y/a.parquet"], "another source is called 'a'"),
-        (["a.jsonl", "--column", "a=b"], "are for --from-hf"),
-        (["a.jsonl", "--rows", "0"], "--rows: 0 is outside"),
-        (["a.jsonl", "--most-refused", "nan"], "--most-refused: nan is outside"),
+        (["a.jsonl=0"], "the weight 0 is not allowed"),
+        (["a.jsonl=inf"], "the weight inf is not allowed"),
+        (["x/a.jsonl", "y/a.parquet"], "another source is named 'a'"),
+        (["a.jsonl", "--column", "a=b"], "go with --from-hf"),
+        (["a.jsonl", "--rows", "0"], "--rows: '0' is not allowed"),
+        (["a.jsonl", "--most-refused", "nan"], "--most-refused: 'nan' is not allowed"),
         (["a.jsonl", "--set", "model.wrong=1"], "unknown configuration key"),
     ],
 )

@@ -228,7 +228,7 @@ def test_only_what_was_asked_for_is_measured(directory, tmp_path):
     [
         (["--checkpoint", "7"], "--checkpoint: '7' is not possible; allowed: start, last, .* \\(2\\)"),
         (["--reference", "judge"], "--reference: no scores of 'judge'; this run has answer, manner, total"),
-        (["--replies", "1"], "--replies: 1 is too small"),
+        (["--replies", "1"], "--replies: '1' is not allowed; input should be greater than or equal to 2"),
     ],
 )
 def test_options_that_the_run_has_nothing_for_are_refused(directory, arguments, message):
