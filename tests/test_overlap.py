@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.sampler import PROMPTS, EpochSampler
-from deploy.preflight.memory import HOLDS, MIB
+from deploy.preflight.memory import MIB, PROCESS_BYTES
 from observability.run_directory import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
@@ -45,7 +45,7 @@ def run(root, tmp_path_factory) -> Path:
         mates = decoders(job)
         assert len(mates) == 2
         # What the doctor reckons with for each, without the weights of a codec.
-        assert max(megabytes(mate) for mate in mates) < HOLDS["reward"] / MIB
+        assert max(megabytes(mate) for mate in mates) < PROCESS_BYTES["reward"] / MIB
         mates[0].kill()
         assert job.process.wait(timeout=200) == 0, job.output
     return runs / "ahead"

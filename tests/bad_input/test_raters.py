@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reward.server import _checked, _words
+from reward.server import _check_score, _words
 from reward.types import MissingScore
 from tests.bad_input.door import Setup, refused
 
@@ -82,7 +82,7 @@ SCORES = (
 @example(score=Strange)
 @example(score=MissingScore(["a"]))
 def test_an_answer_is_a_finite_number_or_missing(score):
-    found = _checked("judge", score)
+    found = _check_score("judge", score)
     if isinstance(found, MissingScore):
         assert isinstance(found.reason, str)
         assert found.fault in ("reply", "rater")
