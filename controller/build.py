@@ -25,16 +25,17 @@ from rollout.vllm_engine import EngineConfig, SamplingConfig
 from speech.families import Family, family
 from speech.registry import ClassSpec
 
-Tell = Callable[..., None]
+EventSink = Callable[..., None]
 """Takes events: a kind and fields."""
 
 
 def sampling(config: Config) -> SamplingConfig:
+    """Return the sampling parameters of training."""
     return SamplingConfig(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
 
 
 def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> ReplyProvenance:
-    """What makes samples and scores. raters: their versions."""
+    """Return what determines samples and scores. raters: version of each rater."""
     r = config.rollout
     sampling = {
         "temperature": f"{r.temperature:g}",
@@ -47,39 +48,42 @@ def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> 
 
 
 def scoring(config: Config) -> ScoringConfig:
+    """Return how scores are combined."""
     return ScoringConfig(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
 
 
 def routes(config: Config) -> list[ScoreRoute]:
-    """The routing table; empty where pairs train."""
+    """Return the routing table; empty for DPO."""
     return config.preference.routes if config.preference.objective == "grpo" else []
 
 
 def preference(config: Config, inputs: RunInputs) -> BatchBuilder:
-    """What makes the preference part of a batch: policy gradient or pairs."""
-    p, held_to = config.preference, reply_structure(config, inputs.family, inputs.vocabulary)
+    """Build the preference part of batches: GRPO or DPO."""
+    p, structure = config.preference, reply_structure(config, inputs.family, inputs.vocabulary)
     if p.objective == "grpo":
         return GRPOBatchBuilder(
             routes=routes(config),
             boundary=p.boundary,
             average=p.average,
             constant=p.constant or config.rollout.max_tokens,
-            structure=held_to,
+            structure=structure,
         )
-    shown = DatasetIndex(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
+    demonstrations = (
+        DatasetIndex(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
+    )
     return DPOBatchBuilder(
         score=p.pairs.score,
         ties=p.pairs.ties or list(config.reward.total),
         margin=p.pairs.margin,
-        structure=held_to,
-        demonstrations=shown,
+        structure=structure,
+        demonstrations=demonstrations,
         vocabulary=inputs.vocabulary,
         recorded=bool(inputs.pairs),
     )
 
 
 def mix_ratio(config: Config, state: dict | None) -> MixRatio:
-    """λ as it was left, or at its start."""
+    """Build λ from its state in a checkpoint, or at its start."""
     m = config.mix
     return MixRatio(
         MixRatioConfig(
@@ -100,43 +104,53 @@ def mix_ratio(config: Config, state: dict | None) -> MixRatio:
 
 
 def engine_settings(config: Config, chosen: Family) -> EngineConfig:
+    """Return the settings of a worker's engine."""
     r = config.rollout
     return EngineConfig(
         checkpoint=config.model.checkpoint,
         dtype=config.model.dtype,
-        max_length=config.model.max_length,
-        max_sequences=r.max_sequences,
+        max_model_len=config.model.max_length,
+        max_num_seqs=r.max_sequences,
         constrained=is_constrained(config, chosen),
         in_process=r.in_process,
-        threads=r.threads,
-        kv_cache_gib=r.kv_cache_gib,
-        gpu_memory_share=r.gpu_memory_share,
-        tensor_parallel=r.tensor_parallel,
+        num_threads=r.threads,
+        cpu_kv_cache_gib=r.kv_cache_gib,
+        gpu_memory_utilization=r.gpu_memory_share,
+        tensor_parallel_size=r.tensor_parallel,
         trust_remote_code=config.model.trust_remote_code,
     )
 
 
 def rollout_pool(
-    config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None, *, fixed: bool = False
+    config: Config,
+    chosen: Family,
+    emit_event: EventSink,
+    pools: list[ActorPool] | None = None,
+    *,
+    fixed: bool = False,
 ) -> RolloutPool:
-    """fixed: the workers keep the checkpoint's weights, and there is no learner."""
+    """Build the rollout pool. fixed: workers keep the checkpoint's weights, without a learner."""
     r = config.rollout
     pool = RolloutPoolConfig(
-        workers=r.workers,
-        needs=required_resources(r),
-        start_seconds=r.start_seconds,
-        sample_seconds=r.sample_seconds,
-        groups_at_once=r.max_sequences,  # a group may be of one reply; what is too many waits in the engine
-        sync_seconds=r.sync_seconds,
-        probe_limit=r.probe_limit,
-        beat_seconds=r.beat_seconds,
+        num_workers=r.workers,
+        resources=required_resources(r),
+        start_timeout_s=r.start_seconds,
+        generate_timeout_s=r.sample_seconds,
+        max_groups=r.max_sequences,  # a group may have one reply; surplus replies wait in the engine
+        sync_timeout_s=r.sync_seconds,
+        max_logprob_diff=r.probe_limit,
+        heartbeat_timeout_s=r.beat_seconds,
         metrics_host=config.metrics.host,
         fixed=fixed,
     )
-    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, emit_event, pools)
 
 
-def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None) -> RewardPool:
+def reward_pool(
+    config: Config, chosen: Family, emit_event: EventSink, pools: list[ActorPool] | None = None
+) -> RewardPool:
+    """Build the reward pool, with its decoder pool if configured."""
+
     def part(named: Named) -> ClassSpec:
         return ClassSpec(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
 
@@ -153,11 +167,11 @@ def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorP
         beat_seconds=r.beat_seconds,
         decoders=decoders if d.members else None,
     )
-    return RewardPool(settings, chosen, tell, company)
+    return RewardPool(settings, chosen, emit_event, pools)
 
 
 def build_objective(config: Config) -> Objective:
-    """The loss."""
+    """Build the loss."""
     p, a = config.preference, config.anchor
     return Objective(
         routes=tuple(RouteLoss(channel=r.channel, weight=r.weight) for r in routes(config)),
@@ -175,13 +189,13 @@ def build_objective(config: Config) -> Objective:
 
 
 def learner_place(config: Config) -> Placement:
-    """Asks Ray for room for all ranks, together."""
+    """Request the resources of all ranks together."""
     c = config.learner
     return Placement("learner", *[required_resources(c)] * c.ranks, strategy=c.strategy)
 
 
 def rank_settings(config: Config, run: str) -> LearnerConfig:
-    """run: the name of the run."""
+    """Return the settings of a learner rank. run: name of the run."""
     c = config.learner
     weights = Path(config.run.directory) / run / "weights"
     return LearnerConfig(
@@ -211,6 +225,7 @@ def rank_settings(config: Config, run: str) -> LearnerConfig:
 
 
 def learner_group(config: Config, chosen: Family, run: str, place: Placement) -> LearnerGroup:
+    """Start the ranks of the learner in a placement. run: name of the run."""
     c = config.learner
     group = LearnerGroupConfig(
         ranks=c.ranks,

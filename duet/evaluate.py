@@ -182,7 +182,7 @@ def _counted(batches: Iterator[list[AnsweredItem]], count: int, console: Console
 
 def _tell(console: Console, kind: str, fields: dict[str, object]) -> None:
     """What happens to members."""
-    if kind in ("lost", "work failed", "no room"):
+    if kind in ("actor_died", "task_failed", "waiting_for_resources"):
         console.print(
             f"  {kind}: {fields.get('member', '')} {fields.get('reason', fields.get('error', ''))}", markup=False
         )

@@ -18,11 +18,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool
+from cluster.actor_pool import ActorPool, SpeechPool
 from cluster.monitored_actor import MonitoredActor
 from cluster.placement import Placement
+from cluster.pool_calls import ActorPoolConfig
 from cluster.task_queue import LENT_TIMES, TaskQueue
-from cluster.waiting import FETCH_SECONDS, CallTimeout
+from cluster.waiting import FETCH_TIMEOUT_S, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.families import Family
@@ -58,7 +59,7 @@ def fetch_audio(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | Decod
     """Sounds by their references; of a reply without speech there is none."""
     wanted = [sound for sound in sounds if sound is not None]
     try:
-        came: list[Any] = ray.get(wanted, timeout=FETCH_SECONDS)
+        came: list[Any] = ray.get(wanted, timeout=FETCH_TIMEOUT_S)
     except RayError:
         came = [_one(sound) for sound in wanted]
     found = iter(came)
@@ -67,7 +68,7 @@ def fetch_audio(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | Decod
 
 def _one(sound: ray.ObjectRef) -> Waveform | DecodeFailed:
     try:
-        return ray.get(sound, timeout=FETCH_SECONDS)
+        return ray.get(sound, timeout=FETCH_TIMEOUT_S)
     except RayError as error:  # with the node that had it
         return DecodeFailed(f"{type(error).__name__}: {error}".partition("\n")[0])
 
@@ -121,49 +122,49 @@ class DecoderPool(SpeechPool):
             remote = ray.remote(SpeechDecoder).options(runtime_env=environment, **place.options())
             return remote.remote(checkpoint, codec, family)
 
-        self._crew = ActorPool(
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="decoder",
-                members=settings.decoders,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=work_seconds,
-                beat_seconds=beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.decoders,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=work_seconds,
+                heartbeat_timeout_s=beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda decoder: decoder.version.remote(),
-            tell=tell,
-            company=company,
+            create=make,
+            warm_up=lambda decoder: decoder.version.remote(),
+            emit_event=tell,
+            pools=company,
         )
         self._ordered: dict[int, np.ndarray] = {}
         """Token ids of what is not decoded yet, by number."""
         self._made: dict[int, ray.ObjectRef] = {}
         """Where the sound of each will be, or is: of whoever was asked last."""
-        self._job = TaskQueue(
-            partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", share=SHARE
+        self._queue = TaskQueue(
+            partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", max_batch=SHARE
         )
-        self._crew.open(self._job)
+        self._actor_pool.add_queue(self._queue)
 
     def begin(self, *, strict: bool = True) -> None:
         """As `ActorPool.begin`."""
-        self._crew.begin(strict=strict)
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> str:
         """As `ActorPool.start`. Returns the version of the codec."""
-        return next(iter(self._crew.start(strict=strict).values()))
+        return next(iter(self._actor_pool.start(strict=strict).values()))
 
     def order(self, name: str, token_ids: np.ndarray) -> int:
         """A reply to be decoded by whoever is free. name: for messages. Returns its number."""
-        number = self._job.add(name)
+        number = self._queue.add(name)
         self._ordered[number] = token_ids
         return number
 
     def sounds(self) -> list[tuple[int, ray.ObjectRef | None]]:
         """Those that were made since the last call, each with the number of its order; None without speech."""
         found = []
-        for number, spoken in self._job.leases.collect().items():
+        for number, spoken in self._queue.leases.collect().items():
             del self._ordered[number]
             made = self._made.pop(number)
             found.append((number, made if spoken else None))
@@ -171,8 +172,8 @@ class DecoderPool(SpeechPool):
 
     def abandon(self) -> None:
         """Gives up everything that was ordered and is not there."""
-        self._job.call_off()
-        self._job.leases.collect()
+        self._queue.cancel()
+        self._queue.leases.collect()
         self._ordered.clear()
         self._made.clear()
 
@@ -186,7 +187,7 @@ class DecoderPool(SpeechPool):
                 break
             made: dict[int, ray.ObjectRef] = {}
             asked = {item: replies[place] for item, place in enumerate(places)}
-            spoken = self._crew.work(
+            spoken = self._actor_pool.run(
                 [f"reply {place + 1}" for place in places],
                 partial(self._ask, replies=asked, made=made),
                 f"decoding {len(places)} replies",

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool, WeightUpdateRequest, poll_once
+from cluster.actor_pool import ActorPool, SpeechPool, poll_once
 from cluster.placement import Placement
+from cluster.pool_calls import ActorPoolConfig, WeightUpdateRequest
 from cluster.task_queue import LENT_TIMES, TaskQueue
 from cluster.waiting import CallTimeout
 from reward.decoder_pool import DecodeFailed, DecoderPool
@@ -53,21 +54,21 @@ class RewardPool(SpeechPool):
         """As last heard, by name and birth of a server: what a lost one did goes on counting."""
         self.left_alone: dict[str, int] = {}
         """Servers that do not ask a remote rater now, as they said when `counters` was called last."""
-        self._crew = ActorPool(
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="reward",
-                members=settings.servers,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=settings.score_seconds,
-                beat_seconds=settings.beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.servers,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=settings.score_seconds,
+                heartbeat_timeout_s=settings.beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda server: server.versions.remote(),
-            tell=tell,
-            company=self._company,
+            create=make,
+            warm_up=lambda server: server.versions.remote(),
+            emit_event=tell,
+            pools=self._company,
         )
         self._ordered: dict[int, ReplyGroup] = {}
         """What is not rated yet, by number: a prompt with one of its replies each."""
@@ -80,8 +81,8 @@ class RewardPool(SpeechPool):
         """How often the sound of each was lost."""
         self._cards: dict[int, Scorecard] = {}
         """That nobody has asked for yet."""
-        self._job = TaskQueue(self._have_rated, "scoring replies")
-        self._crew.open(self._job)
+        self._queue = TaskQueue(self._have_rated, "scoring replies")
+        self._actor_pool.add_queue(self._queue)
 
     @staticmethod
     def _decoders(
@@ -104,13 +105,13 @@ class RewardPool(SpeechPool):
         """Has every server start. strict: whether one that fails ends the start."""
         if self.decoders is not None:
             self.decoders.begin(strict=strict)
-        self._crew.begin(strict=strict)
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> dict[str, str]:
         """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
         start."""
         codec = {} if self.decoders is None else {"codec": self.decoders.start(strict=strict)}
-        return next(iter(self._crew.start(strict=strict).values())) | codec
+        return next(iter(self._actor_pool.start(strict=strict).values())) | codec
 
     def order(self, prompt: Prompt, reply: Reply) -> int:
         """A reply to be rated by whoever is free. Returns its number."""
@@ -129,8 +130,8 @@ class RewardPool(SpeechPool):
         """Gives up everything that was ordered and is not there."""
         if self.decoders is not None:
             self.decoders.abandon()
-        self._job.call_off()
-        self._job.leases.collect()
+        self._queue.cancel()
+        self._queue.leases.collect()
         for kept in (self._ordered, self._decoding, self._rating, self._lost, self._cards):
             kept.clear()
 
@@ -144,7 +145,7 @@ class RewardPool(SpeechPool):
         if self.decoders is not None:
             for item, sound in self.decoders.sounds():
                 self._to_be_rated(self._decoding.pop(item), sound)
-        for item, [card] in self._job.leases.collect().items():
+        for item, [card] in self._queue.leases.collect().items():
             number, _ = self._rating.pop(item)
             if not isinstance(card, DecodeFailed):
                 self._cards[number] = card
@@ -165,7 +166,7 @@ class RewardPool(SpeechPool):
         self._decoding[self.decoders.order(self._name(number), reply.token_ids)] = number
 
     def _to_be_rated(self, number: int, sound: ray.ObjectRef | None) -> None:
-        self._rating[self._job.add(self._name(number))] = number, sound
+        self._rating[self._queue.add(self._name(number))] = number, sound
 
     def _have_rated(self, server: Any, items: list[int]) -> ray.ObjectRef:
         groups = [self._ordered[self._rating[item][0]] for item in items]
@@ -180,7 +181,7 @@ class RewardPool(SpeechPool):
     def score(self, groups: list[ReplyGroup]) -> list[list[Scorecard]]:
         """Cards by group and reply, in the order given."""
         if self.decoders is None:
-            return self._crew.work(
+            return self._actor_pool.run(
                 [f"prompt {group.prompt.id}" for group in groups],
                 lambda server, items: server.score.remote([groups[i] for i in items]),
                 f"scoring {len(groups)} groups",
@@ -193,7 +194,7 @@ class RewardPool(SpeechPool):
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
         """A card for each reply, which is there already, from the raters of these names alone, in the order given."""
-        return self._crew.work(
+        return self._actor_pool.run(
             [f"reply to {one.prompt.id}" for one in spoken],
             lambda server, items: server.rate.remote([spoken[i] for i in items], raters),
             f"rating {len(spoken)} replies",
@@ -203,14 +204,14 @@ class RewardPool(SpeechPool):
         """Waveforms of a few replies."""
         if self.decoders is not None:
             return self.decoders.waveforms(replies)
-        return self._crew.work(
+        return self._actor_pool.run(
             _numbered(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
         )
 
     def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
         """A function of a waveform, named "module:function", of each of a few replies that has speech."""
         sounds = [sound for sound in self.decode(replies) if sound is not None]
-        return self._crew.work(
+        return self._actor_pool.run(
             _numbered(sounds),
             lambda server, items: server.measure.remote(function, [sounds[i] for i in items]),
             "measuring",
@@ -242,7 +243,7 @@ class RewardPool(SpeechPool):
 
     def _hand_out(self, table: pa.Table) -> None:
         self._answers = ray.put(table)
-        if table.num_rows and self._crew.names:
+        if table.num_rows and self._actor_pool.names:
             self._everybody(lambda server: server.load_cache.remote(self._answers), "taking the judges' answers")
 
     def counters(self) -> dict[str, dict[str, float]]:
@@ -258,7 +259,7 @@ class RewardPool(SpeechPool):
     def _everybody(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
         """Asks every server that is up. Returns their answers by name, without those of servers lost meanwhile."""
         found: dict[str, Any] = {}
-        self._crew.renew(WeightUpdateRequest(call=call, check=found.__setitem__, doing=doing))
+        self._actor_pool.update_all(WeightUpdateRequest(call=call, check=found.__setitem__, doing=doing))
         return found
 
 

@@ -40,7 +40,7 @@ def test_a_run_with_decoders_bears_the_death_of_one(root, few, world, tmp_path):
     run = tmp_path / "decoded"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["workers"] == {"rollout": 1, "reward": 1, "decoder": 2, "learner": 2}
-    lost = [event for event in read_events(run) if event["kind"] == "lost"]
+    lost = [event for event in read_events(run) if event["kind"] == "actor_died"]
     assert [event["member"].startswith("decoder-") for event in lost] == [True]
     iterations = pq.read_table(run / "iterations.parquet").to_pylist()
     assert len(iterations) == 2

@@ -133,7 +133,7 @@ class Users:
 
 def _lives(user: str) -> bool:
     if user == DRIVER:
-        return not ray_cluster.gone()
+        return not ray_cluster.driver_is_dead()
     try:
         found = find_identity(user)
     except Exception:  # nobody can say now: a judge that is ended too late costs less than one that is missed
@@ -241,7 +241,7 @@ class There:
             ray.kill(self._actor)
             raise TimeoutError(
                 f"the judge {self._settings.checkpoint} was not up within {self._room.start_seconds:.0f} s "
-                f"(start_seconds); {missing_resources(self._room.needs)}"
+                f"(start_seconds); {missing_resources(self._room.resources)}"
             ) from None
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
@@ -250,7 +250,7 @@ class There:
 
     def _start(self) -> Any:
         """The actor of these settings, which is started if there is none."""
-        others = dict(self._room.needs)
+        others = dict(self._room.resources)
         options = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
         return (
             ray.remote(JudgeServer)

@@ -62,15 +62,15 @@ def answer(asked: Asked) -> Found:
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineConfig(
-        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=ATONCE, constrained=True,
-        in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
+        checkpoint=asked.checkpoint, dtype="float32", max_model_len=512, max_num_seqs=ATONCE, constrained=True,
+        in_process=True, num_threads=2, cpu_kv_cache_gib=1.0, gpu_memory_utilization=0.3, tensor_parallel_size=1,
     )  # fmt: skip
     sampling = SamplingConfig(temperature=1.0, max_tokens=LONGEST)
 
     def draw(count: int, constrained: bool) -> list[tuple[Prompt, Reply]]:
         engine = VllmEngine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
         each = -(-count // len(asked.prompts))
-        groups = engine.sample(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
+        groups = engine.generate(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
         return [(group.prompt, reply) for group in groups for reply in group.replies][:count]
 
     held = draw(REPLIES, constrained=True)
