@@ -49,7 +49,7 @@ def drawn(config: Any) -> list[learner_rows.TrainingSample]:
     engine = VllmEngine(build.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
     prompts = inputs.prompts[: config.rollout.batch_size]
     sampling, seeds = build.sampling(config), list(range(0, 1000 * len(prompts), 1000))
-    groups = engine.sample(prompts, config.rollout.n, sampling, seeds, "bench")
+    groups = engine.generate(prompts, config.rollout.n, sampling, seeds, "bench")
     return [
         learner_rows.TrainingSample(
             prompt_ids=group.prompt.token_ids,

@@ -77,11 +77,11 @@ class Engines:
         ]
         begun = time.perf_counter()
         # As a pool asks: two questions are always with it.
-        asked = deque([self.worker.turn.remote(orders, TURN_SECONDS), self.worker.turn.remote([], TURN_SECONDS)])
+        asked = deque([self.worker.run_for.remote(orders, TURN_SECONDS), self.worker.run_for.remote([], TURN_SECONDS)])
         replies: list[Reply] = []
         while len(replies) < GROUP * len(prompts):
             replies += [reply for _, reply in ray.get(asked.popleft()).replies]
-            asked.append(self.worker.turn.remote([], TURN_SECONDS))
+            asked.append(self.worker.run_for.remote([], TURN_SECONDS))
         seconds = time.perf_counter() - begun
         ray.get(list(asked))
         return sum(len(reply.token_ids) for reply in replies) / seconds

@@ -68,7 +68,7 @@ def measure(repeats: int) -> list[BenchRow]:
     config = playground()
     chosen = family(config.model.family)
     usual = build.engine_settings(config, chosen)
-    torch.set_num_threads(usual.threads)
+    torch.set_num_threads(usual.num_threads)
     found: dict[str, list[float]] = {"shm": [], "object_store": [], "broadcast": []}
     with (
         tempfile.TemporaryDirectory() as checkpoint,
@@ -79,7 +79,7 @@ def measure(repeats: int) -> list[BenchRow]:
     ):
         model = _model(Path(checkpoint))
         settings = replace(
-            usual, checkpoint=checkpoint, dtype="bfloat16", max_length=256, max_sequences=4, constrained=False
+            usual, checkpoint=checkpoint, dtype="bfloat16", max_model_len=256, max_num_seqs=4, constrained=False
         )
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": process_environment(settings)}}
         receiver = ray.remote(TransferReceiver).options(**options).remote(settings, chosen, usual.checkpoint)

@@ -99,7 +99,7 @@ class Controller(MonitoredActor):
         self._missing = MissingScoreLimit(config.reward.max_missing_rate, config.reward.missing_window)
         self._watch = StallMonitor(
             StallDetector(config.run.stall_timeout_s, time.monotonic()),
-            StallReport(directory, lambda: self._loop.awaited() if self._loop else [], redact),
+            StallReport(directory, lambda: self._loop.pending_calls() if self._loop else [], redact),
             self._tell,
         )
 
@@ -132,7 +132,7 @@ class Controller(MonitoredActor):
         """Ends the run after the iteration that is under way, with checkpoint, evaluation and summary; without the
         driver, if that is gone by then."""
         self._stopping = True
-        self._records.add_event("stop requested")
+        self._records.add_event("stop_requested")
 
     def run(self) -> dict:
         """The whole job. Returns the summary, which is also written."""
@@ -195,7 +195,7 @@ class Controller(MonitoredActor):
                 lost += 1
                 if lost > RESTARTS:
                     raise
-                self._tell("learner lost", reason=str(error), iteration=self._records.last, where="the start")
+                self._tell("learner_died", reason=str(error), iteration=self._records.last, where="the start")
 
     # ---- iterations
 
@@ -236,7 +236,7 @@ class Controller(MonitoredActor):
             lost += 1
             if lost > RESTARTS:
                 raise error
-            self._tell("learner lost", reason=str(error), iteration=self._records.last, where=where)
+            self._tell("learner_died", reason=str(error), iteration=self._records.last, where=where)
             try:
                 self._members.restart_learner(self._checkpoint)
             except LearnerLost as again:
@@ -246,7 +246,7 @@ class Controller(MonitoredActor):
         self._records.rewind(iteration)
         self._missing = MissingScoreLimit(self._config.reward.max_missing_rate, self._config.reward.missing_window)
         self._replay = overrides_after(self._directory, iteration)
-        self._tell("learner back", iteration=iteration, seconds=time.perf_counter() - begun)
+        self._tell("learner_restarted", iteration=iteration, seconds=time.perf_counter() - begun)
         return lost
 
     def _save(self, iteration: int, *, must: bool) -> bool:
@@ -257,7 +257,7 @@ class Controller(MonitoredActor):
         except CheckpointError as error:
             if must:
                 raise
-            self._tell("checkpoint failed", iteration=iteration, reason=str(error))
+            self._tell("checkpoint_failed", iteration=iteration, reason=str(error))
             return False
         self._checkpoint = read_checkpoint(path)
         self._tell("checkpoint", iteration=iteration)
@@ -280,7 +280,7 @@ class Controller(MonitoredActor):
             try:
                 fields = self._apply(request)
             except ValueError as error:
-                self._tell("refused", id=request.id, reason=str(error))
+                self._tell("request_rejected", id=request.id, reason=str(error))
             else:
                 self._tell(id=request.id, iteration=number, **fields)
             self._inbox.done(request)
@@ -322,7 +322,7 @@ class Controller(MonitoredActor):
             reward = self._members.reward
             self._numbers.observe(done.iteration, judges=reward.counters(), left_alone=reward.circuit_open)
         if done.not_finite is not None:
-            self._tell("step skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
+            self._tell("step_skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
         with self._lock:
             self._done.append(done.iteration)
 

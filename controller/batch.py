@@ -313,7 +313,7 @@ def describe_iteration(
         entropy_speech=_number(tally.mean("entropy_speech")),
         logp_gap_text=None if staleness else _number(tally.largest.get("logp_gap_text")),
         logp_gap_speech=None if staleness else _number(tally.largest.get("logp_gap_speech")),
-        probe_gap=float(np.max([report.probe_gap for report in syncs.values()])),
+        probe_gap=float(np.max([report.logprob_diff for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
         learning_rate=learned.learning_rate,

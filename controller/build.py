@@ -25,16 +25,17 @@ from rollout.vllm_engine import EngineConfig, SamplingConfig
 from speech.families import Family, family
 from speech.registry import ClassSpec
 
-Tell = Callable[..., None]
+EventSink = Callable[..., None]
 """Takes events: a kind and fields."""
 
 
 def sampling(config: Config) -> SamplingConfig:
+    """Return the sampling parameters of training."""
     return SamplingConfig(temperature=config.rollout.temperature, max_tokens=config.rollout.max_new_tokens)
 
 
 def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> ReplyProvenance:
-    """What makes samples and scores. raters: their versions."""
+    """Return what determines samples and scores. raters: version of each rater."""
     r = config.rollout
     sampling = {
         "temperature": f"{r.temperature:g}",
@@ -47,11 +48,12 @@ def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> 
 
 
 def scoring(config: Config) -> ScoringConfig:
+    """Return how scores are combined."""
     return ScoringConfig(total=config.reward.weights, others=config.reward.composites, combine=config.reward.aggregate)
 
 
 def routes(config: Config) -> list[ScoreRoute]:
-    """The routing table; empty where pairs train."""
+    """Return the routing table; empty for DPO."""
     return config.algorithm.score_routing if config.algorithm.name == "grpo" else []
 
 
@@ -86,43 +88,53 @@ def mix_ratio(config: Config, state: dict | None) -> MixRatio:
 
 
 def engine_settings(config: Config, chosen: Family) -> EngineConfig:
+    """Return the settings of a worker's engine."""
     r = config.rollout
     return EngineConfig(
         checkpoint=config.model.path,
         dtype=config.model.dtype,
-        max_length=config.model.max_model_len,
-        max_sequences=r.max_num_seqs,
+        max_model_len=config.model.max_model_len,
+        max_num_seqs=r.max_num_seqs,
         constrained=is_constrained(config, chosen),
         in_process=r.engine_in_process,
-        threads=r.num_threads,
-        kv_cache_gib=r.cpu_kv_cache_gib,
-        gpu_memory_share=r.gpu_memory_utilization,
-        tensor_parallel=r.tensor_parallel_size,
+        num_threads=r.num_threads,
+        cpu_kv_cache_gib=r.cpu_kv_cache_gib,
+        gpu_memory_utilization=r.gpu_memory_utilization,
+        tensor_parallel_size=r.tensor_parallel_size,
         trust_remote_code=config.model.trust_remote_code,
     )
 
 
 def rollout_pool(
-    config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None, *, fixed: bool = False
+    config: Config,
+    chosen: Family,
+    emit_event: EventSink,
+    pools: list[ActorPool] | None = None,
+    *,
+    fixed: bool = False,
 ) -> RolloutPool:
-    """fixed: the workers keep the checkpoint's weights, and there is no learner."""
+    """Build the rollout pool. fixed: workers keep the checkpoint's weights, without a learner."""
     r = config.rollout
     pool = RolloutPoolConfig(
-        workers=r.num_workers,
-        needs=required_resources(r),
-        start_seconds=r.start_timeout_s,
-        sample_seconds=r.generate_timeout_s,
-        groups_at_once=r.max_num_seqs,  # a group may be of one reply; what is too many waits in the engine
-        sync_seconds=r.sync_timeout_s,
-        probe_limit=config.weight_sync.max_logprob_diff,
-        beat_seconds=r.heartbeat_timeout_s,
+        num_workers=r.num_workers,
+        resources=required_resources(r),
+        start_timeout_s=r.start_timeout_s,
+        generate_timeout_s=r.generate_timeout_s,
+        max_groups=r.max_num_seqs,  # a group may be of one reply; what is too many waits in the engine
+        sync_timeout_s=r.sync_timeout_s,
+        max_logprob_diff=config.weight_sync.max_logprob_diff,
+        heartbeat_timeout_s=r.heartbeat_timeout_s,
         metrics_host=config.metrics.host,
         fixed=fixed,
     )
-    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, emit_event, pools)
 
 
-def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None) -> RewardPool:
+def reward_pool(
+    config: Config, chosen: Family, emit_event: EventSink, pools: list[ActorPool] | None = None
+) -> RewardPool:
+    """Build the reward pool, with its decoder pool if configured."""
+
     def part(named: ClassSection) -> ClassSpec:
         return ClassSpec(target=named.target, kwargs=dict(named.kwargs), name=getattr(named, "name", ""))
 
@@ -139,7 +151,7 @@ def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorP
         beat_seconds=r.heartbeat_timeout_s,
         decoders=decoders if d.num_workers else None,
     )
-    return RewardPool(settings, chosen, tell, company)
+    return RewardPool(settings, chosen, emit_event, pools)
 
 
 def build_objective(config: Config) -> Objective:
@@ -161,13 +173,13 @@ def build_objective(config: Config) -> Objective:
 
 
 def learner_place(config: Config) -> Placement:
-    """Asks Ray for room for all ranks, together."""
+    """Request the resources of all ranks together."""
     c = config.learner
     return Placement("learner", *[required_resources(c)] * c.num_workers, strategy=c.placement_strategy)
 
 
 def rank_settings(config: Config, run: str) -> LearnerConfig:
-    """run: the name of the run."""
+    """Return the settings of a learner rank. run: name of the run."""
     c = config.learner
     weights = Path(config.run.directory) / run / "weights"
     return LearnerConfig(
@@ -197,6 +209,7 @@ def rank_settings(config: Config, run: str) -> LearnerConfig:
 
 
 def learner_group(config: Config, chosen: Family, run: str, place: Placement) -> LearnerGroup:
+    """Start the ranks of the learner in a placement. run: name of the run."""
     c = config.learner
     group = LearnerGroupConfig(
         ranks=c.num_workers,

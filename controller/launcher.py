@@ -215,7 +215,7 @@ class RunMonitor:
                         raise
                     changes = {}
                     RunDirectory.open(self._directory).add_event(
-                        "controller lost", reason=str(error), iteration=lost[-1]
+                        "controller_died", reason=str(error), iteration=lost[-1]
                     )
                     self._display.note(f"{error}; a new one goes on after iteration {lost[-1]}")
 

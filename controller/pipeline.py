@@ -20,9 +20,9 @@ from speech.types import Prompt, Reply, ReplyGroup
 class RolloutSource(Protocol):
     """What a flow needs of the rollout pool."""
 
-    def order(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
+    def submit(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
     def replies(self) -> list[tuple[int, Reply]]: ...
-    def abandon(self) -> None: ...
+    def abort_all(self) -> None: ...
 
 
 class RewardSource(Protocol):
@@ -84,7 +84,7 @@ class Pipeline:
         """A group for each prompt. seeds: one a prompt, fix the draws."""
         batch = RolloutBatch(prompts, group_size)
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            self._drawing[self._rollout.order(prompt, group_size, sampling, seed)] = batch, place
+            self._drawing[self._rollout.submit(prompt, group_size, sampling, seed)] = batch, place
         return batch
 
     def pump(self, until: Callable[[], bool], others: Sequence[ray.ObjectRef] = ()) -> None:
@@ -108,7 +108,7 @@ class Pipeline:
 
     def abandon(self) -> None:
         """Gives up all batches."""
-        self._rollout.abandon()
+        self._rollout.abort_all()
         self._reward.abort_all()
         self._drawing.clear()
         self._rating.clear()

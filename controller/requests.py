@@ -110,7 +110,7 @@ def send_request(
             f"{run.name} did not take the request within {seconds:g} s; it was taken back. An iteration may take "
             "longer: --wait gives more time"
         )
-    if answer["kind"] == "refused":
+    if answer["kind"] == "request_rejected":
         raise InputError(f"{run.name} refused: {answer.get('reason', 'no reason is given')}")
     if type(answer.get("iteration")) is not int:
         raise InputError(f"{run / 'events.jsonl'} answers the request by {answer}, which names no iteration")

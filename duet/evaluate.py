@@ -221,7 +221,7 @@ def _with_progress(batches: Iterator[list[AnsweredItem]], count: int, console: C
 
 def _print_event(console: Console, kind: str, fields: dict[str, object]) -> None:
     """Print an event that concerns a lost actor, a failed task or missing resources."""
-    if kind in ("lost", "work failed", "no room"):
+    if kind in ("actor_died", "task_failed", "waiting_for_resources"):
         console.print(
             f"  {kind}: {fields.get('member', '')} {fields.get('reason', fields.get('error', ''))}", markup=False
         )

@@ -203,7 +203,7 @@ class LearnerGroup:
         self._doing = ("waiting for a place", time.monotonic())
         if not self._place.wait(deadline):
             self._life = ReplicaState.DEAD
-            missing = missing_resources(self._place.needs)
+            missing = missing_resources(self._place.resources)
             raise LearnerLost(list(self._ranks), f"{', '.join(self._ranks)} have no place to start: {missing}")
         host, port = self._answers({first: leader.address.remote()}, deadline, "starting")[first]
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
@@ -332,12 +332,12 @@ class LearnerGroup:
         self._answers(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._skips = version, manifest.skips
 
-    def census(self) -> PoolStatus:
+    def status(self) -> PoolStatus:
         """How the group stands, whose ranks live and die together; may be asked from another thread."""
         ranks = len(self._ranks)
-        return PoolStatus(wanted=ranks, members={self._life: ranks}, restarts=0)
+        return PoolStatus(target=ranks, replicas={self._life: ranks}, restarts=0)
 
-    def awaited(self) -> list[PendingCall]:
+    def pending_calls(self) -> list[PendingCall]:
         """All ranks, with what they were asked to do; may be asked from another thread."""
         doing, since = self._doing
         delivery = self._delivery

@@ -67,7 +67,7 @@ Judgements = Mapping[str, list[ScoredReply]]
 """Held-out replies by evaluation set."""
 
 
-FAULTS = ("lost", "learner lost", "checkpoint failed", "step skipped", "work failed", "controller lost")
+FAULTS = ("actor_died", "learner_died", "checkpoint_failed", "step_skipped", "task_failed", "controller_died")
 """Kinds of events that are counted as faults."""
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool
+from cluster.actor_pool import ActorPool, SpeechPool
 from cluster.monitored_actor import MonitoredActor
 from cluster.placement import Placement
+from cluster.pool_calls import ActorPoolConfig
 from cluster.task_queue import LENT_TIMES, TaskQueue
-from cluster.waiting import FETCH_SECONDS, CallTimeout
+from cluster.waiting import FETCH_TIMEOUT_S, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.families import Family
@@ -58,7 +59,7 @@ def fetch_audio(refs: Sequence[ray.ObjectRef | None]) -> list[Waveform | DecodeF
     """Fetch audio by reference; None stays None (a reply without speech)."""
     present = [ref for ref in refs if ref is not None]
     try:
-        values: list[Any] = ray.get(present, timeout=FETCH_SECONDS)
+        values: list[Any] = ray.get(present, timeout=FETCH_TIMEOUT_S)
     except RayError:
         values = [_fetch_one(ref) for ref in present]
     fetched = iter(values)
@@ -67,7 +68,7 @@ def fetch_audio(refs: Sequence[ray.ObjectRef | None]) -> list[Waveform | DecodeF
 
 def _fetch_one(ref: ray.ObjectRef) -> Waveform | DecodeFailed:
     try:
-        return ray.get(ref, timeout=FETCH_SECONDS)
+        return ray.get(ref, timeout=FETCH_TIMEOUT_S)
     except RayError as error:  # lost with its node
         return DecodeFailed(f"{type(error).__name__}: {error}".partition("\n")[0])
 
@@ -130,38 +131,38 @@ class DecoderPool(SpeechPool):
             remote = ray.remote(SpeechDecoder).options(runtime_env=environment, **place.options())
             return remote.remote(checkpoint, codec, family)
 
-        self._crew = ActorPool(
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="decoder",
-                members=settings.decoders,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=work_seconds,
-                beat_seconds=beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.decoders,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=work_seconds,
+                heartbeat_timeout_s=beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda decoder: decoder.version.remote(),
-            tell=tell,
-            company=company,
+            create=make,
+            warm_up=lambda decoder: decoder.version.remote(),
+            emit_event=tell,
+            pools=company,
         )
         self._pending: dict[int, np.ndarray] = {}
         """Token ids of replies that are not decoded yet, by task number."""
         self._audio_refs: dict[int, ray.ObjectRef] = {}
         """Reference to the audio of each task, from the latest call."""
         self._tasks = TaskQueue(
-            partial(self._call, replies=self._pending, refs=self._audio_refs), "decoding replies", share=SHARE
+            partial(self._call, replies=self._pending, refs=self._audio_refs), "decoding replies", max_batch=SHARE
         )
-        self._crew.open(self._tasks)
+        self._actor_pool.add_queue(self._tasks)
 
     def begin(self, *, strict: bool = True) -> None:
         """See `ActorPool.begin`."""
-        self._crew.begin(strict=strict)
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> str:
         """See `ActorPool.start`. Return the version of the codec."""
-        return next(iter(self._crew.start(strict=strict).values()))
+        return next(iter(self._actor_pool.start(strict=strict).values()))
 
     def submit(self, name: str, token_ids: np.ndarray) -> int:
         """Queue a reply for decoding. Return its task number. name: shown in messages."""
@@ -180,7 +181,7 @@ class DecoderPool(SpeechPool):
 
     def abort_all(self) -> None:
         """Cancel all unfinished tasks and drop finished ones."""
-        self._tasks.call_off()
+        self._tasks.cancel()
         self._tasks.leases.collect()
         self._pending.clear()
         self._audio_refs.clear()
@@ -194,7 +195,7 @@ class DecoderPool(SpeechPool):
                 break
             refs: dict[int, ray.ObjectRef] = {}
             batch = {item: replies[index] for item, index in enumerate(missing)}
-            flags = self._crew.work(
+            flags = self._actor_pool.run(
                 [f"reply {index + 1}" for index in missing],
                 partial(self._call, replies=batch, refs=refs),
                 f"decoding {len(missing)} replies",

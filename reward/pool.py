@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool, WeightUpdateRequest, poll_once
+from cluster.actor_pool import ActorPool, SpeechPool, poll_once
 from cluster.placement import Placement
+from cluster.pool_calls import ActorPoolConfig, WeightUpdateRequest
 from cluster.task_queue import LENT_TIMES, TaskQueue
 from cluster.waiting import CallTimeout
 from reward.decoder_pool import DecodeFailed, DecoderPool
@@ -58,21 +59,21 @@ class RewardPool(SpeechPool):
         """Latest counters by name and start time of a server, so that dead servers still count."""
         self.circuit_open: dict[str, int] = {}
         """Servers whose circuit to a remote rater is open, by rater, as of the last call of `counters`."""
-        self._crew = ActorPool(
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="reward",
-                members=settings.servers,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=settings.score_seconds,
-                beat_seconds=settings.beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.servers,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=settings.score_seconds,
+                heartbeat_timeout_s=settings.beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda server: server.versions.remote(),
-            tell=tell,
-            company=self._company,
+            create=make,
+            warm_up=lambda server: server.versions.remote(),
+            emit_event=tell,
+            pools=self._company,
         )
         self._pending: dict[int, ReplyGroup] = {}
         """Submissions without a scorecard yet, by number: a prompt with one reply each."""
@@ -86,7 +87,7 @@ class RewardPool(SpeechPool):
         self._cards: dict[int, Scorecard] = {}
         """Scorecards that were not collected yet."""
         self._tasks = TaskQueue(self._call_server, "scoring replies")
-        self._crew.open(self._tasks)
+        self._actor_pool.add_queue(self._tasks)
 
     @staticmethod
     def _build_decoders(
@@ -109,13 +110,13 @@ class RewardPool(SpeechPool):
         """Begin to start every server. strict: whether one failure aborts the start."""
         if self.decoders is not None:
             self.decoders.begin(strict=strict)
-        self._crew.begin(strict=strict)
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> dict[str, str]:
         """Wait for every server. Return the versions of raters and codec. strict: whether one failure aborts the
         start."""
         codec = {} if self.decoders is None else {"codec": self.decoders.start(strict=strict)}
-        return next(iter(self._crew.start(strict=strict).values())) | codec
+        return next(iter(self._actor_pool.start(strict=strict).values())) | codec
 
     def submit(self, prompt: Prompt, reply: Reply) -> int:
         """Queue a reply for decoding and rating. Return its number."""
@@ -134,7 +135,7 @@ class RewardPool(SpeechPool):
         """Cancel all unfinished replies and drop finished ones."""
         if self.decoders is not None:
             self.decoders.abort_all()
-        self._tasks.call_off()
+        self._tasks.cancel()
         self._tasks.leases.collect()
         for state in (self._pending, self._decoding, self._rating, self._lost, self._cards):
             state.clear()
@@ -185,7 +186,7 @@ class RewardPool(SpeechPool):
     def score(self, groups: list[ReplyGroup]) -> list[list[Scorecard]]:
         """Return a scorecard per reply, by group, in the order given."""
         if self.decoders is None:
-            return self._crew.work(
+            return self._actor_pool.run(
                 [f"prompt {group.prompt.id}" for group in groups],
                 lambda server, items: server.score.remote([groups[i] for i in items]),
                 f"scoring {len(groups)} groups",
@@ -198,7 +199,7 @@ class RewardPool(SpeechPool):
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
         """Return a scorecard per decoded reply, from the named raters only, in the order given."""
-        return self._crew.work(
+        return self._actor_pool.run(
             [f"reply to {reply.prompt.id}" for reply in spoken],
             lambda server, items: server.rate.remote([spoken[i] for i in items], raters),
             f"rating {len(spoken)} replies",
@@ -208,14 +209,14 @@ class RewardPool(SpeechPool):
         """Decode a few replies. A reply without speech gives None."""
         if self.decoders is not None:
             return self.decoders.decode(replies)
-        return self._crew.work(
+        return self._actor_pool.run(
             _task_names(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
         )
 
     def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
         """Apply a function of a waveform, named "module:function", to each of a few replies that has speech."""
         waveforms = [waveform for waveform in self.decode(replies) if waveform is not None]
-        return self._crew.work(
+        return self._actor_pool.run(
             _task_names(waveforms),
             lambda server, items: server.measure.remote(function, [waveforms[i] for i in items]),
             "measuring",
@@ -249,7 +250,7 @@ class RewardPool(SpeechPool):
 
     def _distribute(self, table: pa.Table) -> None:
         self._answers = ray.put(table)
-        if table.num_rows and self._crew.names:
+        if table.num_rows and self._actor_pool.names:
             self._call_all(lambda server: server.load_cache.remote(self._answers), "loading judge answers")
 
     def counters(self) -> dict[str, dict[str, float]]:
@@ -265,7 +266,7 @@ class RewardPool(SpeechPool):
     def _call_all(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
         """Call every server that is up. Return the answers by name, without those of servers that died."""
         answers: dict[str, Any] = {}
-        self._crew.renew(WeightUpdateRequest(call=call, check=answers.__setitem__, doing=doing))
+        self._actor_pool.update_all(WeightUpdateRequest(call=call, check=answers.__setitem__, doing=doing))
         return answers
 
 

@@ -126,7 +126,7 @@ def test_a_job_is_scaled_stopped_and_resumed_by_another(root, cluster, few, tmp_
     assert "duet train  job" in logs
     assert "48 prompts × 4 = 192" in logs
     until((run / "summary.json").is_file, "a run that was stopped to end", (run / "events.jsonl").read_text)
-    assert [len(events(kind)) for kind in ("stop requested", "failed")] == [1, 0]
+    assert [len(events(kind)) for kind in ("stop_requested", "failed")] == [1, 0]
     done = json.loads((run / "summary.json").read_text())["iterations"]
     assert done in (1, 2)
     assert (run / f"checkpoints/{done:06d}/controller.json").is_file()

@@ -95,7 +95,7 @@ class BenchmarkModel:
             number = 0
             if prompt is not None:
                 rollout, _ = self._open(prompt)
-                number = rollout.order(prompt, 1, self.sampling, draw_seed(self._config.run.seed, item))
+                number = rollout.submit(prompt, 1, self.sampling, draw_seed(self._config.run.seed, item))
             ordered.append((replace(item, sound=None), prompt, number))
         return ordered
 

@@ -15,8 +15,8 @@ LINES = """iteration lambda lambda_raw gate_quality gate_information mix_overrid
 kl_text kl_speech entropy_text entropy_speech replies replies_dropped scores_missing""".split()
 """Columns of iterations.parquet that a report draws or lists; besides, every score and every phase."""
 HEAD = ("iteration", "lambda", "mix_overridden", "weight_version", "replies", "seconds_total")
-FAULT = {*FAULTS, "failed", "stalled", "judges forgotten"}
-SCALE = {"scale", "resized", "starting", "joined", "left", "no room"}
+FAULT = {*FAULTS, "failed", "stalled", "judge_cache_dropped"}
+SCALE = {"scale", "pool_resized", "actor_starting", "actor_ready", "actor_removed", "waiting_for_resources"}
 SILENT = ("time", "kind", "id", "trace", "arithmetic")
 """Fields of an event that a sentence leaves out."""
 MOST_EVENTS = 500
@@ -38,8 +38,8 @@ def state(
         return {"word": "finished", "sentence": "Ended as planned."}
     if worked_on:
         return {"word": "running", "sentence": "A job works on it now."}
-    ends = [event for event in events if event["kind"] in ("failed", "controller lost", "started", "resumed")]
-    if ends and ends[-1]["kind"] in ("failed", "controller lost"):
+    ends = [event for event in events if event["kind"] in ("failed", "controller_died", "started", "resumed")]
+    if ends and ends[-1]["kind"] in ("failed", "controller_died"):
         return {"word": "failed", "sentence": sentence(ends[-1])}
     if not events:
         return {"word": "not started", "sentence": "No job has worked on it yet."}

@@ -28,13 +28,13 @@ FAULTY_SHARE = 0.6
 """Of the judge's answers while it fails."""
 JUDGE = {"judge-error": "error", "judge-garbage": "garbage", "judge-wrong": "wrong", "judge-slow": "slow"}
 NOTICED = {
-    "rollout": ("lost", "rollout"), "engine": ("lost", "rollout"), "stall": ("lost", "rollout"),
-    "reward": ("lost", "reward"), "learner": ("learner lost", ""), "controller": ("controller lost", ""),
-    "driver": ("resumed", ""), "disk": ("checkpoint failed", ""),
+    "rollout": ("actor_died", "rollout"), "engine": ("actor_died", "rollout"), "stall": ("actor_died", "rollout"),
+    "reward": ("actor_died", "reward"), "learner": ("learner_died", ""), "controller": ("controller_died", ""),
+    "driver": ("resumed", ""), "disk": ("checkpoint_failed", ""),
 }  # fmt: skip
 """The event by which a run says that it has noticed, and the member that it must name."""
 HEALED = {
-    "learner": "learner back", "controller": "ready", "driver": "ready", "disk": "checkpoint",
+    "learner": "learner_restarted", "controller": "ready", "driver": "ready", "disk": "checkpoint",
 }  # fmt: skip
 """The event after which all is as before; of pools it is that the member has joined."""
 
@@ -272,7 +272,7 @@ class Storm:
         event = self.noticed(wound)
         if event is None:
             return None
-        kind = HEALED.get(wound.fault.kind, "joined")
+        kind = HEALED.get(wound.fault.kind, "actor_ready")
         later = self.events()
         later = later[later.index(event) :]
         return next((e for e in later if e["kind"] == kind and e.get("member") == event.get("member")), None)

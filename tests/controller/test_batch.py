@@ -23,7 +23,7 @@ def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
         mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
     )
     learned = StepResult(**({"tally": StepMetrics(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
-    syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
+    syncs = {"rollout-0": SyncReport(version=version + 1, logprob_diff=1e-6, seconds=0.1)}
     seconds, idle = {"learn": 1.0, "sync": 0.5}, {"learner": 0.5}
     return describe_iteration(
         7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 6000, seconds, idle

@@ -186,8 +186,8 @@ def test_sounds_and_scores_are_those_of_a_server_that_decodes_by_itself(world, p
     assert cards(together, ordered(together, groups)) == [card for row in own for card in row]
     heard = "playground.recogniser:signal_quality"
     assert together.measure(heard, ids[:3]) == alone.measure(heard, [s for s in alone.decode(ids[:3]) if s is not None])
-    assert "lost" not in [kind for kind, _ in events]
-    names = [waiting.name for waiting in together.decoders.awaited()]
+    assert "actor_died" not in [kind for kind, _ in events]
+    names = [waiting.name for waiting in together.decoders.pending_calls()]
     assert names == ["decoder-0", "decoder-1"]
 
 
@@ -206,8 +206,8 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
     made, _ = pool(2, seconds=0.1)
     made.start()
     numbers = ordered(made, groups)
-    assert made.decoders.census().waiting == REPLIES
-    assert made.census().waiting == 0
+    assert made.decoders.status().queued == REPLIES
+    assert made.status().queued == 0
     cards(made, numbers)
     shares = decoded(tmp_path / "notes")
     assert len(shares) == 2
@@ -226,7 +226,7 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
 def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_path):
     made, events = pool(2, seconds=0.5)
     made.start()
-    pids = {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()}
+    pids = {find_identity(waiting.actor).pid for waiting in made.decoders.pending_calls()}
     numbers = ordered(made, groups)
     deadline = time.monotonic() + 30
     while not (at_work := decoded(tmp_path / "notes")):
@@ -237,14 +237,14 @@ def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_pa
     os.kill(victim, signal.SIGKILL)
     found = cards(made, numbers)
     assert [card.seconds > 0 for card in found] == [True, False] * (REPLIES // 2)
-    [(_, death)] = [event for event in events if event[0] == "lost"]
+    [(_, death)] = [event for event in events if event[0] == "actor_died"]
     assert death["member"].startswith("decoder-")
     assert death["items"] >= 1
     while len(made.decoders.names) < 2:
         assert time.monotonic() < deadline + 60
         poll_once(made._company)
-    assert {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()} != pids
-    assert made.decoders.census().restarts == 1
+    assert {find_identity(waiting.actor).pid for waiting in made.decoders.pending_calls()} != pids
+    assert made.decoders.status().restarts == 1
 
 
 def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_codec_that_does_not_decode_ends_the_run_with_its_words(pool, groups):
     made.start()
     with pytest.raises(ActorFailed, match=r"decoder-0 failed while decoding replies, 2 times .*no weights"):
         cards(made, ordered(made, groups))
-    assert [kind for kind, _ in events] == ["work failed"]
+    assert [kind for kind, _ in events] == ["task_failed"]
 
 
 def test_what_is_given_up_does_not_come_later(pool, groups):

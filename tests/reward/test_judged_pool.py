@@ -98,9 +98,9 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     assert first.save_cache(tmp_path / "judges.parquet") == 8
 
     judge.fail(error=1.0)  # from here on it gives no new answers
-    ray.kill(first._crew._actors[first.names[0]])
+    ray.kill(first._actor_pool._actors[first.names[0]])
     assert first.score(groups) == cards
-    assert "lost" in events
+    assert "actor_died" in events
     first.resize(3)
     assert first.score(groups) == cards
     after = first.counters()["judge"]

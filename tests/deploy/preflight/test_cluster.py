@@ -82,4 +82,4 @@ def test_a_cluster_is_joined_looked_at_and_left(root, head):
         root, without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, f"cluster.address={address}"
     )
     assert refused["state"] == "error"
-    assert f"no Ray cluster can be joined at {address}" in refused["text"]
+    assert f"cannot join a Ray cluster at {address}" in refused["text"]

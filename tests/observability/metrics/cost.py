@@ -58,7 +58,7 @@ def of_engine(vocabulary: Vocabulary, world: Path) -> float:
 
     def sample() -> float:
         begun = time.process_time()
-        engine.sample(prompts, config.rollout.n, sampling, list(range(len(prompts))), "w")
+        engine.generate(prompts, config.rollout.n, sampling, list(range(len(prompts))), "w")
         return time.process_time() - begun
 
     sample()

@@ -17,7 +17,7 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
     seen()
     claim = RunLock.take(records.directory)
     seen()
-    records.add_event("lost", member="rollout-0", reason="died")
+    records.add_event("actor_died", member="rollout-0", reason="died")
     seen()
     records.add_iteration(iteration(1))
     seen()
