@@ -1,11 +1,11 @@
-"""Circuit breaker for a remote rater (Nygard, Release It!), retry delays and the Retry-After header.
+"""Circuit breaker for a remote rater (Nygard, Release It!), and the Retry-After header.
 
     closed ──`failures` in a row──▶ open ──after `open_s`, the next call probes──▶ half-open ──success──▶ closed
                                       ▲                                                │
                                       └────────────────────failure─────────────────────┘
 
 Each call acquires a permit and records its outcome with it. An outcome for a permit from before the last change of
-state is ignored. Pure: the caller supplies the clock and the random numbers.
+state is ignored. Pure: the caller supplies the clock.
 """
 
 import math
@@ -82,21 +82,6 @@ class CircuitBreaker:
         self.state = state
         self._num_failures = 0
         self._epoch += 1
-
-
-def backoff(attempt: int, draw: float, *, first: float, longest: float, retry_after_s: float | None = None) -> float:
-    """Return the seconds before the next attempt: draw · min(longest, first · 2^(attempt − 1)).
-
-    Exponential backoff with full jitter (Brooker 2015, AWS Architecture Blog, "Exponential Backoff And Jitter").
-
-    Args:
-        attempt: Attempts made so far, from 1.
-        draw: Uniform in [0, 1).
-        retry_after_s: Delay that the rater asked for. The jitter is added to it, so that clients do not all return at
-            the same moment.
-    """
-    highest = min(longest, first * 2.0 ** min(attempt - 1, 64))
-    return (retry_after_s or 0.0) + draw * highest
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:

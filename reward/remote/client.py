@@ -20,9 +20,11 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_any, wait_exponential
+
 from common.errors import InputError
 from reward.remote.cache import AnswerCache, CachedAnswer, cache_key
-from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState, backoff
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState
 from reward.types import MissingScore, RaterOutput, Score, SpokenReply
 
 MAX_REASON_CHARS = 2000
@@ -230,6 +232,7 @@ class RemoteJudge(ABC):
         self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_seconds)
         self._semaphore = asyncio.Semaphore(settings.concurrency)
         self._random = random.Random(settings.seed)
+        self._backoff = wait_exponential(multiplier=settings.first_pause, max=settings.longest_pause)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, version {self.version!r})"
@@ -284,10 +287,19 @@ class RemoteJudge(ABC):
 
     async def _ask_with_retries(self, spoken: SpokenReply, batch_end: float) -> CachedAnswer:
         """Ask until there is an answer, a final failure or no time left. batch_end: in the loop's time."""
-        time = asyncio.get_running_loop().time
-        end = min(batch_end, time() + self.settings.deadline)
+        s, time = self.settings, asyncio.get_running_loop().time
+        end = min(batch_end, time() + s.deadline)
         failure: JudgeFailure | None = None
-        for attempt in range(1, self.settings.retries + 2):
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, JudgeFailure) and error.retryable),
+            # The event loop's clock instead of tenacity's, so that tests can simulate it.
+            stop=stop_any(stop_after_attempt(s.retries + 1), lambda state: time() + state.upcoming_sleep >= end),
+            wait=self._pause,
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            # Outside of `attempt`: an open circuit or a passed time limit ends the retries.
             permit = await self._acquire(end)
             if permit is None:
                 self._counters.unavailable += failure is None
@@ -297,24 +309,24 @@ class RemoteJudge(ABC):
             if time() >= end:
                 self._breaker.record(permit, None, time())
                 raise failure or JudgeFailure(FailureReason.TIMEOUT, "the time limit passed while the reply was queued")
-            try:
-                self._counters.retries += attempt > 1
-                return await self._attempt(spoken, permit, end - time())
-            except JudgeFailure as error:
-                failure = error
-            s = self.settings
-            pause = backoff(
-                attempt,
-                self._random.random(),
-                first=s.first_pause,
-                longest=s.longest_pause,
-                retry_after_s=failure.retry_after_s,
-            )
-            if not failure.retryable or attempt > s.retries or time() + pause >= end:
-                break
-            await asyncio.sleep(pause)
-        assert failure is not None
-        raise failure
+            self._counters.retries += failure is not None
+            with attempt:
+                try:
+                    return await self._attempt(spoken, permit, end - time())
+                except JudgeFailure as error:
+                    failure = error
+                    raise
+        raise AssertionError("the retry loop returns or raises")
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Return the seconds before the next attempt: exponential backoff with full jitter.
+
+        The jitter is added to the delay that the rater asked for, so that clients do not all return at the same moment
+        (Brooker 2015, AWS Architecture Blog, "Exponential Backoff And Jitter").
+        """
+        error = state.outcome.exception() if state.outcome is not None else None
+        requested = error.retry_after_s if isinstance(error, JudgeFailure) else None
+        return (requested or 0.0) + self._random.random() * self._backoff(state)
 
     async def _acquire(self, end: float) -> int | None:
         """Return a permit of the breaker, waiting for a probe in progress; None if the circuit is open."""

@@ -1,4 +1,4 @@
-"""States of the circuit breaker, retry delays, and the Retry-After header."""
+"""States of the circuit breaker, and the Retry-After header."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState, backoff, retry_after
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState, retry_after
 
 
 def test_it_opens_after_failures_in_a_row_and_tries_again_later():
@@ -84,13 +84,6 @@ class Any(RuleBasedStateMachine):
 
 
 TestAny = Any.TestCase
-
-
-@given(attempt=st.integers(1, 10_000), draw=st.floats(0, 1, exclude_max=True), after=st.none() | st.floats(0, 1e6))
-def test_pauses_grow_up_to_a_bound_and_keep_what_was_asked_for(attempt, draw, after):
-    seconds = backoff(attempt, draw, first=0.5, longest=20, retry_after_s=after)
-    assert (after or 0) <= seconds <= (after or 0) + min(20, 0.5 * 2 ** min(attempt - 1, 10))
-    assert backoff(attempt, 0.5, first=0.5, longest=20) <= backoff(attempt + 1, 0.5, first=0.5, longest=20)
 
 
 NOW = datetime(2026, 7, 9, 12, tzinfo=UTC)

@@ -1,6 +1,7 @@
 """Limits, retries, breaker and cache of remote raters, on a simulated clock."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -113,6 +114,18 @@ def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
     scores, took = rate(hurried)
     assert scores == [missing(FailureReason.LIMITED)]
     assert took < 1
+
+
+@given(retries=st.integers(1, 12), seed=st.integers(0, 99), after=st.none() | st.floats(0, 1e3))
+def test_pauses_grow_up_to_a_bound_and_keep_the_requested_delay(retries, seed, after):
+    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", retryable=True, retry_after_s=after)
+    limits = {"first_pause": 0.5, "longest_pause": 20, "deadline": 1e6, "breaker_failures": 100}
+    rater = Scripted(busy, retries=retries, seed=seed, **limits)
+    assert rate(rater, seconds=1e6)[0] == [missing(FailureReason.LIMITED)]
+    assert len(rater.asked) == retries + 1
+    for attempt, (one, other) in enumerate(pairwise(rater.asked)):
+        pause = other - one - 0.01  # what the attempt itself takes
+        assert (after or 0) - 1e-6 <= pause <= (after or 0) + min(20, 0.5 * 2**attempt) + 1e-6
 
 
 def test_so_many_at_once_and_no_more():
