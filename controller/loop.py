@@ -206,8 +206,8 @@ class TrainingLoop:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
         published = self.learner.publish(self._probe)
         probe = WeightCheck(sequences=self._probe, logps=published.probe_logps)
-        reports = self.rollout.update(published.parcel, mix, probe, strict=strict, broadcaster=self.learner)
-        return reports, published.parcel.size
+        reports = self.rollout.update(published.update, mix, probe, strict=strict, broadcaster=self.learner)
+        return reports, published.update.size
 
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[ReplyGroup], list[ScoredReply]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""

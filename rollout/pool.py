@@ -31,10 +31,10 @@ most twice as long as the others, for the group, for a broadcast."""
 class WeightBroadcaster(Protocol):
     """Gives weights to those that come when it calls."""
 
-    def free(self) -> bool:
+    def can_broadcast(self) -> bool:
         """Whether it can now: it does nothing else."""
 
-    def deliver(self, parcel: WeightUpdate, seats: Sequence[str], seconds: float) -> WeightUpdate:
+    def broadcast(self, parcel: WeightUpdate, receivers: Sequence[str], timeout_s: float) -> WeightUpdate:
         """Has it call these, of which none waits longer than so for another. Returns what brings them there."""
 
 
@@ -231,11 +231,11 @@ class BroadcastUpdate:
     """Longest wait of one for another."""
 
     def free(self) -> bool:
-        return self.broadcaster.free()
+        return self.broadcaster.can_broadcast()
 
     def begin(self, names: Sequence[str]) -> Callable[[Any], ray.ObjectRef]:
         seats = [f"{name}/{rank}" for name in names for rank in range(self.ranks)]
-        return self.call(self.broadcaster.deliver(self.parcel, seats, self.seconds))
+        return self.call(self.broadcaster.broadcast(self.parcel, seats, self.seconds))
 
 
 def check_probe(name: str, report: SyncReport, version: int, limit: float) -> None:

@@ -304,7 +304,7 @@ class VllmEngine:
         goes on where it was, and until then nothing may be drawn. Raises HalfTaken for what cannot go on."""
         with self._still():
             try:
-                self._broadcasts.take(parcel, worker)
+                self._broadcasts.receive(parcel, worker)
             except SyncInterrupted:
                 raise
             except Exception as error:  # as in `load_weights`
@@ -321,7 +321,7 @@ class VllmEngine:
         try:
             yield
         finally:
-            if self._stands_still and not self._broadcasts.half:
+            if self._stands_still and not self._broadcasts.is_partial:
                 core.call_utility("resume_scheduler")
                 self._stands_still = False
 
