@@ -56,7 +56,7 @@ def drawn(config: Any) -> list[learner_rows.TrainingSample]:
             reply_ids=reply.token_ids,
             channels=reply.channels,
             allowed=allowed_masks(reply.token_ids, pattern, kinds),
-            behaviour=reply.logps,
+            rollout_logprobs=reply.logps,
             advantages=(1.0 if reply.index % 2 else -1.0,),
             weights=(1.0 / len(prompts) / config.rollout.n / len(reply.token_ids),),
         )
@@ -146,7 +146,7 @@ def peak(full: bool) -> float:
     config = playground("algorithm.kl_coef_text=0", "algorithm.kl_coef_speech=0")
     batch = collate(made_up(), routes=1, temperature=1.0, device=CPU)
     for _ in range(2):
-        logp, entropy = at_once(model, batch) if full else scorer(**batch.scoring())
+        logp, entropy = at_once(model, batch) if full else scorer(**batch.policy_inputs())
         loss, _ = micro_batch_loss(batch, logp, entropy, None, build.build_objective(config), 1.0)
         loss.backward()
         optimizer.step()
@@ -173,7 +173,7 @@ def made_up() -> list[learner_rows.TrainingSample]:
             prompt_ids=rng.integers(0, VOCABULARY, PROMPT).astype(np.int32),
             reply_ids=rng.integers(0, VOCABULARY, SCORED).astype(np.int32),
             channels=np.zeros(SCORED, dtype=np.int8),
-            behaviour=np.full(SCORED, -12.0, dtype=np.float32),
+            rollout_logprobs=np.full(SCORED, -12.0, dtype=np.float32),
             advantages=(1.0,),
             weights=(1.0 / SCORED / ROWS,),
         )

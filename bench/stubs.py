@@ -165,7 +165,7 @@ class LearnerRankStub(MonitoredActor):
         tally = StepMetrics()
         for name in ("loss_preference", "loss_anchor"):
             tally.add(name, 1.0)
-        return StepReport(tally=tally, gradient_norm=1.0, learning_rate=1e-4, skipped=False, finite=True)
+        return StepReport(metrics=tally, gradient_norm=1.0, learning_rate=1e-4, skipped=False, finite=True)
 
     def publish(self, version: int, probe: list[np.ndarray]) -> Any:
         if self._rank:

@@ -120,10 +120,10 @@ def _sync(model: torch.nn.Module, sender: FileSender | BroadcastSender, receiver
     begun = time.perf_counter()
     source = WeightSource(model, sharded=False)
     if isinstance(sender, BroadcastSender):
-        announced = sender.announce(source.groups, version, whole=source.whole)
-        call = replace(announced.call, number=version, seats=("bench/0",), seconds=WAIT_SECONDS)
+        announced = sender.prepare(source.groups, version, whole=source.whole)
+        call = replace(announced.call, number=version, receivers=("bench/0",), timeout_s=WAIT_SECONDS)
         answer = receiver.take.remote(replace(announced, call=call))
-        if reason := sender.deliver(source.groups, source, call):
+        if reason := sender.send(source.groups, source, call):
             raise RuntimeError(reason)
         taken = ray.get(answer)
     else:

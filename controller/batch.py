@@ -121,7 +121,7 @@ class GRPOBatchBuilder:
                     items.append(
                         TrainingSample(
                             **_tokens(group.prompt, j.reply, next(allowed)),
-                            behaviour=j.reply.logps,
+                            rollout_logprobs=j.reply.logps,
                             advantages=tuple(a or 0.0 for a in j.advantages),
                             weights=tuple(share * weights[g][r] for weights in by_route),
                             kl_weights=(text, speech),
@@ -222,7 +222,7 @@ class DPOBatchBuilder:
     def _row(self, prompt: Prompt, reply: Reply) -> TrainingSample:
         sampled = bool(np.isfinite(reply.logps).all())
         (allowed,) = _allowed([reply], self.structure)
-        return TrainingSample(**_tokens(prompt, reply, allowed), behaviour=reply.logps if sampled else None)
+        return TrainingSample(**_tokens(prompt, reply, allowed), rollout_logprobs=reply.logps if sampled else None)
 
     def _as_reply(self, prompt: Prompt, demonstration: Demonstration) -> Reply:
         return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, DEMONSTRATION)
@@ -292,7 +292,7 @@ def describe_iteration(
     """The record of an iteration. version: of the weights before its step. uses: what each reply served as."""
     flat = [j for replies in judged for j in replies]
     staleness = max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None)
-    tally = learned.tally
+    tally = learned.metrics
     preference, anchor = tally.total("loss_preference"), tally.total("loss_anchor")
     dropped = sum(use is None for replies in uses for use in replies)
     return IterationStats(
@@ -311,8 +311,8 @@ def describe_iteration(
         kl_speech=_number(tally.mean("kl_speech")),
         entropy_text=_number(tally.mean("entropy_text")),
         entropy_speech=_number(tally.mean("entropy_speech")),
-        logp_gap_text=None if staleness else _number(tally.largest.get("logp_gap_text")),
-        logp_gap_speech=None if staleness else _number(tally.largest.get("logp_gap_speech")),
+        logp_gap_text=None if staleness else _number(tally.maxima.get("logp_gap_text")),
+        logp_gap_speech=None if staleness else _number(tally.maxima.get("logp_gap_speech")),
         probe_gap=float(np.max([report.logprob_diff for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,

@@ -207,8 +207,8 @@ class TrainingLoop:
         """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
         published = self.learner.publish(self._probe)
         probe = WeightCheck(sequences=self._probe, logps=published.probe_logps)
-        reports = self.rollout.update(published.parcel, mix, probe, strict=strict, broadcaster=self.learner)
-        return reports, published.parcel.size
+        reports = self.rollout.update(published.update, mix, probe, strict=strict, broadcaster=self.learner)
+        return reports, published.update.size
 
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[ReplyGroup], list[ScoredReply]]:
         """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
@@ -254,7 +254,7 @@ class TrainingLoop:
             versions={"learner": self.learner.version, "rollout": self.rollout.oldest_version},
         )
 
-    def awaited(self) -> list[PendingCall]:
+    def pending_calls(self) -> list[PendingCall]:
         """Everybody, with what each was asked to do."""
         return [w for pool in self._pools.values() for w in pool.pending_calls()] + self.learner.pending_calls()
 

@@ -1,4 +1,4 @@
-"""A batch kept on disk, to look at what made a loss or a gradient other than finite. Parquet, a line a row."""
+"""Dump of a training batch to Parquet, one line per row, to find what made a loss or gradient non-finite."""
 
 import os
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from common.errors import InputError
 from learner.micro_batches import Item, TrainingPair, TrainingSample
 
+COLUMNS = {"behaviour": "rollout_logprobs"}
+"""Columns that are named otherwise than the field of `TrainingSample`."""
 ARRAYS = {
     "prompt_ids": np.int32,
     "reply_ids": np.int32,
@@ -32,9 +34,8 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.list_(pa.float64()), nullable=False) for name in TUPLES),
     ]
 )
-"""item: which one of the batch, from 0. place: of a row in its pair, 0 the chosen and 1 the rejected; 0 for a row by
-itself, which has no pair_weight. The others: `learner.micro_batches.TrainingSample`; values that are not finite stay
-as they are."""
+"""item: index in the batch. place: 0 for the chosen and 1 for the rejected row of a pair; 0 for a single row, which has
+no pair_weight. Other columns: see `learner.micro_batches.TrainingSample`. Non-finite values are stored as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ class BatchDump:
     mix: float
     """λ of the step."""
     version: int
-    """The weight version that the step was to make."""
+    """The weight version that the step would have produced."""
     reason: str
-    """What was not finite."""
+    """What was not finite, such as "gradient"."""
 
 
 def write_batch(path: Path, batch: BatchDump) -> None:
-    """Written aside and renamed, so that a file under this name is whole."""
+    """Write the batch aside and rename it, so that a file under this name is complete."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     for number, item in enumerate(batch.items):
         for place, row in enumerate(item.rows):
@@ -59,11 +60,11 @@ def write_batch(path: Path, batch: BatchDump) -> None:
             columns["features"].append(row.features)
             columns["anchor_weight"].append(row.anchor_weight)
             for name, kind in ARRAYS.items():
-                values = getattr(row, name)
+                values = getattr(row, COLUMNS.get(name, name))
                 columns[name].append(None if values is None else np.asarray(values, dtype=kind))
             for name in TUPLES:
                 columns[name].append([float(value) for value in getattr(row, name)])
-    # from_pandas=False, the default of pa.array: NaN stays NaN, it is what is looked for.
+    # from_pandas=False, the default of pa.array, keeps NaN instead of writing null.
     arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
     facts = {"mix": repr(float(batch.mix)), "version": str(batch.version), "reason": batch.reason}
     aside = path.with_name(f".{path.name}.part")
@@ -75,7 +76,7 @@ def write_batch(path: Path, batch: BatchDump) -> None:
 
 
 def read_batch(path: Path) -> BatchDump:
-    """What `write_batch` wrote. Raises InputError when the file is missing, damaged or another."""
+    """Read what `write_batch` wrote. Raises InputError if the file is missing, damaged or not a batch."""
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
@@ -83,14 +84,15 @@ def read_batch(path: Path) -> BatchDump:
         items = _items(table.to_pylist())
         return BatchDump(items=items, mix=float(facts["mix"]), version=int(facts["version"]), reason=facts["reason"])
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is not a whole file of a batch: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not a complete batch dump: {' '.join(str(error).split())}") from error
 
 
 def _items(rows: Sequence[dict]) -> list[Item]:
     items: list[Item] = []
     for line in rows:
         parts: dict[str, Any] = {name: tuple(line[name]) for name in TUPLES}
-        parts |= {n: None if line[n] is None else np.array(line[n], dtype=kind) for n, kind in ARRAYS.items()}
+        for name, kind in ARRAYS.items():
+            parts[COLUMNS.get(name, name)] = None if line[name] is None else np.array(line[name], dtype=kind)
         row = TrainingSample(anchor_weight=line["anchor_weight"], features=line["features"], **parts)
         if line["pair_weight"] is None:
             items.append(row)

@@ -1,11 +1,8 @@
-"""Into and out of a rank: the model, and all that DeepSpeed keeps to go on from, bit for bit.
+"""Saves and restores a rank's model, optimizer and schedule, bit for bit and without pickle.
 
-DeepSpeed's own checkpoints are pickles, which run code when they are read. Its optimisers give their state as
-dictionaries, though, and take it back; those are kept here without a pickle (`learner.checkpoint_state`).
-
-Nested state in one safetensors file: tensors as they are, bit for bit, and the rest as JSON in the file's header.
-
-Nothing that is read here can run code, as a pickle could (torch.save, DeepSpeed's own checkpoints).
+DeepSpeed's own checkpoints, like torch.save, are pickles, which run code when read. DeepSpeed's optimizers also export
+their state as dictionaries. These are stored as one safetensors file: tensors bit for bit, the rest as JSON in the
+header.
 """
 
 import enum
@@ -25,12 +22,14 @@ from learner.lora import ADAPTER_FOLDER, Adapters, check_adapters, load_adapters
 from weight_sync.source import named_weights
 
 CONSTANT = ("loss_scaler", "param_slice_mappings", "lr_lambdas")
-"""Parts of the state that are objects of DeepSpeed's classes, or functions: the same in engines built alike."""
+"""Keys whose values are DeepSpeed objects or functions. They are equal in engines with equal settings."""
 
 
 def save_model(model: Any, start: Path, directory: Path, adapters: Adapters | None = None) -> None:
-    """A Hugging Face checkpoint with the tokenizer of the one that training started from. Adapters are merged into it:
-    whoever reads it need not know of them. Raises SafetensorError or OSError."""
+    """Write a Hugging Face checkpoint with merged adapters and the start checkpoint's tokenizer.
+
+    Raises SafetensorError or OSError.
+    """
     state = {name: parameter.data.clone() for name, parameter in named_weights(model)}
     if adapters is not None:
         state = adapters.merged_state(state)
@@ -47,15 +46,17 @@ def save_model(model: Any, start: Path, directory: Path, adapters: Adapters | No
 
 @torch.no_grad()
 def load_model(model: Any, directory: Path, adapters: Adapters | None = None) -> None:
-    """What `save_model` wrote, into the parameters that there are: DeepSpeed holds views of them. With adapters these
-    alone, the others being as they were. Raises InputError."""
+    """Copy what `save_model` wrote into the existing parameters, of which DeepSpeed holds views.
+
+    With adapters, only these are copied: no other parameter has changed. Raises InputError.
+    """
     if adapters is not None:
         load_adapters(adapters, directory / ADAPTER_FOLDER)
         return
     own = dict(named_weights(model))
     try:
         dtype = next(iter(own.values())).dtype
-        # The class is there already: whatever code the checkpoint names is not asked for.
+        # The class is already known: never run code that the checkpoint names.
         saved = type(model).from_pretrained(directory, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{directory} holds no readable model: {' '.join(str(error).split())}") from error
@@ -64,25 +65,27 @@ def load_model(model: Any, directory: Path, adapters: Adapters | None = None) ->
 
 
 def collect_state(engine: Any) -> dict:
-    """Optimiser and schedule of a DeepSpeed engine; with ZeRO this rank's part, its float32 weights included."""
+    """Return a DeepSpeed engine's optimizer and schedule. With ZeRO: this rank's part, float32 weights included."""
     return {name: _constant(part, False) for name, part in _parts(engine).items()}
 
 
 def restore_state(engine: Any, stage: int, ranks: int, state: dict) -> None:
-    """What `collect_state` gave on this rank of as many, at the same stage. The model must have its weights by now,
-    except at stage 3, where they are part of the state."""
-    whole = {name: _constant(part, True) | state[name] for name, part in _parts(engine).items()}
+    """Restore what `collect_state` returned on this rank, with the same number of ranks and the same stage.
+
+    Load the model's weights first, except at stage 3, where they are part of the state.
+    """
+    full = {name: _constant(part, True) | state[name] for name, part in _parts(engine).items()}
     optimizer = engine.optimizer
     if stage == 0:
-        optimizer.load_state_dict(whole["optimizer"])
+        optimizer.load_state_dict(full["optimizer"])
     else:
-        if stage == 3:  # small parameters lie whole on every rank between steps, and would keep their old values
+        if stage == 3:  # small parameters stay gathered between steps, and would keep their old values
             optimizer.checkpoint_event_prologue()
-        # A list with a state for each rank, of which DeepSpeed reads its own.
-        optimizer.load_state_dict([whole["optimizer"]] * ranks, load_from_fp32_weights=True)
+        # A list of all ranks' states, of which DeepSpeed reads its own.
+        optimizer.load_state_dict([full["optimizer"]] * ranks, load_from_fp32_weights=True)
         if stage == 3:
             optimizer.checkpoint_event_epilogue()
-    engine.lr_scheduler.load_state_dict(whole["schedule"])
+    engine.lr_scheduler.load_state_dict(full["schedule"])
 
 
 def _parts(engine: Any) -> dict[str, dict]:
@@ -94,14 +97,13 @@ def _constant(part: dict, constant: bool) -> dict:
 
 
 def check_saved_state(model: nn.Module, directory: Path, saved: str, adapters: Adapters | None = None) -> None:
-    """Raises InputError unless a checkpoint is of the model's parameters, by the fingerprint that was saved with it,
-    and of its adapters."""
+    """Raise InputError unless a checkpoint has the model's parameters and adapters. saved: its fingerprint."""
     if adapters is not None:
-        check_adapters(adapters, directory / ADAPTER_FOLDER)  # which can say what is not the same
+        check_adapters(adapters, directory / ADAPTER_FOLDER)  # first: it can name the difference
     if saved != model_fingerprint(model):
         raise InputError(
             f"{directory} was saved of other parameters, or with others frozen or adapted, than model.path, "
-            "model.freeze and learner.lora have now"
+            "model.freeze and learner.lora have now; resume with the values it was saved with"
         )
 
 
@@ -116,47 +118,48 @@ HEADER = "tree"
 
 
 def write_state_tree(path: Path, tree: Any) -> None:
-    """tree: dictionaries, lists and tuples of tensors, numbers, strings and None. Raises TypeError for anything else,
-    SafetensorError when it cannot be written."""
+    """Write dictionaries, lists and tuples of tensors, numbers, strings and None.
+
+    Raises TypeError for any other value, and SafetensorError if the file cannot be written.
+    """
     tensors: dict[str, torch.Tensor] = {}
-    header = json.dumps(_taken_apart(tree, tensors))
+    header = json.dumps(_flatten(tree, tensors))
     save_file(tensors, path, metadata={HEADER: header})
 
 
 def read_state_tree(path: Path) -> Any:
-    """What `write_state_tree` wrote, tensors on the CPU. Raises InputError naming the file when it is missing or
-    damaged."""
+    """Read what `write_state_tree` wrote, tensors on the CPU. Raises InputError if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return _put_together(json.loads(file.metadata()[HEADER]), file.get_tensor)
+            return _unflatten(json.loads(file.metadata()[HEADER]), file.get_tensor)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}; it is missing or damaged") from error
 
 
-def _taken_apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        # A copy: many of an optimiser's tensors are views into one buffer, which safetensors would refuse.
+        # Copy: many of an optimizer's tensors are views into one buffer, which safetensors rejects.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _taken_apart(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _flatten(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_taken_apart(item, tensors) for item in value]}
+        return {type(value).__name__: [_flatten(item, tensors) for item in value]}
     if isinstance(value, enum.Enum):
         return value.value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot be kept in a safetensors file")
+    raise TypeError(f"a {type(value).__name__} cannot be stored in a safetensors file")
 
 
-def _put_together(node: Any, tensor: Any) -> Any:
+def _unflatten(node: Any, tensor: Any) -> Any:
     if not isinstance(node, dict):
         return node
     ((kind, content),) = node.items()
     if kind == "tensor":
         return tensor(content)
     if kind == "dict":
-        return {key: _put_together(item, tensor) for key, item in content}
-    items = [_put_together(item, tensor) for item in content]
+        return {key: _unflatten(item, tensor) for key, item in content}
+    items = [_unflatten(item, tensor) for item in content]
     return tuple(items) if kind == "tuple" else items

@@ -1,10 +1,7 @@
-"""How the learner's rows become the tensors of a micro-batch.
+"""Collates training rows, and their prompts' encoder features, into the tensors of a micro-batch.
 
-Rows lie one behind another (`learner.sequence_packing`). For a model that cannot take them so they are padded on the
-right,
-which needs no attention mask: attention is causal, and padding comes after everything that counts.
-
-Encoder features in the prompts of a micro-batch: where their frames go in place of embeddings.
+Rows are packed into one sequence (`learner.sequence_packing`). A model that does not support this gets rows padded on
+the right. That needs no attention mask: attention is causal, and padding comes after every real token.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +19,7 @@ from speech.audio import read_features
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AudioFeatures:
-    """K frames."""
+    """K frames of encoder features, and the positions whose embeddings they replace."""
 
     slots: Tensor
     """int64 [K], flat positions within the input ids, ascending."""
@@ -30,11 +27,15 @@ class AudioFeatures:
     """float32 [K, W]."""
 
     @classmethod
-    def of(
+    def from_prompts(
         cls, prompts: Iterable[tuple[np.ndarray, str | None, int]], slot: int | None, device: torch.device
     ) -> "AudioFeatures | None":
-        """prompts: ids, the file of features, and the flat position where the prompt begins. None where no prompt has
-        features."""
+        """Read the features of prompts. Return None if no prompt has any.
+
+        Args:
+            prompts: Token ids, file of features or None, and flat position of the prompt's first token.
+            slot: The token that stands for a frame.
+        """
         slots, frames = [], []
         for ids, features, start in prompts:
             if features is not None:
@@ -49,50 +50,52 @@ class AudioFeatures:
         )
 
     def before(self, position: int) -> "AudioFeatures":
-        """What lies before a flat position."""
+        """Return the frames before a flat position."""
         count = int((self.slots < position).sum())
         return AudioFeatures(slots=self.slots[:count], frames=self.frames[:count])
 
-    def put_into(self, embedded: Tensor) -> Tensor:
-        """embedded: [R, L, W]. Returns the same with the frames in their slots."""
+    def scatter_into(self, embedded: Tensor) -> Tensor:
+        """Return the embeddings, [R, L, W], with the frames in their slots."""
         flat = embedded.flatten(0, 1).index_put((self.slots,), self.frames.to(embedded.dtype))
         return flat.view(embedded.shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroBatch:
-    """Rows as tensors, demonstrations for the anchor last. Flat tensors hold the N scored tokens of all rows, dense
-    ones [R, T] have all reply tokens by row."""
+    """Rows as tensors, the anchor's demonstrations last.
+
+    Flat tensors, [N], hold the scored tokens of all rows. Dense tensors, [R, T], hold all reply tokens by row.
+    """
 
     input_ids: Tensor
     """int64 [1, tokens of all rows], or [R, L] without a packing."""
     packing: Packing | None
     """None: rows are padded to the longest."""
-    heard: AudioFeatures | None
+    audio_features: AudioFeatures | None
     """None: no prompt has features."""
     sources: Tensor
-    """int64 [N]: flat position, within `input_ids`, whose output predicts each token that is scored."""
+    """int64 [N]: flat position in `input_ids` whose output predicts each scored token."""
     targets: Tensor
     """int64 [N]."""
     allowed: Tensor
-    """int64 [N]; 0 where every token was allowed."""
+    """int64 [N], sets of token kinds; 0 where every token was allowed."""
     temperatures: Tensor
-    """float32 [N]: the sampler's, and 1 for the anchor."""
+    """float32 [N]: the sampler's; 1 for the anchor."""
     cells: Tensor
-    """int64 [N]: where each scored token lies in the flattened dense tensors."""
+    """int64 [N]: index of each scored token in the flattened dense tensors."""
     scored: Tensor
-    """bool [R, T]: the tokens that carry a loss; no other has a log-probability."""
-    compared: tuple[int, int, int]
-    """How many rows, how many of their tokens, and how many of the scored ones are no anchor's: the first so many.
-    Only they are compared with the start model."""
+    """bool [R, T]: the tokens that carry a loss. No other token has a log-probability."""
+    reference_sizes: tuple[int, int, int]
+    """Numbers of rows, their tokens and their scored tokens that are not the anchor's. These come first, and only they
+    are compared with the reference model."""
     streams: int
-    """Tokens of a step of the model."""
+    """Tokens per step of the model."""
     channels: Tensor
     """int8 [R, T]; -1 beyond a row's end."""
-    behaviour: Tensor
-    """float32 [R, T]; 0 where there is none."""
+    rollout_logprobs: Tensor
+    """float32 [R, T], as the sampler reported them; 0 elsewhere."""
     sampled: Tensor
-    """bool [R]: rows that have one."""
+    """bool [R]: rows with rollout log-probabilities."""
     anchor_weights: Tensor
     """float32 [R]."""
     advantages: Tensor
@@ -106,22 +109,24 @@ class MicroBatch:
     pair_weights: Tensor
     """float32 [P]."""
 
-    def scoring(self) -> dict[str, Any]:
-        """What `learner.policy.PolicyModel` is asked."""
+    def policy_inputs(self) -> dict[str, Any]:
+        """Return the arguments of `PolicyModel`, for all rows."""
         flat = {name: getattr(self, name) for name in ("sources", "targets", "allowed", "temperatures")}
-        return {"input_ids": self.input_ids, **flat, "packing": self.packing, "heard": self.heard}
+        return {"input_ids": self.input_ids, **flat, "packing": self.packing, "audio_features": self.audio_features}
 
-    def comparing(self) -> dict[str, Any]:
-        """The same of the rows that are compared with the start model."""
-        rows, tokens, scored = self.compared
-        asked = {name: getattr(self, name)[:scored] for name in ("sources", "targets", "allowed", "temperatures")}
-        asked["input_ids"] = self.input_ids[:rows] if self.packing is None else self.input_ids[:, :tokens]
-        asked["packing"] = None if self.packing is None else self.packing.first(rows, tokens // self.streams)
-        asked["heard"] = None if self.heard is None else self.heard.before(asked["input_ids"].numel())
-        return asked
+    def reference_inputs(self) -> dict[str, Any]:
+        """Return the arguments of `PolicyModel`, for rows that are compared with the reference model."""
+        rows, tokens, scored = self.reference_sizes
+        inputs = {name: getattr(self, name)[:scored] for name in ("sources", "targets", "allowed", "temperatures")}
+        inputs["input_ids"] = self.input_ids[:rows] if self.packing is None else self.input_ids[:, :tokens]
+        inputs["packing"] = None if self.packing is None else self.packing.first(rows, tokens // self.streams)
+        inputs["audio_features"] = (
+            None if self.audio_features is None else self.audio_features.before(inputs["input_ids"].numel())
+        )
+        return inputs
 
     def dense(self, flat: Tensor) -> Tensor:
-        """Spreads a flat tensor [N] over rows, [R, T], zero elsewhere. Keeps gradients."""
+        """Scatter a flat tensor, [N], into rows, [R, T], zero elsewhere. Keeps gradients."""
         shape = self.channels.shape
         return flat.new_zeros(shape[0] * shape[1]).index_put((self.cells,), flat).view(shape)
 
@@ -137,12 +142,16 @@ def collate(
     slot: int | None = None,
     streams: int = 1,
 ) -> MicroBatch:
-    """Lays rows out.
+    """Make the tensors of a micro-batch.
 
-    pad: with which token rows are padded to the longest; None: they are packed. temperature: the sampler's; the
-    anchor's demonstrations are scored at 1, over all tokens. scored: which reply tokens of a row carry a loss,
-    bool [T]; None: all. slot: the token that stands for a frame of features. streams: tokens that the model takes in a
-    step; the output of a step predicts all those of the next, each at the place of its own stream.
+    Args:
+        routes: Number of score routes.
+        temperature: The sampler's. Demonstrations are scored at 1, over all tokens.
+        scored: Returns the reply tokens of a row that carry a loss, bool [T]. None: all tokens do.
+        pad: Token that pads rows to the longest. None: pack rows.
+        slot: The token that stands for a frame of features.
+        streams: Tokens per step of the model. The output of a step predicts all tokens of the next step, each at the
+            position of its stream.
     """
     items = sorted(items, key=lambda item: any(row.anchor_weight for row in item.rows))
     rows = [row for item in items for row in item.rows]
@@ -163,7 +172,7 @@ def collate(
         replies = prompts + layout.sizes[:, 0]
     ids = input_ids.reshape(-1)
     channels = np.full((len(rows), longest), -1, dtype=np.int8)
-    behaviour = np.zeros((len(rows), longest), dtype=np.float32)
+    rollout_logprobs = np.zeros((len(rows), longest), dtype=np.float32)
     advantages, weights = np.zeros((2, len(rows), routes), dtype=np.float32)
     sources, targets, cells, allowed, temperatures = [], [], [], [], []
     for index, (row, places) in enumerate(zip(rows, map(np.flatnonzero, needed), strict=True)):
@@ -171,8 +180,8 @@ def collate(
         ids[prompts[index] + np.arange(prompt)] = row.prompt_ids
         ids[replies[index] + np.arange(reply)] = row.reply_ids
         channels[index, :reply] = row.channels
-        if row.behaviour is not None:
-            behaviour[index, :reply] = row.behaviour
+        if row.rollout_logprobs is not None:
+            rollout_logprobs[index, :reply] = row.rollout_logprobs
         if row.weights:
             advantages[index], weights[index] = row.advantages, row.weights
         behind = np.where(places < streams, prompts[index] + prompt, replies[index])
@@ -192,8 +201,8 @@ def collate(
 
     return MicroBatch(
         input_ids=tensor(input_ids),
-        packing=Packing.of(layout.steps(streams), device) if pad is None else None,
-        heard=AudioFeatures.of(
+        packing=Packing.from_layout(layout.steps(streams), device) if pad is None else None,
+        audio_features=AudioFeatures.from_prompts(
             (
                 (row.prompt_ids, row.features, int(prompts[index]))
                 for index, row in enumerate(rows)
@@ -208,11 +217,11 @@ def collate(
         temperatures=tensor(np.concatenate(temperatures)),
         cells=tensor(np.concatenate(cells)),
         scored=tensor(is_scored.reshape(channels.shape)),
-        compared=(others, layout.tokens(others), sum(int(mask.sum()) for mask in needed[:others])),
+        reference_sizes=(others, layout.tokens(others), sum(int(mask.sum()) for mask in needed[:others])),
         streams=streams,
         channels=tensor(channels),
-        behaviour=tensor(behaviour),
-        sampled=tensor([row.behaviour is not None for row in rows]),
+        rollout_logprobs=tensor(rollout_logprobs),
+        sampled=tensor([row.rollout_logprobs is not None for row in rows]),
         anchor_weights=tensor([row.anchor_weight for row in rows], np.float32),
         advantages=tensor(advantages),
         weights=tensor(weights),
@@ -223,4 +232,6 @@ def collate(
 
 
 def _layout(rows: Sequence[TrainingSample]) -> PackedLayout:
-    return PackedLayout.of([row.prompt for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows])
+    return PackedLayout.from_rows(
+        [row.prompt_key for row in rows], [(len(row.prompt_ids), len(row.reply_ids)) for row in rows]
+    )

@@ -1,4 +1,4 @@
-"""What a learner is told: settings of its ranks and adapters, the constants of its loss. Importable without torch."""
+"""Learner configuration: ranks, adapters and constants of the loss. Importable without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class LoraConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    """Linear layers that get an adapter, as shell-style patterns of their names."""
+    """Shell-style patterns of the names of linear layers that get an adapter."""
 
     @property
     def scale(self) -> float:
@@ -24,7 +24,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """What every rank of a group is started with."""
+    """Settings of every rank of a group."""
 
     checkpoint: str
     run: str
@@ -37,37 +37,37 @@ class LearnerConfig:
     weight_decay: float
     gradient_clip: float
     warmup: int
-    """Steps of linear warm-up."""
+    """Linear warm-up, in steps."""
     steps: int
-    """Length of the schedule."""
+    """Length of the schedule, in steps."""
     final_rate: float
-    """Learning rate at the end of the cosine, as a share of the highest; 1 keeps it constant."""
+    """Learning rate at the end of the cosine, relative to the peak. 1: constant."""
     packing: bool
-    """Whether rows lie one behind another instead of being padded."""
+    """Pack rows into one sequence instead of padding them."""
     gradient_checkpointing: bool
     threads: int
     temperature: float
-    """Of the sampler: the learner scores the same distribution."""
+    """The sampler's: the learner scores the same distribution."""
     frozen: tuple[str, ...]
-    """Patterns of parameter names that are not trained."""
+    """Shell-style patterns of the names of parameters that are not trained."""
     gpu: bool
-    """Whether Ray gave the rank a GPU; without, it stays on the CPU even where there is one."""
+    """True if Ray assigned a GPU to the rank. Otherwise it uses the CPU, even on a node with GPUs."""
     lora: LoraConfig | None = None
-    """Adapters that are trained in place of the weights; None: none."""
+    """Adapters to train instead of the weights. None: train the weights."""
     trust_remote_code: bool = False
-    """Whether code that comes with the checkpoint may be run."""
+    """Allow code that comes with the checkpoint to run."""
     exchange: Exchange = "shm"
-    """How weights reach the workers."""
+    """Transport of the weights to the workers."""
     folder: Path | None = None
-    """Of this run, for weights alone; with exchange "filesystem"."""
+    """This run's folder for weights; used with exchange "filesystem"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouteLoss:
-    """Which tokens a score trains. The score itself has become an advantage by now."""
+    """The tokens that a score trains. The rows carry the score as an advantage."""
 
     channel: str
-    """A selection of `speech.vocabulary`."""
+    """A token selection of `speech.vocabulary`."""
     weight: float
 
 
@@ -76,7 +76,7 @@ class PairLoss:
     """The constants of DPO (method §5)."""
 
     channel: str
-    """A selection of `speech.vocabulary`: the tokens whose log-probabilities are compared."""
+    """A token selection of `speech.vocabulary`: the tokens whose log-probabilities are compared."""
     beta: float
 
 
@@ -89,23 +89,24 @@ class Objective:
     clip_high: float
     ratio: str
     cap: float
-    """Largest importance weight of a token, for the truncated ratio."""
+    """Maximum importance weight of a token, for the truncated ratio."""
     kl_text: float
-    """β of the text channel."""
+    """KL coefficient of the text channel."""
     kl_speech: float
+    """KL coefficient of the speech channel."""
     boundary: str
-    """The channel that begin- and end-of-speech tokens train with."""
+    """Channel of begin- and end-of-speech tokens: "text" or "speech"."""
     anchor_text: float
     anchor_speech: float
     pairs: PairLoss | None = None
-    """Set when replies come in pairs."""
+    """Set if the batch has preference pairs."""
 
     @property
     def needs_reference(self) -> bool:
         return self.kl_text > 0 or self.kl_speech > 0 or self.pairs is not None
 
     def scored(self, channels: np.ndarray, item: Item, row: TrainingSample) -> np.ndarray:
-        """bool [T]: the tokens of a row that carry a loss, whose log-probabilities are needed (method §7, rule 8)."""
+        """Select the tokens of a row that carry a loss and need a log-probability: bool [T] (method §7, rule 8)."""
         if isinstance(item, TrainingPair):
             names = [self.pairs.channel] if self.pairs else []
         elif row.anchor_weight:

@@ -1,4 +1,4 @@
-"""A rank's DeepSpeed engine, its model and start model: steps, weights on their way out, checkpoints.
+"""A rank's DeepSpeed engine with policy and reference model: training steps, weight updates, checkpoints.
 
 `learner.rank` is the Ray actor around it.
 """
@@ -50,27 +50,27 @@ from weight_sync.update import BroadcastCall, WeightUpdate
 
 
 class LearnerEngine:
-    """One process of a learner group. `connect` must be called on all ranks at once."""
+    """One process of a learner group. All ranks must call each method, except `bind_port` and `close`, at once."""
 
     def __init__(self, rank: int, world: int, settings: LearnerConfig, family: Family, objective: Objective) -> None:
         self._rank, self._world = rank, world
         self._settings, self._family, self._objective = settings, family, objective
         self._vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
         self._kinds = torch.from_numpy(token_kinds(self._vocabulary))
-        # Nothing in the learner draws: `from_pretrained` leaves the model without dropout, and nothing switches it on.
-        # So a checkpoint needs no random state; the seed keeps what would slip in the same on every rank.
+        # The learner samples nothing: `from_pretrained` disables dropout. So a checkpoint needs no random state.
+        # The seed is a safeguard: any randomness would be the same on every rank.
         torch.manual_seed(0)
         self._sender: FileSender | None = None
-        self._broadcaster: BroadcastSender | None = None
-        self._door: socket.socket | None = None
+        self._broadcast_sender: BroadcastSender | None = None
+        self._listener: socket.socket | None = None
 
-    def open_door(self, host: str) -> int:
-        """The port, held from now on, at which the group will meet at this node's address."""
-        self._door = setup.door(host)
-        return self._door.getsockname()[1]
+    def bind_port(self, host: str) -> int:
+        """Bind a port at this node's address for the group's rendezvous, and return it."""
+        self._listener = setup.bind_port(host)
+        return self._listener.getsockname()[1]
 
     def connect(self, host: str, port: int) -> int:
-        """Joins the group, loads the model and builds the DeepSpeed engine. Returns the number of parameters."""
+        """Join the group, load the model and build the DeepSpeed engine. Return the number of parameters."""
         cuda = self._settings.gpu
         os.environ.update(
             RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(self._world), MASTER_ADDR=host, MASTER_PORT=str(port)
@@ -82,10 +82,10 @@ class LearnerEngine:
         import deepspeed
 
         backend = "nccl" if cuda else "gloo"
-        if not torch.distributed.is_initialized():  # a process meets its group once
-            store = setup.store(self._rank, self._world, host, port, self._door)
+        if not torch.distributed.is_initialized():  # a process joins its group once
+            store = setup.create_store(self._rank, self._world, host, port, self._listener)
             torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)  # uses the existing group
         dtype = getattr(torch, self._settings.dtype)
         model = load_pretrained(
             self._settings.checkpoint,
@@ -99,30 +99,30 @@ class LearnerEngine:
             use_packing(model)
         if self._settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
-        scorer = PolicyModel(model, self._kinds)
+        policy = PolicyModel(model, self._kinds)
         self._device = torch.device("cuda" if cuda else "cpu")
         self._reference = None
         if self._objective.needs_reference and self._adapters is None:
-            self._reference = copy.deepcopy(scorer).to(self._device).eval().requires_grad_(False)
+            self._reference = copy.deepcopy(policy).to(self._device).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
-            [parameter for parameter in scorer.parameters() if parameter.requires_grad],
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=self._settings.learning_rate,
             betas=self._settings.betas,
             eps=self._settings.epsilon,
             weight_decay=self._settings.weight_decay,
         )
         s = self._settings
-        rate = partial(setup.share, warmup=s.warmup, steps=s.steps, final=s.final_rate)
+        rate = partial(setup.learning_rate_factor, warmup=s.warmup, steps=s.steps, final=s.final_rate)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self._engine, *_ = deepspeed.initialize(
-            model=scorer, optimizer=optimizer, lr_scheduler=rates, config=self._deepspeed_config()
+            model=policy, optimizer=optimizer, lr_scheduler=rates, config=self._deepspeed_config()
         )
-        return sum(getattr(p, "ds_numel", p.numel()) for p in scorer.parameters())
+        return sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
 
     def _deepspeed_config(self) -> dict:
         return {
-            "train_micro_batch_size_per_gpu": 1,  # not used for anything: the loss is normalised by row weights
-            "gradient_accumulation_steps": 1,  # boundaries are set by hand, micro-batches differ in number
+            "train_micro_batch_size_per_gpu": 1,  # unused: row weights normalize the loss
+            "gradient_accumulation_steps": 1,  # `step` sets boundaries: the number of micro-batches varies
             "zero_optimization": {"stage": self._settings.zero_stage, "overlap_comm": False},
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": self._settings.gradient_clip,
@@ -131,12 +131,12 @@ class LearnerEngine:
         }
 
     def step(self, items: list[Item], micro_batches: int, mix: float) -> StepReport:
-        """One optimiser step on this rank's items. All ranks run the same number of micro-batches.
+        """Take one optimizer step on this rank's items. All ranks run the same number of micro-batches.
 
-        When a loss of any rank, or the gradient, is not finite, no rank takes the step: weights, moments and schedule
-        stay as they are, and nothing of the gradient is left for the next step.
+        If any rank's loss, or the gradient, is not finite, no rank takes the step. Weights, moments and schedule stay
+        unchanged, and the gradient is cleared.
         """
-        tally, finite, everywhere = StepMetrics(), True, True
+        metrics, finite, all_finite = StepMetrics(), True, True
         rate = self._engine.get_lr()[0]
         for index, part in enumerate(split(items, micro_batches)):
             batch = collate(
@@ -149,46 +149,47 @@ class LearnerEngine:
                 slot=self._vocabulary.slot,
                 streams=self._family.streams,
             )
-            start = self._start(batch)  # first: at ZeRO stage 3 nothing may run between a forward and its backward pass
-            logp, entropy = self._engine(**batch.scoring(), parts=self._parts(len(batch.targets)))
-            loss, seen = micro_batch_loss(batch, logp, entropy, start, self._objective, mix)
-            tally.merge(seen)
+            # First: under ZeRO-3 nothing may run between a forward and its backward pass.
+            reference = self._reference_logprobs(batch)
+            logp, entropy = self._engine(**batch.policy_inputs(), num_chunks=self._num_chunks(len(batch.targets)))
+            loss, part_metrics = micro_batch_loss(batch, logp, entropy, reference, self._objective, mix)
+            metrics.merge(part_metrics)
             finite = finite and math.isfinite(loss.item())
             last = index == micro_batches - 1
-            if last and not (everywhere := self._everywhere(finite)):
-                # A loss can be infinite and its gradient finite (log-probability −∞). The gradient is spoilt on every
-                # rank, so that whatever is not finite takes one way: DeepSpeed's own, which clears all its buffers.
+            if last and not (all_finite := self._all_ranks(finite)):
+                # An infinite loss can have a finite gradient (log-probability −∞). Make the gradient NaN on every
+                # rank, so that DeepSpeed skips the step and clears all its buffers.
                 loss = loss * math.nan
             self._engine.set_gradient_accumulation_boundary(last)
-            # DeepSpeed averages gradients over ranks; row weights already add up over the whole batch.
+            # DeepSpeed averages gradients over ranks, but row weights already sum to the whole batch.
             self._engine.backward(loss * self._world)
-        norm, taken = self._move()
-        if taken and not everywhere:
+        norm, taken = self._optimizer_step()
+        if taken and not all_finite:
             raise RuntimeError("DeepSpeed took a step with a gradient that is not finite")
-        return StepReport(tally=tally, gradient_norm=norm, learning_rate=rate, skipped=not taken, finite=finite)
+        return StepReport(metrics=metrics, gradient_norm=norm, learning_rate=rate, skipped=not taken, finite=finite)
 
-    def _parts(self, tokens: int) -> int:
-        """Of the output layer: as many as the rank needs that scores most, where all ranks have to use it together."""
-        parts = self._engine.module.parts(tokens)
+    def _num_chunks(self, tokens: int) -> int:
+        """Return the output layer's chunks. Under ZeRO-3 all ranks need the same number: their maximum."""
+        chunks = self._engine.module.num_chunks(tokens)
         if self._settings.zero_stage < 3:
-            return parts
-        most = torch.tensor([parts], device=self._device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most.item())
+            return chunks
+        maximum = torch.tensor([chunks], device=self._device)
+        torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+        return int(maximum.item())
 
-    def _everywhere(self, finite: bool) -> bool:
-        """Whether it holds on all ranks."""
-        wrong = torch.tensor([0.0 if finite else 1.0], device=self._device)
-        torch.distributed.all_reduce(wrong, torch.distributed.ReduceOp.MAX)
-        return not wrong.item()
+    def _all_ranks(self, condition: bool) -> bool:
+        """Return True if the condition holds on all ranks."""
+        violated = torch.tensor([0.0 if condition else 1.0], device=self._device)
+        torch.distributed.all_reduce(violated, torch.distributed.ReduceOp.MAX)
+        return not violated.item()
 
-    def _move(self) -> tuple[float, bool]:
-        """Takes the step or, where the gradient is not finite, clears it. Returns its norm and whether it was taken.
+    def _optimizer_step(self) -> tuple[float, bool]:
+        """Take the step, or clear a non-finite gradient. Return the gradient norm and whether the step was taken.
 
-        All ranks have the same norm, as gradients (ZeRO 0) or the norms of their parts have been reduced by now.
+        All ranks have the same norm: gradients (ZeRO 0) or the norms of their parts are already reduced.
         """
         if self._settings.zero_stage == 0:
-            # DeepSpeed reports a norm only with ZeRO, and does not look whether it is finite. Not clipped yet.
+            # Without ZeRO, DeepSpeed neither reports the norm nor checks that it is finite. Not clipped yet.
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
             if not math.isfinite(norm):
@@ -203,66 +204,69 @@ class LearnerEngine:
         return self._objective.scored(row.channels, item, row)
 
     @torch.no_grad()
-    def _start(self, batch: MicroBatch) -> Tensor | None:
-        """Log-probabilities [N] under the start model, 0 for the anchor's tokens, which are not compared with it."""
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
+        """Return log-probabilities [N] under the reference model; 0 for the anchor's tokens, which need none."""
         if not self._objective.needs_reference:
             return None
-        *_, scored = batch.compared
+        *_, scored = batch.reference_sizes
         found = torch.zeros(len(batch.targets), device=self._device)
         if self._reference is not None:
             if scored:
-                found[:scored], _ = self._reference(**batch.comparing())
-        elif self._adapters is not None and (scored or self._settings.zero_stage == 3):  # there all ranks take part
-            asked = batch.comparing()
-            if not scored:  # the layers run for the other ranks, on rows of which no token is scored
-                whole = batch.scoring()
-                asked |= {name: whole[name] for name in ("input_ids", "packing", "heard")}
+                found[:scored], _ = self._reference(**batch.reference_inputs())
+        elif self._adapters is not None and (scored or self._settings.zero_stage == 3):  # ZeRO-3 is collective
+            inputs = batch.reference_inputs()
+            if not scored:  # the other ranks need this rank's layers: run them on rows without scored tokens
+                whole = batch.policy_inputs()
+                inputs |= {name: whole[name] for name in ("input_ids", "packing", "audio_features")}
             with self._adapters.disabled():
-                logp, _ = self._engine.module(**asked, parts=self._parts(len(asked["targets"])))
+                logp, _ = self._engine.module(**inputs, num_chunks=self._num_chunks(len(inputs["targets"])))
             found[:scored] = logp
         return found
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[WeightUpdate, list[np.ndarray]] | None:
-        """Rank 0 sends the weights and scores the probe; returns the parcel and log-probabilities [L − 1] each, of all
-        tokens but those of the first step. What is to be broadcast is announced, and `deliver` sends it."""
+        """Send the weights, or prepare a broadcast, which `broadcast` then sends.
+
+        Returns, on rank 0, the update and the log-probabilities of each probe sequence, [L − 1] each: of all tokens but
+        those of the first step.
+        """
         logps = self._probe(probe)
         source, scale = self._source()
         if self._settings.exchange == "broadcast":
-            return (replace(self._announce(source, version), scale=scale), logps) if self._rank == 0 else None
+            return (replace(self._prepare_broadcast(source, version), scale=scale), logps) if self._rank == 0 else None
         weights = iter(source)
         try:
             if self._rank != 0:
                 return None
             if self._sender is None:
                 self._sender = new_sender(self._settings.exchange, self._settings.run, self._settings.folder)
-            parcel = self._sender.send(source.groups, weights, version, whole=source.whole)
-            return replace(parcel, scale=scale), logps
+            update = self._sender.send(source.groups, weights, version, whole=source.whole)
+            return replace(update, scale=scale), logps
         finally:
-            for _ in weights:  # whatever has failed here: the others gather every group, and would wait for this rank
+            for _ in weights:  # also after an error: the other ranks gather every group together with this one
                 pass
 
     def _source(self) -> tuple[WeightSource, float | None]:
-        """What workers need to follow: weights, or adapters and their scale."""
+        """Return what workers receive: weights, or adapters and their scale."""
         model, sharded = self._engine.module.model, self._settings.zero_stage == 3
         if self._adapters is None:
             return WeightSource(model, sharded=sharded), None
         return WeightSource(model, sharded=sharded, named=self._adapters.parameters()), self._adapters.config.scale
 
-    def _announce(self, source: WeightSource, version: int) -> WeightUpdate:
+    def _prepare_broadcast(self, source: WeightSource, version: int) -> WeightUpdate:
         import ray
 
-        if self._broadcaster is None:
+        if self._broadcast_sender is None:
             host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
-            self._broadcaster = BroadcastSender(host, self._device)
-        return self._broadcaster.announce(source.groups, version, whole=source.whole)
+            self._broadcast_sender = BroadcastSender(host, self._device)
+        return self._broadcast_sender.prepare(source.groups, version, whole=source.whole)
 
-    def deliver(self, call: BroadcastCall) -> str | None:
-        """Broadcasts the weights as they were announced. Returns why that broke off."""
+    def broadcast(self, call: BroadcastCall) -> str | None:
+        """Broadcast the weights that `publish` prepared. Return the reason if the broadcast failed."""
         source, _ = self._source()
         weights = iter(source)
         try:
-            if self._broadcaster is not None:
-                return self._broadcaster.deliver(source.groups, weights, call)
+            if self._broadcast_sender is not None:
+                return self._broadcast_sender.send(source.groups, weights, call)
             return None
         finally:
             for _ in weights:  # as in `publish`
@@ -275,24 +279,24 @@ class LearnerEngine:
             inputs = torch.from_numpy(ids.astype(np.int64)).to(self._device)
             streams = self._family.streams
             sources = torch.arange(len(ids) - streams, device=self._device)
-            everything, plain = torch.zeros_like(sources), torch.ones(len(sources), device=self._device)
-            # At ZeRO stage 3 the layers gather themselves, one after the other, as in a step.
-            scored, _ = self._engine.module(inputs[None], sources, inputs[streams:], everything, plain)
+            all_allowed, temperatures = torch.zeros_like(sources), torch.ones(len(sources), device=self._device)
+            # Under ZeRO-3 each layer gathers itself, as in a step.
+            scored, _ = self._engine.module(inputs[None], sources, inputs[streams:], all_allowed, temperatures)
             logps.append(scored.float().cpu().numpy())
-        self._engine.empty_partition_cache()  # or layers that were fetched ahead, for a step, would stay whole
+        self._engine.empty_partition_cache()  # otherwise layers that were prefetched would stay gathered
         return logps
 
     def _gathered(self):
-        """All parameters whole on every rank, for as long as the context lasts."""
+        """Context in which all parameters are gathered on every rank."""
         import deepspeed
 
         sharded = self._settings.zero_stage == 3
         return deepspeed.zero.GatheredParameters(list(self._engine.module.parameters()), enabled=sharded)
 
     def save(self, directory: Path) -> str:
-        """Writes its part of a checkpoint (`learner.checkpoint`); returns the fingerprint of the parameters.
+        """Write this rank's part of a checkpoint (`learner.checkpoint`). Return the fingerprint of the parameters.
 
-        Ranks do not wait for one another, so that one whose disk is full holds up nobody. Raises OSError.
+        Ranks save independently: a full disk on one does not block the others. Raises OSError.
         """
         try:
             with self._gathered():
@@ -306,24 +310,26 @@ class LearnerEngine:
         return model_fingerprint(self._engine.module.model)
 
     def load(self, directory: Path, fingerprint: str) -> None:
-        """Goes on, bit for bit, from what `save` wrote: weights, optimiser and schedule.
+        """Restore weights, optimizer and schedule, bit for bit. Needs the same number of ranks and the same ZeRO stage.
 
-        The group must have as many ranks as then, at the same ZeRO stage. fingerprint: of the parameters that were
-        saved. Raises InputError when they are others, or when a file is damaged.
+        Args:
+            fingerprint: Fingerprint of the saved parameters.
+
+        Raises InputError if the model has other parameters or a file is damaged.
         """
         check_saved_state(self._engine.module.model, directory, fingerprint, self._adapters)
         state = read_state_tree(self._state_file(directory))
-        if self._settings.zero_stage < 3:  # else they come with the optimiser's state
+        if self._settings.zero_stage < 3:  # at stage 3 the optimizer state includes them
             load_model(self._engine.module.model, directory, self._adapters)
         try:
             restore_state(self._engine, self._settings.zero_stage, self._world, state)
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self._state_file(directory)} holds no state of this optimiser: {error!r}") from error
+            raise InputError(f"{self._state_file(directory)} holds no state of this optimizer: {error!r}") from error
 
     def _state_file(self, directory: Path) -> Path:
         return directory / "optimizer" / f"rank-{self._rank}.safetensors"
 
     def close(self) -> None:
-        for sender in (self._sender, self._broadcaster):
+        for sender in (self._sender, self._broadcast_sender):
             if sender is not None:
                 sender.close()

@@ -125,13 +125,13 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.r: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; go "
-            "on with learner.lora.r=0 if the checkpoint was saved without"
+            f"learner.lora.r: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; "
+            "resume with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
         if (now := getattr(adapters.config, key)) != saved:
             raise InputError(
-                f"learner.lora.{key}: {now}, but {directory} was saved with {saved}; go on with learner.lora.{key}="
+                f"learner.lora.{key}: {now}, but {directory} was saved with {saved}; resume with learner.lora.{key}="
                 f"{saved}"
             )
     if other := sorted(layers ^ adapters.layers.keys()):

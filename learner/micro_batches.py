@@ -1,4 +1,4 @@
-"""The learner's rows, and how they are dealt out to ranks and micro-batches. `learner.collate` makes them tensors."""
+"""Training rows, and their split into ranks and micro-batches. `learner.collate` makes them tensors."""
 
 import heapq
 import itertools
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample:
-    """A prompt with a reply to learn from: a sampled reply (preference) or a demonstration (anchor)."""
+    """A prompt and a reply to train on: a sampled reply (preference) or a demonstration (anchor)."""
 
     prompt_ids: np.ndarray
     """int32 [P]."""
@@ -19,28 +19,27 @@ class TrainingSample:
     channels: np.ndarray
     """int8 [T]."""
     allowed: np.ndarray | None = None
-    """int8 [T], sets of `speech.grammar.TokenKind`: the tokens that the sampler could draw at each position. None:
-    all."""
-    behaviour: np.ndarray | None = None
-    """float32 [T]: the sampler's log-probabilities; None for demonstrations and for replies from a file."""
+    """int8 [T], sets of `speech.grammar.TokenKind`: what the sampler could draw at each position. None: all tokens."""
+    rollout_logprobs: np.ndarray | None = None
+    """float32 [T], as the sampler reported them. None for demonstrations and for replies from a file."""
     features: str | None = None
-    """File of the encoder features that the prompt has slots for (`speech.audio`)."""
+    """File of encoder features, for the prompt's slots (`speech.audio`)."""
     anchor_weight: float = 0.0
-    """Of a demonstration; those of a whole batch add up to 1."""
+    """Weight of a demonstration. The weights of a batch sum to 1."""
     advantages: tuple[float, ...] = ()
-    """One for each route."""
+    """One per route."""
     weights: tuple[float, ...] = ()
-    """What every selected token counts, one for each route: the route's normaliser (`controller.batch`)."""
+    """Weight of each selected token, one per route: the route's normalizer (`controller.batch`)."""
     kl_weights: tuple[float, float] = (0.0, 0.0)
-    """The same for the divergence from the start model on text and on speech tokens."""
+    """Weight of each text and each speech token in the KL to the reference model."""
 
     @property
     def rows(self) -> "tuple[TrainingSample, ...]":
         return (self,)
 
     @property
-    def prompt(self) -> Hashable:
-        """Equal for rows that a model hears the same in."""
+    def prompt_key(self) -> Hashable:
+        """Key that is equal for equal prompts, audio features included."""
         return self.prompt_ids.tobytes(), self.features
 
     def __len__(self) -> int:
@@ -49,12 +48,12 @@ class TrainingSample:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPair:
-    """Two replies to one prompt, the better first. They stay together through every split."""
+    """Two replies to one prompt, the better first. No split separates them."""
 
     chosen: TrainingSample
     rejected: TrainingSample
     weight: float
-    """Those of a whole batch add up to 1, unless groups count by λ of their own."""
+    """The weights of a batch sum to 1, unless each group has its own λ."""
 
     @property
     def rows(self) -> tuple[TrainingSample, TrainingSample]:
@@ -65,30 +64,32 @@ class TrainingPair:
 
 
 Item = TrainingSample | TrainingPair
-"""What a batch is made of."""
+"""Element of a batch."""
+
 LOGITS = 2**25
-"""Logits that are held at once: 128 MiB in float32, and a few times that while they are worked on."""
+"""Maximum number of logits in memory: 128 MiB in float32, and a few times that during computation."""
+
 LAID_OUT = 4
-"""Cells of attention's own layout for each token of a micro-batch, at most: one long row among short ones, or many
-replies to one long prompt, would take more memory there than everything else."""
+"""Maximum cells of attention's padded layout per token of a micro-batch. One long row among short ones, or many replies
+to one long prompt, would otherwise take more memory there than everything else."""
 
 
 def tokens_of(items: Sequence[Item]) -> int:
-    """How many the learner computes when it takes them together: a prompt that several share counts once."""
+    """Count the tokens that the learner computes for these items together. A shared prompt counts once."""
     prompts: dict[Hashable, int] = {}
     replies = 0
     for item in items:
         for row in item.rows:
-            prompts[row.prompt] = len(row.prompt_ids)
+            prompts[row.prompt_key] = len(row.prompt_ids)
             replies += len(row.reply_ids)
     return sum(prompts.values()) + replies
 
 
 def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
-    """Deals items out into `parts` lists of about as many tokens each; none is empty where there are as many items.
+    """Split items into `parts` lists of about equal numbers of tokens. No list is empty if there are enough items.
 
-    Those of one prompt stay together, as far as lists come out even: the longest bundle goes first, to the list that
-    has fewest tokens.
+    Items of one prompt stay together as far as the lists stay even: the longest bundle goes first, to the list with
+    the fewest tokens.
     """
     lists: list[list[Item]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
@@ -100,16 +101,16 @@ def split(items: Sequence[Item], parts: int) -> list[list[Item]]:
     return lists
 
 
-def _bundles(items: Sequence[Item], least: int) -> list[list[Item]]:
-    """Items by prompt; the largest are halved until there are so many, or nothing is left to halve."""
+def _bundles(items: Sequence[Item], min_bundles: int) -> list[list[Item]]:
+    """Group items by prompt. Halve the largest bundles until there are `min_bundles`, or none can be halved."""
     found: dict[Hashable, list[Item]] = {}
     for item in items:
-        found.setdefault(item.rows[0].prompt, []).append(item)
-    order = itertools.count()  # which of two that are as large comes first; items cannot be compared
+        found.setdefault(item.rows[0].prompt_key, []).append(item)
+    order = itertools.count()  # breaks ties: items cannot be compared
     whole = [bundle for bundle in found.values() if len(bundle) == 1]
     heap = [(-tokens_of(bundle), next(order), bundle) for bundle in found.values() if len(bundle) > 1]
     heapq.heapify(heap)
-    while heap and len(heap) + len(whole) < least:
+    while heap and len(heap) + len(whole) < min_bundles:
         _, _, largest = heapq.heappop(heap)
         for half in (largest[::2], largest[1::2]):
             if len(half) > 1:
@@ -119,26 +120,30 @@ def _bundles(items: Sequence[Item], least: int) -> list[list[Item]]:
     return whole + [bundle for _, _, bundle in heap]
 
 
-def micro_batches(shares: Sequence[Sequence[Item]], tokens: int, *, packing: bool) -> int:
-    """In how many micro-batches ranks take their shares, all of them as many: about the fewest in which none has more
-    than so many tokens, padding included. An item by itself may have more; and where a rank has few items, which are
-    never less than its micro-batches, others may take more at once.
+def micro_batches(shares: Sequence[Sequence[Item]], max_tokens: int, *, packing: bool) -> int:
+    """Return the number of micro-batches, the same for all ranks: about the fewest that respect `max_tokens`.
 
-    With packing, attention may lay rows out in `LAID_OUT` times as many cells.
+    A single item may exceed the limit. No rank has fewer items than micro-batches, so if one rank has few items, other
+    ranks may exceed it too.
+
+    Args:
+        shares: Items of each rank.
+        max_tokens: Tokens of a micro-batch, padding included. With packing, attention's padded layout may have
+            `LAID_OUT` times as many cells.
     """
 
     def fits(part: Sequence[Item]) -> bool:
         rows = [row for item in part for row in item.rows]
         cells = len(rows) * max(map(len, rows))
         if packing:
-            return len(part) == 1 or (cells <= LAID_OUT * tokens and tokens_of(part) <= tokens)
-        return len(part) == 1 or cells <= tokens
+            return len(part) == 1 or (cells <= LAID_OUT * max_tokens and tokens_of(part) <= max_tokens)
+        return len(part) == 1 or cells <= max_tokens
 
-    def least(share: Sequence[Item]) -> int:
-        return -(-(tokens_of(share) - sum(max(0, len(item) - tokens) for item in share)) // tokens)
+    def lower_bound(share: Sequence[Item]) -> int:
+        return -(-(tokens_of(share) - sum(max(0, len(item) - max_tokens) for item in share)) // max_tokens)
 
     fewest = min(map(len, shares))
-    count = max(1, *map(least, shares))
+    count = max(1, *map(lower_bound, shares))
     while count < fewest and not all(fits(part) for share in shares for part in split(share, count)):
         count += 1 + count // 8
     return min(count, fewest)

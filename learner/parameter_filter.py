@@ -1,8 +1,6 @@
-"""Frozen parts of a model: named by patterns, each of which must match something (method §7, rule 7).
+"""Applies a configuration's name patterns to a model: parameters to freeze, layers to adapt (method §7, rule 7).
 
-What a configuration's patterns name in a model: parameters that are frozen, layers that get adapters.
-
-Importable without torch.
+Each pattern must match something. Importable without torch.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The parameters among `names` that the patterns name, shell-style: "model.layers.0.*".
+    """Return the names that match shell-style patterns such as "model.layers.0.*".
 
-    Raises InputError for a pattern that matches nothing, and when nothing would be left to train.
+    Raises InputError for a pattern that matches nothing, or if no parameter would be left to train.
     """
     names = list(names)
     found: set[str] = set()
@@ -38,51 +36,53 @@ def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
 def adapted_layers(
     layers: Mapping[str, Sequence[int]], settings: LoraConfig, frozen: Collection[str] = ()
 ) -> dict[str, tuple[int, int]]:
-    """The layers that get an adapter, with their inputs and outputs.
+    """Return inputs and outputs of each layer that gets an adapter, by name.
 
-    layers: shape [outputs, inputs] of the weight of each linear layer, by the layer's name. frozen: those of them that
-    `model.freeze` keeps as they are. Raises InputError for a pattern that matches none, for a rank that is larger than
-    a matrix, and when no layer is left.
+    Args:
+        layers: Weight shape [outputs, inputs] of each linear layer, by name.
+        frozen: Layers that `model.freeze` excludes.
+
+    Raises InputError for a pattern that matches no layer, for a rank above a layer's size, or if no layer is left.
     """
     names: set[str] = set()
     for pattern in settings.targets:
         matched = {name for name in layers if fnmatchcase(name, pattern)}
         if not matched:
-            few = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
+            endings = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
             raise InputError(
-                f"learner.lora.target_modules: {pattern!r} matches no linear layer that has a weight to itself; the "
-                "names of "
-                f"those end with {few}"
+                f"learner.lora.target_modules: {pattern!r} matches no linear layer with an untied weight; the names "
+                "of those "
+                f"layers end with {endings}"
             )
         names |= matched
     found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
     if not found:
         raise InputError(
-            f"learner.lora.target_modules: {', '.join(settings.targets)} match only what model.freeze names"
+            f"learner.lora.target_modules: {', '.join(settings.targets)} match only layers that model.freeze freezes"
         )
-    least = min(found, key=lambda name: min(found[name]))
-    if settings.rank > min(found[least]):
-        inputs, outputs = found[least]
+    smallest = min(found, key=lambda name: min(found[name]))
+    if settings.rank > min(found[smallest]):
+        inputs, outputs = found[smallest]
         raise InputError(
-            f"learner.lora.r: {settings.rank}, but {least} has {inputs} inputs and {outputs} outputs; at most "
-            f"{min(found[least])}"
+            f"learner.lora.r: {settings.rank} exceeds {smallest}, which has {inputs} inputs and {outputs} outputs; "
+            f"use at most {min(found[smallest])}"
         )
     return found
 
 
 def _examples(names: list[str]) -> list[str]:
-    """A few names, for a message."""
-    few = [names[len(names) * part // 4] for part in range(4)] if len(names) > 4 else names
-    return [*dict.fromkeys(few), "…"]
+    """Pick a few names for a message."""
+    examples = [names[len(names) * part // 4] for part in range(4)] if len(names) > 4 else names
+    return [*dict.fromkeys(examples), "…"]
 
 
 def freeze(model: "nn.Module", patterns: Sequence[str]) -> int:
-    """Takes the named parameters out of training. Returns how many there are; raises as `frozen_names` does."""
+    """Freeze the named parameters. Return how many there are. Raises InputError as `frozen_names` does."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = frozen_names(parameters, patterns)
     for name in found:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        # Tied parameters share one tensor: freezing it under one name freezes it under all.
+        # Tied parameters share one tensor: freezing it under one name freezes all its names.
         raise InputError(f"model.freeze: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return len(found)

@@ -1,6 +1,6 @@
-"""The policy as the learner needs it: log-probabilities under the distribution that the sampler used.
+"""The policy model: log-probabilities of tokens under the distribution that the sampler used.
 
-Scoring with a model of several streams, each of which has an output layer of its own.
+A model of several streams has one output layer per stream.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,16 @@ from learner.micro_batches import LOGITS
 from learner.packed_attention import Packing
 
 Output = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]]
-"""Log-probabilities and entropies [n] of n scored tokens, from their tensors."""
+"""Function from tensors of n scored tokens to their log-probabilities and entropies, [n]."""
 
 
 def by_stream(outputs: Sequence[Output], streams: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N] and entropies [N], each token's from its own stream's output layer.
+    """Return log-probabilities [N] and entropies [N], each token's from its own stream's output layer.
 
-    outputs: by stream; all are used, also for no token, as ranks that share a layer use it together. streams: int64
-    [N]. given: what an output takes, [N, …] each.
+    Args:
+        outputs: One per stream. All are called, even for no token: under ZeRO-3 all ranks gather a layer together.
+        streams: int64 [N].
+        given: Inputs of an output layer, [N, …] each.
     """
     chosen = [(streams == stream).nonzero()[:, 0] for stream in range(len(outputs))]
     found = [output(tuple(part[places] for part in given)) for output, places in zip(outputs, chosen, strict=True)]
@@ -34,22 +36,25 @@ def by_stream(outputs: Sequence[Output], streams: Tensor, given: tuple[Tensor, .
 
 
 class PolicyModel(nn.Module):
-    """Wraps a causal language model. The output layer runs only at positions that carry a loss (method §7, rule 8), so
-    many at a time as have no more than `LOGITS` logits: those of each part are computed again in the backward pass."""
+    """A causal language model that scores given tokens.
+
+    The output layer runs only at positions that carry a loss (method §7, rule 8), in chunks of at most `LOGITS` logits.
+    The backward pass recomputes the logits of each chunk.
+    """
 
     def __init__(self, model: nn.Module, kinds: Tensor) -> None:
-        """kinds: int8 [V], the `speech.grammar.TokenKind` of every id."""
+        """kinds: int8 [V], the `speech.grammar.TokenKind` of each id."""
         super().__init__()
         self.model = model
         self.streams: int = getattr(model, "streams", 1)
-        """Tokens of a step of the model; each has an output layer of its own."""
+        """Tokens per step of the model, each with its own output layer."""
         sets = torch.arange(2 * int(kinds.max()), dtype=torch.int64)
         forbidden = (kinds.to(torch.int64)[None, :] & sets[:, None]) == 0
-        forbidden[0] = False  # the empty set stands for "everything was allowed"
+        forbidden[0] = False  # the empty set means that every token was allowed
         self.register_buffer("forbidden", forbidden, persistent=False)
 
-    def parts(self, tokens: int) -> int:
-        """How many parts the output layer takes so many scored tokens in."""
+    def num_chunks(self, tokens: int) -> int:
+        """Return the number of chunks in which the output layer computes so many scored tokens."""
         forbidden: Any = self.forbidden
         return max(1, -(-tokens * forbidden.shape[1] // LOGITS))
 
@@ -61,38 +66,47 @@ class PolicyModel(nn.Module):
         allowed: Tensor,
         temperatures: Tensor,
         packing: Packing | None = None,
-        parts: int | None = None,
-        heard: AudioFeatures | None = None,
+        num_chunks: int | None = None,
+        audio_features: AudioFeatures | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores N tokens.
+        """Score N tokens.
 
-        input_ids: int64 [1, tokens] with their packing, else [R, L], right-padded. sources: int64 [N], flat positions
-        whose outputs predict the targets. allowed: int64 [N], the set of kinds that could be drawn
-        (0: all). temperatures: float32 [N]. parts: of the output layer; the same on all ranks where the model is
-        spread over them, since each use of a layer gathers it. heard: features in place of embeddings.
-        Returns log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over
-        the allowed tokens. The entropies carry no gradient.
+        Args:
+            input_ids: int64, [1, tokens] with a packing, else [R, L], right-padded.
+            sources: int64 [N], flat positions whose outputs predict the targets.
+            targets: int64 [N].
+            allowed: int64 [N], the set of token kinds that could be sampled. 0: all.
+            temperatures: float32 [N].
+            packing: None if rows are padded.
+            num_chunks: Chunks of the output layer. Under ZeRO-3 it must be equal on all ranks: each use gathers.
+            audio_features: Frames that replace embeddings.
+
+        Returns:
+            Log-probabilities [N] and entropies [N] in nats, both float32, of softmax(logits / temperature) over the
+            allowed tokens. The entropies carry no gradient.
         """
         where = {} if packing is None else {"packing": packing, "position_ids": packing.positions}
         body: Any = self.model.model
         given = {"input_ids": input_ids}
-        if self.streams == 1:  # in this order whatever was heard: at ZeRO stage 3 all ranks gather layers alike
+        if self.streams == 1:  # always in this order: under ZeRO-3 all ranks gather the same layers
             embedded = body.get_input_embeddings()(input_ids)
-            given = {"inputs_embeds": embedded if heard is None else heard.put_into(embedded)}
+            given = {"inputs_embeds": embedded if audio_features is None else audio_features.scatter_into(embedded)}
         hidden = body(**given, use_cache=False, **where).last_hidden_state
-        asked = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
-        count = self.parts(len(targets)) if parts is None else parts
+        inputs = (hidden.flatten(0, 1)[sources], targets, allowed, temperatures)
+        count = self.num_chunks(len(targets)) if num_chunks is None else num_chunks
         model: Any = self.model
         if self.streams == 1:
-            return self._outputs(model.lm_head, count, asked)
+            return self._chunked_outputs(model.lm_head, count, inputs)
         return by_stream(
-            [partial(self._outputs, layer, count) for layer in model.output_layers], sources % self.streams, asked
+            [partial(self._chunked_outputs, layer, count) for layer in model.output_layers],
+            sources % self.streams,
+            inputs,
         )
 
-    def _outputs(self, layer: nn.Module, count: int, asked: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def _chunked_outputs(self, layer: nn.Module, count: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if count == 1:
-            return self._output(layer, *asked)
-        split = zip(*(torch.tensor_split(part, count) for part in asked), strict=True)
+            return self._output(layer, *inputs)
+        split = zip(*(torch.tensor_split(part, count) for part in inputs), strict=True)
         found = [checkpoint(self._output, layer, *part, use_reentrant=False) for part in split]
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropies)

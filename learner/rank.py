@@ -1,4 +1,4 @@
-"""A learner rank: the Ray actor around one `learner.engine`. Importable without torch, as the controller has to."""
+"""A learner rank: the Ray actor around one `LearnerEngine`. Importable without torch, for the controller."""
 
 from pathlib import Path
 
@@ -14,41 +14,41 @@ from weight_sync.update import BroadcastCall, WeightUpdate
 
 
 class LearnerRank(MonitoredActor):
-    """One process of the learner group. `connect` must be called on all ranks at once."""
+    """One process of the learner group. Every method but `address` and `close` must be called on all ranks at once."""
 
     def __init__(self, rank: int, world: int, settings: LearnerConfig, family: Family, objective: Objective) -> None:
         super().__init__()
-        from learner.engine import LearnerEngine  # and with it torch and transformers
+        from learner.engine import LearnerEngine  # imports torch and transformers
 
         self._engine = LearnerEngine(rank, world, settings, family, objective)
 
     def address(self) -> tuple[str, int]:
-        """Where the group will meet: this node's address and a port, which is held from now on."""
+        """Return this node's address and a port, bound from now on, for the group's rendezvous."""
         host = ray.util.get_node_ip_address()
-        return host, self._engine.open_door(host)
+        return host, self._engine.bind_port(host)
 
     def connect(self, host: str, port: int) -> int:
-        """Joins the group and loads the model. Returns the number of parameters."""
+        """Join the group and load the model. Return the number of parameters."""
         return self._engine.connect(host, port)
 
     def step(self, items: list[Item], micro_batches: int, mix: float) -> StepReport:
-        """One optimiser step on this rank's items."""
+        """Take one optimizer step on this rank's items."""
         return self._engine.step(items, micro_batches, mix)
 
     def publish(self, version: int, probe: list[np.ndarray]) -> tuple[WeightUpdate, list[np.ndarray]] | None:
-        """Sends or announces the weights; of rank 0, the parcel and the probe's log-probabilities."""
+        """Send the weights or prepare a broadcast. Rank 0 returns the update and the probe's log-probabilities."""
         return self._engine.publish(version, probe)
 
-    def deliver(self, call: BroadcastCall) -> str | None:
-        """Broadcasts the weights as they were announced. Returns why that broke off."""
-        return self._engine.deliver(call)
+    def broadcast(self, call: BroadcastCall) -> str | None:
+        """Broadcast the weights that `publish` prepared. Return the reason if the broadcast failed."""
+        return self._engine.broadcast(call)
 
     def save(self, directory: Path) -> str:
-        """Writes its part of a checkpoint; returns the fingerprint of the parameters."""
+        """Write this rank's part of a checkpoint. Return the fingerprint of the parameters."""
         return self._engine.save(directory)
 
     def load(self, directory: Path, fingerprint: str) -> None:
-        """Goes on from what `save` wrote."""
+        """Restore what `save` wrote."""
         self._engine.load(directory, fingerprint)
 
     def close(self) -> None:

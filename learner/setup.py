@@ -1,11 +1,4 @@
-"""The operator that DeepSpeed compiles on a machine when the first learner starts there, and never again.
-
-Where the ranks of a learner group find each other: torch's store, served by rank 0 on one address of its node.
-
-Gradient checkpointing: of each layer only the input is kept, and the rest is computed again in the backward pass.
-
-The learning rate over a run. Pure.
-"""
+"""Setup of a rank: learning-rate schedule, gradient checkpointing, DeepSpeed's compiled operator, rendezvous store."""
 
 import fcntl
 import math
@@ -22,9 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from common.errors import InputError
 
 
-def share(step: int, *, warmup: int, steps: int, final: float) -> float:
-    """Share of the highest learning rate at a step, the first being 0: linear warm-up over `warmup` steps, then a
-    cosine down to `final` at `steps`."""
+def learning_rate_factor(step: int, *, warmup: int, steps: int, final: float) -> float:
+    """Return the factor of the peak learning rate at a step, counted from 0.
+
+    Linear warm-up over `warmup` steps, then a cosine down to `final` at `steps`.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -32,14 +27,19 @@ def share(step: int, *, warmup: int, steps: int, final: float) -> float:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> int:
-    """Switches it on in a transformers model; returns in how many layers. Raises InputError where there is none.
+    """Enable gradient checkpointing in a transformers model. Return the number of layers.
 
-    transformers recomputes only what is in training mode, which would switch dropout on as well. So the layers
-    themselves are told that they train, and nothing within them is; dropout that a layer does itself is set to 0.
+    Each layer keeps only its input and recomputes the rest in the backward pass. transformers recomputes only layers in
+    training mode, which would also enable dropout. So only the layers' own flag is set, not that of their submodules,
+    and dropout that a layer applies itself is set to 0.
+
+    Raises InputError if the model has no layer that supports it.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(f"learner.gradient_checkpointing: {type(model).__name__} has no layers that can be recomputed")
+        raise InputError(
+            f"learner.gradient_checkpointing: {type(model).__name__} has no layers that support it; set it to false"
+        )
     switch: Any = model.gradient_checkpointing_enable
     switch({"use_reentrant": False})
     for layer in layers:
@@ -51,21 +51,21 @@ def enable_gradient_checkpointing(model: nn.Module) -> int:
 
 
 def compile_deepspeed_op() -> None:
-    """Has DeepSpeed compile and load its operator for processors; who comes second waits for who came first.
+    """Compile and load DeepSpeed's CPU operator once per machine. Concurrent callers wait for the first.
 
-    torch marks a build that is under way by a file. A killed process leaves it behind, and everybody after it would
-    wait for ever. Our own lock the system takes from the dead: whoever has it knows that the file is nobody's.
+    torch marks a running build by a lock file. A killed process leaves it behind, and every later build would wait
+    forever. The operating system releases our `flock` when a process dies, so its holder may remove the file.
     """
-    # With the first `ninja` on the path, and anew when that is another one than the last time: it must be the
-    # environment's own, which is always there, however the job was started.
+    # torch uses the first `ninja` on PATH, and rebuilds if it differs from the last one. The environment's own always
+    # exists, however the job was started.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     import deepspeed
     from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory  # no public name tells where it builds
+    from torch.utils.cpp_extension import _get_build_directory  # no public API returns the build directory
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
-        return  # DeepSpeed does without it, as on processors other than x86
+        return  # DeepSpeed works without it, as on CPUs other than x86
     folder = Path(_get_build_directory(builder.name, verbose=False))
     with (folder.parent / f"{builder.name}.held").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -73,13 +73,17 @@ def compile_deepspeed_op() -> None:
         builder.load(verbose=False)
 
 
-def door(host: str) -> socket.socket:
-    """A free port of this address, held from now on: torch, left to itself, would listen on every address."""
+def bind_port(host: str) -> socket.socket:
+    """Bind a free port of this address only. torch by itself would listen on all addresses."""
     return socket.create_server((host, 0))
 
 
-def store(rank: int, world: int, host: str, port: int, held: socket.socket | None) -> torch.distributed.TCPStore:
-    """Joins the store at an address. held: rank 0's door, which is the store's from here on; None opens one now."""
+def create_store(rank: int, world: int, host: str, port: int, held: socket.socket | None) -> torch.distributed.TCPStore:
+    """Join the rendezvous store, which rank 0 serves.
+
+    Args:
+        held: Rank 0's listening socket, which the store takes over. None: bind the port now.
+    """
     if rank != 0:
         return torch.distributed.TCPStore(host, port, world, is_master=False)
     descriptor = (held or socket.create_server((host, port))).detach()

@@ -1,4 +1,4 @@
-"""Sums that parts of a batch report and that add up to the numbers of the whole, whatever the split."""
+"""Metrics of a training step that add up over micro-batches and ranks, however the batch is split."""
 
 from dataclasses import dataclass, field
 
@@ -7,45 +7,47 @@ import numpy as np
 
 @dataclass
 class StepMetrics:
-    """Weighted sums and largest values by name."""
+    """Weighted sums and maxima by name."""
 
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     """name → (sum, weight); the mean is their quotient."""
-    largest: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, total: float, weight: float = 0.0) -> None:
-        """weight 0 for quantities that add up, such as parts of a loss."""
+        """Add to a sum. weight: 0 for quantities that have no mean, such as parts of a loss."""
         before = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (before[0] + total, before[1] + weight)
 
-    def see(self, name: str, value: float) -> None:
-        # np.maximum lets not-a-number through, where Python's max may drop it.
-        self.largest[name] = float(np.maximum(value, self.largest.get(name, value)))
+    def update_max(self, name: str, value: float) -> None:
+        # np.maximum keeps NaN; Python's max may drop it.
+        self.maxima[name] = float(np.maximum(value, self.maxima.get(name, value)))
 
     def merge(self, other: "StepMetrics") -> None:
         for name, (total, weight) in other.sums.items():
             self.add(name, total, weight)
-        for name, value in other.largest.items():
-            self.see(name, value)
+        for name, value in other.maxima.items():
+            self.update_max(name, value)
 
     def total(self, name: str) -> float | None:
-        """None when nothing was reported under the name."""
+        """Return a sum; None if nothing was added under the name."""
         return self.sums[name][0] if name in self.sums else None
 
     def mean(self, name: str) -> float | None:
+        """Return a weighted mean; None if the weight is 0."""
         total, weight = self.sums.get(name, (0.0, 0.0))
         return total / weight if weight else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a rank saw of a step. `tally` is its own; `skipped` and `gradient_norm` are those of the whole group."""
+    """One rank's report of a step. `skipped` and `gradient_norm` are the same on all ranks."""
 
-    tally: StepMetrics
+    metrics: StepMetrics
+    """Of this rank's items."""
     gradient_norm: float
-    """Before clipping; not finite in a step that was skipped."""
+    """Before clipping; not finite if the step was skipped."""
     learning_rate: float
     skipped: bool
-    """The optimiser did not move: a loss or a gradient of some rank was not finite."""
+    """True if the optimizer took no step, because a loss or gradient of some rank was not finite."""
     finite: bool
-    """Whether this rank's own losses were."""
+    """True if this rank's own losses were finite."""

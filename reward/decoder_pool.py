@@ -22,7 +22,7 @@ from cluster.actor_pool import ActorPool, SpeechPool
 from cluster.monitored_actor import MonitoredActor
 from cluster.placement import Placement
 from cluster.pool_calls import ActorPoolConfig
-from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.task_queue import MAX_ATTEMPTS, TaskQueue
 from cluster.waiting import FETCH_TIMEOUT_S, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
@@ -189,7 +189,7 @@ class DecoderPool(SpeechPool):
     def decode(self, replies: Sequence[np.ndarray]) -> list[Waveform | None]:
         """Decode replies and wait for their audio; None without speech. Lost audio is decoded again."""
         decoded: dict[int, Waveform | None] = {}
-        for _ in range(LENT_TIMES):
+        for _ in range(MAX_ATTEMPTS):
             missing = [index for index in range(len(replies)) if index not in decoded]
             if not missing:
                 break
@@ -203,7 +203,7 @@ class DecoderPool(SpeechPool):
             audio = fetch_audio([refs[item] if has_speech else None for item, has_speech in enumerate(flags)])
             decoded |= {index: a for index, a in zip(missing, audio, strict=True) if not isinstance(a, DecodeFailed)}
         if len(decoded) < len(replies):
-            raise CallTimeout(f"the audio of {len(replies) - len(decoded)} replies was lost {LENT_TIMES} times")
+            raise CallTimeout(f"the audio of {len(replies) - len(decoded)} replies was lost {MAX_ATTEMPTS} times")
         return [decoded[index] for index in range(len(replies))]
 
     def _call(

@@ -31,12 +31,11 @@ as the others, for the group, for a broadcast."""
 class WeightBroadcaster(Protocol):
     """Sends weights to the receivers that join a broadcast."""
 
-    def free(self) -> bool:
-        """Return True if the broadcaster is idle."""
+    def can_broadcast(self) -> bool:
+        """Whether it can now: it does nothing else."""
 
-    def deliver(self, parcel: WeightUpdate, seats: Sequence[str], seconds: float) -> WeightUpdate:
-        """Begin a broadcast to these receivers. Return the update that makes them join it. seconds: longest wait of one
-        process for another."""
+    def broadcast(self, parcel: WeightUpdate, receivers: Sequence[str], timeout_s: float) -> WeightUpdate:
+        """Has it call these, of which none waits longer than so for another. Returns what brings them there."""
 
 
 class StaleWeights(RuntimeError):
@@ -242,11 +241,11 @@ class BroadcastUpdate:
     """Longest wait of one process for another."""
 
     def free(self) -> bool:
-        return self.broadcaster.free()
+        return self.broadcaster.can_broadcast()
 
     def begin(self, names: Sequence[str]) -> Callable[[Any], ray.ObjectRef]:
-        receivers = [f"{name}/{rank}" for name in names for rank in range(self.ranks)]
-        return self.call(self.broadcaster.deliver(self.parcel, receivers, self.timeout_s))
+        seats = [f"{name}/{rank}" for name in names for rank in range(self.ranks)]
+        return self.call(self.broadcaster.broadcast(self.parcel, seats, self.timeout_s))
 
 
 def check_probe(name: str, report: SyncReport, version: int, max_logprob_diff: float) -> None:

@@ -315,7 +315,7 @@ class VllmEngine:
         """
         with self._generation_paused():
             try:
-                self._broadcasts.take(parcel, worker)
+                self._broadcasts.receive(parcel, worker)
             except SyncInterrupted:
                 raise
             except Exception as error:  # as in `load_weights`
@@ -332,7 +332,7 @@ class VllmEngine:
         try:
             yield
         finally:
-            if self._paused and not self._broadcasts.half:
+            if self._paused and not self._broadcasts.is_partial:
                 core.call_utility("resume_scheduler")
                 self._paused = False
 

@@ -107,7 +107,7 @@ def sync(pool: RolloutPool, group: LearnerGroup, rows: list, **more) -> tuple[di
     sequences = [np.concatenate([row.prompt_ids, row.reply_ids]) for row in rows[:3]]
     published = group.publish(sequences)
     probe = WeightCheck(sequences=sequences, logps=published.probe_logps)
-    return pool.update(published.parcel, 0.5, probe, broadcaster=group, **more), published.parcel.size
+    return pool.update(published.update, 0.5, probe, broadcaster=group, **more), published.update.size
 
 
 def pids(pool: RolloutPool) -> dict[str, int]:
@@ -168,11 +168,11 @@ def test_one_that_dies_in_the_middle_is_replaced_and_the_others_go_on(pool, worl
     assert newest.version == 2
     assert newest.logprob_diff < 1e-4
     # They cannot be had while the learner steps, nor when it has: then there are newer ones.
-    assert group.free()
+    assert group.can_broadcast()
     group.begin(rows, 0.4)
-    assert not group.free()
+    assert not group.can_broadcast()
     group.finish()
-    assert not group.free()
+    assert not group.can_broadcast()
     reports, _ = sync(pool, group, rows, strict=True)
     group.stop()
     assert {name: report.version for name, report in reports.items()} == {FIRST: 3, SECOND: 3}

@@ -116,7 +116,7 @@ def test_the_ranks_meet_where_only_they_are(monkeypatch):
     rank = LearnerRank.__new__(LearnerRank)
     rank._engine = LearnerEngine.__new__(LearnerEngine)
     host, port = rank.address()
-    store = setup.store(0, 1, host, port, rank._engine._door)
+    store = setup.create_store(0, 1, host, port, rank._engine._listener)
     at = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.laddr.port == port and not c.raddr}
     assert at == {"127.0.0.1"}
     store.set("greeting", "here")

@@ -1,21 +1,17 @@
-"""A process group beside torch's default one, from the sender of weights to those that are there to take them.
+"""Broadcasts weights to all workers at once, through a process group beside torch's default one.
 
-    caller (sender)                       seat (a receiver, and each of its tensor-parallel ranks)
-    ───────────────                       ──────────────────────────────────────────────────────
-    waits for the seats it expects   ◀──  says that it is there, and how many groups of tensors it has
-    calls the roll                   ──▶  is on it, or gives up and is expected the next time
-    ───────────── both build the group, or go on with the last one if nobody has changed ─────────────
-    broadcasts                       ──▶  receives
+    root (the sender)                      peer (each tensor-parallel rank of each engine)
+    ─────────────────                      ───────────────────────────────────────────────
+    waits for the expected receivers  ◀──  announces itself, and the number of groups that it already has
+    publishes the membership          ──▶  is a member, or fails and joins the next call
+    ────────── both build the process group, or reuse the last one if its members are the same ──────────
+    broadcasts group after group      ──▶  receives
 
-They meet at torch's TCPStore, which the caller serves. The group is NCCL's between GPUs and gloo's between CPUs; either
-way its end of a wait is here, and a group in which something failed is thrown away. Nobody waits longer for another
-than the call says. Needs torch.
+They meet at torch's TCPStore, which the root serves. The group uses NCCL between GPUs and gloo between CPUs. Timeouts
+are enforced here, not by the backend: no participant waits longer for another than the call allows. A group in which an
+operation failed is discarded. Needs torch.
 
-Sends weights to all workers at once, group by group, from where they are gathered. The receiving end is
-`weight_sync/vllm_receiver.py`; how both meet is in `weight_sync/broadcast.py`.
-
-Takes weights that the learner broadcasts into one engine. The other ends are `weight_sync/broadcast.py` and, inside the
-engine, `weight_sync/vllm_receiver.py`.
+Receivers: `weight_sync/receiver.py` in the worker and `weight_sync/vllm_receiver.py` in the engine.
 """
 
 import json
@@ -35,44 +31,51 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from weight_sync.senders import Groups
 from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 
-POLL_SECONDS = 0.001
-"""Between two looks at what is under way."""
+POLL_INTERVAL_S = 0.001
+"""Interval between two checks for progress."""
 
 
 SENDER = 0
-"""Rank of the caller."""
+"""Rank of the root."""
 
 
-KEPT_ROLLS = 8
-"""Older ones are removed from the store: nobody asks for them any more."""
+NUM_KEPT_MEMBERSHIPS = 8
+"""Number of memberships kept in the store. No peer reads older ones."""
 
 
 class BroadcastError(RuntimeError):
-    """Somebody did not come, or is gone, or took too long: the group is of no more use, its members may be."""
+    """A participant is missing, died or timed out. The process group is unusable; its members may be fine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Membership:
-    """Who is there."""
+    """The members of a broadcast."""
 
     group: str
-    """Name of the group, after the call in which it was built."""
-    seats: list[str]
-    """In the order of their ranks, from 1 on."""
+    """Name of the process group: the number of the call that built it."""
+    receivers: list[str]
+    """In order of their ranks, which start at 1."""
     start: int
-    """Groups of tensors that all of them have; those after it are broadcast."""
+    """Number of tensor groups that all receivers have. The broadcast starts with the next."""
 
 
 class ProcessGroup:
-    """Ranks that broadcast to one another. Building it waits for all of them."""
+    """A process group for broadcasts. Building it waits for all ranks."""
 
     def __init__(
-        self, store: TCPStore, name: str, rank: int, size: int, device: torch.device, address: str, seconds: float
+        self, store: TCPStore, name: str, rank: int, size: int, device: torch.device, address: str, timeout_s: float
     ) -> None:
-        """address: of this process, at which the others reach it. seconds: longest wait. Raises Broken."""
-        self.name, self._seconds = name, seconds
+        """Build the group.
+
+        Args:
+            address: Address of this process for the others.
+            timeout_s: Maximum wait.
+
+        Raises BroadcastError.
+        """
+        self.name, self._timeout_s = name, timeout_s
         self._group: torch.distributed.Backend | None = None
-        meeting, limit = PrefixStore(f"group/{name}", store), timedelta(seconds=seconds)
+        meeting, limit = PrefixStore(f"group/{name}", store), timedelta(seconds=timeout_s)
         try:
             if device.type == "cuda":
                 self._group = _nccl(meeting, rank, size, limit)
@@ -82,36 +85,36 @@ class ProcessGroup:
                 options._timeout = limit
                 self._group = ProcessGroupGloo(meeting, rank, size, options)
         except RuntimeError as error:
-            raise BroadcastError(f"group {name} of {size} did not come together: {_line(error)}") from error
+            raise BroadcastError(f"process group {name} of {size} was not formed: {_first_line(error)}") from error
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
-        """From the sender's memory into everybody's. Tensors of any type, without gaps. Raises Broken."""
+        """Broadcast contiguous tensors of any type from the root to all. Raises BroadcastError."""
         if self._group is None:
-            raise BroadcastError(f"group {self.name} is broken")
+            raise BroadcastError(f"group {self.name} is closed")
         options = torch.distributed.BroadcastOptions()
         options.rootRank = SENDER
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + self._timeout_s
         try:
             works = [self._group.broadcast([_flat(tensor)], options) for tensor in tensors if tensor.numel()]
             for work in works:
                 while not work.is_completed():
                     if time.monotonic() > deadline:
-                        raise BroadcastError(f"group {self.name}: a broadcast took more than {self._seconds:g} s")
-                    time.sleep(POLL_SECONDS)
+                        raise BroadcastError(f"group {self.name}: a broadcast took more than {self._timeout_s:g} s")
+                    time.sleep(POLL_INTERVAL_S)
                 work.wait()
         except RuntimeError as error:
             self.close()
             if isinstance(error, BroadcastError):
                 raise
-            raise BroadcastError(f"group {self.name}: a broadcast failed: {_line(error)}") from error
+            raise BroadcastError(f"group {self.name}: a broadcast failed: {_first_line(error)}") from error
 
     @property
-    def whole(self) -> bool:
-        """Whether it can be used again."""
+    def usable(self) -> bool:
+        """True if the group can broadcast again."""
         return self._group is not None
 
     def close(self) -> None:
-        """Leaves: what others still wait for from here fails at once."""
+        """Leave the group. Operations in which others wait for this process fail at once."""
         group, self._group = self._group, None
         if group is not None:
             with suppress(RuntimeError):
@@ -119,51 +122,59 @@ class ProcessGroup:
 
 
 class BroadcastRoot:
-    """The sender's end. Serves the store for as long as it lives."""
+    """The sending end. Serves the store while it exists."""
 
     def __init__(self, host: str, device: torch.device) -> None:
-        """host: address of this node."""
+        """host: Address of this node."""
         self._host, self._device = host, device
-        door = socket.create_server((host, 0))  # torch, left to itself, would listen on every address
-        self.port: int = door.getsockname()[1]
-        self._store = TCPStore(host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=door.detach())
+        listener = socket.create_server((host, 0))  # torch by itself would listen on all addresses
+        self.port: int = listener.getsockname()[1]
+        self._store = TCPStore(
+            host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
         self._group: ProcessGroup | None = None
-        self._seats: list[str] = []
-        """Of the group."""
+        self._receivers: list[str] = []
+        """Members of the group."""
 
-    def gather(self, call: BroadcastCall) -> tuple[ProcessGroup, Membership]:
-        """Waits for those that are expected, and goes on with who is there. Raises Broken."""
-        there = self._arrivals(call)
-        seats = [seat for seat in call.seats if seat in there]
-        if not seats:
-            raise BroadcastError(f"nobody came within {call.seconds:g} s: {', '.join(call.seats)}")
+    def wait_for_receivers(self, call: BroadcastCall) -> tuple[ProcessGroup, Membership]:
+        """Wait for the expected receivers, and form a group of those that join in time. Raises BroadcastError."""
+        joined = self._arrivals(call)
+        receivers = [receiver for receiver in call.receivers if receiver in joined]
+        if not receivers:
+            raise BroadcastError(f"no receiver joined within {call.timeout_s:g} s: {', '.join(call.receivers)}")
         group = self._group
         if group is not None and not (
-            group.whole and seats == self._seats and all(there[seat]["group"] == group.name for seat in seats)
+            group.usable
+            and receivers == self._receivers
+            and all(joined[receiver]["group"] == group.name for receiver in receivers)
         ):
             group.close()
             group = None
         name = group.name if group is not None else str(call.number)
-        roll = Membership(group=name, seats=seats, start=min(there[seat]["taken"] for seat in seats))
-        self._store.set(_roll(call.number), json.dumps(vars(roll)))
+        membership = Membership(
+            group=name, receivers=receivers, start=min(joined[receiver]["num_received"] for receiver in receivers)
+        )
+        self._store.set(_membership_key(call.number), json.dumps(vars(membership)))
         if group is None:
-            group = ProcessGroup(self._store, name, SENDER, 1 + len(seats), self._device, self._host, call.seconds)
-        self._group, self._seats = group, seats
-        return group, roll
+            group = ProcessGroup(
+                self._store, name, SENDER, 1 + len(receivers), self._device, self._host, call.timeout_s
+            )
+        self._group, self._receivers = group, receivers
+        return group, membership
 
     def _arrivals(self, call: BroadcastCall) -> dict[str, dict]:
-        """What each of those that came says, by seat."""
-        there: dict[str, dict] = {}
-        deadline = time.monotonic() + call.seconds
-        while len(there) < len(call.seats) and time.monotonic() < deadline:
-            for seat in call.seats:
-                key = f"{call.number}/{seat}"
-                if seat not in there and self._store.check([key]):
-                    there[seat] = json.loads(self._store.get(key))
+        """Return the announcement of each receiver that joins in time."""
+        joined: dict[str, dict] = {}
+        deadline = time.monotonic() + call.timeout_s
+        while len(joined) < len(call.receivers) and time.monotonic() < deadline:
+            for receiver in call.receivers:
+                key = f"{call.number}/{receiver}"
+                if receiver not in joined and self._store.check([key]):
+                    joined[receiver] = json.loads(self._store.get(key))
                     self._store.delete_key(key)
-            time.sleep(POLL_SECONDS)
-        self._store.delete_key(_roll(call.number - KEPT_ROLLS))
-        return there
+            time.sleep(POLL_INTERVAL_S)
+        self._store.delete_key(_membership_key(call.number - NUM_KEPT_MEMBERSHIPS))
+        return joined
 
     def close(self) -> None:
         if self._group is not None:
@@ -171,61 +182,63 @@ class BroadcastRoot:
 
 
 class BroadcastPeer:
-    """A receiver's end."""
+    """The receiving end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._group: ProcessGroup | None = None
         self._store: TCPStore | None = None
-        self._door: tuple[str, int] | None = None
-        """Of the store."""
+        self._address: tuple[str, int] | None = None
+        """Address of the store."""
 
-    def join(self, call: BroadcastCall, seat: str, taken: int) -> tuple[ProcessGroup, Membership]:
-        """Takes its place. taken: groups of tensors that it has already. Raises Broken."""
-        limit = timedelta(seconds=2 * call.seconds)  # the caller waits for others meanwhile
-        door = (call.host, call.port)
+    def join(self, call: BroadcastCall, receiver: str, num_received: int) -> tuple[ProcessGroup, Membership]:
+        """Join a call. num_received: Groups of tensors already received. Raises BroadcastError."""
+        limit = timedelta(seconds=2 * call.timeout_s)  # the root may wait for other receivers
+        address = (call.host, call.port)
         try:
-            if self._store is None or door != self._door:
+            if self._store is None or address != self._address:
                 self.leave()
-                self._store = TCPStore(*door, is_master=False, wait_for_workers=False, timeout=limit)
-                self._door = door
-            held = self._group.name if self._group is not None and self._group.whole else None
-            self._store.set(f"{call.number}/{seat}", json.dumps({"taken": taken, "group": held}))
-            self._store.wait([_roll(call.number)], limit)
-            roll = Membership(**json.loads(self._store.get(_roll(call.number))))
+                self._store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit)
+                self._address = address
+            held = self._group.name if self._group is not None and self._group.usable else None
+            self._store.set(f"{call.number}/{receiver}", json.dumps({"num_received": num_received, "group": held}))
+            self._store.wait([_membership_key(call.number)], limit)
+            membership = Membership(**json.loads(self._store.get(_membership_key(call.number))))
         except RuntimeError as error:
             self.leave()
-            raise BroadcastError(f"the roll was not called: {_line(error)}") from error
-        if seat not in roll.seats:
-            raise BroadcastError("the roll was called before it was there")
-        if held != roll.group or self._group is None:
+            raise BroadcastError(f"the broadcast did not start: {_first_line(error)}") from error
+        if receiver not in membership.receivers:
+            raise BroadcastError("the broadcast started before this receiver joined")
+        if held != membership.group or self._group is None:
             if self._group is not None:
                 self._group.close()
-            rank, size = 1 + roll.seats.index(seat), 1 + len(roll.seats)
-            here = _own_address(*door)
-            self._group = ProcessGroup(self._store, roll.group, rank, size, self._device, here, call.seconds)
-        return self._group, roll
+            rank, size = 1 + membership.receivers.index(receiver), 1 + len(membership.receivers)
+            here = _own_address(*address)
+            self._group = ProcessGroup(self._store, membership.group, rank, size, self._device, here, call.timeout_s)
+        return self._group, membership
 
     def leave(self) -> None:
-        """Throws the group away, and what it knows of the caller."""
+        """Discard the group and the connection to the store."""
         if self._group is not None:
             self._group.close()
-        self._group = self._store = self._door = None
+        self._group = self._store = self._address = None
 
 
-def _roll(number: int) -> str:
-    """Key of a roll in the store."""
-    return f"{number}/roll"
+def _membership_key(number: int) -> str:
+    """Return a membership's key in the store."""
+    return f"{number}/membership"
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Its bytes, uint8, where they are: neither library knows every type."""
+    """View a tensor as bytes, uint8: neither backend supports every type."""
     return tensor.detach().view(-1).view(torch.uint8)
 
 
 def _nccl(store: PrefixStore, rank: int, size: int, limit: timedelta) -> "torch.distributed.ProcessGroupNCCL":
-    """NCCL's, which must not end the process when a peer is gone, as it does by default: the wait ends in `broadcast`.
-    It reads that from the environment when it is built."""
+    """Build NCCL's group without its error handling, which would end the process when a peer dies.
+
+    `ProcessGroup.broadcast` enforces the timeout. NCCL reads the setting from the environment when it is built.
+    """
     with _set("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"):
         options = torch.distributed.ProcessGroupNCCL.Options()
         options._timeout = limit
@@ -245,30 +258,30 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def _own_address(host: str, port: int) -> str:
-    """Of this machine's addresses the one that the way to another leads over. Nothing is sent."""
+    """Return this machine's address on the route to another host. Sends nothing."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))
         return probe.getsockname()[0]
 
 
-def _line(error: Exception) -> str:
-    """The first line of what torch says, which may go on with a stack."""
+def _first_line(error: Exception) -> str:
+    """Return the first line of torch's error, which may include a stack."""
     return (str(error).splitlines() or [repr(error)])[0]
 
 
 class BroadcastSender:
-    """Rank 0's. A version is announced, and then delivered as often as there are workers that lack it."""
+    """Rank 0's sender. A version is prepared once, and sent as often as workers need it."""
 
     def __init__(self, host: str, device: torch.device) -> None:
-        """host: address of this node. device: where the tensors are; so are those of all receivers."""
+        """host: Address of this node. device: Device of the tensors, the same kind as the receivers'."""
         self._host = host
-        self._caller = BroadcastRoot(host, device)
+        self._root = BroadcastRoot(host, device)
         self._own = secrets.token_hex(8)
-        """Tells what comes from here from what an earlier learner sent under the same version."""
+        """Distinguishes this sender's versions from equal version numbers of an earlier learner."""
 
-    def announce(self, groups: Groups, version: int, *, whole: bool) -> WeightUpdate:
-        """What will come. Its call names nobody yet."""
-        forms = [
+    def prepare(self, groups: Groups, version: int, *, whole: bool) -> WeightUpdate:
+        """Describe the update. `call.receivers` is filled in for each broadcast."""
+        metadata = [
             tuple(TensorMeta(entry.name, str(entry.dtype).removeprefix("torch."), entry.shape) for entry in group)
             for group in groups
         ]
@@ -276,23 +289,25 @@ class BroadcastSender:
             version=version,
             size=sum(entry.size for group in groups for entry in group),
             whole=whole,
-            groups=tuple(forms),
+            groups=tuple(metadata),
             key=f"{self._own}-{version}",
-            call=BroadcastCall(number=0, host=self._host, port=self._caller.port, seats=(), seconds=0.0),
+            call=BroadcastCall(number=0, host=self._host, port=self._root.port, receivers=(), timeout_s=0.0),
         )
 
-    def deliver(self, groups: Groups, weights: Iterable[dict[str, Tensor]], call: BroadcastCall) -> str | None:
-        """Broadcasts the tensors of each group, which are not touched when the next is there, to whoever comes. Returns
-        why it broke off: the receivers find out too, and say so."""
+    def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], call: BroadcastCall) -> str | None:
+        """Broadcast the tensors of each group to the receivers that join. Return the reason if the broadcast failed.
+
+        A group is not used after the next was requested. Receivers detect a failure themselves.
+        """
         try:
-            group, roll = self._caller.gather(call)
+            group, membership = self._root.wait_for_receivers(call)
             for number, (entries, tensors) in enumerate(zip(groups, weights, strict=True)):
-                if number >= roll.start:
+                if number >= membership.start:
                     group.broadcast([tensors[entry.name].contiguous() for entry in entries])
-                del tensors  # or they would stay while the next group is gathered
+                del tensors  # otherwise they would stay in memory while the next group is gathered
         except BroadcastError as error:
             return str(error)
         return None
 
     def close(self) -> None:
-        self._caller.close()
+        self._root.close()

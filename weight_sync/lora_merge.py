@@ -13,31 +13,34 @@ from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import InputError
-from weight_sync.update import adapted_layer, adapter_name, unit
+from weight_sync.update import adapted_layer, adapter_name, load_unit
 
 
 def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
-    """Name and weight of all that shares a unit with an adapted layer, a unit after the other: an engine loads it whole
-    or not at all. What is adapted comes in the type of the adapters, which is the learner's, reckoned in float32; all
-    of it on their device.
+    """Yield name and weight of everything in a unit with an adapted layer, unit by unit, on the adapters' device.
 
-    adapters: matrices A [rank, inputs] and B [outputs, rank] by name. Raises InputError for a layer that the checkpoint
-    has not, or has otherwise.
+    An engine loads a unit completely or not at all. Adapted weights have the adapters' type, which is the learner's;
+    they are computed in float32.
+
+    Args:
+        adapters: Matrices A [rank, inputs] and B [outputs, rank] by name.
+
+    Raises InputError for a layer that the checkpoint lacks, or that has another shape.
     """
     layers = {f"{layer}.weight": layer for name in adapters if (layer := adapted_layer(name)) is not None}
     device = str(next(iter(adapters.values())).device)
-    units = {unit(name) for name in layers}
+    units = {load_unit(name) for name in layers}
     with ExitStack() as stack:
-        places: dict[str, Any] = {}
+        files: dict[str, Any] = {}
         for path in sorted(checkpoint.glob("*.safetensors")):
             file = stack.enter_context(safe_open(path, framework="pt", device=device))
-            places |= {name: file for name in file.keys() if unit(name) in units}  # noqa: SIM118
-        if missing := sorted(set(layers) - set(places)):
+            files |= {name: file for name in file.keys() if load_unit(name) in units}  # noqa: SIM118
+        if missing := sorted(set(layers) - set(files)):
             raise InputError(
-                f"learner.lora.target_modules: {checkpoint} has no {missing[0]}, of which an adapter was sent"
+                f"learner.lora.target_modules: {checkpoint} has no {missing[0]}, for which an adapter was sent"
             )
-        for name in sorted(places, key=lambda name: (unit(name), name)):
-            weight = places[name].get_tensor(name)
+        for name in sorted(files, key=lambda name: (load_unit(name), name)):
+            weight = files[name].get_tensor(name)
             if name in layers:
                 a, b = (adapters[adapter_name(layers[name], part)] for part in ("A", "B"))
                 weight = add_adapter(weight, a, b, scale)
@@ -45,11 +48,14 @@ def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -
 
 
 def add_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The same as the learner's own `AdaptedLinear.merged`, so that what it saves is what workers computed with."""
+    """Return weight + scale · B·A, computed in float32, in the adapter's type.
+
+    The learner saves with this function too, so a checkpoint has the weights that workers computed with.
+    """
     if weight.shape != (b.shape[0], a.shape[1]):
         raise InputError(
             f"model.path: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
             f"weight of {list(weight.shape)}"
         )
-    start = weight.to(a.dtype).float()  # what the learner loaded of it
+    start = weight.to(a.dtype).float()  # as the learner loaded it
     return (start + scale * (b.float() @ a.float())).to(a.dtype)

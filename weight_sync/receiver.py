@@ -15,32 +15,36 @@ from cluster.waiting import SyncInterrupted
 from common.errors import InputError
 from weight_sync.update import WeightUpdate, write_all
 
-PIECE_SECONDS = 120.0
-"""For a piece to come from another node."""
+PIECE_TIMEOUT_S = 120.0
+"""Deadline for a piece from another node."""
 
 
-def fetch_files(parcel: WeightUpdate, worker: str) -> Iterator[Path]:
-    """Safetensors files, each of which is there until the next is asked for. An engine may be another process, so a
-    piece is written where that can open it: into memory that goes with this process, whatever becomes of it.
+def fetch_files(update: WeightUpdate, worker: str) -> Iterator[Path]:
+    """Yield the update's safetensors files. Each exists until the next is requested.
 
-    worker: whose name an error says. Raises InputError for a file that this node does not see, RayError for a piece
-    that is lost or late.
+    The engine may be another process, so a piece is written to a memory file that it can open. The file vanishes with
+    this process.
+
+    Args:
+        worker: Worker name for errors.
+
+    Raises InputError for a file that this node does not see, and RayError for a piece that is lost or late.
     """
-    if parcel.path is not None:
-        if not parcel.path.is_file():
+    if update.path is not None:
+        if not update.path.is_file():
             raise InputError(
                 f"weight_sync.backend: {worker}, on the node {os.uname().nodename}, does not see the weights "
-                f"{parcel.path}; "
-                "where members are on several nodes, set weight_sync.backend=object_store, or "
+                f"{update.path}; "
+                "for actors on several nodes, set weight_sync.backend=object_store, or "
                 "weight_sync.backend=filesystem and "
                 "run.directory to storage that all of them see"
             )
-        yield parcel.path
-    for piece in parcel.pieces:
+        yield update.path
+    for piece in update.pieces:
         descriptor = os.memfd_create("duet-weights")
         try:
             end = 0
-            for part in ray.get(piece, timeout=PIECE_SECONDS):
+            for part in ray.get(piece, timeout=PIECE_TIMEOUT_S):
                 end = write_all(descriptor, part, end)
             yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
         finally:
@@ -48,37 +52,40 @@ def fetch_files(parcel: WeightUpdate, worker: str) -> Iterator[Path]:
 
 
 class BroadcastReceiver:
-    """The updates of an engine. One that is interrupted stays open, and goes on when the same is broadcast again."""
+    """Drives broadcasts into an engine. An interrupted update stays open, and resumes when it is broadcast again."""
 
     def __init__(self, llm: Any) -> None:
-        """llm: vLLM's engine, with `weight_sync.vllm_receiver.FileWeightTransferEngine`."""
+        """llm: vLLM engine with `weight_sync.vllm_receiver.FileWeightTransferEngine`."""
         self._llm = llm
         self._open = False
-        """Whether an update is."""
+        """True while an update is open."""
         self._key: str | None = None
-        """Of the parcel that the engine has a part of."""
+        """Key of the update that the engine has loaded in part."""
 
     @property
-    def half(self) -> bool:
-        """Whether the engine has a part of some weights: it must not compute."""
+    def is_partial(self) -> bool:
+        """True if the engine holds a partial update and must not compute."""
         return self._key is not None
 
-    def take(self, parcel: WeightUpdate, worker: str) -> None:
-        """Raises Interrupted where not all of it came, and RuntimeError where the engine has a part of another."""
-        if self._key not in (None, parcel.key):
-            raise RuntimeError("a part of older ones is in, and the rest does not come any more")
+    def receive(self, update: WeightUpdate, worker: str) -> None:
+        """Receive an update.
+
+        Raises SyncInterrupted if the broadcast failed, and RuntimeError if the engine holds a part of another update.
+        """
+        if self._key not in (None, update.key):
+            raise RuntimeError("engine holds a partial older weight update; it must be restarted")
         if not self._open:
             self._llm.start_weight_update()
             self._open = True
-        call = asdict(parcel.call) if parcel.call is not None else {}
-        groups = [[[form.name, form.dtype, list(form.shape)] for form in group] for group in parcel.groups]
-        update = {"groups": groups, "call": call, "worker": worker, "whole": parcel.whole, "scale": parcel.scale}
-        self._key = parcel.key  # whatever happens from here on
-        self._llm.update_weights({"update_info": update})
+        call = asdict(update.call) if update.call is not None else {}
+        groups = [[[meta.name, meta.dtype, list(meta.shape)] for meta in group] for group in update.groups]
+        update_info = {"groups": groups, "call": call, "worker": worker, "whole": update.whole, "scale": update.scale}
+        self._key = update.key  # from here on the engine may hold a part
+        self._llm.update_weights({"update_info": update_info})
         progress = self._llm.collective_rpc("broadcast_progress")
-        if not any(taken for taken, _ in progress):
+        if not any(num_loaded for num_loaded, _ in progress):
             self._key = None
-        if lacking := [reason for _, reason in progress if reason]:
-            raise SyncInterrupted(lacking[0])
-        self._llm.finish_weight_update(weight_version=str(parcel.version))
+        if reasons := [reason for _, reason in progress if reason]:
+            raise SyncInterrupted(reasons[0])
+        self._llm.finish_weight_update(weight_version=str(update.version))
         self._open, self._key = False, None

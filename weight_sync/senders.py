@@ -1,11 +1,11 @@
-"""How tensors lie in a safetensors file, known before any of them is at hand. Pure.
+"""Senders that write each weight version to safetensors files, one tensor at a time.
+
+`weight_sync/receiver.py` fetches the files, and `weight_sync/vllm_receiver.py` loads them. A file's layout is known
+before its tensors are gathered:
 
     8 bytes: length of the header, little-endian · the header, JSON · the bytes of all tensors, without gaps
 
 The format: https://github.com/huggingface/safetensors#format
-
-Sends weights: each version in safetensors files, of which the tensors are written one by one. The receiving end is
-`weight_sync/vllm_receiver.py`.
 """
 
 import fcntl
@@ -33,43 +33,42 @@ NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
-"""What the format calls a type of number."""
+"""Torch dtype → safetensors dtype."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A tensor that will come."""
+    """Metadata of a tensor that will be written."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> "FileEntry":
-        """Of one that may be partitioned by ZeRO-3: its shape is that of the whole."""
+    def from_tensor(cls, name: str, tensor: torch.Tensor) -> "FileEntry":
+        """Describe a tensor. The shape is that of the full tensor, also if ZeRO-3 partitions it."""
         return cls(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class FileLayout:
-    """A file that will be."""
+    """Layout of a safetensors file."""
 
     header: bytes
-    """All that comes before the tensors, its length included."""
+    """The bytes before the tensors, including the header's length."""
     offsets: dict[str, int]
-    """Where each tensor begins, bytes from the start of the file; in that order."""
+    """Offset of each tensor from the start of the file, in bytes, ascending."""
     size: int
-    """Bytes of the whole file."""
+    """Size of the file in bytes."""
 
 
-def layout(entries: Sequence[FileEntry]) -> FileLayout:
-    """Wide numbers come first, so that each tensor is aligned to its own. Raises KeyError for a type that the format
-    has not."""
+def plan_layout(entries: Sequence[FileEntry]) -> FileLayout:
+    """Plan a file. Wide types come first, so that each tensor is aligned. Raises KeyError for an unsupported dtype."""
     begin, places, fields = 0, {}, {}
     for entry in sorted(entries, key=lambda entry: -entry.dtype.itemsize):
         end = begin + entry.size
@@ -83,29 +82,36 @@ def layout(entries: Sequence[FileEntry]) -> FileLayout:
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """Its bytes, uint8: a view where it lies in the memory of this machine without gaps, else a copy."""
+    """Return a tensor's bytes, uint8: a view if it is contiguous in host memory, else a copy."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 Groups = Sequence[Sequence[FileEntry]]
-"""What will come, as `weight_sync.source.WeightSource` has it."""
+"""Metadata of the tensors of each group (`WeightSource.groups`)."""
 
 
 class FileSender(Protocol):
-    """One way for weights to go. It is rank 0's, and keeps no copy of them."""
+    """Transport of weights, run by rank 0. It keeps no copy of them."""
 
     def send(self, groups: Groups, weights: Iterable[dict[str, Tensor]], version: int, *, whole: bool) -> WeightUpdate:
-        """Puts a version where workers can fetch it, and lets go of the one before. weights: the tensors of each group,
-        which are not touched when the next is there. Raises OSError."""
+        """Publish a version for workers to fetch, and release the previous one.
+
+        Args:
+            groups: Metadata of the tensors.
+            weights: The tensors of each group. A group is not used after the next was requested.
+            whole: True if every parameter is included.
+
+        Raises OSError.
+        """
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Release everything."""
 
 
-def sweep(run: str) -> None:
-    """Removes what dead senders of a run left in memory: those whose lock is free. Living ones keep theirs."""
+def remove_stale_directories(run: str) -> None:
+    """Remove the shared-memory directories of dead senders of a run: those whose lock is free."""
     for directory in memory_directory().glob(f"duet-{run}-*"):
-        with suppress(OSError):  # another user's, or just removed
+        with suppress(OSError):  # belongs to another user, or was just removed
             descriptor = os.open(directory, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,13 +121,12 @@ def sweep(run: str) -> None:
 
 
 class DirectorySender:
-    """Writes each version into a folder that all nodes see, beside the last, which may still be read, and removes the
-    older ones."""
+    """Writes each version into a folder that all nodes see. A version is removed once the next is complete."""
 
     def __init__(self, directory: Path) -> None:
-        """directory: of this sender alone; what is in it was left by one that died."""
+        """directory: Used by this sender only. Leftovers of a dead sender are removed."""
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)  # on some file systems what is still read somewhere stays
+        directory.mkdir(parents=True, exist_ok=True)  # on some file systems, files that are being read stay
         self._directory = directory
         self._current: Path | None = None
 
@@ -134,8 +139,8 @@ class DirectorySender:
         return WeightUpdate(version=version, size=size, whole=whole, path=path)
 
     def _write(self, path: Path, groups: Groups, weights: Iterable[dict[str, Tensor]]) -> int:
-        """Returns the size in bytes. The file appears whole, under its name."""
-        planned = layout([entry for group in groups for entry in group])
+        """Write a file and rename it into place once complete. Return its size in bytes."""
+        planned = plan_layout([entry for group in groups for entry in group])
         file = os.open(self._aside, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(file, planned.size)
@@ -143,7 +148,7 @@ class DirectorySender:
             for group in weights:
                 for name, tensor in group.items():
                     write_all(file, as_bytes(tensor), planned.offsets[name])
-                del tensor  # or it would stay while the next group is gathered
+                del tensor  # otherwise it would stay in memory while the next group is gathered
         finally:
             os.close(file)
         self._aside.replace(path)
@@ -151,7 +156,7 @@ class DirectorySender:
 
     @property
     def _aside(self) -> Path:
-        """A version that is being written."""
+        """File of the version being written."""
         return self._directory / "part"
 
     def close(self) -> None:
@@ -159,19 +164,19 @@ class DirectorySender:
 
 
 class SharedMemorySender(DirectorySender):
-    """Writes into memory, where every node has a folder of its own for every sender.
+    """Writes into shared memory, in a directory per sender.
 
-    Each version is written over the one before: memory never holds two, and pages that are there already take a third
-    of the time of new ones. So one is read until the next is sent, and no longer: a worker that is late reads neither,
-    but then it has been asked to take the next, and its answer about the one before counts for nothing.
+    Each version overwrites the previous one: memory never holds two, and reusing pages takes a third of the time of new
+    ones. So a version can be read only until the next is sent. A late worker may read neither, but it is then asked for
+    the next version, and its answer about the previous one is ignored.
 
-    The directory is locked for as long as the process lives: the system lets go of the lock however it ends, so that
-    whoever comes later can tell what is left over (`sweep`).
+    The directory is locked while the process lives. The operating system releases the lock when the process ends, so
+    `remove_stale_directories` can recognize leftovers.
     """
 
     def __init__(self, run: str) -> None:
-        sweep(run)
-        # Locked before it has the name that is swept.
+        remove_stale_directories(run)
+        # Locked before it gets the name that `remove_stale_directories` looks for.
         made = Path(tempfile.mkdtemp(prefix=".duet-", dir=memory_directory()))
         self._lock = os.open(made, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -190,10 +195,10 @@ class SharedMemorySender(DirectorySender):
 
 
 class ObjectSender:
-    """Puts each version into Ray's object store, which carries it to other nodes; a group is a piece.
+    """Puts each version into Ray's object store, which copies it to other nodes. Each group is one piece.
 
-    This process owns the pieces: they go with it. Those of a version go when nobody holds it any more, which is when
-    the workers have been given the next.
+    This process owns the pieces, which are lost when it dies. Ray frees a version once no reference is left: when the
+    workers have received the next version.
     """
 
     def __init__(self) -> None:
@@ -205,10 +210,10 @@ class ObjectSender:
         self._pieces = ()
         size, pieces = 0, []
         for group, tensors in zip(groups, weights, strict=True):
-            planned = layout(group)
+            planned = plan_layout(group)
             parts = [np.frombuffer(planned.header, np.uint8), *(as_bytes(tensors[name]) for name in planned.offsets)]
             pieces.append(ray.put(parts))
-            del parts  # or they would stay while the next group is gathered
+            del parts  # otherwise they would stay in memory while the next group is gathered
             size += planned.size
         self._pieces = tuple(pieces)
         return WeightUpdate(version=version, size=size, whole=whole, pieces=self._pieces)
@@ -218,13 +223,13 @@ class ObjectSender:
 
 
 def new_sender(exchange: Exchange, run: str, folder: Path | None) -> FileSender:
-    """folder: of this run, for weights alone, where the exchange is one."""
+    """Make the sender of an exchange. folder: This run's folder for weights, for exchange "filesystem"."""
     if exchange == "object_store":
         return ObjectSender()
     if exchange == "shm":
         return SharedMemorySender(run)
     if exchange == "broadcast":
-        raise ValueError("nothing of a broadcast lies anywhere: weight_sync.broadcast.BroadcastSender sends it")
+        raise ValueError("exchange 'broadcast' writes no files; use weight_sync.broadcast.BroadcastSender")
     if folder is None:
         raise ValueError("exchange 'filesystem' needs a folder")
     return DirectorySender(folder)

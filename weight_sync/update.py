@@ -1,4 +1,4 @@
-"""A version of the weights on its way from the learner to the rollout workers: what a sender hands to receivers."""
+"""Description of a weight update, which the sender hands to the receivers."""
 
 import os
 import tempfile
@@ -7,96 +7,96 @@ from pathlib import Path
 from typing import Any, Literal
 
 Exchange = Literal["shm", "filesystem", "object_store", "broadcast"]
-"""Through the memory of rank 0's node, a folder that all nodes see, or Ray's object store; or to all workers at once,
-which is `weight_sync.broadcast`'s."""
+"""Transport: shared memory of rank 0's node, a folder that all nodes see, Ray's object store, or a broadcast to all
+workers at once (`weight_sync.broadcast`)."""
 
 
 ADAPTER_START, ADAPTER_END = "base_model.model.", ".lora_{}.weight"
-"""Around the name of a layer in PEFT's names of the two matrices of its adapter, A and B."""
+"""Prefix and suffix of a layer's name in PEFT's names of its adapter's matrices, A and B."""
 
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """Of a tensor that will come."""
+    """Metadata of a tensor that will be sent."""
 
     name: str
     dtype: str
-    """As torch has it: "bfloat16"."""
+    """Torch's name, such as "bfloat16"."""
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BroadcastCall:
-    """Who is to come, where and how soon, to be given weights all at once (`weight_sync.broadcast`)."""
+    """Invitation to a broadcast: the receivers, the address and the timeout (`weight_sync.broadcast`)."""
 
     number: int
-    """Tells calls of one sender apart; each has a larger one than those before."""
+    """Number of the call, increasing for each sender."""
     host: str
-    """Where the sender serves its store."""
+    """Address of the sender's store."""
     port: int
-    seats: tuple[str, ...]
-    """Those that are expected."""
-    seconds: float
-    """Longest wait of one for another."""
+    receivers: tuple[str, ...]
+    """Expected receivers: one per engine rank."""
+    timeout_s: float
+    """Maximum wait of one participant for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightUpdate:
-    """The weights themselves stay where the sender put them: in a file, in pieces in Ray's object store, or in its own
-    memory, from where they go to all that come when it calls."""
+    """A version of the weights, and where to get it: a file, pieces in Ray's object store, or a broadcast."""
 
     version: int
     size: int
-    """Bytes of weights."""
+    """Size of the weights in bytes."""
     whole: bool
-    """Whether every parameter is in it; else those that are not are as in the checkpoint that everybody started
-    from."""
+    """True if every parameter is included. Parameters left out keep their initial values."""
     scale: float | None = None
-    """What there is are low-rank adapters, of which scale · B·A is to be added to the checkpoint's weights; None: they
-    are weights."""
+    """Scale of LoRA adapters: the update holds A and B, and the receiver adds scale · B·A to the checkpoint's weights.
+    None: the update holds weights."""
     path: Path | None = None
-    """One safetensors file."""
+    """A safetensors file."""
     pieces: tuple[Any, ...] = ()
-    """References to the parts of a safetensors file each, uint8 arrays, in order. Ray keeps a piece for as long as
-    somebody holds a reference to it."""
+    """References to safetensors files in Ray's object store, each a list of uint8 arrays. Ray keeps a piece while a
+    reference to it exists."""
     groups: tuple[tuple[TensorMeta, ...], ...] = ()
-    """What is broadcast, tensors in the order in which they come; a group is whole at the receiver before it is loaded.
-    """
+    """Tensors of a broadcast, in order. A receiver loads a group once it is complete."""
     key: str = ""
-    """Of what is broadcast: with the same one come the same tensors, of the same values."""
+    """Identity of a broadcast: equal keys mean equal tensors and values."""
     call: BroadcastCall | None = None
-    """Set where it is broadcast."""
+    """Set for a broadcast."""
 
 
-def unit(name: str) -> str:
-    """What an engine loads whole or not at all, of which the parameter is a part: a block within a layer of a stack
-    (`model.layers.3.self_attn`, whose projections are one matrix in the engine), elsewhere the module itself."""
+def load_unit(name: str) -> str:
+    """Return the unit of a parameter: the module that an engine loads completely or not at all.
+
+    Within a layer of a stack this is a block, such as `model.layers.3.self_attn`, whose projections the engine fuses.
+    Elsewhere it is the parameter's module.
+    """
     parts = name.split(".")
     index = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: min(index + 2, len(parts) - 1)])
 
 
 def adapter_name(layer: str, part: str) -> str:
-    """Of a layer's matrix A or B, as it travels and is kept."""
+    """Return the name of a layer's matrix A or B in updates and files."""
     return f"{ADAPTER_START}{layer}{ADAPTER_END.format(part)}"
 
 
 def adapted_layer(name: str) -> str | None:
-    """The layer whose matrix A has this name; None for all other names."""
+    """Return the layer whose matrix A has this name; None for other names."""
     start, end = ADAPTER_START, ADAPTER_END.format("A")
     return name[len(start) : -len(end)] if name.startswith(start) and name.endswith(end) else None
 
 
 def memory_directory() -> Path:
-    """The shared-memory file system where there is one, else the temporary directory."""
+    """Return the shared-memory file system if it exists, else the temporary directory."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def write_all(descriptor: int, part: Any, offset: int) -> int:
-    """Writes a buffer of bytes at this place of a file, and returns where it ends. Raises OSError."""
+    """Write a buffer at an offset of a file. Return the end offset. Raises OSError."""
     view = memoryview(part)
     done = 0
-    while done < len(view):  # one call takes 2 GiB at most
+    while done < len(view):  # one call writes at most 2 GiB
         done += os.pwrite(descriptor, view[done:], offset + done)
     return offset + done

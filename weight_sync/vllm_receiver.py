@@ -36,32 +36,32 @@ BACKEND = "duet"
 
 @dataclass
 class NoInit(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+    """No initialization is needed."""
 
 
 @dataclass
 class EngineUpdate(WeightTransferUpdateInfo):
-    """A file, or a broadcast. Plain data: an engine may be another process."""
+    """A file or a broadcast. Plain data: the engine may be another process."""
 
     whole: bool = True
-    """Whether what comes in this update has every parameter together."""
+    """True if the update includes every parameter."""
     scale: float | None = None
-    """Of adapters, where those come (`weight_sync.update.WeightUpdate`)."""
+    """Scale of adapters (`weight_sync.update.WeightUpdate`)."""
     path: str = ""
-    """A safetensors file with parameters under their checkpoint names, tied ones included."""
+    """A safetensors file of parameters under their checkpoint names, tied ones included."""
     groups: list[list[list[Any]]] = field(default_factory=list)
-    """Name, type and shape of each tensor of each group that is broadcast, under the same names."""
+    """Name, dtype and shape of each tensor of each broadcast group, under the same names."""
     call: dict[str, Any] = field(default_factory=dict)
     """Fields of `weight_sync.update.BroadcastCall`."""
     worker: str = ""
-    """Whose engine takes part."""
+    """Name of the engine's worker."""
 
 
 class FileWeightTransferEngine(WeightTransferEngine[NoInit, EngineUpdate]):
-    """Loads each announced file in checkpoint format, or each group of a broadcast when it is there whole.
+    """Loads each file in checkpoint format, or each broadcast group once it is complete.
 
-    A broadcast that breaks off between groups leaves the update open, with what was loaded; it goes on with the next
-    `update_weights`, whose groups must be the same.
+    A broadcast that breaks off between groups leaves the update open. The next `update_weights` resumes it, and must
+    have the same groups.
     """
 
     init_info_cls = NoInit
@@ -69,51 +69,51 @@ class FileWeightTransferEngine(WeightTransferEngine[NoInit, EngineUpdate]):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._seat = BroadcastPeer(self.device)
+        self._peer = BroadcastPeer(self.device)
         self._whole = True
         self._loading = False
         self._scale: float | None = None
         self._adapters: dict[str, torch.Tensor] = {}
-        """All that came: a unit of an engine may be spread over files and groups, which are gone when they are read."""
-        self.taken = 0
-        """Groups that are loaded, of the update that is open."""
-        self.lacking = ""
-        """Why not all of them are; empty: all are."""
+        """All received adapters: an engine's unit may be spread over several files or groups."""
+        self.num_loaded = 0
+        """Number of loaded groups of the open update."""
+        self.missing_reason = ""
+        """Reason why not all groups are loaded; empty if all are."""
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         pass
 
     def start_weight_update(self) -> None:
-        self.taken, self._loading, self._adapters = 0, False, {}
+        self.num_loaded, self._loading, self._adapters = 0, False, {}
 
     def receive_weights(self, update_info: EngineUpdate) -> None:
-        self._whole, self._scale, self.lacking = update_info.whole, update_info.scale, ""
+        self._whole, self._scale, self.missing_reason = update_info.whole, update_info.scale, ""
         if not update_info.path:
-            self._listen(update_info)
+            self._receive_broadcast(update_info)
             return
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as weights:
-            self._take((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
+            self._add((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
-    def _listen(self, update: EngineUpdate) -> None:
-        """Takes what is broadcast. That it broke off is no error here, which would end the update for vLLM."""
+    def _receive_broadcast(self, update: EngineUpdate) -> None:
+        """Receive a broadcast. A failure raises no error here, because vLLM would then end the update."""
         try:
-            group, roll = self._seat.join(
-                BroadcastCall(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.taken
+            group, membership = self._peer.join(
+                BroadcastCall(**update.call), f"{update.worker}/{self.parallel_config.rank}", self.num_loaded
             )
-            for number, forms in enumerate(update.groups[roll.start :], roll.start):
+            for number, metadata in enumerate(update.groups[membership.start :], membership.start):
                 tensors = {
                     name: torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
-                    for name, kind, shape in forms
+                    for name, kind, shape in metadata
                 }
                 group.broadcast(list(tensors.values()))
-                if number == self.taken:  # else it was for others
-                    self._take(tensors.items())
-                    self.taken += 1
-                del tensors  # or they would stay while room for the next is made
+                if number == self.num_loaded:  # otherwise the group is for other receivers
+                    self._add(tensors.items())
+                    self.num_loaded += 1
+                del tensors  # otherwise they would stay while the next is allocated
         except BroadcastError as error:
-            self.lacking = f"{self.taken} of {len(update.groups)} groups came: {error}"
+            self.missing_reason = f"{self.num_loaded} of {len(update.groups)} groups arrived: {error}"
 
-    def _take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _add(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self._scale is None:
             self._load(weights)
         else:
@@ -133,12 +133,12 @@ class FileWeightTransferEngine(WeightTransferEngine[NoInit, EngineUpdate]):
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        self._seat.leave()
+        self._peer.leave()
 
 
 @contextmanager
 def _without_warnings(logger: logging.Logger) -> Iterator[None]:
-    """vLLM keeps what a layer has when nothing comes for it, and warns, at every update and of every such layer."""
+    """Silence vLLM's warning about every layer without new weights, which keeps its values."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -148,18 +148,18 @@ def _without_warnings(logger: logging.Logger) -> Iterator[None]:
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, whose process imports this module for it."""
+    """Mixed into vLLM's worker, whose process imports this module."""
 
     weight_transfer_engine: Any
 
     def broadcast_progress(self) -> tuple[int, str]:
-        """How many groups of the update that is open are loaded, and why not all; empty: all are."""
-        return self.weight_transfer_engine.taken, self.weight_transfer_engine.lacking
+        """Return the number of loaded groups of the open update, and the reason why not all; empty if all are."""
+        return self.weight_transfer_engine.num_loaded, self.weight_transfer_engine.missing_reason
 
 
-if BACKEND not in WeightTransferEngineFactory._registry:  # there is no public way to ask
+if BACKEND not in WeightTransferEngineFactory._registry:  # no public API to check
     WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)
 
 
-if multiprocessing.parent_process() is not None:  # an engine process: what it does must be seen like its member
+if multiprocessing.parent_process() is not None:  # an engine process: make its stacks visible, like the worker's
     show_stacks()

@@ -194,8 +194,8 @@ def _score(scorer: PolicyModel, passages: Sequence[GradientBatch], chosen: np.nd
     flat = [torch.from_numpy(np.concatenate(part)[chosen]).to(device) for part in (sources, targets, allowed)]
     heat = torch.from_numpy(np.concatenate(temperatures)[chosen]).to(device)
     prompts = ((passage.prompt_ids, passage.features, row * length) for row, passage in enumerate(passages))
-    heard = AudioFeatures.of(prompts, passages[0].slot, device)
-    logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat, heard=heard)
+    heard = AudioFeatures.from_prompts(prompts, passages[0].slot, device)
+    logps, _ = scorer(torch.from_numpy(input_ids).to(device), *flat, heat, audio_features=heard)
     return logps
 
 

@@ -213,7 +213,7 @@ class SharedService:
             ray.kill(self._actor)
             raise TimeoutError(
                 f"the judge {self._config.checkpoint} was not up within {self._placement.start_seconds:.0f} s "
-                f"(start_seconds); {log or missing_resources(self._placement.resources)}"
+                f"(start_seconds); {log or missing_resources(self._placement.needs)}"
             ) from None
         except RayTaskError as error:
             if isinstance(error.cause, InputError | ServerFailed):
@@ -229,7 +229,7 @@ class SharedService:
 
     def _find_or_start(self) -> Any:
         """Return the actor of these settings; start it if there is none."""
-        others = dict(self._placement.resources)
+        others = dict(self._placement.needs)
         options = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
         return (
             ray.remote(JudgeServer)

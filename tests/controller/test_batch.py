@@ -22,7 +22,7 @@ def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
     mix = MixRatioStats(
         mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
     )
-    learned = StepResult(**({"tally": StepMetrics(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
+    learned = StepResult(**({"metrics": StepMetrics(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
     syncs = {"rollout-0": SyncReport(version=version + 1, logprob_diff=1e-6, seconds=0.1)}
     seconds, idle = {"learn": 1.0, "sync": 0.5}, {"learner": 0.5}
     return describe_iteration(
@@ -72,9 +72,9 @@ def test_a_skipped_step_is_counted_and_what_it_did_not_measure_is_none():
     tally.add("loss_preference", float("nan"))
     tally.add("loss_anchor", 1.5)
     tally.add("kl_text", float("inf"), 3.0)
-    tally.see("logp_gap_text", float("nan"))
+    tally.update_max("logp_gap_text", float("nan"))
     judged = score_groups(group(2), [card(a=1.0), card(a=2.0)], ONE, [])
-    skipped = {"tally": tally, "gradient_norm": None, "skipped": True, "not_finite": "loss of learner-1"}
+    skipped = {"metrics": tally, "gradient_norm": None, "skipped": True, "not_finite": "loss of learner-1"}
     found = described(judged, uses=[["sample"] * 2], **skipped)
     assert found.steps_skipped == 1
     assert (found.loss, found.loss_preference, found.kl_text, found.logp_gap_text) == (None, None, None, None)

@@ -118,7 +118,9 @@ def test_the_best_is_paired_with_the_worst_where_they_are_far_enough_apart(vocab
     assert batch.uses == [["rejected", None, "chosen", None], [None, None], ["rejected", None, "chosen"]]
     assert [pair.weight for pair in batch.items] == [0.5, 0.5]
     assert batch.items[0].chosen.reply_ids.tolist() == [12, 3]
-    assert batch.items[0].rejected.behaviour is not None, "it was sampled: the engines' difference is measured on it"
+    assert batch.items[0].rejected.rollout_logprobs is not None, (
+        "it was sampled: the engines' difference is measured on it"
+    )
 
 
 def test_equal_tokens_are_no_pair(vocabulary):
@@ -152,7 +154,7 @@ def test_a_demonstration_is_rated_before_a_sample_is_rejected_for_it(world, voca
             [pair] = batch.items
             assert isinstance(pair, PairItem)
             assert pair.chosen.reply_ids.tolist() == own.tolist()
-            assert pair.chosen.behaviour is None
+            assert pair.chosen.rollout_logprobs is None
             assert pair.chosen.allowed is not None
 
 
@@ -178,4 +180,4 @@ def test_pairs_from_a_file_keep_their_order_and_their_scores(vocabulary, demonst
     batch = paired(vocabulary, recorded=True).batch([found], [judged], {}, [1.0])
     assert batch.uses == [["chosen", "rejected"]]
     assert batch.items[0].rejected.reply_ids.tolist() == rejected.reply_ids.tolist()
-    assert batch.items[0].rejected.behaviour is None
+    assert batch.items[0].rejected.rollout_logprobs is None

@@ -60,7 +60,7 @@ def rows_of(group, kinds: np.ndarray, **fields) -> list[TrainingSample]:
             reply_ids=r.token_ids,
             channels=r.channels,
             allowed=allowed_masks(r.token_ids, FAMILY.interleave, kinds),
-            behaviour=r.logps,
+            rollout_logprobs=r.logps,
             **({"advantages": (1.0,), "weights": (1.0,)} | fields),
         )
         for r in group.replies
@@ -72,8 +72,8 @@ def gap(group, scorer: PolicyModel, vocabulary: Vocabulary) -> float:
     rows = rows_of(group, token_kinds(vocabulary))
     batch = collate(rows, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"), streams=2)
     with torch.no_grad():
-        logp, _ = scorer(**batch.scoring())
-    return (batch.dense(logp) - batch.behaviour).abs().max().item()
+        logp, _ = scorer(**batch.policy_inputs())
+    return (batch.dense(logp) - batch.rollout_logprobs).abs().max().item()
 
 
 def test_replies_keep_to_the_structure(groups):
@@ -219,7 +219,7 @@ def test_preference_reaches_the_speech_branch_only_where_it_is_asked_to(groups, 
         rows, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"), streams=2,
         scored=lambda item, row: objective.scored(row.channels, item, row),
     )  # fmt: skip
-    loss, _ = micro_batch_loss(batch, *scorer(**batch.scoring()), None, objective, mix=1.0)
+    loss, _ = micro_batch_loss(batch, *scorer(**batch.policy_inputs()), None, objective, mix=1.0)
     loss.backward()
     size = {name: p.grad.abs().max().item() for name, p in scorer.model.named_parameters() if p.grad is not None}
     assert size["lm_head.weight"] > 0

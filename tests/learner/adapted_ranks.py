@@ -32,7 +32,7 @@ PROBE = [np.arange(3, 40, dtype=np.int32)]
 
 def demonstration(row: TrainingSample, weight: float) -> TrainingSample:
     """The row as an anchor's, which is not compared with the start model."""
-    return replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=weight)
+    return replace(row, rollout_logprobs=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=weight)
 
 
 def adapters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -45,8 +45,8 @@ def gap_of_start_model(rank: LearnerEngine, settings: LearnerConfig, rows: list[
     use_packing(model)
     batch = collate(rows, routes=1, temperature=settings.temperature, device=torch.device("cpu"), scored=rank._scored)
     with torch.no_grad():
-        expected, _ = PolicyModel(model, rank._kinds)(**batch.scoring())
-    return (rank._start(batch) - expected).abs().max().item()
+        expected, _ = PolicyModel(model, rank._kinds)(**batch.policy_inputs())
+    return (rank._reference_logprobs(batch) - expected).abs().max().item()
 
 
 def refusal(rank: LearnerEngine, directory: Path, fingerprint: str) -> str:

@@ -28,7 +28,7 @@ def mixed_rows(world: Path) -> list[TrainingSample]:
                 reply_ids=d.reply_ids,
                 channels=vocabulary.channels(d.reply_ids),
                 anchor_weight=0.0 if sampled else 1 / 5,
-                behaviour=rng.normal(-0.5, 0.2, len(d.reply_ids)).astype(np.float32) if sampled else None,
+                rollout_logprobs=rng.normal(-0.5, 0.2, len(d.reply_ids)).astype(np.float32) if sampled else None,
                 advantages=(float(rng.normal()),) if sampled else (),
                 weights=(1 / 9 / 6,) if sampled else (),
                 kl_weights=(1 / 9 / 6, 1 / 9 / 30) if sampled else (0.0, 0.0),

@@ -48,7 +48,7 @@ def sampled_rows(checkpoint: Path) -> list[TrainingSample]:
                 reply_ids=d.reply_ids,
                 channels=vocabulary.channels(d.reply_ids),
                 allowed=allowed,
-                behaviour=logps,
+                rollout_logprobs=logps,
                 advantages=(1.0 if index % 2 else -1.0,),
                 weights=(1 / 4 / 6,),
                 kl_weights=(1 / 4 / 6, 1 / 4 / 30),
@@ -99,7 +99,7 @@ def _found(checkpoint: Path, stage: int, frozen: tuple[str, ...], port: int, pla
     return {
         "changed": [name for name in before if not torch.equal(before[name], after[name])],
         "unchanged": [name for name in before if torch.equal(before[name], after[name])],
-        "gap": max(first.tally.largest.values()),
+        "gap": max(first.metrics.maxima.values()),
         "output_rows": {name: sum(rows) for name, rows in seen.items()},
         "tokens_with_loss": 2 * sum(int(select(row.channels, "speech").sum()) for row in rows),
     }

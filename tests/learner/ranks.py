@@ -57,7 +57,7 @@ def infinite_loss(row: TrainingSample) -> TrainingSample:
     allowed = row.allowed.copy()
     allowed[3] = 31 ^ allowed[3]
     return replace(
-        row, allowed=allowed, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=1.0
+        row, allowed=allowed, rollout_logprobs=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=1.0
     )
 
 

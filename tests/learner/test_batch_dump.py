@@ -18,7 +18,7 @@ def row(**changes) -> TrainingSample:
 ITEMS: list[Item] = [
     row(
         allowed=np.array([1, 31], dtype=np.int8),
-        behaviour=np.array([np.nan, -np.inf], dtype=np.float32),
+        rollout_logprobs=np.array([np.nan, -np.inf], dtype=np.float32),
         advantages=(0.1, float("inf")),
         weights=(1 / 3, 1e-30),
         kl_weights=(0.2, 0.3),

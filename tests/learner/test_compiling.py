@@ -11,10 +11,12 @@ from torch.utils.cpp_extension import _get_build_directory
 
 pytestmark = pytest.mark.e2e
 OPERATOR = "deepspeed_shm_comm"
-COMPILE = (
-    "import shutil; from learner.setup import compile_deepspeed_op; "
-    "compile_deepspeed_op(); print(shutil.which('ninja'))"
-)
+COMPILE = """
+import shutil
+from learner.setup import compile_deepspeed_op
+compile_deepspeed_op()
+print(shutil.which("ninja"))
+"""
 
 
 def compiled(root: Path, seconds: float, **environment: str) -> str:

@@ -33,12 +33,12 @@ def test_two_ranks_take_the_step_of_one(alone, two, stage):
     for one, *others in zip(alone["reports"], first["reports"], second["reports"], strict=True):
         merged = StepMetrics()
         for other in others:
-            merged.merge(other.tally)
+            merged.merge(other.metrics)
             assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
         for name in ("loss_preference", "loss_anchor"):
-            assert merged.total(name) == pytest.approx(one.tally.total(name), abs=1e-5)
-        assert merged.mean("kl_speech") == pytest.approx(one.tally.mean("kl_speech"), abs=1e-5)
-        tallies.append(one.tally)
+            assert merged.total(name) == pytest.approx(one.metrics.total(name), abs=1e-5)
+        assert merged.mean("kl_speech") == pytest.approx(one.metrics.mean("kl_speech"), abs=1e-5)
+        tallies.append(one.metrics)
     assert tallies[0].mean("kl_text") == pytest.approx(0.0, abs=1e-6)
     assert tallies[1].mean("kl_text") > 0
     for kind in ("weights", "saved"):

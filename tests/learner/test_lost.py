@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cluster.placement import Placement
 from common.errors import InputError
 from learner.batch_dump import read_batch
-from learner.group import CLOSE_SECONDS, LearnerGroup, LearnerLost, NonFiniteStep
+from learner.group import CLOSE_TIMEOUT_S, LearnerGroup, LearnerLost, NonFiniteStep
 from learner.micro_batches import TrainingSample
 from tests.learner.groups import learner_group, mixed_rows
 from tests.learner.processes import run
@@ -43,12 +43,12 @@ def check_same(group: LearnerGroup, rows: list[TrainingSample], alone: dict) -> 
     for one in alone["reports"]:
         learned = group.step(rows, MIX)
         for name in ("loss_preference", "loss_anchor"):
-            assert learned.tally.total(name) == pytest.approx(one.tally.total(name), abs=1e-5)
-        assert learned.tally.mean("kl_speech") == pytest.approx(one.tally.mean("kl_speech"), abs=1e-5)
+            assert learned.metrics.total(name) == pytest.approx(one.metrics.total(name), abs=1e-5)
+        assert learned.metrics.mean("kl_speech") == pytest.approx(one.metrics.mean("kl_speech"), abs=1e-5)
         assert learned.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
     published = group.publish(probe_of(rows))
-    assert published.parcel.version == 2
-    sent = load_file(published.parcel.path)
+    assert published.update.version == 2
+    sent = load_file(published.update.path)
     assert set(sent) == set(alone["weights"])
     for name, values in alone["weights"].items():
         assert np.abs(sent[name].numpy() - values).max() < 1e-4, name
@@ -78,7 +78,7 @@ def alive(pid: int) -> bool:
 def stop_at_once(group: LearnerGroup) -> None:
     began = time.monotonic()
     group.stop()
-    assert time.monotonic() - began < CLOSE_SECONDS / 2
+    assert time.monotonic() - began < CLOSE_TIMEOUT_S / 2
 
 
 def await_end(pid: int) -> None:
@@ -100,15 +100,15 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     check_same(group, rows, alone)
 
     # Batches that are not finite: skipped, counted, and in the end kept for who wants to look.
-    spoilt = [replace(rows[0], behaviour=np.full_like(rows[0].behaviour, np.nan)), *rows[1:]]
+    spoilt = [replace(rows[0], rollout_logprobs=np.full_like(rows[0].rollout_logprobs, np.nan)), *rows[1:]]
     start = load_file(group.publish(probe).parcel.path)
     learned = group.step(spoilt, 0.4)
     assert learned.skipped
     assert learned.not_finite in ("loss of learner-0", "loss of learner-1")
     assert learned.gradient_norm is None
     published = group.publish(probe)
-    assert published.parcel.version == group.version == 3
-    same = load_file(published.parcel.path)
+    assert published.update.version == group.version == 3
+    same = load_file(published.update.path)
     assert all(torch.equal(start[name], same[name]) for name in start)
     assert not group.step(rows, 0.4).skipped
     assert group.step(spoilt, 0.4).skipped, "those in a row are counted, and the last was not skipped"
@@ -117,7 +117,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     kept = read_batch(tmp_path / "faults/step-000006.parquet")
     assert (kept.version, kept.mix, kept.reason) == (6, 0.4, learned.not_finite)
     assert len(kept.items) == len(rows)
-    assert np.isnan(kept.items[0].behaviour).all()
+    assert np.isnan(kept.items[0].rollout_logprobs).all()
     assert not group.step(rows, 0.4).skipped
 
     # A disk that takes no more: the kernel's own error, through a limit on the size of files.
@@ -134,7 +134,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
 
     # An error of the work itself is raised as it came, and the group lives.
     with pytest.raises(InputError, match="other parameters"):
-        group._answers({"learner-0": group._ranks["learner-0"].load.remote(checkpoint, "other")}, 60, "loading")
+        group._wait_for_ranks({"learner-0": group._ranks["learner-0"].load.remote(checkpoint, "other")}, 60, "loading")
 
     # The rank that holds the weights in memory dies by SIGKILL while the other waits for it.
     left = list(memory_directory().glob(f"duet-{name}-*"))
@@ -152,9 +152,9 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     group.start()
     group.load(checkpoint, 5)
     published = group.publish(probe)
-    assert published.parcel.version == 5
+    assert published.update.version == 5
     assert not other.held
-    found = load_file(published.parcel.path)
+    found = load_file(published.update.path)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     await_end(pids["learner-1"])
 

@@ -47,7 +47,7 @@ def items(longest: int = 40) -> list[Item]:
 
     def sampled() -> TrainingSample:
         found = row(advantages=(float(rng.normal()),), weights=(0.02,), kl_weights=(0.01, 0.02))
-        return replace(found, behaviour=rng.normal(-3, 0.1, len(found.reply_ids)).astype(np.float32))
+        return replace(found, rollout_logprobs=rng.normal(-3, 0.1, len(found.reply_ids)).astype(np.float32))
 
     def unweighed() -> TrainingSample:
         return row(advantages=(0.0,), weights=(0.0,))
@@ -65,9 +65,9 @@ def gradients(model: PolicyModel, parts: list[list[Item]], pad: int | None) -> t
     total = 0.0
     for part in parts:
         batch = collate(part, routes=1, temperature=0.7, device=CPU, pad=pad)
-        logp, entropy = model(**batch.scoring())
+        logp, entropy = model(**batch.policy_inputs())
         with torch.no_grad():
-            compared, _ = model(**batch.comparing())
+            compared, _ = model(**batch.reference_inputs())
         start = torch.zeros(len(batch.targets))
         start[: len(compared)] = compared - 0.1
         loss, _ = micro_batch_loss(batch, logp, entropy, start, PAIRED, 0.4)
@@ -106,7 +106,7 @@ def test_a_row_sees_no_other():
     model = a_model()
     use_packing(model)
     ids = torch.arange(1, 13)[None]
-    packing = Packing.of(PackedLayout.of(["a", "b", "b"], [(3, 2), (2, 1), (2, 4)]), CPU)
+    packing = Packing.from_layout(PackedLayout.from_rows(["a", "b", "b"], [(3, 2), (2, 1), (2, 4)]), CPU)
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
 
     def seen(ids: torch.Tensor) -> torch.Tensor:
@@ -129,17 +129,17 @@ def test_a_model_that_mixes_rows_is_refused(monkeypatch):
         return packed_attention.attend(*given, **named)
 
     monkeypatch.setitem(packed_attention.AttentionInterface._global_mapping, packed_attention.PACKED, leak)
-    with pytest.raises(
-        InputError, match=r"learner.sequence_packing: Qwen2ForCausalLM .* whose tokens see those of other rows"
-    ):
+    with pytest.raises(InputError, match=r"learner.sequence_packing: Qwen2ForCausalLM .* tokens attend to other rows"):
         use_packing(a_model())
 
 
 def test_a_model_that_takes_other_positions_is_refused(monkeypatch):
     """Told that every token is the first of its row. Rotary positions are relative: to be moved does not matter."""
-    of = Packing.of
-    monkeypatch.setattr(Packing, "of", lambda *given: _at_zero(of(*given)))
-    with pytest.raises(InputError, match=r"come out otherwise than each by itself.*learner.sequence_packing=false"):
+    of = Packing.from_layout
+    monkeypatch.setattr(Packing, "from_layout", lambda *given: _at_zero(of(*given)))
+    with pytest.raises(
+        InputError, match=r"outputs differ from those of each row alone.*learner.sequence_packing=false"
+    ):
         use_packing(a_model())
 
 
@@ -166,7 +166,7 @@ def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
     seen: list[int] = []
     model.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     monkeypatch.setattr(policy, "LOGITS", 7 * len(KINDS))
-    assert (model.parts(0), model.parts(7), model.parts(8)) == (1, 1, 2)
+    assert (model.num_chunks(0), model.num_chunks(7), model.num_chunks(8)) == (1, 1, 2)
     parts = gradients(model, [items()], None)
     assert parts[0] == pytest.approx(whole[0], abs=1e-6)
     assert close(parts[1], whole[1])
@@ -184,7 +184,7 @@ def test_layers_that_are_computed_again_keep_less_and_give_the_same(packed):
 
         batch = collate(items(), routes=1, temperature=1.0, device=CPU, pad=None if packed else 0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logps, _ = model(**batch.scoring())
+            logps, _ = model(**batch.policy_inputs())
         (-logps.sum()).backward()
         return [p.grad for p in model.parameters()], sum(held.values())
 

@@ -41,7 +41,7 @@ def row(prompt: int, reply: int, seed: int) -> TrainingSample:
         prompt_ids=rng.integers(1, 30, prompt).astype(np.int32),
         reply_ids=rng.integers(1, 30, reply).astype(np.int32),
         channels=np.zeros(reply, dtype=np.int8),
-        behaviour=np.zeros(reply, dtype=np.float32),
+        rollout_logprobs=np.zeros(reply, dtype=np.float32),
         advantages=(1.0,),
         weights=(1.0,),
     )
@@ -81,7 +81,7 @@ def test_replies_are_scored_as_they_were_sampled_and_demonstrations_freely():
     """Method §7, rule 3: temperature and mask go with the row, in pairs as well."""
     allowed = np.array([1, 5, 2], dtype=np.int8)
     drawn = [replace(row(2, 3, seed), allowed=allowed + np.int8(seed)) for seed in range(3)]
-    shown = replace(row(4, 2, 3), behaviour=None, anchor_weight=1.0)
+    shown = replace(row(4, 2, 3), rollout_logprobs=None, anchor_weight=1.0)
     items = [drawn[0], shown, TrainingPair(chosen=drawn[1], rejected=drawn[2], weight=1.0)]
     batch = collate(items, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
     assert batch.temperatures.tolist() == pytest.approx([0.7] * 9 + [1.0] * 2)

@@ -29,7 +29,7 @@ def some_rows() -> list[TrainingSample]:
                 reply_ids=rng.integers(1, 60, length).astype(np.int32),
                 channels=channels,
                 anchor_weight=0.0 if sampled else 0.5,
-                behaviour=rng.normal(-1, 0.3, length).astype(np.float32) if sampled else None,
+                rollout_logprobs=rng.normal(-1, 0.3, length).astype(np.float32) if sampled else None,
                 advantages=(float(rng.normal()),) if sampled else (),
                 weights=(0.25 / length,) if sampled else (),
                 kl_weights=(0.1, 0.02) if sampled else (0.0, 0.0),
@@ -55,7 +55,7 @@ def test_micro_batches_add_up_to_the_whole():
     assert first + second == pytest.approx(whole, abs=1e-6)
     for name in ("kl_text", "kl_speech", "entropy_text", "entropy_speech"):
         assert one.mean(name) == pytest.approx(tally.mean(name), abs=1e-6)
-    assert one.largest == pytest.approx(tally.largest)
+    assert one.maxima == pytest.approx(tally.maxima)
 
 
 def test_mix_zero_is_the_anchor_and_mix_one_the_preference():
@@ -83,8 +83,10 @@ def test_a_text_route_never_trains_speech():
 def some_items() -> list[Item]:
     """Two pairs, the second of replies that nobody sampled, and the demonstrations."""
     rows = some_rows()
-    bare = [replace(row, behaviour=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
-    first = [replace(row, behaviour=sampled.behaviour) for row, sampled in zip(bare[:2], rows[:2], strict=True)]
+    bare = [replace(row, rollout_logprobs=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
+    first = [
+        replace(row, rollout_logprobs=sampled.rollout_logprobs) for row, sampled in zip(bare[:2], rows[:2], strict=True)
+    ]
     return [
         TrainingPair(chosen=first[0], rejected=first[1], weight=0.5),
         TrainingPair(chosen=bare[2], rejected=bare[3], weight=0.5),
@@ -156,7 +158,7 @@ def test_only_tokens_that_carry_a_loss_are_scored(changes, reply, anchor):
     )
     assert batch.sampled.tolist() == [True, False], "the anchor comes last"
     assert len(batch.targets) == sum(reply) + sum(anchor)
-    assert batch.compared == (1, len(sampled), sum(reply))
+    assert batch.reference_sizes == (1, len(sampled), sum(reply))
     assert batch.scored.tolist() == [[bool(x) for x in reply], [bool(x) for x in anchor]]
 
 

@@ -46,7 +46,7 @@ def row(prompt: int, steps: int, seed: int, *, said: int = 0, **fields) -> Train
         prompt_ids=first.integers(1, 30, 2 * prompt).astype(np.int32),
         reply_ids=rng.integers(1, 30, 2 * steps).astype(np.int32),
         channels=np.tile([0, 1], steps).astype(np.int8),
-        behaviour=np.zeros(2 * steps, dtype=np.float32),
+        rollout_logprobs=np.zeros(2 * steps, dtype=np.float32),
         advantages=(1.0,),
         weights=(1.0,),
         **fields,
@@ -117,7 +117,7 @@ def test_every_token_is_scored_by_its_own_output_layer(model, pad, parts):
     batch = collate(ROWS, routes=1, temperature=1.0, device=torch.device("cpu"), pad=pad, streams=2)
     if pad is None:
         assert batch.input_ids.shape == (1, sum(map(len, ROWS)) - 10), "the shared prompt lies there once"
-    logps, entropies = PolicyModel(model, KINDS)(**batch.scoring(), parts=parts)
+    logps, entropies = PolicyModel(model, KINDS)(**batch.policy_inputs(), num_chunks=parts)
     dense = batch.dense(logps)
     for index, found in enumerate(wanted):
         assert torch.allclose(dense[index, : len(found)], found, atol=1e-5)
@@ -135,10 +135,10 @@ def test_some_tokens_of_some_rows(model):
         return one.channels == (1 if one.anchor_weight else 0)
 
     batch = collate(rows, routes=1, temperature=1.0, device=torch.device("cpu"), scored=scored, streams=2)
-    logps, _ = scorer(**batch.scoring())
+    logps, _ = scorer(**batch.policy_inputs())
     wanted = torch.cat([expected(model, one)[0::2] for one in ROWS] + [expected(model, shown)[1::2]])
     assert torch.allclose(logps, wanted, atol=1e-5)
-    compared, _ = scorer(**batch.comparing())
+    compared, _ = scorer(**batch.reference_inputs())
     assert torch.allclose(compared, wanted[: len(compared)], atol=1e-5)
     assert len(compared) == sum(len(one.reply_ids) // 2 for one in ROWS)
     passages = [GradientBatch(prompt_ids=one.prompt_ids, reply_ids=one.reply_ids) for one in ROWS]
@@ -153,7 +153,7 @@ def test_what_the_structure_leaves_no_choice_about_is_certain(model):
     one = row(2, 4, 5, allowed=sets)
     one.reply_ids[1::2] = 30
     batch = collate([one], routes=1, temperature=0.7, device=torch.device("cpu"), streams=2, pad=0)
-    logps, entropies = PolicyModel(model, KINDS)(**batch.scoring())
+    logps, entropies = PolicyModel(model, KINDS)(**batch.policy_inputs())
     assert torch.equal(logps[1::2], torch.zeros(4))
     assert torch.equal(entropies[1::2], torch.zeros(4))
     assert entropies[0::2].min() > 0
@@ -170,7 +170,7 @@ def test_a_loss_on_text_leaves_the_speech_branch_alone(model):
             scored=lambda _, one: one.channels == stream,
         )  # fmt: skip
         scorer.zero_grad(set_to_none=False)
-        scorer(**batch.scoring())[0].sum().backward()
+        scorer(**batch.policy_inputs())[0].sum().backward()
         named = dict(model.named_parameters())
         return {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in named.items()}
 

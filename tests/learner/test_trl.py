@@ -177,7 +177,7 @@ def test_clipping_and_importance_weights_together(trl, start, tmp_path, loss_typ
     trainer.model.zero_grad()
     terms, _ = grpo_loss(
         ours.dense(scored(trainer.model, ours)[0]),
-        ours.behaviour,
+        ours.rollout_logprobs,
         before,
         ours.advantages[:, 0],
         clip=CLIP,

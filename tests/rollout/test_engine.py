@@ -64,7 +64,7 @@ def gap(group, scorer, vocabulary) -> float:
             reply_ids=r.token_ids,
             channels=r.channels,
             allowed=allowed_masks(r.token_ids, PLAYGROUND.interleave, kinds),
-            behaviour=r.logps,
+            rollout_logprobs=r.logps,
             advantages=(0.0,),
             weights=(1.0,),
         )
@@ -73,7 +73,7 @@ def gap(group, scorer, vocabulary) -> float:
     batch = collate(rows, pad=vocabulary.pad, routes=1, temperature=SAMPLING.temperature, device=torch.device("cpu"))
     with torch.no_grad():
         logp, _ = scorer(batch.input_ids, batch.sources, batch.targets, batch.allowed, batch.temperatures)
-    return (batch.dense(logp) - batch.behaviour).abs().max().item()
+    return (batch.dense(logp) - batch.rollout_logprobs).abs().max().item()
 
 
 def test_every_finished_reply_keeps_to_the_structure(groups):
@@ -180,7 +180,7 @@ def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
     with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):
         dict(merge_lora(world / "base", {names[0]: a, names[1]: b[:96]}, 2.0))
     strange = {name.replace("layers.0", "layers.9"): tensor for name, tensor in zip(names, (a, b), strict=True)}
-    with pytest.raises(InputError, match=r"has no model\.layers\.9\.self_attn\.q_proj\.weight, of which an adapter"):
+    with pytest.raises(InputError, match=r"has no model\.layers\.9\.self_attn\.q_proj\.weight, for which an adapter"):
         dict(merge_lora(world / "base", strange, 2.0))
 
 

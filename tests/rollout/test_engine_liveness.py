@@ -100,16 +100,16 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
     file = load_file(world / "base/model.safetensors")
     names = sorted(file)
     tensors = [{name: file[name] for name in names[place::3]} for place in range(3)]
-    entries = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in tensors]
+    entries = [[FileEntry.from_tensor(name, tensor) for name, tensor in group.items()] for group in tensors]
     sender = BroadcastSender("127.0.0.1", torch.device("cpu"))
-    announced = sender.announce(entries, 4, whole=True)
+    announced = sender.prepare(entries, 4, whole=True)
     ids = prompts[0].token_ids
     before = worker.__ray_call__.remote(lambda worker: worker._engine.probe([ids]))
     probe = WeightCheck(sequences=[ids], logps=ray.get(before, timeout=60))
 
     def update(number: int, groups: Iterator) -> tuple[ray.ObjectRef, str | None]:
-        call = replace(announced.call, number=number, seats=("w/0",), seconds=10.0)
-        return worker.update.remote(replace(announced, call=call), None, probe), sender.deliver(entries, groups, call)
+        call = replace(announced.call, number=number, receivers=("w/0",), timeout_s=10.0)
+        return worker.update.remote(replace(announced, call=call), None, probe), sender.send(entries, groups, call)
 
     def broken() -> Iterator[dict[str, torch.Tensor]]:
         yield tensors[0]
@@ -118,8 +118,8 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
 
     first = ray.get(worker.run_for.remote(orders(prompts, 8), 0.02), timeout=60)
     answer, reason = update(1, broken())
-    assert reason == "group 1 is broken"
-    with pytest.raises(RayTaskError, match="1 of 3 groups came: group 1") as caught:
+    assert reason == "group 1 is closed"
+    with pytest.raises(RayTaskError, match="1 of 3 groups arrived: group 1") as caught:
         ray.get(answer, timeout=60)
     assert isinstance(caught.value.cause, SyncInterrupted)
     answer, reason = update(2, iter(tensors))

@@ -1,7 +1,7 @@
-"""A receiver of broadcast weights without an engine, in a process of its own.
+"""A receiver of broadcasts without an engine, in its own process.
 
-It takes each parcel that comes through a pipe, and answers what it has after that: how many groups, the sum of all
-numbers, the name of its process group, and why something is lacking.
+It receives each update that a pipe delivers. It answers with the number of groups that it has, the sum of all numbers,
+the name of its process group, and the reason if a group is missing.
 """
 
 from multiprocessing.connection import Connection
@@ -11,23 +11,23 @@ import torch
 from weight_sync.broadcast import BroadcastError, BroadcastPeer
 
 
-def receive(name: str, parcels: Connection) -> None:
-    parcels.send("up")
-    seat, has, key = BroadcastPeer(torch.device("cpu")), {}, None
+def receive(name: str, updates: Connection) -> None:
+    updates.send("up")
+    peer, has, key = BroadcastPeer(torch.device("cpu")), {}, None
     while True:
-        parcel = parcels.recv()
-        if parcel.key != key:
-            key, has = parcel.key, {}
-        taken, lacking, joined = len(has), "", None
+        update = updates.recv()
+        if update.key != key:
+            key, has = update.key, {}
+        taken, reason, joined = len(has), "", None
         try:
-            group, roll = seat.join(parcel.call, name, taken)
+            group, membership = peer.join(update.call, name, taken)
             joined = group.name
-            for number, forms in enumerate(parcel.groups[roll.start :], roll.start):
-                tensors = [torch.empty(form.shape, dtype=getattr(torch, form.dtype)) for form in forms]
+            for number, metadata in enumerate(update.groups[membership.start :], membership.start):
+                tensors = [torch.empty(meta.shape, dtype=getattr(torch, meta.dtype)) for meta in metadata]
                 group.broadcast(tensors)
                 if number == len(has):
-                    has[number] = {form.name: tensor for form, tensor in zip(forms, tensors, strict=True)}
+                    has[number] = {meta.name: tensor for meta, tensor in zip(metadata, tensors, strict=True)}
         except BroadcastError as error:
-            lacking = str(error)
+            reason = str(error)
         total = sum(tensor.double().sum().item() for group in has.values() for tensor in group.values())
-        parcels.send({"groups": len(has), "total": total, "group": joined, "lacking": lacking})
+        updates.send({"groups": len(has), "total": total, "group": joined, "reason": reason})

@@ -1,4 +1,4 @@
-"""Weights go to several processes at once, from one that is alive to those that are; nobody waits for the others."""
+"""Broadcasts to several processes: dead and slow receivers do not block the others."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from weight_sync.update import WeightUpdate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("learner rank")]
 SECONDS = 2.0
-"""Longest wait of one for another."""
+"""Maximum wait of one participant for another."""
 GROUPS = [
     {"a": torch.arange(3 << 16, dtype=torch.float32), "scalar": torch.tensor(3.0), "none": torch.empty(0, 4)},
     {"b": torch.arange(64, dtype=torch.bfloat16).reshape(8, 8).t(), "c": torch.arange(9)},
@@ -30,12 +30,12 @@ TOTAL = sum(tensor.double().sum().item() for group in GROUPS for tensor in group
 class Receiver:
     """`receive` in a process of its own."""
 
-    def __init__(self, seat: str) -> None:
-        self.seat = seat
-        self.process, self._pipe = started(receive, seat)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process, self._pipe = started(receive, name)
 
-    def give(self, parcel: WeightUpdate) -> None:
-        self._pipe.send(parcel)
+    def give(self, update: WeightUpdate) -> None:
+        self._pipe.send(update)
 
     def answer(self) -> dict | str:
         return self._pipe.recv()
@@ -47,7 +47,7 @@ class Receiver:
 
 @pytest.fixture
 def receivers():
-    made = [Receiver(seat) for seat in "abc"]
+    made = [Receiver(name) for name in "abc"]
     assert [receiver.answer() for receiver in made] == ["up"] * 3
     yield made
     for receiver in made:
@@ -66,17 +66,17 @@ class Calls:
 
     def __init__(self, sender: BroadcastSender) -> None:
         self.sender, self.number = sender, 0
-        self.entries = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in GROUPS]
+        self.entries = [[FileEntry.from_tensor(name, tensor) for name, tensor in group.items()] for group in GROUPS]
 
     def __call__(self, version: int, receivers: list[Receiver], weights: Iterator, late: str = "") -> str | None:
-        """Has the receivers take a version; late: seats that are expected besides. Returns why it broke off."""
+        """Send a version to the receivers. late: further names to expect. Return the reason if the broadcast failed."""
         self.number += 1
-        parcel = self.sender.announce(self.entries, version, whole=True)
-        seats = (*(receiver.seat for receiver in receivers), *late)
-        call = replace(parcel.call, number=self.number, seats=seats, seconds=SECONDS)
+        update = self.sender.prepare(self.entries, version, whole=True)
+        receiver_names = (*(receiver.name for receiver in receivers), *late)
+        call = replace(update.call, number=self.number, receivers=receiver_names, timeout_s=SECONDS)
         for receiver in receivers:
-            receiver.give(replace(parcel, call=call))
-        return self.sender.deliver(self.entries, weights, call)
+            receiver.give(replace(update, call=call))
+        return self.sender.send(self.entries, weights, call)
 
 
 def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(receivers, sender):
@@ -86,7 +86,7 @@ def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(r
     for version in (1, 2):
         assert call(version, receivers, iter(GROUPS)) is None
         found = [receiver.answer() for receiver in receivers]
-        assert found == [{"groups": 4, "total": TOTAL, "group": "1", "lacking": ""}] * 3
+        assert found == [{"groups": 4, "total": TOTAL, "group": "1", "reason": ""}] * 3
 
     def weights() -> Iterator[dict[str, torch.Tensor]]:
         yield from GROUPS[:2]
@@ -99,13 +99,11 @@ def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(r
     assert "group 1" in reason
     found = [receiver.answer() for receiver in (a, c)]
     assert time.monotonic() - begun < 2 * SECONDS
-    assert all(answer["lacking"] for answer in found)
+    assert all(answer["reason"] for answer in found)
     assert all(2 <= answer["groups"] < 4 for answer in found)
     # Those that live go on where they were, in a group of their own.
     assert call(3, [a, c], iter(GROUPS)) is None
-    assert [receiver.answer() for receiver in (a, c)] == [
-        {"groups": 4, "total": TOTAL, "group": "4", "lacking": ""}
-    ] * 2
+    assert [receiver.answer() for receiver in (a, c)] == [{"groups": 4, "total": TOTAL, "group": "4", "reason": ""}] * 2
 
 
 def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_go_on(receivers, sender):
@@ -121,7 +119,7 @@ def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_
     assert a.answer()["total"] == TOTAL
     os.kill(b.process.pid, signal.SIGCONT)
     assert b.answer() == {
-        "groups": 0, "total": 0, "group": None, "lacking": "the roll was called before it was there",
+        "groups": 0, "total": 0, "group": None, "reason": "the broadcast started before this receiver joined",
     }  # fmt: skip
 
     def weights() -> Iterator[dict[str, torch.Tensor]]:
@@ -135,4 +133,4 @@ def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_
     assert time.monotonic() - begun < 3 * SECONDS
     assert call(4, [a], iter(GROUPS)) is None
     assert a.answer()["total"] == TOTAL
-    assert call(5, [], iter(GROUPS), late="x") == f"nobody came within {SECONDS:g} s: x"
+    assert call(5, [], iter(GROUPS), late="x") == f"no receiver joined within {SECONDS:g} s: x"

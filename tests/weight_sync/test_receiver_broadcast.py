@@ -9,8 +9,8 @@ from weight_sync.update import BroadcastCall, TensorMeta, WeightUpdate
 GROUPS = ((TensorMeta("a", "float32", (2, 3)),), (TensorMeta("b", "bfloat16", ()),))
 
 
-def parcel(key: str, version: int, number: int) -> WeightUpdate:
-    call = BroadcastCall(number=number, host="h", port=1, seats=("w/0", "w/1"), seconds=1.0)
+def update(key: str, version: int, number: int) -> WeightUpdate:
+    call = BroadcastCall(number=number, host="h", port=1, receivers=("w/0", "w/1"), timeout_s=1.0)
     return WeightUpdate(version=version, size=26, whole=False, groups=GROUPS, key=key, call=call)
 
 
@@ -41,26 +41,26 @@ class Asked:
 def test_an_update_goes_on_where_it_was_interrupted():
     asked = Asked()
     broadcasts = BroadcastReceiver(asked)
-    broadcasts.take(parcel("k-1", 1, 1), "w")
-    asked.progress = [(1, "1 of 2 groups came: gone"), (2, "")]
-    with pytest.raises(SyncInterrupted, match="1 of 2 groups came: gone"):
-        broadcasts.take(parcel("k-2", 2, 2), "w")
-    assert broadcasts.half
+    broadcasts.receive(update("k-1", 1, 1), "w")
+    asked.progress = [(1, "1 of 2 groups arrived: gone"), (2, "")]
+    with pytest.raises(SyncInterrupted, match="1 of 2 groups arrived: gone"):
+        broadcasts.receive(update("k-2", 2, 2), "w")
+    assert broadcasts.is_partial
     asked.progress = [(2, ""), (2, "")]
-    broadcasts.take(parcel("k-2", 2, 3), "w")
-    assert not broadcasts.half
+    broadcasts.receive(update("k-2", 2, 3), "w")
+    assert not broadcasts.is_partial
     assert asked.calls == ["start", "update 1", "finish 1", "start", "update 2", "update 3", "finish 2"]
 
 
 def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_else():
     asked = Asked()
     broadcasts = BroadcastReceiver(asked)
-    asked.progress = [(0, "the roll was not called"), (0, "the roll was not called")]
+    asked.progress = [(0, "the broadcast did not start"), (0, "the broadcast did not start")]
     with pytest.raises(SyncInterrupted):
-        broadcasts.take(parcel("k-1", 1, 1), "w")
-    assert not broadcasts.half
+        broadcasts.receive(update("k-1", 1, 1), "w")
+    assert not broadcasts.is_partial
     asked.progress = [(2, ""), (2, "")]
-    broadcasts.take(parcel("other-1", 1, 1), "w")
+    broadcasts.receive(update("other-1", 1, 1), "w")
     assert asked.calls == ["start", "update 1", "update 1", "finish 1"]
 
 
@@ -69,8 +69,8 @@ def test_a_part_of_one_and_the_rest_of_another_are_refused():
     broadcasts = BroadcastReceiver(asked)
     asked.progress = [(0, "gone"), (1, "gone")]  # one rank has a part
     with pytest.raises(SyncInterrupted):
-        broadcasts.take(parcel("k-1", 1, 1), "w")
-    with pytest.raises(RuntimeError, match="a part of older ones is in"):
-        broadcasts.take(parcel("other-1", 1, 1), "w")
-    assert broadcasts.half
+        broadcasts.receive(update("k-1", 1, 1), "w")
+    with pytest.raises(RuntimeError, match="engine holds a partial older weight update"):
+        broadcasts.receive(update("other-1", 1, 1), "w")
+    assert broadcasts.is_partial
     assert asked.calls == ["start", "update 1"]

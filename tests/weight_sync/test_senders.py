@@ -22,7 +22,7 @@ os.kill(os.getpid(), 9)
 def send(sender: FileSender, version: int, **values: float) -> WeightUpdate:
     """Sends tensors of three equal numbers each."""
     weights = {name: torch.full((3,), value) for name, value in values.items()}
-    groups = [[FileEntry.of(name, tensor) for name, tensor in weights.items()]]
+    groups = [[FileEntry.from_tensor(name, tensor) for name, tensor in weights.items()]]
     return sender.send(groups, [weights], version, whole=True)
 
 
@@ -51,10 +51,10 @@ def test_a_folder_has_the_newest_version_alone(tmp_path):
     sender = DirectorySender(folder)
     assert not list(folder.iterdir())
     for version in (7, 8):
-        parcel = send(sender, version, a=version)
-        assert [parcel.path] == list(folder.iterdir())
-        assert (parcel.version, parcel.size) == (version, parcel.path.stat().st_size)
-        assert torch.equal(load_file(parcel.path)["a"], torch.full((3,), float(version)))
+        update = send(sender, version, a=version)
+        assert [update.path] == list(folder.iterdir())
+        assert (update.version, update.size) == (version, update.path.stat().st_size)
+        assert torch.equal(load_file(update.path)["a"], torch.full((3,), float(version)))
     sender.close()
     assert not folder.exists()
 
@@ -88,11 +88,12 @@ def test_tensors_of_every_kind_arrive_as_they_are(tmp_path):
         "half": torch.arange(4, dtype=torch.float16)[::2],
     }
     groups = [
-        [FileEntry.of(name, weights[name]) for name in names] for names in (("odd", "byte", "wide"), list(weights)[3:])
+        [FileEntry.from_tensor(name, weights[name]) for name in names]
+        for names in (("odd", "byte", "wide"), list(weights)[3:])
     ]
     sender = DirectorySender(tmp_path / "weights")
-    parcel = sender.send(groups, ({e.name: weights[e.name] for e in group} for group in groups), 1, whole=True)
-    with safe_open(parcel.path, framework="pt") as file:
+    update = sender.send(groups, ({e.name: weights[e.name] for e in group} for group in groups), 1, whole=True)
+    with safe_open(update.path, framework="pt") as file:
         assert set(file.keys()) == set(weights)
         for name, tensor in weights.items():
             found = file.get_tensor(name)

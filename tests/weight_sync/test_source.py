@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from weight_sync.source import WeightSource, updated_parameters
-from weight_sync.update import unit
+from weight_sync.update import load_unit
 
 
 class Layer(nn.Module):
@@ -33,13 +33,13 @@ def frozen(*starts: str) -> Model:
 
 
 def test_a_unit_is_what_an_engine_may_fuse():
-    assert unit("model.layers.3.self_attn.q_proj.weight") == unit("model.layers.3.self_attn.k_proj.bias")
-    assert unit("model.layers.3.self_attn.q_proj.weight") != unit("model.layers.3.mlp.gate_proj.weight")
-    assert unit("model.layers.3.mlp.experts.7.w1.weight") == unit("model.layers.3.mlp.experts.8.w2.weight")
-    assert unit("model.layers.3.mlp.gate_proj.weight") != unit("model.layers.4.mlp.gate_proj.weight")
-    assert unit("model.embed_tokens.weight") != unit("model.norm.weight")
-    assert unit("tower.0.weight") == unit("tower.0.bias") == "tower.0"
-    assert unit("lm_head.weight") == "lm_head"
+    assert load_unit("model.layers.3.self_attn.q_proj.weight") == load_unit("model.layers.3.self_attn.k_proj.bias")
+    assert load_unit("model.layers.3.self_attn.q_proj.weight") != load_unit("model.layers.3.mlp.gate_proj.weight")
+    assert load_unit("model.layers.3.mlp.experts.7.w1.weight") == load_unit("model.layers.3.mlp.experts.8.w2.weight")
+    assert load_unit("model.layers.3.mlp.gate_proj.weight") != load_unit("model.layers.4.mlp.gate_proj.weight")
+    assert load_unit("model.embed_tokens.weight") != load_unit("model.norm.weight")
+    assert load_unit("tower.0.weight") == load_unit("tower.0.bias") == "tower.0"
+    assert load_unit("lm_head.weight") == "lm_head"
 
 
 def test_everything_travels_where_everything_is_trained():

@@ -42,21 +42,21 @@ def open_files() -> list[str]:
 
 def test_pieces_arrive_as_files_and_go_when_nobody_holds_them(cluster):
     weights = [{"a": torch.randn(500, 1000), "b": torch.randn(7).bfloat16()}, {"c": torch.randn(750, 1000)}]
-    groups = [[FileEntry.of(name, tensor) for name, tensor in group.items()] for group in weights]
+    groups = [[FileEntry.from_tensor(name, tensor) for name, tensor in group.items()] for group in weights]
     sender = ObjectSender()
     for version in (1, 2):
-        parcel = sender.send(groups, iter(weights), version, whole=True)
-        assert len(parcel.pieces) == 2
+        update = sender.send(groups, iter(weights), version, whole=True)
+        assert len(update.pieces) == 2
         found, size = {}, 0
-        for path in fetch_files(parcel, "rollout-0"):
+        for path in fetch_files(update, "rollout-0"):
             assert len(open_files()) == 1, "a piece at a time"
             size += path.stat().st_size
             found |= load_file(path)  # maps it, as an engine does
-        assert size == parcel.size
+        assert size == update.size
         assert len(found) == 3
         assert all(torch.equal(found[name], tensor) for group in weights for name, tensor in group.items())
         assert not open_files()
         assert comes(lambda: stored() == 5), "the version before is held by nobody"
     sender.close()
-    del parcel
+    del update
     assert comes(lambda: stored() == 0)
