@@ -320,7 +320,7 @@ class Controller(MonitoredActor):
         self._records.add_iteration(done.iteration)
         with self._numbers.spending():
             reward = self._members.reward
-            self._numbers.observe(done.iteration, judges=reward.counters(), left_alone=reward.circuit_open)
+            self._numbers.observe(done.iteration, judges=reward.counters(), circuit_open=reward.circuit_open)
         if done.not_finite is not None:
             self._tell("step_skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
         with self._lock:

@@ -64,7 +64,7 @@ def name(title: str) -> str:
 
 
 def _run() -> dict[str, Any]:
-    query = "label_values(duet_iterations_wanted, run)"
+    query = "label_values(duet_target_iterations, run)"
     return {
         "name": "run",
         "label": "Run",

@@ -50,19 +50,19 @@ def beside_start(name: str) -> dict[str, str]:
 PROGRESS = (
     Panel(
         title="Iteration", kind="stat", width=6,
-        queries={"done": gauge("duet_iteration"), "of": gauge("duet_iterations_wanted")},
+        queries={"done": gauge("duet_iteration"), "of": gauge("duet_target_iterations")},
     ),
-    Panel(title="λ", kind="stat", width=6, queries={"λ": gauge("duet_mix_ratio")}),
+    Panel(title="λ", kind="stat", width=6, queries={"λ": gauge("duet_lambda")}),
     Panel(
         title="Since the last progress", kind="stat", unit="s", width=6,
         queries={"": f"time() - {gauge('duet_last_progress_timestamp_seconds')}"},
     ),
     Panel(
-        title="Members that are not ready", kind="stat", width=6,
+        title="Replicas not ready", kind="stat", width=6,
         queries={
-            "{{role}}": f"{gauge('duet_members_wanted')} - on (run, role) {gauge('duet_members', state='ready')}",
+            "{{role}}": f"{gauge('duet_replicas_target')} - on (run, role) {gauge('duet_replicas', state='ready')}",
         },
-        note="Rollout workers are stale for a moment after every step, until they hold the new weights.",
+        note="Rollout workers are stale after every step until they hold the new weights.",
     ),
 )  # fmt: skip
 TRAINING = (
@@ -70,24 +70,27 @@ TRAINING = (
     Panel(
         title="λ", width=12,
         queries={
-            "λ": gauge("duet_mix_ratio"), "before smoothing": gauge("duet_mix_raw_ratio"),
-            "set from outside": gauge("duet_mix_overridden"),
+            "λ": gauge("duet_lambda"), "before smoothing": gauge("duet_lambda_raw"),
+            "set from outside": gauge("duet_lambda_overridden"),
         },
     ),
     Panel(
-        title="Gates of λ", width=12, queries={"{{gate}}": gauge("duet_mix_gate")},
+        title="Gates of λ", width=12, queries={"{{gate}}": gauge("duet_lambda_gate")},
         note="Both must be open for λ: some reply of a group is good (quality), and its scores differ (information).",
     ),
-    Panel(title="Scores by rater", width=12, queries={"{{rater}}": gauge("duet_score")}),
+    Panel(title="Rewards by function", width=12, queries={"{{function}}": gauge("duet_reward")}),
     Panel(title="Loss", width=12, queries={"{{part}}": gauge("duet_loss")}),
     Panel(title="KL to the start model", unit="nats", width=12, queries={"{{channel}}": gauge("duet_kl_nats")}),
     Panel(title="Entropy", unit="nats", width=12, queries={"{{channel}}": gauge("duet_entropy_nats")}),
     Panel(
-        title="Log-probability gap of sampler and learner", unit="nats", width=12, logarithmic=True,
-        queries={"{{channel}}": gauge("duet_logp_gap_nats"), "probe": gauge("duet_probe_gap_nats")},
-        note="float32 stays below 1e-4, bfloat16 near 5e-2. More means that the two compute different models.",
+        title="Log-probability difference, rollout engine and learner", unit="nats", width=12, logarithmic=True,
+        queries={
+            "{{channel}}": gauge("duet_rollout_train_logprob_diff"),
+            "probe": gauge("duet_weight_sync_logprob_diff"),
+        },
+        note="Below 1e-4 in float32, near 5e-2 in bfloat16. A larger value means that they compute different models.",
     ),
-    Panel(title="Clipped tokens", unit="percentunit", width=12, queries={"": gauge("duet_clipped_tokens_ratio")}),
+    Panel(title="Clipped tokens", unit="percentunit", width=12, queries={"": gauge("duet_clip_fraction")}),
     Panel(
         title="Without a preference gradient", unit="percentunit",
         queries={
@@ -106,8 +109,8 @@ TRAINING = (
 )  # fmt: skip
 SPEECH = (
     Panel(
-        title="Heard against said", unit="percentunit", width=12, queries=beside_start("duet_heard_word_error_ratio"),
-        note="Needs a rater that records its transcript.",
+        title="Word error rate of the transcript", unit="percentunit", width=12, queries=beside_start("duet_asr_wer"),
+        note="Needs a reward function that records its transcript.",
     ),
     Panel(
         title="Divergence of the voice", unit="nats", width=12,
@@ -143,13 +146,14 @@ ITERATIONS = (
         },
     ),
     Panel(
-        title="Phase now", width=12, stacked=True, queries={"{{phase}}": gauge("duet_phase_now")},
-        note="other: the start, evaluation, checkpoints, records.",
+        title="Phase", width=12, stacked=True, queries={"{{phase}}": gauge("duet_phase")},
+        note="other: startup, evaluation, checkpoints, records.",
     ),
     Panel(
         title="Longest waits", unit="s", width=12,
         queries={
-            "in this phase": gauge("duet_phase_now_seconds"), "last iteration": gauge("duet_iteration_last_seconds"),
+            "in this phase": gauge("duet_phase_elapsed_seconds"),
+            "last iteration": gauge("duet_iteration_last_seconds"),
         },
     ),
     Panel(title="Tokens per second", width=8, queries={"{{channel}}": gauge("duet_tokens_per_second")}),
@@ -157,7 +161,7 @@ ITERATIONS = (
     Panel(
         title="Weights",
         queries={
-            "staleness of replies": gauge("duet_staleness_versions"),
+            "staleness of replies": gauge("duet_policy_staleness_steps"),
             "oldest worker behind the learner": f"{gauge('duet_weight_version', role='learner')} "
             f"- ignoring (role) {gauge('duet_weight_version', role='rollout')}",
         },
@@ -172,55 +176,55 @@ ITERATIONS = (
     ),
 )  # fmt: skip
 POOLS = (
-    Panel(title="Work in hand and waiting", queries={"{{role}} {{work}}": gauge("duet_work_items")}),
+    Panel(title="Tasks", queries={"{{role}} {{state}}": gauge("duet_tasks")}),
     Panel(
-        title="Members",
+        title="Replicas",
         stacked=True,
-        queries={"{{role}} {{state}}": f"{gauge('duet_members')} > 0"},
+        queries={"{{role}} {{state}}": f"{gauge('duet_replicas')} > 0"},
     ),
-    Panel(title="Members wanted", queries={"{{role}}": gauge("duet_members_wanted")}),
+    Panel(title="Target replicas", queries={"{{role}}": gauge("duet_replicas_target")}),
     Panel(title=f"Restarts in {WINDOW}", width=12, queries={"{{role}}": increase("duet_restarts_total")}),
-    Panel(title=f"Faults in {WINDOW}", width=12, queries={"{{kind}}": increase("duet_faults_total")}),
+    Panel(title=f"Errors in {WINDOW}", width=12, queries={"{{kind}}": increase("duet_errors_total")}),
 )
 JUDGES = (
     Panel(
         title="Missing scores per reply", unit="percentunit", width=12,
-        queries={"{{reason}}": per_reply("duet_scores_missing_total")},
+        queries={"{{reason}}": per_reply("duet_missing_scores_total")},
     ),
     Panel(
-        title="Judge: seconds an answer", unit="s", width=12,
-        queries={"{{rater}}": f"{increase('duet_judge_seconds_total')} / {increase('duet_judge_requests_total')}"},
+        title="Judge: seconds per request", unit="s", width=12,
+        queries={"{{function}}": f"{increase('duet_judge_seconds_total')} / {increase('duet_judge_requests_total')}"},
     ),
     Panel(
         title=f"Judge: requests in {WINDOW}", width=12,
         queries={
-            f"{{{{rater}}}} {what}": increase(f"duet_judge_{name}_total")
+            f"{{{{function}}}} {what}": increase(f"duet_judge_{name}_total")
             for name, what in (
-                ("requests", "requests"), ("retries", "retries"), ("cache_hits", "known already"),
-                ("failures", "failures"), ("unavailable", "not asked"),
+                ("requests", "requests"), ("retries", "retries"), ("cache_hits", "cache hits"),
+                ("failures", "failures"), ("unavailable", "not sent"),
             )
         },
     ),
     Panel(
-        title="Judge: left alone", width=12,
+        title="Judge: circuit open", width=12,
         queries={
-            "{{rater}}, servers now": gauge("duet_judge_left_alone_servers"),
-            f"{{{{rater}}}}, times in {WINDOW}": increase("duet_judge_breaker_openings_total"),
+            "{{function}}, servers now": gauge("duet_judge_circuit_open"),
+            f"{{{{function}}}}, times in {WINDOW}": increase("duet_judge_breaker_openings_total"),
         },
     ),
     Panel(
         title="Judge: tokens", width=12,
         queries={
-            "{{rater}} read": increase("duet_judge_input_tokens_total"),
-            "{{rater}} written": increase("duet_judge_output_tokens_total"),
+            "{{function}} read": increase("duet_judge_input_tokens_total"),
+            "{{function}} written": increase("duet_judge_output_tokens_total"),
         },
         note="If the judge reports it.",
     ),
     Panel(
         title="Judge: cost", width=12,
         queries={
-            "{{rater}}, an hour": f"3600 * {rate('duet_judge_cost_total')}",
-            "{{rater}}, so far": gauge("duet_judge_cost_total"),
+            "{{function}}, an hour": f"3600 * {rate('duet_judge_cost_total')}",
+            "{{function}}, so far": gauge("duet_judge_cost_total"),
         },
         note="In the judge's own currency, if it reports costs. So far: since the start of the controller.",
     ),
@@ -234,12 +238,12 @@ PROCESSES = (
         },
     ),
     Panel(
-        title="vLLM: keys and values", unit="percentunit",
+        title="vLLM: KV cache in use", unit="percentunit",
         queries={"{{instance}}": gauge("vllm:kv_cache_usage_perc")},
     ),
     Panel(title="vLLM: tokens per second", queries={"{{instance}}": rate("vllm:generation_tokens_total")}),
     Panel(
-        title="vLLM: seconds a reply, 95 %", unit="s",
+        title="vLLM: seconds per reply, 95 %", unit="s",
         queries={
             "{{instance}}": "histogram_quantile(0.95, sum by (instance, le) "
             f"({rate('vllm:e2e_request_latency_seconds_bucket')}))",

@@ -1,6 +1,5 @@
-"""What a Prometheus server sees of a run.
+"""Prometheus metrics of a run.
 
-`iterations` and `state` are the table of all metrics, read when an iteration has finished and at every scrape;
-`collecting` keeps their values, `endpoint` serves them and says where everything else can be scraped, `page` writes
-docs/metrics.md.
+`training` and `live` define the metrics: read when an iteration has finished, and at every scrape. `registry` lists
+them, `collector` keeps their values, `server` serves them and lists the scrape targets, `docs` writes docs/metrics.md.
 """

@@ -1,4 +1,4 @@
-"""Keeps the values of all metrics: gauges of the last iteration, counters of all so far, and how the run stands."""
+"""Collect the values of all metrics: gauges of the last iteration, counters, and the current state of the run."""
 
 import threading
 import time
@@ -11,61 +11,69 @@ from prometheus_client.registry import Collector
 
 from observability.iteration import IterationStats
 from observability.metrics.live import LiveMetrics, RunStatus
-from observability.metrics.metric import FAULTS, MetricSpec, Values, clip_label
-from observability.metrics.registry import OF_ITERATIONS, OF_STATE
+from observability.metrics.metric import ERROR_EVENTS, MetricSpec, Values, clip_label
+from observability.metrics.registry import ITERATION_METRICS, LIVE_METRICS
 from observability.metrics.training import MetricsObservation
 
 
 class MetricsCollector(Collector):
-    """What the registry asks for at every scrape, in a thread of its own.
+    """Collector of a Prometheus registry, called from the server's thread at every scrape.
 
-    Counters count from the start of the process, also when a run is resumed; Prometheus knows how to go on from there.
+    Counters start at 0 with the process, also for a resumed run; Prometheus handles the reset.
     """
 
-    def __init__(self, iterations: int, standing: Callable[[], RunStatus | None]) -> None:
-        """iterations: that the run is to do. standing: asks the loop, from any thread; None before there is one."""
-        self._iterations, self._standing = iterations, standing
+    def __init__(self, iterations: int, status: Callable[[], RunStatus | None]) -> None:
+        """Create the collector.
+
+        Args:
+            iterations: target number of iterations.
+            status: returns the state of the loop, from any thread; None before the loop starts.
+        """
+        self._iterations, self._status = iterations, status
         self._lock = threading.Lock()
-        self._values: dict[str, Values] = {metric.name: {} for metric in OF_ITERATIONS}
+        self._values: dict[str, Values] = {metric.name: {} for metric in ITERATION_METRICS}
         self._start: Mapping[str, float | None] = {}
-        self._faults: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
         self._progress = time.time()
         self._own_seconds = 0.0
 
     def begin(self, speech: Mapping[str, float | None]) -> None:
-        """How the replies of the run's first iteration sounded, of a run that goes on."""
+        """Set the speech measures of the first iteration, for a resumed run."""
         self._start = speech
 
     def progress(self) -> None:
-        """The run came a step further."""
+        """Record progress of the run."""
         self._progress = time.time()
 
     def event(self, kind: str) -> None:
-        """Counts an event, if its kind is a fault; any thread may tell one."""
-        if kind in FAULTS:
+        """Count an event if it is an error. Thread-safe."""
+        if kind in ERROR_EVENTS:
             with self._lock:
-                self._faults[kind] += 1
+                self._errors[kind] += 1
 
     @contextmanager
     def spending(self, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
-        """What is done here is done for the metrics. clock: the run waits for it by the clock on the wall; a thread
-        beside the run takes `time.thread_time` of the processor."""
-        begun = clock()
+        """Add the time spent in the block to the cost of the metrics.
+
+        Args:
+            clock: wall clock if the run waits for the block; `time.thread_time` in a thread beside the run.
+        """
+        start = clock()
         try:
             yield
         finally:
             with self._lock:
-                self._own_seconds += clock() - begun
+                self._own_seconds += clock() - start
 
     def observe(
-        self, iteration: IterationStats, judges: Mapping[str, Mapping[str, float]], left_alone: Mapping[str, int]
+        self, iteration: IterationStats, judges: Mapping[str, Mapping[str, float]], circuit_open: Mapping[str, int]
     ) -> None:
-        """Takes in a finished iteration. judges, left_alone: see `MetricsObservation`."""
+        """Update all metrics with a finished iteration. See `MetricsObservation` for judges and circuit_open."""
         if iteration.iteration == 1:
             self._start = iteration.speech
-        seen = MetricsObservation(iteration=iteration, start=self._start, judges=judges, left_alone=left_alone)
-        # Replaced in one assignment: a scrape sees one iteration, never half of two.
-        self._values = {metric.name: self._after(metric, seen) for metric in OF_ITERATIONS}
+        seen = MetricsObservation(iteration=iteration, start=self._start, judges=judges, circuit_open=circuit_open)
+        # One assignment, so that a scrape never sees values of two iterations.
+        self._values = {metric.name: self._after(metric, seen) for metric in ITERATION_METRICS}
         self.progress()
 
     def _after(self, metric: MetricSpec[MetricsObservation], seen: MetricsObservation) -> Values:
@@ -75,16 +83,16 @@ class MetricsCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         values = self._values
-        for metric in OF_ITERATIONS:
+        for metric in ITERATION_METRICS:
             yield _family(metric, values[metric.name])
         state = LiveMetrics(
             iterations=self._iterations,
             progress=self._progress,
-            faults=dict(self._faults),
+            errors=dict(self._errors),
             own_seconds=self._own_seconds,
-            loop=self._standing(),
+            loop=self._status(),
         )
-        for each in OF_STATE:
+        for each in LIVE_METRICS:
             yield _family(each, each.values(state))
 
 

@@ -1,23 +1,23 @@
-"""Writes the tables of docs/metrics.md anew: python -m observability.metrics.docs docs/metrics.md
+"""Write the tables of docs/metrics.md from the metric specifications.
 
-The tables of docs/metrics.md, from the table of metrics. Pure.
+python -m observability.metrics.docs docs/metrics.md
 """
 
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from observability.metrics.metric import LABELS, MOST_VALUES, OTHER, MetricSpec
+from observability.metrics.metric import LABELS, MAX_LABEL_VALUES, OTHER, MetricSpec
 from observability.metrics.registry import GROUPS
 
-BEGIN = "<!-- made by python -m observability.metrics.docs docs/metrics.md; not to be edited by hand -->"
+BEGIN = "<!-- made by python -m observability.metrics.docs docs/metrics.md; do not edit -->"
 
 
-END = "<!-- end of what is made -->"
+END = "<!-- end of the generated part -->"
 
 
 def render_tables(page: str) -> str:
-    """The page with the tables as they are to be. Raises ValueError where it has no place for them."""
+    """Return the page with current tables. Raise ValueError if the page lacks the two marker lines."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -28,11 +28,11 @@ def render_tables(page: str) -> str:
 def tables() -> str:
     parts = []
     for heading, metrics in GROUPS.items():
-        parts.append(f"### {heading}\n\n{_table(('metric', 'kind', 'by', 'unit', 'meaning'), map(_row, metrics))}")
-    labels = _table(("label", "values", "what it is"), (_label(name) for name in sorted(LABELS)))
+        parts.append(f"### {heading}\n\n{_table(('metric', 'kind', 'labels', 'unit', 'meaning'), map(_row, metrics))}")
+    labels = _table(("label", "values", "meaning"), (_label(name) for name in sorted(LABELS)))
     bound = (
-        f"A label that may have any value has at most {MOST_VALUES} of them in one metric; what comes after is left "
-        f"out of a gauge, and counted under `{OTHER}`."
+        f"A label without a fixed set of values has at most {MAX_LABEL_VALUES} of them in one metric. A gauge drops "
+        f"the values beyond that; a counter adds them to `{OTHER}`."
     )
     return "\n\n".join([*parts, f"### Labels\n\n{labels}\n\n{bound}"])
 

@@ -1,41 +1,41 @@
-"""The metrics that are read at every scrape: how the run stands at that moment."""
+"""Metrics read at every scrape: the current state of the run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.replica_state import PoolStatus, ReplicaState
 from observability.iteration import PHASES
-from observability.metrics.metric import FAULTS, OTHER, MetricSpec, Reading
+from observability.metrics.metric import ERROR_EVENTS, OTHER, TASK_STATES, MetricSpec, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """How the loop stands."""
+    """Current state of the training loop."""
 
     phase: str
-    """Of the iteration; empty outside of one."""
+    """Phase of the iteration; empty between iterations."""
     seconds: float
-    """In that phase, or since the last one."""
+    """Seconds in that phase, or since the last phase ended."""
     pools: Mapping[str, PoolStatus]
-    """By role."""
+    """Pool status by role."""
     versions: Mapping[str, int | None]
-    """Of the weights, by role; of rollout workers the oldest."""
+    """Weight version by role; the oldest one for rollout workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveMetrics:
-    """How a run stands."""
+    """Current state of a run."""
 
     iterations: int
-    """That the run is to do."""
+    """Target number of iterations."""
     progress: float
-    """When it last came a step further, seconds since the epoch."""
-    faults: Mapping[str, int]
-    """Events by kind of `FAULTS`."""
+    """Time of the last progress, in seconds since the epoch."""
+    errors: Mapping[str, int]
+    """Number of events by kind of `ERROR_EVENTS`."""
     own_seconds: float
-    """Spent on metrics."""
+    """Seconds spent on metrics."""
     loop: RunStatus | None
-    """None before there is one."""
+    """None before the loop starts."""
 
 
 def _of_loop(read: Callable[[RunStatus], Reading]) -> Callable[[LiveMetrics], Reading]:
@@ -43,21 +43,21 @@ def _of_loop(read: Callable[[RunStatus], Reading]) -> Callable[[LiveMetrics], Re
 
 
 def _of_pools(read: Callable[[PoolStatus], float]) -> Callable[[LiveMetrics], Reading]:
-    return _of_loop(lambda loop: {role: read(status) for role, status in loop.pools.items()})
+    return _of_loop(lambda loop: {role: read(pool) for role, pool in loop.pools.items()})
 
 
-def _members(loop: RunStatus) -> Reading:
+def _replicas(loop: RunStatus) -> Reading:
     return {
-        (role, str(life)): status.replicas.get(life, 0) for role, status in loop.pools.items() for life in ReplicaState
+        (role, str(state)): pool.replicas.get(state, 0) for role, pool in loop.pools.items() for state in ReplicaState
     }
 
 
-def _work(loop: RunStatus) -> Reading:
+def _tasks(loop: RunStatus) -> Reading:
     return {
-        (role, work): number
-        for role, status in loop.pools.items()
-        if role != "learner"  # whose ranks work together
-        for work, number in (("lent", status.in_flight), ("waiting", status.queued))
+        (role, state): number
+        for role, pool in loop.pools.items()
+        if role != "learner"  # its ranks share every step
+        for state, number in zip(TASK_STATES, (pool.in_flight, pool.queued), strict=True)
     }
 
 
@@ -67,24 +67,24 @@ def _phase(loop: RunStatus) -> Reading:
 
 RUN: tuple[MetricSpec[LiveMetrics], ...] = (
     MetricSpec(
-        "duet_iterations_wanted", "gauge", (), "iterations", "Iterations that the run is to do.",
+        "duet_target_iterations", "gauge", (), "iterations", "Target number of iterations.",
         lambda s: s.iterations,
     ),
     MetricSpec(
         "duet_last_progress_timestamp_seconds", "gauge", (), "seconds since the epoch",
-        "When an iteration, or another stage of the run, last came to its end.", lambda s: s.progress,
+        "Time at which an iteration, or another stage of the run, last finished.", lambda s: s.progress,
     ),
     MetricSpec(
-        "duet_phase_now", "gauge", ("phase",), "", "1 for the phase that the run is in, 0 for the others.",
+        "duet_phase", "gauge", ("phase",), "", "1 for the current phase, 0 for the others.",
         _of_loop(_phase),
     ),
     MetricSpec(
-        "duet_phase_now_seconds", "gauge", (), "seconds", "Time in that phase so far.",
+        "duet_phase_elapsed_seconds", "gauge", (), "seconds", "Time spent in the current phase so far.",
         _of_loop(lambda loop: loop.seconds),
     ),
     MetricSpec(
-        "duet_faults_total", "counter", ("kind",), "events", "Events that say that something is not as it should be.",
-        lambda s: {kind: s.faults.get(kind, 0) for kind in FAULTS},
+        "duet_errors_total", "counter", ("kind",), "events", "Error events of `events.jsonl`.",
+        lambda s: {kind: s.errors.get(kind, 0) for kind in ERROR_EVENTS},
     ),
     MetricSpec(
         "duet_metrics_seconds_total", "counter", (), "seconds", "Time that the controller spent on metrics.",
@@ -92,22 +92,22 @@ RUN: tuple[MetricSpec[LiveMetrics], ...] = (
     ),
 )  # fmt: skip
 POOLS: tuple[MetricSpec[LiveMetrics], ...] = (
-    MetricSpec("duet_members", "gauge", ("role", "state"), "members", "Members of the pools.", _of_loop(_members)),
+    MetricSpec("duet_replicas", "gauge", ("role", "state"), "replicas", "Replicas of a pool.", _of_loop(_replicas)),
     MetricSpec(
-        "duet_members_wanted", "gauge", ("role",), "members", "Members that there are to be.",
-        _of_pools(lambda c: c.target),
+        "duet_replicas_target", "gauge", ("role",), "replicas", "Target number of replicas.",
+        _of_pools(lambda pool: pool.target),
     ),
     MetricSpec(
-        "duet_restarts_total", "counter", ("role",), "members",
-        "Members started in the place of one that died; of the learner, whose ranks live and die together, groups.",
-        _of_pools(lambda c: c.restarts),
+        "duet_restarts_total", "counter", ("role",), "replicas",
+        "Restarts of replicas; for the learner, restarts of the whole group.",
+        _of_pools(lambda pool: pool.restarts),
     ),
     MetricSpec(
-        "duet_work_items", "gauge", ("role", "work"), "", "Prompts to be sampled, replies to be rated; or being so.",
-        _of_loop(_work),
+        "duet_tasks", "gauge", ("role", "state"), "tasks", "Tasks of a pool: prompts to sample, replies to score.",
+        _of_loop(_tasks),
     ),
     MetricSpec(
-        "duet_weight_version", "gauge", ("role",), "", "Version of the weights; of rollout workers, the oldest.",
+        "duet_weight_version", "gauge", ("role",), "", "Weight version; for rollout workers, the oldest one.",
         _of_loop(lambda loop: loop.versions),
     ),
 )  # fmt: skip

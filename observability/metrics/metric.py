@@ -1,4 +1,4 @@
-"""What a metric is: how it is called, what it means, where its values come from. Pure."""
+"""Specification of a metric: name, labels, meaning and the source of its values. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from observability.iteration import PHASES
 
 Seen = TypeVar("Seen")
 Reading = Mapping[Any, float | None] | float | None
-"""A value by label (by labels, where there are several), or one value for a metric without a label. None where there
-is no number: then there is no sample. A scrape never shows a 0 that nobody measured."""
+"""Values by label (by a tuple of labels if the metric has several), or one value for a metric without labels. None
+means not measured: the metric then has no sample, rather than a 0."""
 Values = dict[tuple[str, ...], float]
-"""By the values of the labels."""
+"""Values by the tuple of label values."""
 
 
 @dataclass(frozen=True)
 class MetricSpec(Generic[Seen]):
-    """One metric."""
+    """Specification of one metric."""
 
     name: str
     kind: Literal["gauge", "counter"]
@@ -27,7 +27,7 @@ class MetricSpec(Generic[Seen]):
     meaning: str
     read: Callable[[Seen], Reading]
     adds: bool = False
-    """Of a counter: whether `read` gives what is to be added, and not the whole."""
+    """For counters: True if `read` returns an increment, False if it returns the total."""
 
     def values(self, seen: Seen) -> Values:
         reading = self.read(seen)
@@ -43,48 +43,53 @@ class MetricSpec(Generic[Seen]):
 class LabelSpec:
     meaning: str
     values: tuple[str, ...] | None = None
-    """All that it can have; None for those that come with the configuration or with raters of somebody's own."""
+    """All allowed values; None if they come from the configuration or from user code."""
 
 
 PLACES = ("rollout", "reward", "decoder", "learner")
 OTHER = "other"
-FAULTS = (
+TASK_STATES = ("in_flight", "queued")
+ERROR_EVENTS = (
     "actor_died", "learner_died", "task_failed", "sync_interrupted", "waiting_for_resources", "step_skipped",
     "checkpoint_failed", "judge_cache_dropped", "stalled", "request_rejected", "failed",
 )  # fmt: skip
-"""Kinds of events that say that something is not as it should be (docs/reliability.md)."""
+"""Kinds of events that report an error (docs/reliability.md)."""
 LABELS = {
-    "channel": LabelSpec(meaning="of the reply's tokens", values=("text", "speech")),
-    "gate": LabelSpec(meaning="of λ (docs/training.md)", values=("quality", "information")),
-    "kind": LabelSpec(meaning="of a fault, as in `events.jsonl`", values=FAULTS),
-    "part": LabelSpec(meaning="of the loss", values=("total", "preference", "anchor")),
+    "channel": LabelSpec(meaning="stream of the reply's tokens", values=("text", "speech")),
+    "function": LabelSpec(
+        meaning="reward function of the configuration, or a score combined from several; `total` is the one trained on"
+    ),
+    "gate": LabelSpec(meaning="gate of λ (docs/training.md)", values=("quality", "information")),
+    "kind": LabelSpec(meaning="kind of error event, as in `events.jsonl`", values=ERROR_EVENTS),
+    "part": LabelSpec(meaning="part of the loss", values=("total", "preference", "anchor")),
     "phase": LabelSpec(
-        meaning="of an iteration; other: the start, evaluation, checkpoints, records", values=(*PHASES, OTHER)
+        meaning="phase of an iteration; other: startup, evaluation, checkpoints, records", values=(*PHASES, OTHER)
     ),
-    "rater": LabelSpec(
-        meaning="a rater of the configuration, or a score combined from several; `total` is what trains"
-    ),
-    "reason": LabelSpec(meaning="why a score is missing, in a rater's few fixed words"),
-    "role": LabelSpec(meaning="of a member", values=PLACES),
+    "reason": LabelSpec(meaning="why a score is missing; each reward function uses a fixed set of reasons"),
+    "role": LabelSpec(meaning="role of the pool", values=PLACES),
     "state": LabelSpec(
-        meaning="of a member's life (`cluster/replica_state.py`)", values=tuple(str(life) for life in ReplicaState)
+        meaning="state of a replica (`cluster/replica_state.py`) or of a task (`in_flight`, `queued`)",
+        values=(*map(str, ReplicaState), *TASK_STATES),
     ),
     "when": LabelSpec(meaning="the last iteration, or the first of the run", values=("now", "start")),
-    "work": LabelSpec(meaning="lent: in a member's hands; waiting: with nobody yet", values=("lent", "waiting")),
 }
-"""Every label, so that nobody invents one whose values grow without end: no prompt, no reply, no text, no worker. What
-`LabelSpec.values` does not bound, `clip_label` does."""
-MOST_VALUES = 64
-"""Of a label, in one metric; of a counter, what comes after them is under "other"."""
+"""All labels. Their values must stay bounded: no prompt, reply, text or worker. `clip_label` bounds the labels that
+`LabelSpec.values` leaves open."""
+MAX_LABEL_VALUES = 64
+"""Maximum number of label values in one metric. A counter adds the values beyond it to "other"."""
 
 
 def clip_label(values: Values, known: Values, *, add_up: bool) -> Values:
-    """The values under no more than `MOST_VALUES` labels and "other", those included that are known already. add_up:
-    whether the rest can be added up, as that of counters can; if not, it is left out."""
+    """Limit the values to `MAX_LABEL_VALUES` labels, the known ones included.
+
+    Args:
+        known: values of earlier calls; their labels are kept.
+        add_up: True adds the values beyond the limit to "other", as for counters. False drops them.
+    """
     kept: Values = {}
     names = set(known)
     for labels, value in values.items():
-        if labels not in names and len(names) >= MOST_VALUES:
+        if labels not in names and len(names) >= MAX_LABEL_VALUES:
             if not add_up:
                 continue
             labels = (OTHER,) * len(labels)

@@ -1,4 +1,4 @@
-"""The one table of metrics: for the endpoint, the dashboards and the documentation."""
+"""Registry of all metrics, for the endpoint, the dashboards and the documentation."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ GROUPS: dict[str, tuple[MetricSpec[Any], ...]] = {
     "Work": training.WORK,
     "Judges": training.JUDGES,
 }
-"""By heading."""
-OF_ITERATIONS = (*training.TRAINING, *training.SPEECH, *training.WORK, *training.JUDGES)
-OF_STATE = (*live.RUN, *live.POOLS)
+"""Metrics by heading of docs/metrics.md."""
+ITERATION_METRICS = (*training.TRAINING, *training.SPEECH, *training.WORK, *training.JUDGES)
+LIVE_METRICS = (*live.RUN, *live.POOLS)
 METRICS = tuple(metric for metrics in GROUPS.values() for metric in metrics)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reward.server import _check_score, _words
+from reward.server import _check_score, _storable_details
 from reward.types import MissingScore
 from tests.bad_input.door import Setup, refused
 
@@ -96,7 +96,7 @@ def test_an_answer_is_a_finite_number_or_missing(score):
 @given(details=st.dictionaries(st.text(max_size=5) | st.integers(), st.text() | st.floats() | st.none()))
 @example(details={"heard": "\ud800"})
 def test_what_a_judge_notes_can_be_stored(details):
-    stored = _words(details)
+    stored = _storable_details(details)
     assert all(type(key) is type(value) is str for key, value in stored.items())
     for words in (*stored, *stored.values()):
         assert words.encode().decode() == words

@@ -46,7 +46,7 @@ def test_alerts_fire_for_made_up_series(root, tool, tmp_path):
         for rule in group["rules"]:
             del rule["annotations"]
     (tmp_path / "alerts.yml").write_text(yaml.safe_dump(rules))
-    shutil.copy(root / "tests/metrics/alerts.yml", tmp_path / "test.yml")
+    shutil.copy(root / "tests/observability/metrics/alerts.yml", tmp_path / "test.yml")
     done = subprocess.run(
         ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, timeout=60, check=False
     )

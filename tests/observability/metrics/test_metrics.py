@@ -15,8 +15,8 @@ from common.errors import InputError
 from observability.metrics.collector import MetricsCollector
 from observability.metrics.docs import render_tables
 from observability.metrics.live import LiveMetrics, RunStatus
-from observability.metrics.metric import FAULTS, LABELS, MOST_VALUES, OTHER
-from observability.metrics.registry import METRICS, OF_ITERATIONS, OF_STATE
+from observability.metrics.metric import ERROR_EVENTS, LABELS, MAX_LABEL_VALUES, OTHER
+from observability.metrics.registry import ITERATION_METRICS, LIVE_METRICS, METRICS
 from observability.metrics.server import MetricsServer, scrape_targets
 from observability.metrics.training import MetricsObservation
 from tests.controller.examples import iteration
@@ -76,7 +76,7 @@ def test_every_metric_is_served_with_prefix(served):
         assert metric.name.startswith("duet_")
         assert (metric.kind == "counter") == metric.name.endswith("_total"), metric.name
         assert metric.name in {name for name, *_ in found}, metric.name
-    assert found["duet_mix_ratio",] == pytest.approx(0.22)
+    assert found["duet_lambda",] == pytest.approx(0.22)
 
 
 COUNTERS = (
@@ -88,10 +88,10 @@ COUNTERS = (
 def test_gates_scores_and_reasons_are_labelled(served):
     served.observe(1)
     found = served.scrape()
-    assert found["duet_mix_gate", "quality"] == 0.9
-    assert found["duet_score", "answer"] == pytest.approx(2.1)
+    assert found["duet_lambda_gate", "quality"] == 0.9
+    assert found["duet_reward", "answer"] == pytest.approx(2.1)
     assert found["duet_kl_nats", "speech"] == 0.002
-    assert found["duet_scores_missing_total", "truncated reply"] == 2
+    assert found["duet_missing_scores_total", "truncated reply"] == 2
 
 
 def test_what_has_no_number_has_no_series(served):
@@ -103,7 +103,7 @@ def test_what_has_no_number_has_no_series(served):
     assert not any(label == "manner" for _, *label in found)
     assert not any("judge" in name for name, *_ in found)
     assert ("duet_judge_input_tokens_total", "judge") not in found
-    assert not any(name in ("duet_members", "duet_phase_now_seconds") for name, *_ in found)
+    assert not any(name in ("duet_replicas", "duet_phase_elapsed_seconds") for name, *_ in found)
 
 
 def test_counters_add_up_but_those_that_are_whole_already(served):
@@ -117,35 +117,35 @@ def test_counters_add_up_but_those_that_are_whole_already(served):
 
 
 def test_how_the_run_stands_is_read_when_it_is_asked(served):
-    assert served.scrape()["duet_iterations_wanted",] == 40
+    assert served.scrape()["duet_target_iterations",] == 40
     served.standing = STANDING
     found = served.scrape()
-    assert found["duet_members", "rollout", "ready"] == 2
-    assert found["duet_members", "rollout", "starting"] == 1
-    assert found["duet_members", "learner", "dead"] == 0
-    assert found["duet_members_wanted", "rollout"] == 3
+    assert found["duet_replicas", "rollout", "ready"] == 2
+    assert found["duet_replicas", "rollout", "starting"] == 1
+    assert found["duet_replicas", "learner", "dead"] == 0
+    assert found["duet_replicas_target", "rollout"] == 3
     assert found["duet_restarts_total", "rollout"] == 4
-    assert found["duet_work_items", "rollout", "waiting"] == 6
-    assert found["duet_work_items", "rollout", "lent"] == 10
+    assert found["duet_tasks", "rollout", "queued"] == 6
+    assert found["duet_tasks", "rollout", "in_flight"] == 10
     assert found["duet_weight_version", "rollout"] == 6
-    assert [found["duet_phase_now", p] for p in ("rollout", "learn", "other")] == [1, 0, 0]
-    assert found["duet_phase_now_seconds",] == 2.5
+    assert [found["duet_phase", p] for p in ("rollout", "learn", "other")] == [1, 0, 0]
+    assert found["duet_phase_elapsed_seconds",] == 2.5
 
 
 def test_faults_are_counted_by_kind_and_start_at_none(served):
-    assert [served.scrape()["duet_faults_total", kind] for kind in FAULTS] == [0] * len(FAULTS)
+    assert [served.scrape()["duet_errors_total", kind] for kind in ERROR_EVENTS] == [0] * len(ERROR_EVENTS)
     for kind in ("actor_died", "actor_died", "stalled", "checkpoint"):
         served.numbers.event(kind)
     found = served.scrape()
-    assert (found["duet_faults_total", "actor_died"], found["duet_faults_total", "stalled"]) == (2, 1)
-    assert ("duet_faults_total", "checkpoint") not in found
+    assert (found["duet_errors_total", "actor_died"], found["duet_errors_total", "stalled"]) == (2, 1)
+    assert ("duet_errors_total", "checkpoint") not in found
 
 
 def test_every_kind_of_fault_is_told_somewhere(root):
     rooms = ("cluster", "controller", "learner", "reward", "rollout")
     code = "\n".join(path.read_text() for room in rooms for path in (root / room).rglob("*.py"))
     told = set(re.findall(r"(?:_tell|emit_event)\(\s*\"([a-z_]+)\"", code))
-    assert set(FAULTS) <= told
+    assert set(ERROR_EVENTS) <= told
 
 
 def test_speech_is_shown_beside_that_of_the_first_iteration(served):
@@ -154,7 +154,7 @@ def test_speech_is_shown_beside_that_of_the_first_iteration(served):
     found = served.scrape()
     assert found["duet_speech_pitch_semitones", "now"] == 14.5
     assert found["duet_speech_pitch_semitones", "start"] == 11.0
-    assert ("duet_heard_word_error_ratio", "start") not in found
+    assert ("duet_asr_wer", "start") not in found
     # A run that goes on knows it from its records.
     resumed = MetricsCollector(40, lambda: None)
     resumed.begin({"pitch_semitones": 9.0})
@@ -165,9 +165,9 @@ def test_speech_is_shown_beside_that_of_the_first_iteration(served):
 
 def test_labels_have_few_values(served):
     """Nobody adds a label whose values grow with the run; one that could is cut off."""
-    seen = MetricsObservation(iteration=iteration(), start=iteration().speech, judges=JUDGES, left_alone={"judge": 0})
-    state = LiveMetrics(iterations=1, progress=0.0, faults={}, own_seconds=0.0, loop=STANDING)
-    for metrics, of in ((OF_ITERATIONS, seen), (OF_STATE, state)):
+    seen = MetricsObservation(iteration=iteration(), start=iteration().speech, judges=JUDGES, circuit_open={"judge": 0})
+    state = LiveMetrics(iterations=1, progress=0.0, errors={}, own_seconds=0.0, loop=STANDING)
+    for metrics, of in ((ITERATION_METRICS, seen), (LIVE_METRICS, state)):
         for metric in metrics:
             assert set(metric.labels) <= set(LABELS), metric.name
             for values in metric.values(of):
@@ -181,12 +181,12 @@ def test_labels_have_few_values(served):
         many = {f"reason {number} {place}": 1 for place in range(100)}
         served.observe(number, missing=many, scores={f"rater {place}": 1.0 for place in range(100)})
     found = served.scrape()
-    reasons = {labels[0]: value for (name, *labels), value in found.items() if name == "duet_scores_missing_total"}
-    assert len(reasons) == MOST_VALUES + 1
+    reasons = {labels[0]: value for (name, *labels), value in found.items() if name == "duet_missing_scores_total"}
+    assert len(reasons) == MAX_LABEL_VALUES + 1
     assert sum(reasons.values()) == 200
-    assert reasons[OTHER] == 200 - MOST_VALUES
-    raters = [labels[0] for name, *labels in found if name == "duet_score"]
-    assert len(raters) == MOST_VALUES
+    assert reasons[OTHER] == 200 - MAX_LABEL_VALUES
+    raters = [labels[0] for name, *labels in found if name == "duet_reward"]
+    assert len(raters) == MAX_LABEL_VALUES
     assert OTHER not in raters
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from deploy.grafana.dashboards import expressions
 from deploy.grafana.panels import ROWS
-from observability.metrics.metric import LABELS, MOST_VALUES
+from observability.metrics.metric import LABELS, MAX_LABEL_VALUES
 from observability.metrics.registry import METRICS
 from tests.observability.metrics.prometheus import scraped
 
@@ -73,7 +73,7 @@ def test_names_and_labels_are_those_of_the_table(seen):
     for metric in METRICS:
         most = 1
         for label in metric.labels:
-            most *= len(LABELS[label].values or range(MOST_VALUES + 1))
+            most *= len(LABELS[label].values or range(MAX_LABEL_VALUES + 1))
         assert sum(series["__name__"] == metric.name for series in counts) <= most, metric.name
 
 
