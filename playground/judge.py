@@ -56,7 +56,7 @@ WRONG: tuple[Any, ...] = ("5", None, True, 1e9, -1, float("nan"), float("inf"), 
 MISTYPED: tuple[Any, ...] = (5, "5", [], None, {}, {"scores": 5}, {"score": 5, "reason": 3}, [{"score": 5}])
 
 
-class TestJudge:
+class FaultyJudge:
     """What the server knows."""
 
     def __init__(
@@ -145,7 +145,7 @@ class JudgeHandler(BaseHTTPRequestHandler):
     """One request, in a thread of its own."""
 
     protocol_version = "HTTP/1.1"
-    judge: TestJudge
+    judge: FaultyJudge
 
     def do_GET(self) -> None:
         if self.path != "/counts":
@@ -241,7 +241,7 @@ class JudgeHttpServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, judge: TestJudge, port: int) -> None:
+    def __init__(self, judge: FaultyJudge, port: int) -> None:
         """port: 0 for a free one."""
         super().__init__(("127.0.0.1", port), type("JudgeHandler", (JudgeHandler,), {"judge": judge}))
 
@@ -263,7 +263,7 @@ def main() -> None:
     try:
         shares = {name: float(share) for name, _, share in (fault.partition("=") for fault in options.fault)}
         key = os.environ.get(options.key_env, "")
-        judge = TestJudge(options.rater, shares, options.seed, options.slow, key, options.price)
+        judge = FaultyJudge(options.rater, shares, options.seed, options.slow, key, options.price)
     except ValueError as error:
         parser.error(str(error))
     server = JudgeHttpServer(judge, options.port)

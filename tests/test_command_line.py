@@ -36,7 +36,7 @@ def test_every_option_has_a_help_text(name):
         (["train", "train.num_steps=0"], {"torch", "ray", "vllm", "deepspeed", "matplotlib"}),
         (["set-lambda", "nowhere", "adaptive"], {"torch", "ray", "vllm", "deepspeed", "matplotlib"}),
     ],
-    ids=" ".join,
+    ids=["help", "train help", "train", "set-lambda"],
 )
 def test_a_command_does_not_import_what_it_does_not_need(root, arguments, heavy):
     script = f"import sys; from duet.__main__ import main; main({arguments!r}); print({heavy!r} & set(sys.modules))"

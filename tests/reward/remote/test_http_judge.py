@@ -7,7 +7,7 @@ import time
 import pytest
 
 from common.errors import InputError
-from playground.judge import FAULTS, TestJudge
+from playground.judge import FAULTS, FaultyJudge
 from playground.raters import Answer
 from reward.remote.http_judge import ApiKey, HttpJudge
 from reward.server import score_replies
@@ -123,7 +123,7 @@ def test_one_bad_answer_leaves_the_others_as_they_are(judge):
 
 def test_the_same_seed_fails_alike():
     def draws(seed: int) -> list[str]:
-        judge = TestJudge("answer", {"error": 0.3, "slow": 0.3}, seed, 1.0)
+        judge = FaultyJudge("answer", {"error": 0.3, "slow": 0.3}, seed, 1.0)
         return [judge.draw(question)[0] for question in (b"a", b"b", b"c", b"a") * 5]
 
     assert draws(1) == draws(1) != draws(2)
