@@ -8,14 +8,14 @@ import pyarrow as pa
 from configs.schema import Config
 from observability.console import PERCENT, POINTS, format_event
 from observability.iteration import PHASES
-from observability.summary import FAULTS, paired_errors, summarise
+from observability.summary import ERROR_EVENTS, paired_errors, summarise
 from reward.scoring import ScoredReply
 
 LINES = """iteration lambda lambda_raw gate_quality gate_information mix_overridden loss loss_preference loss_anchor
 kl_text kl_speech entropy_text entropy_speech replies replies_dropped scores_missing""".split()
 """Columns of iterations.parquet that a report draws or lists; besides, every score and every phase."""
 HEAD = ("iteration", "lambda", "mix_overridden", "weight_version", "replies", "seconds_total")
-FAULT = {*FAULTS, "failed", "stalled", "judges forgotten"}
+FAULT = {*ERROR_EVENTS, "failed", "stalled", "judges forgotten"}
 SCALE = {"scale", "resized", "starting", "joined", "left", "no room"}
 SILENT = ("time", "kind", "id", "trace", "arithmetic")
 """Fields of an event that a sentence leaves out."""

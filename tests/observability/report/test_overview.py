@@ -100,8 +100,8 @@ def test_events_are_told_newest_first_and_by_kind():
     ]
     found = overview.happenings(events)
     assert [row["group"] for row in found["rows"]] == ["other", "fault", "scale", "fault", "other"]
-    assert found["rows"][3]["words"] == "rollout-1 died; its work goes to another"
-    assert found["rows"][2]["words"] == "rollout: 1 → 2 members"
+    assert found["rows"][3]["words"] == "rollout-1 died; its tasks were requeued"
+    assert found["rows"][2]["words"] == "rollout: resized from 1 to 2 actors"
     assert found["rows"][0]["iteration"] == 7
     assert len(found["rows"][0]["words"]) == overview.LONGEST
     many = overview.happenings([{"time": str(n), "kind": "joined", "member": "m"} for n in range(600)])
