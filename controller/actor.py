@@ -70,7 +70,7 @@ class Controller(MonitoredActor):
         self._checkpoints = CheckpointManager(directory)
         checkpoint, resumed = None, changes is not None
         if resumed:
-            self._claim = RunLock.take(directory)  # which waits for a controller that is ending, and for its port
+            self._claim = RunLock.acquire(directory)  # which waits for a controller that is ending, and for its port
         self._loop: TrainingLoop | None = None
         self._numbers = MetricsCollector(config.train.num_steps, lambda: self._loop.standing() if self._loop else None)
         self._metrics = MetricsServer(config.metrics.host, config.metrics.port)
@@ -85,7 +85,7 @@ class Controller(MonitoredActor):
             self._numbers.begin(self._records.first_sound())
         else:
             self._records = RunDirectory.create(directory, config.yaml())
-            self._claim = RunLock.take(directory)
+            self._claim = RunLock.acquire(directory)
         self._checkpoint = checkpoint
         self._started = time.perf_counter() - seconds_before(directory)
         self._inbox = ControlInbox.open(directory)

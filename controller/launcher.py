@@ -56,7 +56,7 @@ def resume_training(resumption: ResumePlan) -> Path:
     """Goes on with a run, to its end. Returns its directory. Raises InputError before anything is written."""
     config, directory = resumption.config, resumption.directory.absolute()
     config.run.name, config.run.directory = directory.name, str(directory.parent)  # it may have been moved
-    RunLock.take(directory).release()  # better to know before Ray is started
+    RunLock.acquire(directory).release()  # better to know before Ray is started
     return _work(config, directory, resumption)
 
 

@@ -57,7 +57,7 @@ def write(source: ReportSource, path: Path) -> Path:
 def serve_report(source: ReportSource, host: str, port: int) -> None:
     """Serve the page until Ctrl-C."""
     audio = ReportAudio.of(source.config, source.world.vocabulary)
-    current = CurrentReport(lambda: build_report(source.renewed(), audio), source.state_of_files)
+    current = CurrentReport(lambda: build_report(source.reload(), audio), source.state_of_files)
     with ReportServer(host, port, current) as server:
         print(f"the report of {source.name} is at {server.address} until Ctrl-C", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

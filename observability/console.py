@@ -1,9 +1,4 @@
-"""What the user sees of a run: live on a terminal, plain lines elsewhere, and the table at the end.
-
-Events in words, for whoever watches a run. Pure.
-
-The end of a run as the user sees it: held-out questions before and after, and where to look and listen.
-"""
+"""Console output of a run: a live view on a terminal, plain lines in a log, and the final table."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +19,15 @@ from rich.text import Text
 from observability.iteration import PHASES, IterationStats, Progress
 
 PERCENT = {
-    "answer_accuracy": "right in the text",
-    "heard_accuracy": "heard as written",
-    "spoken_right": "right in what is heard",
+    "answer_accuracy": "answer correct in text",
+    "heard_accuracy": "transcript matches text",
+    "spoken_right": "answer correct in speech",
 }
-"""Shares of held-out replies, shown as percentages, in this order."""
+"""Captions of the measures that are fractions of held-out replies, shown as percentages in this order."""
 
 
 POINTS = {"answer": "answer", "heard": "heard", "manner": "manner"}
-"""Mean scores on the raters' scale."""
+"""Captions of the measures that are mean rewards."""
 
 
 def final_table(
@@ -41,12 +36,14 @@ def final_table(
     standard_errors: Mapping[str, Mapping[str, float]] | None = None,
     paths: Mapping[str, Sequence[Path]] | None = None,
 ) -> RenderableType:
-    """The end of a run: held-out questions before and after, and where to look and listen.
+    """Return the table at the end of a run: evaluation sets before and after, and the files written.
 
-    before, after: evaluation sets by name, the headline first; each a mapping of `PERCENT` (shares, 0..1), `POINTS`
-    (means) and `prompts`, as in summary.json. Measures that a set lacks are left out; None shows as a dash.
-    standard_errors: by set and measure, of the difference after − before, in the unit of the measure.
-    paths: files by caption.
+    Args:
+        before: evaluation sets by name, the main one first. Each maps `PERCENT` (0 to 1), `POINTS` (means) and
+            `prompts`, as in summary.json. Absent measures are left out; None shows as a dash.
+        after: the same after training.
+        standard_errors: standard error of after − before by set and measure, in the unit of the measure.
+        paths: files by caption.
     """
     standard_errors = standard_errors or {}
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim", show_edge=False)
@@ -84,7 +81,7 @@ def _comparison(
     scale, digits, unit = (100, 1, " %") if percent else (1, 2, "  ")
     change = (after - before) * scale if before is not None and after is not None else None
     margin = 1.96 * error * scale if error is not None else None
-    # Coloured only where it is more than chance, as far as that is known.
+    # Colour only changes outside the 95 % interval, if it is known.
     shown = "" if change is None or abs(change) <= (margin or 0.0) else "green" if change > 0 else "red"
     values = ["–  " if value is None else f"{value * scale:.{digits}f}{unit}" for value in (before, after)]
     return [
@@ -100,49 +97,49 @@ def format_number(value: float | None, form: str) -> str:
 
 
 def format_signed(change: float | None, digits: int) -> str:
-    """With its sign; what rounds to zero has none."""
+    """Format a number with its sign; a value that rounds to zero has none."""
     if change is None:
         return "–"
     return format(change, f"+.{digits}f").replace("-", "−") if round(change, digits) else format(0.0, f".{digits}f")
 
 
-WORDS = {
-    "actor_died": "{member} {reason}; its work goes to another",
-    "actor_starting": "{member} is being started",
-    "actor_ready": "{member} is at work",
-    "actor_removed": "{member} has left",
-    "waiting_for_resources": "{member} waits for a place: {reason}",
-    "task_failed": "{member} failed while {doing}: {error}; it is tried once more",
-    "sync_interrupted": "{member} was interrupted while {doing}: {reason}; it goes on when that is sent again",
-    "mix": "λ from outside, from iteration {iteration} on: {value}",
-    "pool_resized": "{pool}: {before} → {after} members",
-    "learner_died": "{reason}; the learner starts again from {where}",
-    "learner_restarted": "the learner is back after {seconds:.0f} s",
-    "checkpoint_failed": "{reason}; the run goes on and tries again",
+MESSAGES = {
+    "actor_died": "{member} {reason}; its tasks were requeued",
+    "actor_starting": "{member} is starting",
+    "actor_ready": "{member} is ready",
+    "actor_removed": "{member} was removed",
+    "waiting_for_resources": "{member} waits for resources: {reason}",
+    "task_failed": "{member} failed while {doing}: {error}; retrying",
+    "sync_interrupted": "{member} was interrupted while {doing}: {reason}; it continues when the data is sent again",
+    "mix": "λ set from outside, from iteration {iteration} on: {value}",
+    "pool_resized": "{pool}: resized from {before} to {after} actors",
+    "learner_died": "{reason}; the learner restarts from {where}",
+    "learner_restarted": "the learner was restored after {seconds:.0f} s",
+    "checkpoint_failed": "{reason}; the run continues and retries at the next checkpoint",
     "step_skipped": "iteration {iteration}: {reason}; the step was skipped",
-    "judge_cache_dropped": "what judges said before is lost, and they are asked again: {reason}",
+    "judge_cache_dropped": "judge cache could not be loaded; replies will be scored again: {reason}",
     "stalled": "{summary}",
 }
-"""A sentence by kind of event, with its fields; other kinds are not for people."""
+"""Message templates by kind of event. Other kinds are not shown."""
 
 
-LONGEST = 300
+MAX_MESSAGE_LENGTH = 300
 
 
 def format_event(kind: str, fields: Mapping[str, object]) -> str | None:
-    """The sentence for an event, None when there is none."""
-    if kind not in WORDS:
+    """Return the message for an event, or None if its kind is not shown."""
+    if kind not in MESSAGES:
         return None
-    sentence = " ".join(WORDS[kind].format(**fields).split())
-    return sentence if len(sentence) <= LONGEST else sentence[: LONGEST - 1] + "…"
+    message = " ".join(MESSAGES[kind].format(**fields).split())
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 1] + "…"
 
 
 RECENT = 10
-"""Iterations from which speed and time left are judged."""
+"""Number of latest iterations used for speed and remaining time."""
 
 
 HEADER_EVERY = 20
-"""Rows after which the plain lines repeat their header."""
+"""Number of plain rows between two headers."""
 
 
 SPARK = "▁▂▃▄▅▆▇█"
@@ -151,8 +148,8 @@ SPARK = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 28
 
 
-SPARK_SPAN = 0.05
-"""Least range of λ that fills the height of the sparkline, so that noise does not look like a trend."""
+MIN_SPARK_RANGE = 0.05
+"""Minimum range of λ that fills the height of the sparkline, so that noise does not look like a trend."""
 
 
 PHASE_STYLES = dict(zip(PHASES, ("cyan", "magenta", "yellow", "green"), strict=True))
@@ -162,11 +159,11 @@ PHASE_BAR = 24
 
 
 RUNNING = "iteration"
-"""The stage of the loop itself; all other stages are announced by a line."""
+"""Stage of the training loop. Every other stage is printed as a line."""
 
 
 class Display:
-    """Shows `Progress` as it comes. A context manager, so that the terminal is left as it was found."""
+    """Display of `Progress` updates. A context manager that restores the terminal."""
 
     def __init__(
         self,
@@ -175,7 +172,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
         scores: Sequence[str] = (),
     ) -> None:
-        """scores: those to show beside the total; none: all that there are."""
+        """Create the display. `scores` names the rewards shown beside the total; empty shows all."""
         self.console = console or Console(highlight=False)
         self._name = run_name
         self._clock = clock
@@ -186,7 +183,7 @@ class Display:
         self._rows = self._shown_before = 0
         self._live: Live | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            # Rendered anew on each refresh, so that the clock goes on between iterations.
+            # Rendered on each refresh, so that the clock runs between iterations.
             self._live = Live(console=self.console, get_renderable=self.panel, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -201,9 +198,9 @@ class Display:
             self._live.stop()
 
     def update(self, progress: Progress) -> None:
-        """Takes in a snapshot: announces a new stage, prints the notes, shows the new iterations."""
+        """Show the new iterations, the new stage and the notes of a snapshot."""
         before, self._progress = self._progress, progress
-        # Finished iterations come first: the stage is what happens now, after them.
+        # Finished iterations come first: the stage follows them.
         for iteration in progress.iterations:
             self._done.append(iteration)
             if self._live is None:
@@ -214,37 +211,37 @@ class Display:
             self._line(note, "yellow")
 
     def begin(self) -> None:
-        """A controller starts, which knows nothing of iterations that were shown before."""
+        """Reset `seen` for a new controller."""
         self._shown_before = len(self._done)
 
-    def note(self, words: str) -> None:
-        """A line of its own."""
-        self._line(words, "yellow")
+    def note(self, message: str) -> None:
+        """Print a line."""
+        self._line(message, "yellow")
 
     @property
     def seen(self) -> int:
-        """Iterations of this controller that have been shown."""
+        """Number of iterations of the current controller shown so far."""
         return len(self._done) - self._shown_before
 
     def panel(self) -> RenderableType:
-        """The live view as it is now, at most ten lines."""
+        """Return the live view, at most ten lines."""
         lines = Table.grid(padding=(0, 1))
         lines.add_column(style="dim", min_width=7)
         lines.add_column()
         if self._done:
             lines.add_row("λ", self._mix())
-            lines.add_row("scores", self._scores())
+            lines.add_row("reward", self._scores())
             lines.add_row("KL", self._divergence())
             lines.add_row("speed", self._speed())
             lines.add_row("", self._phases())
         stage = "" if self._progress.finished else self._stage()
         return Padding(Group(Text(), self._header(), lines, stage), (0, 1))
 
-    # ---- the live view
+    # ---- live view
 
     def _header(self) -> RenderableType:
         done, total = self._number(), self._progress.iterations_total
-        left = self._left()
+        left = self._remaining()
         head = Table.grid(expand=True, padding=(0, 2))
         for _ in range(4):
             head.add_column(no_wrap=True)
@@ -272,8 +269,8 @@ class Display:
         )
 
     def _scores(self) -> Table:
-        # A column a score: four of them fit 80 columns, and nothing moves when a number gets longer.
-        names = self._raters()
+        # One column per score: four fit 80 characters, and columns keep their width.
+        names = self._score_names()
         cells = []
         for name in names:
             now, change = self._score(name)
@@ -292,7 +289,7 @@ class Display:
         return Text.assemble(
             ("text ", "dim"), format_number(last.kl_text, ".4f"),
             ("   speech ", "dim"), format_number(last.kl_speech, ".4f"),
-            ("   nats a token from the start model", "dim"),
+            ("   nats per token from the reference model", "dim"),
         )  # fmt: skip
 
     def _speed(self) -> Text:
@@ -303,14 +300,14 @@ class Display:
             (format_number(tokens / seconds if seconds > 0 else None, ",.0f"), "bold"),
             (" tokens/s   ", "dim"),
             (f"{seconds / len(recent):.1f}", "bold"),
-            (" s an iteration", "dim"),
+            (" s per iteration", "dim"),
         )
 
     def _phases(self) -> Text:
         recent = self._done[-RECENT:]
         means = {phase: fmean(i.seconds.get(phase, 0.0) for i in recent) for phase in PHASES}
         whole = sum(means.values()) or 1.0
-        # Ends are rounded and not lengths, so that the bar is always as long.
+        # Round the ends and not the lengths, so that the bar keeps its length.
         ends = [0.0]
         for seconds in means.values():
             ends.append(ends[-1] + seconds / whole * PHASE_BAR)
@@ -324,7 +321,7 @@ class Display:
     def _stage(self) -> RenderableType:
         what = self._progress.stage
         if what == RUNNING:
-            # Never one more than there are: the last one may be done before the stage is over.
+            # The last iteration may finish before the stage ends: do not count beyond the total.
             number = min(self._number() + 1, self._progress.iterations_total)
             what = f"iteration {number} · {self._progress.phase}".removesuffix(" · ")
         return Spinner("dots", Text(what, "dim"), style="cyan")
@@ -333,32 +330,32 @@ class Display:
 
     def _print_row(self, iteration: IterationStats) -> None:
         total = self._progress.iterations_total
-        raters = self._raters()
-        head = ["iteration", "λ", *raters, "KL text", "speech", "tokens/s", "seconds", "left"]
+        names = self._score_names()
+        head = ["iteration", "λ", *names, "KL text", "speech", "tokens/s", "seconds", "left"]
         seconds = iteration.seconds["total"]
         tokens = iteration.tokens_text + iteration.tokens_speech
-        left = self._left()
+        left = self._remaining()
         row = [
             f"{iteration.iteration}/{total}",
             f"{iteration.mix:.3f}",
-            *(format_number(iteration.scores.get(name), ".2f") for name in raters),
+            *(format_number(iteration.scores.get(name), ".2f") for name in names),
             format_number(iteration.kl_text, ".4f"),
             format_number(iteration.kl_speech, ".4f"),
             format_number(tokens / seconds if seconds > 0 else None, ",.0f"),
             f"{seconds:.1f}",
             _clock(left) if left is not None else "–",
         ]
-        widths = [9, 5, *(max(6, len(name)) for name in raters), 7, 6, 8, 7, 6]
+        widths = [9, 5, *(max(6, len(name)) for name in names), 7, 6, 8, 7, 6]
         if self._rows % HEADER_EVERY == 0:
             self._print(" ".join(f"{cell:>{width}}" for cell, width in zip(head, widths, strict=True)))
         self._rows += 1
         self._print(" ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
 
-    def _line(self, words: str, style: str) -> None:
-        self._print(Text.assemble((f"{_clock(self._elapsed()):>6}  ", "dim"), (words, style)))
+    def _line(self, message: str, style: str) -> None:
+        self._print(Text.assemble((f"{_clock(self._elapsed()):>6}  ", "dim"), (message, style)))
 
     def _print(self, line: str | Text) -> None:
-        # Not wrapped outside a terminal: a log keeps a line a line.
+        # A log is not wrapped: one entry, one line.
         self.console.print(line, markup=False, soft_wrap=self._live is None)
 
     # ---- numbers
@@ -369,33 +366,33 @@ class Display:
     def _elapsed(self) -> float:
         return self._clock() - self._start
 
-    def _left(self) -> float | None:
-        """Seconds until the last iteration, from the median of the recent ones; None when there is nothing to say."""
+    def _remaining(self) -> float | None:
+        """Return the estimated seconds to the last iteration, or None if unknown."""
         left = self._progress.iterations_total - self._number()
         return left * median(i.seconds["total"] for i in self._done[-RECENT:]) if self._done and left > 0 else None
 
-    def _raters(self) -> list[str]:
+    def _score_names(self) -> list[str]:
         names = [name for name in self._done[-1].scores if len(self._shown) == 1 or name in self._shown]
         return [*(name for name in names if name == "total"), *(name for name in names if name != "total")]
 
     def _score(self, name: str) -> tuple[float | None, float | None]:
-        """The score now and its change since the first iterations, both over a few iterations."""
-        few = max(1, min(5, len(self._done) // 2))
+        """Return the current score and its change since the first iterations, each averaged over a few iterations."""
+        count = max(1, min(5, len(self._done) // 2))
         first, now = (
             [score for i in part if (score := i.scores.get(name)) is not None]
-            for part in (self._done[:few], self._done[-few:])
+            for part in (self._done[:count], self._done[-count:])
         )
         change = fmean(now) - fmean(first) if first and now and len(self._done) > 1 else None
         return fmean(now) if now else None, change
 
 
 def sparkline(series: Sequence[float], width: int) -> str:
-    """The series as block characters, oldest first; a series longer than `width` is averaged in equal parts."""
+    """Return the series as block characters, oldest first. A series longer than `width` is averaged in equal parts."""
     parts = min(width, len(series))
     ends = [round(part * len(series) / parts) for part in range(parts + 1)]
     means = [fmean(series[begin:end]) for begin, end in pairwise(ends)]
     low, high = min(means), max(means)
-    middle, span = (low + high) / 2, max(high - low, SPARK_SPAN)
+    middle, span = (low + high) / 2, max(high - low, MIN_SPARK_RANGE)
     shares = [(mean - middle) / span + 0.5 for mean in means]
     return "".join(SPARK[min(int(share * len(SPARK)), len(SPARK) - 1)] for share in shares)
 

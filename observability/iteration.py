@@ -1,7 +1,4 @@
-"""What one iteration did: the row that the records, the metrics and the display all show.
-
-What the controller tells the watching driver: a snapshot, taken at any moment.
-"""
+"""Statistics of one iteration, for the records, the metrics and the display; and progress snapshots for the driver."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -11,86 +8,84 @@ PHASES = ("rollout", "reward", "learn", "sync")
 
 @dataclass(frozen=True, kw_only=True)
 class IterationStats:
-    """One row of `iterations.parquet`. A number that could not be measured is None (null in Parquet), never 0."""
+    """One row of `iterations.parquet`. A value that was not measured is None (null in Parquet), never 0."""
 
     iteration: int
-    """1 for the first."""
+    """Number of the iteration, from 1."""
     weight_version: int
-    """Version of the weights that sampled this iteration's replies; the step, taken or skipped, made version + 1."""
+    """Version of the weights that sampled the replies. The step, taken or skipped, creates version + 1."""
     staleness: int | None
-    """Steps between the weights that drew a token and those that it trained, at most; None where none was drawn
-    here."""
+    """Maximum number of optimizer steps between the weights that sampled a token and those it trained; None if nothing
+    was sampled."""
     mix: float
     """λ used for this iteration's step (column `lambda`)."""
     mix_raw: float | None
     """λ before smoothing, mean over groups (column `lambda_raw`)."""
     mix_overridden: int
-    """1 while λ, or its mode, is set from outside (`duet set-lambda`)."""
+    """1 while λ or its schedule is set from outside (`duet set-lambda`)."""
     gate_quality: float | None
     """Mean over groups of g = sigmoid(k (max R − threshold))."""
     gate_information: float | None
     """Mean over groups of v = clip(Var R / largest variance, 0, 1)."""
     loss: float | None
-    """(1 − λ) · loss_anchor + λ · loss_preference; None, as its parts, where it is not finite."""
+    """(1 − λ) · loss_anchor + λ · loss_preference. None if not finite, as for its parts."""
     loss_preference: float | None
     loss_anchor: float | None
     kl_text: float | None
-    """k3 estimate against the start model, nats per token."""
+    """k3 estimate against the reference model, nats per token."""
     kl_speech: float | None
     entropy_text: float | None
-    """Of the sampled distribution, nats per token."""
+    """Entropy of the sampling distribution, nats per token."""
     entropy_speech: float | None
     logp_gap_text: float | None
-    """Largest |log-probability of sampler − of learner| over the channel's tokens; None where older weights drew some
-    of them: theirs differ by what was learned since."""
+    """Maximum |log-probability of the rollout engine − of the learner| over the channel's tokens. None if older weights
+    sampled some of them, because these differ by the steps in between."""
     logp_gap_speech: float | None
     probe_gap: float
-    """Largest such difference on the probe after the weight sync, over all workers."""
+    """Maximum of the same difference on the probe after the weight sync, over all workers."""
     clip_fraction: float | None
-    """Share of preference tokens where a bound was in force: the clipped ratio, or the largest importance weight."""
+    """Fraction of preference tokens with a clipped ratio or importance weight."""
     pairs: int
-    """Pairs of the step, with objective dpo."""
+    """Number of pairs of the step (DPO)."""
     pair_accuracy: float | None
-    """Share of pairs that the policy, relative to the start model, has in the right order."""
+    """Fraction of pairs that the policy orders correctly, relative to the reference model."""
     pair_margin: float | None
-    """Mean by how much, nats."""
+    """Mean margin of the pairs, nats."""
     gradient_norm: float | None
-    """Before clipping; None when the step was skipped."""
+    """Norm before clipping; None if the step was skipped."""
     learning_rate: float
     steps_skipped: int
-    """1 when a loss or the gradient was not finite and the weights stayed as they were, else 0."""
+    """1 if a loss or the gradient was not finite and the weights did not change, else 0."""
     scores: dict[str, float | None]
-    """Mean by rater and by combined score, `total` the last (columns `score_NAME`)."""
+    """Mean by reward function and by combined score, `total` last (columns `score_NAME`)."""
     missing: dict[str, int]
     """Missing scores by reason."""
     replies: int
     replies_dropped: int
-    """Replies that gave no preference gradient: malformed, truncated, unscored, without a token to train, in a group
-    with fewer than two scores, or in no pair."""
+    """Replies without a preference gradient: malformed, truncated, unscored, without a token to train, in a group with
+    fewer than two scores, or in no pair."""
     groups_dropped: int
     replies_truncated: int
     replies_malformed: int
     tokens_text: int
     tokens_speech: int
     reply_seconds: float
-    """Audio produced, seconds."""
+    """Duration of the generated audio, seconds."""
     speech: dict[str, float | None]
-    """How the replies sound, means over those that are whole (columns `speech_NAME`): see
-    `observability.speech_health`."""
+    """Speech measures, means over complete replies (columns `speech_NAME`); see `observability.speech_health`."""
     seconds: dict[str, float]
-    """Wall seconds by phase (columns `seconds_PHASE`), `total` included."""
+    """Wall time by phase in seconds (columns `seconds_PHASE`), `total` included."""
     idle: dict[str, float]
-    """Share of the iteration in which members of a role had nothing to do, in [0, 1] (columns `idle_ROLE`)."""
+    """Fraction of the iteration in which the actors of a role were idle, in [0, 1] (columns `idle_ROLE`)."""
     sync_bytes: int
-    """Of the weights that went to the workers; each took as many."""
+    """Bytes of weights sent to each worker."""
     sync_bytes_per_second: float
-    """Of `sync_bytes`, over all of the phase sync: sent, taken by every worker, and checked by the probe. Times 1e-9,
-    GB/s."""
+    """`sync_bytes` over the whole sync phase: sent, loaded by every worker and checked by the probe."""
     demonstrations: list[str]
-    """Prompts of the demonstrations that the anchor trained on."""
+    """Prompt ids of the demonstrations that the anchor trained on."""
 
     def row(self) -> dict[str, object]:
-        """Flat columns under the names of the file contract; `missing` becomes one count."""
+        """Return flat columns with the names of the file contract; `missing` becomes one count."""
         flat = asdict(self)
         names = ("scores", "missing", "seconds", "speech", "idle")
         scores, missing, seconds, speech, idle = (flat.pop(name) for name in names)
@@ -105,15 +100,15 @@ class IterationStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. Sent from the controller actor to the display; plain data only."""
+    """Snapshot of a run, sent from the controller actor to the display. Plain data only."""
 
     stage: str
-    """What is being done, in words: "starting rollout workers", "evaluating before", "iteration", "done"."""
+    """Current stage: "starting rollout workers", "evaluating before", "iteration", "done"."""
     iterations_total: int
     iterations: list[IterationStats] = field(default_factory=list)
-    """Finished iterations newer than the ones that the caller has seen."""
+    """Finished iterations that the caller has not seen yet."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user since the last call, oldest first."""
+    """Messages for the user since the last call, oldest first."""
     phase: str = ""
-    """Phase of the running iteration."""
+    """Phase of the current iteration."""
     finished: bool = False

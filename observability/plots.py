@@ -1,4 +1,4 @@
-"""Two pictures of a run: λ with its gates, and the scores."""
+"""Plots of a run: λ with its gates, and the rewards."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -8,28 +8,36 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 
-matplotlib.use("Agg")  # before pyplot: a cluster has no screen
+matplotlib.use("Agg")  # before pyplot: cluster nodes have no display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 INK, BLUE, ORANGE, GREEN, PINK = "#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""From the palette of Okabe and Ito, told apart with any colour vision."""
+"""Okabe-Ito palette, which is safe for colour-blind readers."""
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#F0E442", "#999999")
 WINDOW = 5
-"""Iterations of the moving average."""
+"""Number of iterations in the moving average."""
 
 
 def plot_lambda(table: pa.Table, path: Path) -> None:
-    """λ over iterations, raw and smoothed, above its two gates. table: rows of iterations.parquet."""
+    """Plot λ, raw and smoothed, above its two gates. `table` holds the rows of iterations.parquet."""
     x = _column(table, "iteration")
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8, 5.6), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
-    above.plot(x, _column(table, "lambda_raw"), color=BLUE, alpha=0.35, linewidth=1, label="measured in the iteration")
+    above.plot(x, _column(table, "lambda_raw"), color=BLUE, alpha=0.35, linewidth=1, label="λ before smoothing")
     above.plot(x, _column(table, "lambda"), color=BLUE, linewidth=2.2, label="λ used for the step")
-    above.set(ylabel="λ (share of preference)", ylim=(0, None), title="How loud the preference sings")
-    below.plot(x, _column(table, "gate_quality"), color=ORANGE, linewidth=1.8, label="quality g: a good reply is there")
-    below.plot(x, _column(table, "gate_information"), color=GREEN, linewidth=1.8, label="information v: replies differ")
+    above.set(ylabel="λ", ylim=(0, None), title="λ, the weight of the preference loss")
+    below.plot(
+        x, _column(table, "gate_quality"), color=ORANGE, linewidth=1.8, label="quality g: a group has a good reply"
+    )
+    below.plot(
+        x,
+        _column(table, "gate_information"),
+        color=GREEN,
+        linewidth=1.8,
+        label="information v: rewards of a group differ",
+    )
     below.set(xlabel="iteration", ylabel="gate, 0 to 1", ylim=(0, 1.02))
     _finish(figure, (above, below), path)
 
@@ -41,10 +49,12 @@ def plot_scores(
     names: Sequence[str],
     scale: tuple[float, float],
 ) -> None:
-    """Mean score by rater over iterations, points and moving average.
+    """Plot the mean reward of each function over iterations: points and a moving average.
 
-    names: the scores to draw. scale: lowest and highest score.
-    evaluations: "before" and "after", each with the held-out mean by rater; drawn as rings at either end.
+    Args:
+        evaluations: held-out means by function, for "before" and "after"; drawn as rings at either end.
+        names: rewards to plot.
+        scale: minimum and maximum reward.
     """
     x = _column(table, "iteration")
     figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
@@ -58,18 +68,18 @@ def plot_scores(
                 axes.plot(place, value, "o", color=colour, markerfacecolor="white", markersize=8, markeredgewidth=2)
     low, high = scale
     margin = (high - low) / 40
-    axes.set(xlabel="iteration", ylabel=f"mean score, {low:g} to {high:g}", ylim=(low - margin, high + margin))
-    axes.set_title("Scores in training; rings: held-out questions before and after")
+    axes.set(xlabel="iteration", ylabel=f"mean reward, {low:g} to {high:g}", ylim=(low - margin, high + margin))
+    axes.set_title("Training rewards; rings: held-out prompts before and after")
     _finish(figure, (axes,), path)
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
-    """Float64; nulls become NaN, which are not drawn."""
+    """Return a column as float64. Nulls become NaN, which is not drawn."""
     return np.asarray(table[name].to_pylist(), dtype=np.float64)
 
 
 def _moving_average(values: np.ndarray) -> np.ndarray:
-    """Mean of the last WINDOW values that exist."""
+    """Return the mean of the last WINDOW values, NaN excluded."""
     averages = np.full(len(values), np.nan)
     for index in range(len(values)):
         recent = values[max(0, index - WINDOW + 1) : index + 1]

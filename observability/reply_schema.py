@@ -1,4 +1,4 @@
-"""A reply as the records keep it: what was sampled, by whom, how it was rated, what it trained (method §7, rule 9)."""
+"""Parquet schema of recorded replies: tokens, worker, scores and training role (method §7, rule 9)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,40 +40,41 @@ REPLIES = pa.schema(
         pa.field("seconds_audio", pa.float32()),
     ]
 )
-"""Of every reply: its tokens, who sampled it with which weights, and what made its score (method §7, rule 9).
-A rater stands in `scores` when it gave a number, in `missing` with the reason otherwise, and in `failed_raters` too
-when that was its own fault; combined scores stand beside the raters'. `advantages` has an entry for each route that the
-reply trains, `use` says what it served as (advantage, chosen, rejected, compared; null: nothing). `weight_version` drew
-its first token, `newest_version` its last. `worker` is "recorded" for replies from a file of pairs, "demonstration" for
-rated demonstrations; what was not done here is empty."""
+"""Columns of a reply (method §7, rule 9).
+
+`scores` holds each reward function that gave a number, and the combined scores. `missing` holds the others with the
+reason; `failed_raters` lists those that failed themselves. `advantages` has an entry for each route that the reply
+trains. `use` is its role in the step: advantage, chosen, rejected, compared or null. `weight_version` sampled its first
+token, `newest_version` its last. `worker` is "recorded" for replies from a file of pairs and "demonstration" for scored
+demonstrations; columns of steps that were not run are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyRecord:
-    """A row of replies/*.parquet."""
+    """Row of replies/*.parquet."""
 
     judged: ScoredReply
     routes: Sequence[str]
     """Labels of the routes, in the order of the advantages."""
     use: str | None
-    """What it served as in the step, None for nothing."""
+    """Role of the reply in the step, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyProvenance:
-    """What made scores and samples of a run, beside the weights (method §7, rule 9)."""
+    """Provenance of scores and samples, besides the weights (method §7, rule 9)."""
 
     raters: Mapping[str, str]
-    """`version` of every rater, and of the codec, by name."""
+    """Versions of the reward functions and of the codec, by name."""
     sampling: Mapping[str, str]
-    """The sampler's settings."""
+    """Sampling parameters."""
 
 
 def replies_table(iteration: int, rows: list[ReplyRecord], made: ReplyProvenance) -> pa.Table:
-    """The rows under the schema `REPLIES`."""
+    """Convert rows to a table with the schema `REPLIES`."""
     judged, hide = [row.judged for row in rows], hide_secrets()
     replies = [j.reply for j in judged]
-    # Nothing is said of how a reply was sampled or rated when that was not done here.
+    # Sampling and scoring columns stay empty for replies that were not sampled or scored here.
     sampled = [reply.worker not in (RECORDED, DEMONSTRATION) for reply in replies]
     rated = [reply.worker != RECORDED for reply in replies]
     columns: dict[str, object] = {
@@ -105,7 +106,7 @@ def replies_table(iteration: int, rows: list[ReplyRecord], made: ReplyProvenance
         "failed_raters": [
             [n for n, s in j.card.scores.items() if isinstance(s, MissingScore) and s.fault == "rater"] for j in judged
         ],
-        # Errors of judges, among others: they quote addresses and headers.
+        # Errors of judges may quote addresses and headers.
         "details": [[(name, text and hide(text)) for name, text in j.card.details.items()] for j in judged],
         "rater_versions": [list(made.raters.items()) if own else [] for own in rated],
         "seconds_audio": [j.card.seconds if own else None for j, own in zip(judged, rated, strict=True)],
@@ -115,7 +116,7 @@ def replies_table(iteration: int, rows: list[ReplyRecord], made: ReplyProvenance
 
 
 def judged_replies(table: pa.Table) -> list[ScoredReply]:
-    """Replies as they were judged, read back from a table of `REPLIES`. Advantages are left out."""
+    """Convert a table of `REPLIES` back to scored replies, without advantages."""
     return [_judged(row) for row in table.to_pylist()]
 
 
@@ -146,7 +147,7 @@ def _judged(row: Mapping) -> ScoredReply:
 
 
 def _lists(arrays: list[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    """Rows of tokens as one list column, without a Python object a token."""
+    """Convert arrays to one list column without a Python object per token."""
     values = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(values, kind, mask=~np.isfinite(values)))

@@ -1,17 +1,15 @@
-"""One controller a run: whoever works on a run's directory holds a lock on it for as long as its process lives.
-
-The files of a run: what happened, kept so that anyone can read it later, after a crash as well.
+"""Run directory: the files of a run, and the lock that allows one controller per run.
 
     runs/NAME/config.yaml          resolved configuration, as text
-              iterations.parquet   a row an iteration, the columns of `IterationStats.row()`
-              replies/000007.parquet   a row a reply of iteration 7, the columns of `REPLIES`
-              evaluations/before/held_out.parquet   the same for the evaluation sets, before and after
-              listening/000010.parquet   the same for the few prompts that people listen to, after iteration 10
-              summary.json         what came of it
-              events.jsonl         a line a fault, restart, scaling, override, …
+              iterations.parquet   one row per iteration, the columns of `IterationStats.row()`
+              replies/000007.parquet   one row per reply of iteration 7, the columns of `REPLIES`
+              evaluations/before/held_out.parquet   the same for an evaluation set, before or after
+              listening/000010.parquet   the same for the prompts recorded at stages, after iteration 10
+              summary.json         results of the run
+              events.jsonl         one line per error, restart, resize, override, …
 
-A file is either whole or not there: it is written aside, flushed to the disk and renamed. Only events are appended.
-A number that is not finite is stored as null, never as NaN.
+Files are written atomically: to a temporary file that is flushed and renamed. Only events are appended.
+Non-finite numbers are stored as null, never as NaN.
 """
 
 import errno
@@ -41,7 +39,7 @@ from observability.reply_schema import ReplyProvenance, ReplyRecord, replies_tab
 from observability.speech_health import MEASURES
 
 LEADING = ("iteration", "weight_version", "lambda", "lambda_raw")
-"""First columns of iterations.parquet; the others keep the order in which they came."""
+"""First columns of iterations.parquet. The others follow in the order of the rows."""
 
 
 WHOLE_NUMBERS = {n for n, kind in typing.get_type_hints(IterationStats).items() if kind in (int, int | None)}
@@ -51,7 +49,7 @@ WHOLE_NUMBERS |= {"scores_missing"}
 
 
 class RunDirectory:
-    """Writes the files of one run. Made by `create` or `open`."""
+    """Writer of the files of one run, built by `create` or `open`."""
 
     def __init__(self, directory: Path, iterations: pa.Table | None) -> None:
         self.directory = directory
@@ -59,7 +57,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, directory: Path, config: str) -> Self:
-        """Starts the records of a new run. Raises InputError when the directory already holds one."""
+        """Create the files of a new run. Raise InputError if the directory already holds a run."""
         if (directory / "config.yaml").exists():
             raise InputError(f"run.name: {directory} already holds a run; choose another run.name")
         (directory / "replies").mkdir(parents=True, exist_ok=True)
@@ -68,11 +66,14 @@ class RunDirectory:
 
     @classmethod
     def open(cls, directory: Path, *, through: int | None = None) -> Self:
-        """Goes on with a run's records.
+        """Open the files of an existing run to continue it.
 
-        through: the last iteration to keep, that of the checkpoint from which the run goes on. Rows and replies of
-        later iterations are dropped, as they will be done again; an event says so. None keeps everything.
-        Raises InputError when there is no run, or when its records end before `through`.
+        Args:
+            through: last iteration to keep, that of the checkpoint. Rows and replies of later iterations are dropped
+                and recorded again; an event reports it. None keeps all.
+
+        Raises:
+            InputError: the directory holds no run, or its records end before `through`.
         """
         if not (directory / "config.yaml").is_file():
             raise InputError(f"{directory} is not the directory of a run: it has no config.yaml")
@@ -85,7 +86,7 @@ class RunDirectory:
         records = cls(directory, iterations)
         if through is not None:
             records.rewind(through)
-            # Of a run that was ended early: what it came to is no longer so.
+            # Results of a run that was stopped early are outdated.
             (directory / "summary.json").unlink(missing_ok=True)
             shutil.rmtree(directory / "evaluations" / "after", ignore_errors=True)
         return records
@@ -98,70 +99,70 @@ class RunDirectory:
         )
 
     def first_sound(self) -> dict[str, float | None]:
-        """`IterationStats.speech` of the first iteration; empty before there is one."""
+        """Return `IterationStats.speech` of the first iteration, or {} before it."""
         if self._iterations is None or not len(self._iterations):
             return {}
         row = self._iterations.slice(0, 1).to_pylist()[0]
         return {name: row.get(f"speech_{name}") for name in MEASURES}
 
     def add_iteration(self, iteration: IterationStats) -> None:
-        """Adds a row to iterations.parquet. Raises ValueError when an iteration would be skipped or repeated."""
+        """Add a row to iterations.parquet. Raise ValueError if the iteration is not the next one."""
         if iteration.iteration != self.last + 1:
             raise ValueError(f"iteration {iteration.iteration} cannot follow iteration {self.last} in the records")
         row = iteration.row()
         names = [*LEADING, *(name for name in row if name not in LEADING)]
         new = pa.table({name: pa.array([_finite(row[name])], _column_type(name)) for name in names})
         if self._iterations is not None:
-            # Raters can come and go when a run is resumed; the columns are the union, absent values null.
+            # Reward functions may change when a run resumes: take the union of the columns; absent values are null.
             new = pa.concat_tables([self._iterations, new], promote_options="default").combine_chunks()
         self._iterations = new
         _write_table(self.directory / "iterations.parquet", new)
 
     def add_replies(self, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance) -> None:
-        """Writes replies/ITERATION.parquet."""
+        """Write replies/ITERATION.parquet."""
         _write_table(_numbered_path(self.directory, "replies", iteration), replies_table(iteration, list(rows), made))
 
     def add_evaluation(
         self, when: str, name: str, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance
     ) -> None:
-        """Writes evaluations/WHEN/NAME.parquet: the replies to an evaluation set after `iteration` iterations."""
+        """Write evaluations/WHEN/NAME.parquet: the replies to an evaluation set after `iteration` iterations."""
         path = self.directory / "evaluations" / when / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_table(path, replies_table(iteration, list(rows), made))
 
     def add_listening(self, iteration: int, rows: Iterable[ReplyRecord], made: ReplyProvenance) -> None:
-        """Writes listening/ITERATION.parquet."""
+        """Write listening/ITERATION.parquet."""
         path = _numbered_path(self.directory, "listening", iteration)
         path.parent.mkdir(exist_ok=True)
         _write_table(path, replies_table(iteration, list(rows), made))
 
     def write_config(self, config: str) -> None:
-        """Replaces config.yaml by the settings that hold from now on."""
+        """Replace config.yaml by the current settings."""
         _write_text(self.directory / "config.yaml", redact(config))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Writes summary.json. NumPy scalars and arrays and paths are understood."""
+        """Write summary.json. Values may include NumPy scalars, arrays and paths."""
         _write_text(self.directory / "summary.json", json.dumps(_plain(summary), indent=2, ensure_ascii=False) + "\n")
 
     def add_event(self, kind: str, *, time: datetime | None = None, **fields: object) -> None:
-        """Appends a line to events.jsonl: time (UTC; now unless given), kind, and the fields."""
+        """Append a line to events.jsonl: time (UTC, by default now), kind and the fields."""
         when = (time or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = json.dumps(_plain({"time": when, "kind": kind, **fields}), ensure_ascii=False) + "\n"
         # One unbuffered write in append mode: lines of several threads do not mix.
         with (self.directory / "events.jsonl").open("ab", buffering=0) as file:
             content = _bytes(line)
             written = file.write(content)
-            if written != len(content):  # half a line would take the next one with it
+            if written != len(content):  # a partial line would corrupt the next one
                 os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
             os.fsync(file.fileno())
 
     def rewind(self, through: int) -> None:
-        """Drops the rows and replies of iterations after `through`, which will be done again."""
+        """Drop the rows and replies of iterations after `through`."""
         if through > self.last:
             raise InputError(
                 f"{self.directory / 'iterations.parquet'} ends at iteration {self.last}, before iteration {through} "
-                "from which the run is to go on"
+                "from which the run resumes; choose an earlier checkpoint"
             )
         dropped = self.last - through
         if self._iterations is not None and dropped:
@@ -176,7 +177,7 @@ class RunDirectory:
 
 
 def run_directory(run: Path) -> Path:
-    """The directory of a run, given itself or by its name under runs/. Raises InputError when there is none."""
+    """Return the directory of a run from its path or its name under runs/. Raise InputError if there is none."""
     for directory in (run, Path("runs") / run):
         if check_exists(directory / "config.yaml"):
             return directory
@@ -184,32 +185,32 @@ def run_directory(run: Path) -> Path:
 
 
 def read_iterations(directory: Path) -> pa.Table:
-    """iterations.parquet of a run, ordered by iteration. Raises InputError when it does not exist or is no Parquet."""
+    """Read iterations.parquet, ordered by iteration. Raise InputError if it is missing or not a Parquet file."""
     return _read_table(directory / "iterations.parquet")
 
 
 def read_evaluation(directory: Path, when: str, name: str) -> pa.Table:
-    """The replies to an evaluation set, "before" or "after", schema `REPLIES`. Raises InputError without any."""
+    """Read the replies to an evaluation set, "before" or "after" (schema `REPLIES`). Raise InputError if missing."""
     return _read_table(directory / "evaluations" / when / f"{name}.parquet")
 
 
 def read_replies(directory: Path, iteration: int) -> pa.Table:
-    """The replies of one iteration, schema `REPLIES`. Raises InputError when there are none."""
+    """Read the replies of an iteration (schema `REPLIES`). Raise InputError if missing."""
     return _read_table(_numbered_path(directory, "replies", iteration))
 
 
 def read_listening(directory: Path, iteration: int) -> pa.Table:
-    """The replies that people listen to, after an iteration, schema `REPLIES`. Raises InputError without any."""
+    """Read the replies recorded for listening after an iteration (schema `REPLIES`). Raise InputError if missing."""
     return _read_table(_numbered_path(directory, "listening", iteration))
 
 
 def numbered(directory: Path, folder: str) -> list[int]:
-    """The iterations that "replies" or "listening" holds a file of, in order."""
+    """Return the iterations that have a file under "replies" or "listening", in order."""
     return sorted(int(path.stem) for path in (directory / folder).glob("*.parquet") if path.stem.isdecimal())
 
 
 def read_summary(directory: Path) -> dict:
-    """summary.json of a run. Raises InputError when it does not exist, the run has not ended, or is not one."""
+    """Read summary.json. Raise InputError if it is missing (the run has not ended) or invalid."""
     path = _existing(directory / "summary.json")
     summary = parse_json(read_text(path), str(path))
     if not isinstance(summary, dict):
@@ -218,10 +219,9 @@ def read_summary(directory: Path) -> dict:
 
 
 def read_events(directory: Path) -> list[dict]:
-    """The events of a run, oldest first; none when nothing happened.
+    """Read the events of a run, oldest first.
 
-    A line still being written is left out, and so is one that is no event: a crash or a full disk can tear one, and
-    what came after it is still to be read.
+    An incomplete last line and invalid lines are skipped: a crash or a full disk can truncate a line.
     """
     path = directory / "events.jsonl"
     if not check_exists(path):
@@ -243,7 +243,7 @@ def _numbered_path(directory: Path, folder: str, iteration: int) -> Path:
 
 
 def _column_type(name: str) -> pa.DataType:
-    # Named by the contract and not guessed from the values: a column that is null so far is still of numbers.
+    # Types follow the file contract, not the values: a column that is null so far is still numeric.
     if name == "demonstrations":
         return pa.list_(pa.string())
     return pa.int64() if name in WHOLE_NUMBERS else pa.float64()
@@ -254,7 +254,7 @@ def _finite(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """The value in terms of JSON: NumPy and paths translated, not finite → None, secrets → ***."""
+    """Convert a value to JSON types: NumPy and paths converted, non-finite numbers to None, secrets to ***."""
     if isinstance(value, Mapping):
         return {redact(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -272,7 +272,7 @@ def _existing(path: Path) -> Path:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        # Opened once: by its path Arrow opens it twice, and a running job puts a new file in its place meanwhile.
+        # Arrow opens a path twice, and a running job may replace the file in between: pass one open file.
         with _existing(path).open("rb") as file:
             return pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
@@ -288,21 +288,21 @@ def _write_text(path: Path, content: str) -> None:
 
 
 def _bytes(content: str) -> bytes:
-    """UTF-8; half a character, as in a file name that is no UTF-8, is spelled out."""
+    """Encode as UTF-8; unpaired surrogates, as in a file name that is not UTF-8, are escaped."""
     return content.encode(errors="backslashreplace")
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as file:
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    temporary.replace(path)
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts off the half line that a crash can leave, before another is appended to it."""
+    """Truncate the incomplete last line that a crash can leave."""
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
@@ -311,21 +311,24 @@ def _drop_torn_line(path: Path) -> None:
 NAME = ".claim"
 
 
-LOOK_SECONDS = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 class RunLock:
-    """A held lock. The operating system lets go of it when the process ends, however it ends."""
+    """Lock on a run directory. The operating system releases it when the process ends."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     @classmethod
-    def take(cls, run: Path, seconds: float = 15.0) -> Self:
-        """Waits up to `seconds` for a process that is ending. Raises InputError when somebody else is at work on this
-        run."""
+    def acquire(cls, run: Path, timeout_s: float = 15.0) -> Self:
+        """Acquire the lock, waiting up to `timeout_s` for a process that is ending.
+
+        Raises:
+            InputError: another process holds the lock.
+        """
         file = (run / NAME).open("a+")
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -335,19 +338,19 @@ class RunLock:
                     file.seek(0)
                     holder = file.read().strip() or "another process"
                     file.close()
-                    raise InputError(f"{run} is being worked on by {holder}; wait until that has ended") from error
-                time.sleep(LOOK_SECONDS)
+                    raise InputError(f"{run} is in use by {holder}; wait until it has ended") from error
+                time.sleep(POLL_INTERVAL_S)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         return cls(file)
 
     @staticmethod
-    def held(run: Path) -> bool:
-        """Whether somebody works on this run now. Takes nothing."""
+    def is_held(run: Path) -> bool:
+        """Return True if a process holds the lock of this run."""
         try:
             file = (run / NAME).open("rb")
-        except OSError:  # nobody ever did
+        except OSError:  # no process ever held it
             return False
         with file:
             try:

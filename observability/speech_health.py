@@ -1,4 +1,4 @@
-"""How the replies of an iteration sound, in means: what the dashboards show of the voice. Pure."""
+"""Speech measures of an iteration, averaged over replies, for the dashboards. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,12 +9,14 @@ from speech.types import Reply
 from speech.vocabulary import Channel
 
 MEASURES = ("seconds", "pitch_semitones", "words_per_second", "silence", "word_error", "codebook_entropy")
-"""Audio length; then those of `speech.acoustics.measures`; then `codebook_entropy`."""
+"""Audio duration, the measures of `speech.acoustics.measures`, and `codebook_entropy`."""
 
 
 def speech_health(judged: Sequence[ScoredReply]) -> dict[str, float | None]:
-    """Means by measure over the replies that have it, None where none has: those that are truncated or malformed have
-    none. The entropy is over all replies together."""
+    """Return the mean of each measure over the replies that have it, or None.
+
+    Truncated and malformed replies have no measures. The entropy is over the codes of all replies.
+    """
     rows = [{**j.card.measures, "seconds": j.card.seconds} for j in judged if j.card.measures]
     found: dict[str, float | None] = {}
     for name in MEASURES:
@@ -25,8 +27,10 @@ def speech_health(judged: Sequence[ScoredReply]) -> dict[str, float | None]:
 
 
 def codebook_entropy(replies: Iterable[Reply]) -> float | None:
-    """Entropy of the speech codes' frequencies, nats; its exponential is how many codes are in use. It falls when a
-    voice collapses onto a few sounds. None without speech tokens."""
+    """Return the entropy of the speech code frequencies in nats, or None without speech tokens.
+
+    Its exponential is the effective number of codes. It falls when the voice collapses to a few sounds.
+    """
     codes = [reply.token_ids[reply.channels == Channel.SPEECH] for reply in replies]
     spoken = np.concatenate(codes) if codes else np.empty(0, dtype=np.int32)
     if not len(spoken):

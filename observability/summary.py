@@ -1,7 +1,4 @@
-"""Held-out evaluation as pure functions of judged replies: the same prompts before and after, one reply each.
-
-What came of a run: summary.json and the plots, from its records.
-"""
+"""Summary of a run: held-out evaluation before and after, summary.json and the plots."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -16,14 +13,14 @@ from reward.scoring import ScoredReply
 from reward.types import MissingScore
 
 SHARES = {"answer_accuracy": "answer", "heard_accuracy": "heard", "spoken_right": "spoken_right"}
-"""Measures that are the share of replies with a rater's highest score, by the rater's name."""
+"""Measures that are the fraction of replies with the maximum score, with the reward function that gives the score."""
 
 
 def _values(judged: Sequence[ScoredReply], highest: float) -> dict[str, list[float | None]]:
-    """Every measure's value for every prompt, in order: scores, and 1 or 0 for shares.
+    """Return the value of each measure for each prompt, in order: scores, and 1 or 0 for fractions.
 
-    A reply that could not be rated (truncated, malformed, no sound) has no mean to join, but it is not right either: it
-    counts as 0 in a share. Where the rater failed nothing is known, and the prompt is left out.
+    A reply that cannot be scored (truncated, malformed, silent) is left out of a mean and counts as 0 in a fraction.
+    A prompt whose reward function failed is left out of both.
     """
     names = list(dict.fromkeys(name for j in judged for name in j.scores))
     values: dict[str, list[float | None]] = {
@@ -41,7 +38,7 @@ def _failed(judged: ScoredReply, rater: str) -> bool:
 
 
 def summarise(judged: Sequence[ScoredReply], highest: float) -> dict[str, float | int | None]:
-    """Means by measure over the prompts, with `prompts` and `missing` (replies with a missing score)."""
+    """Return the mean of each measure, with `prompts` and `missing` (replies with a missing score)."""
     summary: dict[str, float | int | None] = {}
     for measure, values in _values(judged, highest).items():
         present = [v for v in values if v is not None]
@@ -52,7 +49,7 @@ def summarise(judged: Sequence[ScoredReply], highest: float) -> dict[str, float 
 
 
 def paired_errors(before: Sequence[ScoredReply], after: Sequence[ScoredReply], highest: float) -> dict[str, float]:
-    """Standard error of after − before by measure, paired over the prompts that have both."""
+    """Return the standard error of after − before by measure, paired over the prompts that have both."""
     errors = {}
     first, second = _values(before, highest), _values(after, highest)
     for measure in first:
@@ -64,11 +61,11 @@ def paired_errors(before: Sequence[ScoredReply], after: Sequence[ScoredReply], h
 
 
 Judgements = Mapping[str, list[ScoredReply]]
-"""Held-out replies by evaluation set."""
+"""Scored held-out replies by evaluation set."""
 
 
-FAULTS = ("actor_died", "learner_died", "checkpoint_failed", "step_skipped", "task_failed", "controller_died")
-"""Kinds of events that are counted as faults."""
+ERROR_EVENTS = ("actor_died", "learner_died", "checkpoint_failed", "step_skipped", "task_failed", "controller_died")
+"""Kinds of events counted as errors."""
 
 
 def summarise_run(
@@ -83,10 +80,15 @@ def summarise_run(
     members: Mapping[str, int],
     seconds: float,
 ) -> dict:
-    """The content of summary.json.
+    """Return the content of summary.json.
 
-    before, after: held-out replies. signal: signal quality by "before" and "after". raters: their versions. members: by
-    role, at the end. seconds: wall time of the whole run, earlier parts of a resumed one included.
+    Args:
+        before: held-out replies before training.
+        after: held-out replies after training.
+        signal: signal quality by "before" and "after".
+        raters: versions of the reward functions by name.
+        members: number of actors by role at the end.
+        seconds: wall time of the whole run, including earlier parts of a resumed run.
     """
     table, highest = read_iterations(directory), config.reward.score_max
 
@@ -111,11 +113,11 @@ def summarise_run(
         "lambda_last": float(column("lambda")[-1]),
         **held_out,
         "signal_quality": dict(signal),
-        "logp_gap_largest": _largest(np.concatenate([column("logp_gap_text"), column("logp_gap_speech")])),
+        "logp_gap_largest": _nanmax(np.concatenate([column("logp_gap_text"), column("logp_gap_speech")])),
         "probe_gap_largest": float(column("probe_gap").max()),
         "replies": int(column("replies").sum()),
         "replies_dropped": int(column("replies_dropped").sum()),
-        "faults": {kind: kinds.count(kind) for kind in FAULTS if kind in kinds},
+        "faults": {kind: kinds.count(kind) for kind in ERROR_EVENTS if kind in kinds},
         "seconds": {"total": seconds} | {phase: float(column(f"seconds_{phase}").sum()) for phase in PHASES},
         "tokens": {name: int(column(f"tokens_{name}").sum()) for name in ("text", "speech")},
         "workers": dict(members),
@@ -125,7 +127,7 @@ def summarise_run(
 
 
 def plot_run(directory: Path, config: Config, summary: Mapping) -> None:
-    """lambda.png and scores.png."""
+    """Write lambda.png and scores.png."""
     from observability.plots import plot_lambda, plot_scores  # matplotlib is slow to import
 
     table, headline = read_iterations(directory), summary.get(HEADLINE, {})
@@ -139,14 +141,14 @@ def plot_run(directory: Path, config: Config, summary: Mapping) -> None:
     )
 
 
-def _largest(values: np.ndarray) -> float | None:
-    """Of those that were measured; None where none was."""
+def _nanmax(values: np.ndarray) -> float | None:
+    """Return the maximum of the values that are not NaN, or None."""
     known = values[~np.isnan(values)]
     return float(known.max()) if len(known) else None
 
 
 def package_version(name: str) -> str:
-    """Of an installed package. vLLM comes under another name on machines without a GPU."""
+    """Return the version of an installed package. vLLM has another name on machines without a GPU."""
     for package in (name, f"{name}-cpu"):
         try:
             return importlib.metadata.version(package)

@@ -1,4 +1,4 @@
-"""Speech tokens as sound that a browser plays: decoded by the run's own codec, small enough for one page."""
+"""Audio clips of a report: speech tokens decoded by the run's codec and encoded for the browser."""
 
 import base64
 import hashlib
@@ -19,37 +19,37 @@ from speech.vocabulary import Vocabulary
 
 LOSSLESS, LOSSY = "audio/flac", "audio/mpeg"
 BITS_KEPT = 0.7
-"""Size of speech as FLAC, as a share of 16-bit samples (measured on the playground's codec)."""
+"""Size of speech as FLAC relative to 16-bit samples (measured on the playground's codec)."""
 LOSSY_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-"""Sample rates that MP3 knows, Hz."""
+"""Sample rates that MP3 supports, Hz."""
 BARS = 56
-"""Of the little picture of a sound."""
+"""Number of bars in a waveform."""
 
 
 class ReportAudio:
-    """The sounds of a page, each once. What was encoded is kept, for the next page of the same run."""
+    """Encoder of the clips of a page. Caches encoded clips for the next page of the run."""
 
     def __init__(self, codec: Codec | None, vocabulary: Vocabulary | None, lack: str | None) -> None:
-        """lack: why there is no sound."""
+        """Create the encoder. `lack` is the reason if no audio is available."""
         self._codec, self._vocabulary, self.lack = codec, vocabulary, lack
         self._made: dict[tuple[str, str], dict | None] = {}
 
     @classmethod
     def of(cls, config: Config, vocabulary: Vocabulary | None) -> Self:
-        """With the codec that the configuration names; silent, with the reason, where it cannot be loaded."""
+        """Build from the configured codec; without audio, with the reason, if it cannot be loaded."""
         if vocabulary is None:
-            return cls(None, None, "the checkpoint's tokenizer is not there")
+            return cls(None, None, "the checkpoint's tokenizer is missing")
         named = config.reward.codec
         try:
             codec = build_codec(named.target, named.kwargs)
         except InputError as error:
             return cls(None, None, str(error))
         except Exception as error:  # a codec of the user's own may raise anything
-            return cls(None, None, f"{named.target} does not load {named.kwargs['path']}: {error!r}")
+            return cls(None, None, f"{named.target} cannot load {named.kwargs['path']}: {error!r}")
         return cls(codec, vocabulary, None)
 
     def form(self, replies: Sequence[np.ndarray], budget: int) -> str:
-        """Lossless where all of it is then expected to stay within `budget` base64 characters, else lossy."""
+        """Return the lossless format if all clips should fit `budget` base64 characters, else the lossy one."""
         if self._codec is None or self._vocabulary is None:
             return LOSSLESS
         tokens = sum(len(self._vocabulary.codes(ids)) for ids in replies)
@@ -58,10 +58,12 @@ class ReportAudio:
         return LOSSLESS if fits or self._codec.rate not in LOSSY_RATES else LOSSY
 
     def sound(self, ids: np.ndarray | None, recording: Path | None, form: str) -> dict | None:
-        """The speech tokens among ids [T]: key, seconds, bars and content; None without speech.
+        """Return the clip of the speech tokens in ids [T], or None without speech.
 
-        What the codec does not decode has no content, but the reason under "lack". recording: a file of the run that
-        has the same sound, which is taken where there is no codec.
+        A clip has key, seconds, bars and content. If decoding fails, it has the reason under "lack" instead of content.
+
+        Args:
+            recording: file of the run with the same audio, used if there is no codec.
         """
         if self._codec is None or self._vocabulary is None:
             return self._recorded(recording, form) if recording is not None else None
@@ -87,8 +89,8 @@ class ReportAudio:
         assert self._codec is not None
         try:
             waveform = self._codec.decode(codes)
-        except Exception as error:  # whatever a codec raises for these codes, the page shows the rest
-            return {"key": key, "lack": f"the codec does not decode it: {error}"}
+        except Exception as error:  # a codec may raise anything; the page shows the rest
+            return {"key": key, "lack": f"the codec cannot decode it: {error}"}
         return _clip(key, waveform, form)
 
 
@@ -102,7 +104,7 @@ def _clip(key: str, waveform: Waveform, form: str) -> dict:
 
 
 def encode_audio(waveform: Waveform, form: str) -> bytes:
-    """A file of this form in memory."""
+    """Encode a waveform in memory in this format."""
     import soundfile
 
     file = io.BytesIO()
@@ -112,7 +114,7 @@ def encode_audio(waveform: Waveform, form: str) -> bytes:
 
 
 def waveform_bars(samples: np.ndarray) -> list[int]:
-    """Loudness along a sound, 0 to 99, relative to its own loudest place."""
+    """Return the loudness along a waveform, 0 to 99, relative to its maximum."""
     if not len(samples):
         return []
     parts = np.array_split(np.asarray(samples, dtype=np.float64), min(BARS, len(samples)))

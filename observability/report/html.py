@@ -1,7 +1,7 @@
-"""One HTML file of everything: the page's own style and script, the run as JSON, the sounds as base64.
+"""Self-contained HTML report: style, script, the run as JSON and the audio clips as base64.
 
-Nothing of a run becomes markup. It travels as JSON in which no "<" is left, and the script puts it into the page as
-text. The page's own policy allows the two inline parts below, by their hashes, and no request to anywhere else.
+Content of a run never becomes markup: it is JSON without "<", which the script inserts as text. The page's
+Content-Security-Policy allows the inline style and script by hash, and no requests to other hosts.
 """
 
 import base64
@@ -22,11 +22,11 @@ from observability.report.audio import ReportAudio
 from observability.report.source import ReportSource
 
 SCRIPTS = ("dom.js", "charts.js", "overview.js", "player.js", "room.js", "blind.js", "main.js")
-"""In the order in which they build upon each other."""
+"""Scripts in the order of their dependencies."""
 
 
 def build_report(source: ReportSource, sounds: ReportAudio) -> str:
-    """The report of a run as it is now."""
+    """Build the report of a run from its current records."""
     table, events, summary = source.iterations(), source.events(), source.summary()
     evaluations = {when: _evaluations(source, when) for when in ("before", "after")}
     judged = {when: {name: judged_replies(t) for name, t in found.items()} for when, found in evaluations.items()}
@@ -35,19 +35,19 @@ def build_report(source: ReportSource, sounds: ReportAudio) -> str:
     data = {
         "run": overview.head(source.config, source.name, table, events, summary),
         "state": overview.state(
-            summary, events, worked_on=source.worked_on, done=done, planned=source.config.train.num_steps
+            summary, events, active=source.is_active, done=done, planned=source.config.train.num_steps
         ),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "series": overview.series(table),
         "held_out": overview.held_out(judged["before"], judged["after"], source.config.reward.score_max),
-        "events": overview.happenings(events),
+        "events": overview.event_rows(events),
         "room": listening,
     }
     return assemble(source.name, data, clips)
 
 
 def assemble(name: str, data: dict, clips: dict) -> str:
-    """The page of these data. clips: sounds by key."""
+    """Fill the page with data and clips (audio by key)."""
     parts = {
         "title": _text(name),
         "policy": content_security_policy(),
@@ -56,19 +56,19 @@ def assemble(name: str, data: dict, clips: dict) -> str:
         "sounds": embedded(clips),
         "script": _script(),
     }
-    # Split once: what a run says may look like a place to fill.
+    # Split once: content of a run may look like a placeholder.
     pieces = re.split(r"\{\{(\w+)\}\}", _own("index.html"))
     return "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
 def embedded(value: object) -> str:
-    """JSON that is safe within a script element: ASCII, and no "<" that could end it or begin a comment."""
+    """Return JSON that is safe in a script element: ASCII, without "<"."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 @cache
 def content_security_policy() -> str:
-    """The page's Content-Security-Policy."""
+    """Return the page's Content-Security-Policy."""
     return (
         f"default-src 'none'; style-src '{_hash(_own('style.css'))}'; script-src '{_hash(_script())}'; "
         "img-src data:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -76,7 +76,7 @@ def content_security_policy() -> str:
 
 
 def _evaluations(source: ReportSource, when: str) -> dict[str, pa.Table]:
-    """By set, the headline first."""
+    """Return the evaluations by set, the main one first."""
     names = sorted(source.config.data.validation, key=lambda name: name != HEADLINE)
     found = {name: source.evaluation(when, name) for name in names}
     return {name: table for name, table in found.items() if table is not None}

@@ -1,4 +1,4 @@
-"""The first half of a report as plain data: the run's state, its course, held-out questions, what happened. Pure."""
+"""First half of a report as plain data: state of the run, curves, held-out evaluation and events. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,46 +8,46 @@ import pyarrow as pa
 from configs.schema import Config
 from observability.console import PERCENT, POINTS, format_event
 from observability.iteration import PHASES
-from observability.summary import FAULTS, paired_errors, summarise
+from observability.summary import ERROR_EVENTS, paired_errors, summarise
 from reward.scoring import ScoredReply
 
 LINES = """iteration lambda lambda_raw gate_quality gate_information mix_overridden loss loss_preference loss_anchor
 kl_text kl_speech entropy_text entropy_speech replies replies_dropped scores_missing""".split()
-"""Columns of iterations.parquet that a report draws or lists; besides, every score and every phase."""
+"""Columns of iterations.parquet in a report, besides every score and every phase."""
 HEAD = ("iteration", "lambda", "mix_overridden", "weight_version", "replies", "seconds_total")
-FAULT = {*FAULTS, "failed", "stalled", "judge_cache_dropped"}
+FAULT = {*ERROR_EVENTS, "failed", "stalled", "judge_cache_dropped"}
 SCALE = {"scale", "pool_resized", "actor_starting", "actor_ready", "actor_removed", "waiting_for_resources"}
 SILENT = ("time", "kind", "id", "trace", "arithmetic")
-"""Fields of an event that a sentence leaves out."""
-MOST_EVENTS = 500
-LONGEST = 400
+"""Fields of an event that its message omits."""
+MAX_EVENTS = 500
+MAX_MESSAGE_LENGTH = 400
 NORMAL = 1.96
-"""Standard errors to either side of a 95 % interval."""
+"""Half width of a 95 % interval, in standard errors."""
 
 Judgements = Mapping[str, Sequence[ScoredReply]]
 """Replies by evaluation set."""
 
 
 def state(
-    summary: Mapping | None, events: Sequence[Mapping], *, worked_on: bool, done: int, planned: int
+    summary: Mapping | None, events: Sequence[Mapping], *, active: bool, done: int, planned: int
 ) -> dict[str, str]:
-    """How the run stands: a word, and a sentence for people. done, planned: iterations."""
+    """Return the state of the run as a word and a sentence. done, planned: numbers of iterations."""
     if summary is not None:
         if done < planned:
-            return {"word": "stopped", "sentence": f"Ended by request after {done:,} of {planned:,} iterations."}
-        return {"word": "finished", "sentence": "Ended as planned."}
-    if worked_on:
-        return {"word": "running", "sentence": "A job works on it now."}
+            return {"word": "stopped", "sentence": f"Stopped on request after {done:,} of {planned:,} iterations."}
+        return {"word": "finished", "sentence": "All iterations are done."}
+    if active:
+        return {"word": "running", "sentence": "A job is running."}
     ends = [event for event in events if event["kind"] in ("failed", "controller_died", "started", "resumed")]
     if ends and ends[-1]["kind"] in ("failed", "controller_died"):
-        return {"word": "failed", "sentence": sentence(ends[-1])}
+        return {"word": "failed", "sentence": event_message(ends[-1])}
     if not events:
-        return {"word": "not started", "sentence": "No job has worked on it yet."}
-    return {"word": "interrupted", "sentence": "No job works on it, and none ended it: it was killed. It can go on."}
+        return {"word": "not started", "sentence": "No job has started."}
+    return {"word": "interrupted", "sentence": "The job ended without a result. Continue it with duet train --resume."}
 
 
 def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Mapping], summary: Mapping | None) -> dict:
-    """The run in a few numbers. None: not measured (yet)."""
+    """Return the headline numbers of the run. None means not measured yet."""
     rows = table.select([n for n in HEAD if n in table.column_names]).to_pylist() if table is not None else []
     last = rows[-1] if rows else {}
     times = [str(event["time"]) for event in events if "time" in event]
@@ -59,7 +59,7 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
         "lambda": to_json_value(last.get("lambda")),
         "mode": config.mix_ratio.schedule,
         "overridden": bool(last.get("mix_overridden")),
-        "version": None if version is None else version + 1,  # the iteration's step made the next one
+        "version": None if version is None else version + 1,  # the step of the iteration created the next version
         "replies": sum(row.get("replies") or 0 for row in rows),
         "seconds": to_json_value(summary.get("seconds", {}).get("total")) if summary else None,
         "seconds_iterations": to_json_value(sum(row.get("seconds_total") or 0.0 for row in rows)) if rows else None,
@@ -72,7 +72,7 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
 
 
 def series(table: pa.Table | None) -> dict:
-    """Columns to draw, a value an iteration; None where nothing was measured."""
+    """Return the columns to plot, one value per iteration; None if not measured."""
     if table is None:
         return {"lines": {}, "scores": {}, "seconds": {}}
     names = table.column_names
@@ -87,7 +87,7 @@ def series(table: pa.Table | None) -> dict:
 
 
 def held_out(before: Judgements, after: Judgements, highest: float) -> list[dict]:
-    """By evaluation set and measure: before, after, and the half width of the paired 95 % interval of the change."""
+    """Return before, after and the half width of the paired 95 % interval, by evaluation set and measure."""
     found = []
     for name, first in before.items():
         second = after.get(name)
@@ -117,34 +117,34 @@ def held_out(before: Judgements, after: Judgements, highest: float) -> list[dict
     return found
 
 
-def happenings(events: Sequence[Mapping]) -> dict:
-    """The newest events, newest first, and how many there were."""
+def event_rows(events: Sequence[Mapping]) -> dict:
+    """Return the newest events, newest first, and the number of all events."""
     rows = [
         {
             "time": str(event.get("time", "")),
             "kind": event["kind"],
             "group": "fault" if event["kind"] in FAULT else "scale" if event["kind"] in SCALE else "other",
             "iteration": event["iteration"] if isinstance(event.get("iteration"), int) else None,
-            "words": sentence(event),
+            "words": event_message(event),
         }
-        for event in events[-MOST_EVENTS:]
+        for event in events[-MAX_EVENTS:]
     ]
     return {"all": len(events), "rows": rows[::-1]}
 
 
-def sentence(event: Mapping) -> str:
-    """An event in words; its fields, where nobody has written any."""
+def event_message(event: Mapping) -> str:
+    """Return the message of an event, or its fields if its kind has no message."""
     try:
         found = format_event(event["kind"], event)
-    except (KeyError, ValueError, TypeError):  # of another version of Duet, or of no event at all
+    except (KeyError, ValueError, TypeError):  # from another version of Duet, or malformed
         found = None
     if found is None:
         found = "; ".join(f"{key} {value}" for key, value in event.items() if key not in SILENT and value is not None)
-    return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
+    return found if len(found) <= MAX_MESSAGE_LENGTH else found[: MAX_MESSAGE_LENGTH - 1] + "…"
 
 
 def to_json_value(value: object) -> object:
-    """A number in five digits; what is not finite is not measured."""
+    """Round a number to five significant digits; non-finite numbers become None."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return value

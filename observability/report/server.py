@@ -1,7 +1,6 @@
-"""The report of a run on its own address, made anew whenever the run has written something.
+"""HTTP server of the report, which rebuilds the page when the run has written new records.
 
-Answers GET of the one page, to whoever asks for it under a name of this server: another site that lets its own name
-point here (DNS rebinding) sends that name as Host, and gets nothing.
+Serves GET of one page. Requests with another Host header are refused, which prevents DNS rebinding.
 """
 
 import hashlib
@@ -17,19 +16,19 @@ LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 class CurrentReport:
-    """The newest page, made when it is asked for and something has changed since."""
+    """Cache of the page; rebuilds it on request after a change."""
 
     def __init__(self, make: Callable[[], str], state: Callable[[], Hashable]) -> None:
-        """make: the page as it is now. state: differs whenever that would be another one."""
+        """Create the cache. `make` builds the page; `state` returns a value that changes with it."""
         self._make, self._state = make, state
         self._lock = threading.Lock()
         self._known: Hashable = None
         self._page, self._tag = b"", ""
 
     def page(self) -> tuple[bytes, str]:
-        """The page, and a tag that changes with it."""
+        """Return the page and its ETag."""
         with self._lock:
-            state = self._state()  # taken first: what is written meanwhile makes the next page
+            state = self._state()  # read first: later changes lead to the next page
             if state != self._known or not self._page:
                 self._page = self._make().encode()
                 self._tag = f'"{hashlib.sha256(repr(state).encode()).hexdigest()[:24]}"'
@@ -38,17 +37,19 @@ class CurrentReport:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves one page. A context manager."""
+    """HTTP server of one page. A context manager."""
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int, current: CurrentReport) -> None:
-        """port: 0 takes any free one. Raises InputError when the address cannot be had."""
+        """Bind the address; port 0 takes any free port. Raise InputError if it is not available."""
         self.current, self._host = current, host
         try:
             super().__init__((host, port), ReportHandler)
         except (OSError, OverflowError) as error:
-            raise InputError(f"--host, --port: cannot listen on {host}:{port}: {error}; choose others") from error
+            raise InputError(
+                f"--host, --port: cannot listen on {host}:{port}: {error}; choose another host or port"
+            ) from error
         self.names = {f"{name}:{self.server_port}" for name in (*LOCAL, host)}
 
     @property
@@ -57,7 +58,7 @@ class ReportServer(ThreadingHTTPServer):
 
 
 class ReportHandler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handler of one request."""
 
     server: ReportServer
     server_version, sys_version = "duet", ""
@@ -67,7 +68,7 @@ class ReportHandler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "") not in self.server.names:
             self._answer(HTTPStatus.FORBIDDEN, b"The report is not served under this name.\n")
         elif self.path.partition("?")[0] != "/":
-            self._answer(HTTPStatus.NOT_FOUND, b"There is one page here: /\n")
+            self._answer(HTTPStatus.NOT_FOUND, b"Not found. The report is at /\n")
         else:
             try:
                 page, tag = self.server.current.page()
@@ -98,4 +99,4 @@ class ReportHandler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are nobody's business."""
+        """Do not log requests."""

@@ -1,4 +1,4 @@
-"""What a report reads: the records of a run as they are now, and the data that the run was made of."""
+"""Input of a report: the current records of a run, and the data that the run uses."""
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -24,32 +24,32 @@ from speech.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunAssets:
-    """What a run was made of, as far as it is still where the configuration says."""
+    """Data of a run, as far as it still exists at the configured paths."""
 
     vocabulary: Vocabulary | None = None
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Of training and of every evaluation set, by id."""
+    """Training and evaluation prompts by id."""
     demonstrations: Mapping[str, Demonstration] = field(default_factory=dict)
-    """By the prompt's id; the first of several."""
+    """First demonstration of each prompt, by prompt id."""
     lacks: list[str] = field(default_factory=list)
-    """What is not there any more, a sentence each."""
+    """Messages about missing data."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReportSource:
-    """The directory of a run. Everything that the run may still change is read anew at every call."""
+    """Run directory of a report. Records that may change are read on every call."""
 
     directory: Path
     config: Config
 
     @classmethod
     def open(cls, run: Path) -> Self:
-        """Raises InputError when this is no run, or its configuration cannot be read."""
+        """Open a run. Raise InputError if it is not a run or its configuration is invalid."""
         directory = run_directory.run_directory(run)
         return cls(directory, load_config(directory / "config.yaml", []))
 
-    def renewed(self) -> Self:
-        """With the settings that hold now, as a run that goes on may have others; itself, where they are the same."""
+    def reload(self) -> Self:
+        """Return the source with the current configuration, or itself if that is unchanged."""
         config = load_config(self.directory / "config.yaml", [])
         return self if config == self.config else type(self)(self.directory, config)
 
@@ -58,16 +58,16 @@ class ReportSource:
         return self.directory.resolve().name
 
     @property
-    def worked_on(self) -> bool:
-        """Whether a job works on this run now."""
-        return RunLock.held(self.directory)
+    def is_active(self) -> bool:
+        """True if a job is running on this run."""
+        return RunLock.is_held(self.directory)
 
     def iterations(self) -> pa.Table | None:
-        """None before the first."""
+        """Return the table of iterations, or None before the first."""
         return _absent(run_directory.read_iterations, self.directory)
 
     def summary(self) -> dict | None:
-        """None while the run goes on, and when it was killed."""
+        """Return the summary, or None if the run has not finished."""
         return _absent(run_directory.read_summary, self.directory)
 
     def events(self) -> list[dict]:
@@ -77,20 +77,20 @@ class ReportSource:
         return _absent(run_directory.read_evaluation, self.directory, when, name)
 
     def numbered(self, folder: str, newest: int | None = None) -> dict[int, pa.Table]:
-        """The tables of "replies" or "listening" by iteration, newest first; of the newest so many iterations."""
+        """Return the tables of "replies" or "listening" by iteration, newest first; at most `newest` of them."""
         reader = run_directory.read_listening if folder == "listening" else run_directory.read_replies
         numbers = run_directory.numbered(self.directory, folder)[::-1][:newest]
         found = {number: _absent(reader, self.directory, number) for number in numbers}
         return {number: table for number, table in found.items() if table is not None}
 
     def state_of_files(self) -> tuple:
-        """Differs whenever a report would say something else."""
+        """Return a value that changes whenever the report would change."""
         files = [
             self.directory / name for name in ("config.yaml", "iterations.parquet", "events.jsonl", "summary.json")
         ]
         for folder in ("evaluations/before", "evaluations/after", "listening"):
             files += sorted((self.directory / folder).glob("*.parquet"))
-        return (self.worked_on, *((str(file), _stamp(file)) for file in files))
+        return (self.is_active, *((str(file), _stamp(file)) for file in files))
 
     @cached_property
     def world(self) -> RunAssets:
@@ -100,13 +100,13 @@ class ReportSource:
                 Path(self.config.model.path), family(self.config.model.family).tokens
             )
         except InputError as error:
-            return RunAssets(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
+            return RunAssets(lacks=[f"The tokenizer is missing, so audio and prompts are not available: {error}."])
         prompts: list[Any] = []
         for path in (*data_paths(data.prompts), *map(Path, data.validation.values())):
             try:
                 prompts.append(DatasetIndex(open_prompts([path], vocabulary), "id"))
             except InputError as error:
-                lacks.append(f"Questions are missing: {error}.")
+                lacks.append(f"Prompts are missing: {error}.")
         demonstrations: Mapping[str, Demonstration] = {}
         try:
             demonstrations = DatasetIndex(open_demonstrations(data_paths(data.sft), vocabulary), "prompt_id")
@@ -118,7 +118,7 @@ class ReportSource:
 
 
 def _absent(reader: Callable[..., Any], *arguments: object) -> Any:
-    """None where there is nothing to read (yet)."""
+    """Call a reader; return None if the file does not exist yet."""
     try:
         return reader(*arguments)
     except InputError:

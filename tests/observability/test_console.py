@@ -1,4 +1,4 @@
-"""What the user sees, on a terminal and in a log."""
+"""Console output on a terminal and in a log."""
 
 import io
 
@@ -58,7 +58,7 @@ def test_the_live_view_keeps_its_lines_at_80_columns():
     assert len(lines) == 9
     assert "information 0.40" in next(line for line in lines if "λ" in line)
     assert next(line for line in lines if "+0.88" in line).count("+0.88") == len(scores)
-    assert "iteration 40" in lines[-1]  # and not 41, which there is not
+    assert "iteration 40" in lines[-1]  # not 41
 
 
 def test_sparkline_rises_with_its_series():
@@ -81,7 +81,7 @@ def test_the_final_table_shows_a_dash_for_what_was_not_measured():
     sets = {"held_out": {"answer_accuracy": None}}
     output = console(terminal=False)
     output.print(final_table(sets, {"held_out": {"answer_accuracy": 0.0}}))
-    row = next(line for line in output.file.getvalue().splitlines() if "right in the text" in line)
+    row = next(line for line in output.file.getvalue().splitlines() if "answer correct in text" in line)
     assert row.split()[-4:] == ["–", "0.0", "%", "–"]
 
 

@@ -1,4 +1,4 @@
-// Plots as SVG, drawn at the width they have, so that lines and letters stay sharp on any screen.
+// SVG plots, drawn at their displayed width so that lines and text stay sharp.
 
 const MARGIN = { top: 10, right: 12, bottom: 22, left: 40 };
 const drawn = new Map();
@@ -7,10 +7,10 @@ const widths = new ResizeObserver((entries) => {
 });
 
 /**
- * A plot over iterations.
- * x: iteration numbers. lines: [{name, values, kind}], kind a class of style.css. stacked: lines lie upon each other.
- * low, high: of the axis; none: as the values ask. marks: {before, after, margin}, held-out means at either end.
- * shaded: 1 where something was set from outside. format: of values.
+ * Create a plot over iterations.
+ * x: iteration numbers. lines: [{name, values, kind}], with kind a class of style.css. stacked: stack the lines.
+ * low, high: limits of the axis; by default from the values. marks: {before, after, margin}, held-out means at both ends.
+ * shaded: 1 for iterations to shade. format: formats a value.
  */
 function chart({ title, note, x, lines, low, high, stacked = false, marks = null, shaded = null, height = 190, format = short }) {
   const values = el("p", { class: "reading" });
@@ -19,9 +19,9 @@ function chart({ title, note, x, lines, low, high, stacked = false, marks = null
     el("figcaption", {}, el("strong", {}, title), note ? el("span", {}, note) : null), picture, values);
   let at = x.length - 1;
 
-  const tops = stacked ? piled(lines) : lines.map((line) => line.values);
+  const tops = stacked ? stack(lines) : lines.map((line) => line.values);
   const [bottom, top] = range(tops, marks, low, high, stacked);
-  picture.setAttribute("aria-label", spoken(title, x, lines, format));
+  picture.setAttribute("aria-label", describe(title, x, lines, format));
 
   const read = (place) => {
     at = Math.max(0, Math.min(x.length - 1, place));
@@ -84,7 +84,7 @@ function chart({ title, note, x, lines, low, high, stacked = false, marks = null
   return figure;
 }
 
-/** Takes plots away that are no longer on the page. */
+/** Remove the plots of a host from the page and from the observer. */
 function forgetCharts(host) {
   for (const picture of host.querySelectorAll("svg")) {
     widths.unobserve(picture);
@@ -93,7 +93,7 @@ function forgetCharts(host) {
   host.replaceChildren();
 }
 
-function piled(lines) {
+function stack(lines) {
   const below = lines[0].values.map(() => 0);
   return lines.map((line) => line.values.map((value, place) => (below[place] += value ?? 0)));
 }
@@ -113,7 +113,7 @@ function range(rows, marks, low, high, fromZero) {
   return [low ?? (least >= 0 && least < room * 4 ? 0 : least - room), high !== undefined && most <= high ? high : most + room];
 }
 
-/** Round numbers between two. */
+/** Return round numbers between two limits. */
 function ticks(low, high, about) {
   const span = high - low;
   if (!(span > 0)) return [low];
@@ -124,7 +124,7 @@ function ticks(low, high, about) {
   return found;
 }
 
-/** A line that is broken where nothing was measured; a single value is a short stroke. */
+/** Return a path that breaks at missing values; a single value is a short stroke. */
 function path(values, x, across, down) {
   let found = "", open = false;
   values.forEach((value, place) => {
@@ -148,7 +148,7 @@ function shades(shaded, x, across, height) {
     on ? [svg("rect", { class: "shade", x: across(x[place]) - half, width: half * 2, y: MARGIN.top, height })] : []);
 }
 
-/** Held-out means: a ring before, a disc after, with the paired interval of the change around it. */
+/** Draw held-out means: a ring before, a disc after, with the paired interval of the change. */
 function ends({ before, after, margin }, left, right, down) {
   const parts = [];
   if (before !== null) parts.push(svg("circle", { class: "ring", cx: left, cy: down(before), r: 4.5 }));
@@ -159,8 +159,8 @@ function ends({ before, after, margin }, left, right, down) {
   return parts;
 }
 
-function spoken(title, x, lines, format) {
+function describe(title, x, lines, format) {
   const last = x.length - 1;
-  const told = lines.map((line) => `${line.name} ${format(line.values[0])} to ${format(line.values[last])}`);
-  return `${title}, iterations ${x[0]} to ${x[last]}: ${told.join("; ")}`;
+  const parts = lines.map((line) => `${line.name} ${format(line.values[0])} to ${format(line.values[last])}`);
+  return `${title}, iterations ${x[0]} to ${x[last]}: ${parts.join("; ")}`;
 }

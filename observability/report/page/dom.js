@@ -1,8 +1,8 @@
-// Small helpers. Text of a run is only ever set as text: nothing here makes markup of a string.
+// DOM helpers. Text of a run is always set as text, never as markup.
 
 const byId = (id) => document.getElementById(id);
 
-/** An element. attributes: "class", "on…" handlers, or plain attributes; null and false leave one out. */
+/** Create an element. attributes: "class", "on…" handlers or plain attributes; null and false are left out. */
 function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -23,21 +23,21 @@ function fill(node, attributes, children) {
 
 const NONE = "–";
 
-/** A number in so many digits after the point, with a real minus sign. */
+/** Format a number with fixed decimals and a real minus sign. */
 function fixed(value, digits = 2) {
   if (value === null || value === undefined) return NONE;
   const text = value.toFixed(digits);
   return Number(text) === 0 ? (0).toFixed(digits) : text.replace("-", "−");
 }
 
-/** The same with its sign; what rounds to zero has none. */
+/** Format a number with its sign; a value that rounds to zero has none. */
 function signed(value, digits = 2) {
   if (value === null || value === undefined) return NONE;
   const text = fixed(value, digits);
   return value > 0 && Number(text) !== 0 ? `+${text}` : text;
 }
 
-/** A number in three significant digits, for axes and readings of any size. */
+/** Format a number with three significant digits, for axes and readings. */
 function short(value) {
   if (value === null || value === undefined) return NONE;
   if (value === 0) return "0";
@@ -60,7 +60,7 @@ function moment(iso) {
 
 const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
-/** A row of buttons of which one is chosen. choices: [key, caption, how many]. */
+/** Show a row of buttons with one selected. choices: [key, caption, count]. */
 function pills(host, choices, chosen, choose) {
   host.replaceChildren(
     ...choices.map(([key, caption, many]) =>

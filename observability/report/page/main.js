@@ -1,6 +1,6 @@
-// Puts the page together; where it is served, again whenever the run has written something.
+// Build the page; a served page polls for new records and updates.
 
-const LOOK_AGAIN = 5000;
+const POLL_INTERVAL_MS = 5000;
 
 const madeIn = (page) => JSON.parse(page.getElementById("data").textContent).made;
 
@@ -33,13 +33,13 @@ if (location.protocol.startsWith("http")) {
     } catch {
       byId("made").classList.add("gone");
     }
-    // Nothing is taken away from under somebody who listens.
+    // Do not replace the page during playback or a blind test.
     if (waiting && !isPlaying() && !(blind.pairs && !blind.over)) {
       show(waiting);
       shown = madeIn(waiting);
       waiting = null;
     }
-    setTimeout(look, LOOK_AGAIN);
+    setTimeout(look, POLL_INTERVAL_MS);
   };
   look();
 }

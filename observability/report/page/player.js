@@ -1,4 +1,4 @@
-// Players. A sound becomes a file of the browser only when it is first played; one plays at a time.
+// Audio players. A clip becomes a blob URL when first played; one clip plays at a time.
 
 let clips = {};
 let playing = null;
@@ -12,10 +12,10 @@ function fileOf(key) {
   return files.get(key);
 }
 
-/** A player of a sound, or a sentence where there is none. told: why. */
-function player(key, caption, told = null) {
+/** Create a player, or a text if there is no clip. reason: why there is none. */
+function player(key, caption, reason = null) {
   const clip = key ? clips[key] : null;
-  if (!clip) return el("p", { class: "silent" }, told ?? "no sound");
+  if (!clip) return el("p", { class: "silent" }, reason ?? "no audio");
   const audio = el("audio", { preload: "none" });
   const button = el("button", { type: "button", class: "play", "aria-label": `Play ${caption}` }, icon(false));
   const bars = svg("svg", { class: "bars", viewBox: `0 0 ${clip.bars.length * 4} 32`, preserveAspectRatio: "none", "aria-hidden": "true" },

@@ -1,14 +1,14 @@
-// The listening room: a list of questions, and of the chosen one everything that was answered.
+// Listening room: a list of prompts and all replies to the selected one.
 
 const FILTERS = [
   ["all", "All", () => true],
   ["gain", "Largest gain", (prompt) => prompt.tags.includes("gain"), (one, other) => other.change - one.change],
   ["loss", "Largest loss", (prompt) => prompt.tags.includes("loss"), (one, other) => one.change - other.change],
-  ["malformed", "Malformed or cut off", (prompt) => prompt.tags.includes("malformed")],
-  ["disagreement", "Said ≠ heard", (prompt) => prompt.tags.includes("disagreement")],
-  ["stages", "With stages between", (prompt) => prompt.tags.includes("stages")],
+  ["malformed", "Malformed or truncated", (prompt) => prompt.tags.includes("malformed")],
+  ["disagreement", "Transcript differs", (prompt) => prompt.tags.includes("disagreement")],
+  ["stages", "With intermediate replies", (prompt) => prompt.tags.includes("stages")],
 ];
-const CHANNELS = { text: "text", speech: "speech", boundary: "boundary", end: "end of reply", foreign: "outside every channel" };
+const CHANNELS = { text: "text", speech: "speech", boundary: "boundary", end: "end of reply", foreign: "unknown channel" };
 const room = { data: null, filter: "all", chosen: null, scale: [1, 5] };
 
 function showRoom({ room: data, run }) {
@@ -17,10 +17,10 @@ function showRoom({ room: data, run }) {
   room.scale = run.scale;
   byId("room-lacks").replaceChildren(...data.lacks.map((lack) => el("li", {}, lack)));
   const held = data.prompts.filter((prompt) => prompt.set).length, trained = data.prompts.length - held;
-  const parts = [held ? `${held} of the ${count(data.evaluated, "held-out question")}` : "", trained ? `${trained} of training` : ""].filter(Boolean);
+  const parts = [held ? `${held} of the ${count(data.evaluated, "held-out prompt")}` : "", trained ? `${trained} from training` : ""].filter(Boolean);
   byId("room-note").textContent = data.prompts.length
-    ? `${parts.join(" and ")}: those asked at every stage, a sample drawn blindly, and where something changed most or went wrong.`
-    : "There is no reply on record yet.";
+    ? `${parts.join(" and ")}: the prompts sampled at every stage, a random sample, and the largest changes and malformed replies.`
+    : "No replies are recorded yet.";
   byId("filters").hidden = byId("room-keys").hidden = !data.prompts.length;
   showList();
 }
@@ -50,8 +50,8 @@ function showList() {
       el("span", { class: "what" }, nameOf(prompt)), el("span", { class: `change ${sign}` }, moved),
       el("span", { class: "set" }, prompt.set ? prompt.set.replaceAll("_", " ") : "training"));
   }));
-  const deaf = room.filter === "disagreement" && !room.data.prompts.some((prompt) => prompt.takes.some((take) => take.heard !== null));
-  if (!prompts.length) byId("questions").append(el("p", { class: "absent" }, deaf ? "No rater of this run writes down what it hears." : "None."));
+  const noTranscripts = room.filter === "disagreement" && !room.data.prompts.some((prompt) => prompt.takes.some((take) => take.heard !== null));
+  if (!prompts.length) byId("questions").append(el("p", { class: "absent" }, noTranscripts ? "No reward function of this run records a transcript." : "None."));
   if (focused) byId("questions").querySelector("[aria-selected=true]")?.focus({ preventScroll: true });
   showQuestion();
 }
@@ -79,24 +79,24 @@ function showQuestion() {
   const prompt = room.data.prompts.find((one) => one.key === room.chosen), host = byId("question");
   host.hidden = !prompt;
   if (!prompt) return;
-  const quiet = prompt.quiet ? "its sound did not fit on this page" : null;
+  const quiet = prompt.quiet ? "the audio did not fit on this page" : null;
   const facts = Object.entries(prompt.facts);
   host.replaceChildren(
     el("h3", {}, nameOf(prompt)),
-    el("p", { class: "of" }, prompt.set ? `Held-out question (${prompt.set})` : "Question of training", " · ", prompt.id,
+    el("p", { class: "of" }, prompt.set ? `Held-out prompt (${prompt.set})` : "Training prompt", " · ", prompt.id,
       prompt.change === null ? null : ` · total ${signed(prompt.change)}`),
     facts.length ? el("dl", { class: "known" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))) : null,
-    el("div", { class: "take asker", "data-play": "q" }, el("h4", {}, "The question"), player(prompt.question.sound, "the question", quiet ?? prompt.question.silence)),
+    el("div", { class: "take asker", "data-play": "q" }, el("h4", {}, "Prompt"), player(prompt.question.sound, "the prompt", quiet ?? prompt.question.silence)),
     prompt.demonstration
       ? takeOf(prompt.demonstration, "d", quiet)
-      : el("div", { class: "take none" }, el("h4", {}, "Demonstration"), el("p", { class: "silent" }, "There is none of this question.")),
+      : el("div", { class: "take none" }, el("h4", {}, "Demonstration"), el("p", { class: "silent" }, "This prompt has no demonstration.")),
     ...prompt.takes.map((take, place) => takeOf(take, String(place + 1), quiet)),
     prompt.takes.length ? legend() : null,
   );
   toScale(host);
 }
 
-/** Within a question a longer reply is longer to the eye, in time and in tokens. */
+/** Scale waveforms and token strips of a prompt to the longest reply. */
 function toScale(host) {
   for (const [part, size] of [[".wave", "seconds"], [".strip", "tokens"]]) {
     const nodes = [...host.querySelectorAll(part)], longest = Math.max(...nodes.map((node) => Number(node.dataset[size])));
@@ -105,28 +105,28 @@ function toScale(host) {
 }
 
 function takeOf(take, key, quiet) {
-  const rated = take.stage !== "demonstration";
-  const mark = take.unfinished ? ["cut off", take.defect ?? "the reply has no end of its own"] : take.defect ? ["malformed", take.defect] : null;
+  const scored = take.stage !== "demonstration";
+  const mark = take.unfinished ? ["truncated", take.defect ?? "the reply reached the length limit"] : take.defect ? ["malformed", take.defect] : null;
   return el("div", { class: `take ${take.stage}`, "data-play": key },
-    el("h4", {}, take.label, rated ? el("small", {}, [take.place, `weights ${take.version}`].filter(Boolean).join(", ")) : null),
+    el("h4", {}, take.label, scored ? el("small", {}, [take.place, `weights ${take.version}`].filter(Boolean).join(", ")) : null),
     player(take.sound, take.label, quiet ?? take.silence),
     el("div", { class: "words" },
       el("p", { class: "said" }, take.text || "(no words)"),
-      take.differs ? el("p", { class: "heard" }, el("span", {}, "heard "), take.heard || "(nothing)") : null,
+      take.differs ? el("p", { class: "heard" }, el("span", {}, "transcript "), take.heard || "(nothing)") : null,
       mark ? el("p", { class: "mark" }, el("strong", {}, mark[0]), ` ${mark[1]}`) : null,
       stripOf(take.strip),
-      rated ? scoresOf(take) : null,
-      ...(rated ? Object.entries(take.reasons).map(([rater, reason]) => el("blockquote", {}, el("cite", {}, rater), ` ${reason}`)) : []),
-      rated ? detailsOf(take) : null));
+      scored ? scoresOf(take) : null,
+      ...(scored ? Object.entries(take.reasons).map(([rater, reason]) => el("blockquote", {}, el("cite", {}, rater), ` ${reason}`)) : []),
+      scored ? detailsOf(take) : null));
 }
 
-/** The tokens in order, coloured by channel, a cell each. */
+/** Draw the tokens in order, one cell each, coloured by channel. */
 function stripOf(runs) {
   const sums = {};
   for (const [kind, tokens] of runs) sums[kind] = (sums[kind] ?? 0) + tokens;
-  const told = Object.entries(sums).map(([kind, tokens]) => `${tokens} ${CHANNELS[kind]}`).join(", ");
+  const summary = Object.entries(sums).map(([kind, tokens]) => `${tokens} ${CHANNELS[kind]}`).join(", ");
   const all = Object.values(sums).reduce((one, other) => one + other, 0);
-  return el("div", { class: "strip", role: "img", "data-tokens": all, "aria-label": `Tokens: ${told || "none"}` }, ...runs.map(([kind, tokens, words]) => {
+  return el("div", { class: "strip", role: "img", "data-tokens": all, "aria-label": `Tokens: ${summary || "none"}` }, ...runs.map(([kind, tokens, words]) => {
     const part = el("span", { class: kind, title: `${count(tokens, "token")}, ${CHANNELS[kind]}${words ? `: ${words}` : ""}` });
     part.style.flexGrow = tokens;
     part.style.backgroundSize = `${100 / tokens}% 100%`;
@@ -137,7 +137,7 @@ function stripOf(runs) {
 function scoresOf(take) {
   const [low, high] = room.scale, scores = Object.entries(take.scores);
   if (take.total !== null) scores.unshift(["total", take.total]);
-  return el("dl", { class: "rated" },
+  return el("dl", { class: "scored" },
     ...scores.map(([name, value]) => {
       const bar = el("i", { "aria-hidden": "true" });
       bar.style.setProperty("--share", `${Math.max(0, Math.min(1, (value - low) / (high - low))) * 100}%`);
@@ -148,7 +148,7 @@ function scoresOf(take) {
 
 function detailsOf(take) {
   const rows = Object.entries(take.details);
-  if (take.heard !== null && !take.differs) rows.unshift(["heard", take.heard]);
+  if (take.heard !== null && !take.differs) rows.unshift(["transcript", take.heard]);
   rows.push(["sampled by", take.worker]);
   if (take.use) rows.push(["served as", take.use]);
   return el("p", { class: "details" }, rows.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(" · "));

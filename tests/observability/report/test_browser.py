@@ -237,7 +237,7 @@ def test_a_served_page_follows_the_run(root, tmp_path, opened):
         thread.start()
         try:
             seen = opened(server.address)
-            expect(seen.locator("#charts")).to_contain_text("nothing to draw")
+            expect(seen.locator("#charts")).to_contain_text("No iteration has finished")
             records.add_iteration(iteration(1))
             records.add_iteration(iteration(2))
             expect(seen.locator("#facts")).to_contain_text("0.220", timeout=15_000)

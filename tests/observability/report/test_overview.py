@@ -16,7 +16,7 @@ EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
 
 
 @pytest.mark.parametrize(
-    ("summary", "more", "worked_on", "done", "word"),
+    ("summary", "more", "active", "done", "word"),
     [
         ({}, [{"kind": "finished"}], True, 9, "finished"),
         ({}, [{"kind": "stop_requested"}], False, 4, "stopped"),
@@ -26,18 +26,18 @@ EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
         (None, [{"kind": "actor_died", "member": "rollout-0", "reason": "died"}], False, 4, "interrupted"),
     ],
 )
-def test_how_a_run_stands(summary, more, worked_on, done, word):
-    found = overview.state(summary, EVENTS + more, worked_on=worked_on, done=done, planned=9)
+def test_how_a_run_stands(summary, more, active, done, word):
+    found = overview.state(summary, EVENTS + more, active=active, done=done, planned=9)
     assert found["word"] == word
 
 
 def test_a_run_that_nobody_began():
-    assert overview.state(None, [], worked_on=False, done=0, planned=9)["word"] == "not started"
+    assert overview.state(None, [], active=False, done=0, planned=9)["word"] == "not started"
 
 
 def test_a_failure_is_told():
     events = [*EVENTS, {"kind": "failed", "error": "no space", "trace": "a long story"}]
-    assert overview.state(None, events, worked_on=False, done=1, planned=9)["sentence"] == "error no space"
+    assert overview.state(None, events, active=False, done=1, planned=9)["sentence"] == "error no space"
 
 
 def test_the_head_of_a_run(tmp_path):
@@ -98,11 +98,11 @@ def test_events_are_told_newest_first_and_by_kind():
         {"time": "4", "kind": "actor_died"},
         {"time": "5", "kind": "invented", "iteration": 7, "note": "x" * 1000},
     ]
-    found = overview.happenings(events)
+    found = overview.event_rows(events)
     assert [row["group"] for row in found["rows"]] == ["other", "fault", "scale", "fault", "other"]
-    assert found["rows"][3]["words"] == "rollout-1 died; its work goes to another"
-    assert found["rows"][2]["words"] == "rollout: 1 → 2 members"
+    assert found["rows"][3]["words"] == "rollout-1 died; its tasks were requeued"
+    assert found["rows"][2]["words"] == "rollout: resized from 1 to 2 actors"
     assert found["rows"][0]["iteration"] == 7
-    assert len(found["rows"][0]["words"]) == overview.LONGEST
-    many = overview.happenings([{"time": str(n), "kind": "actor_ready", "member": "m"} for n in range(600)])
-    assert (many["all"], len(many["rows"]), many["rows"][0]["time"]) == (600, overview.MOST_EVENTS, "599")
+    assert len(found["rows"][0]["words"]) == overview.MAX_MESSAGE_LENGTH
+    many = overview.event_rows([{"time": str(n), "kind": "actor_ready", "member": "m"} for n in range(600)])
+    assert (many["all"], len(many["rows"]), many["rows"][0]["time"]) == (600, overview.MAX_EVENTS, "599")

@@ -145,7 +145,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(root, playground, tmp_path):
     assert young["series"]["lines"] == {}
     assert young["held_out"] == young["room"]["prompts"] == []
     assert young["run"]["lambda"] is None
-    claim = RunLock.take(records.directory)
+    claim = RunLock.acquire(records.directory)
     evaluate(records, playground, "before", playground.held_out[:4], 0)
     train(records, playground, 2)
     now = report(records.directory).data
@@ -216,7 +216,7 @@ def test_a_codec_that_fails_leaves_its_reason(playground):
 
     ids = playground.demonstrations[0].reply_ids
     found = ReportAudio(Broken(), playground.vocabulary, None).sound(ids, None, LOSSLESS)
-    assert found["lack"] == "the codec does not decode it: no table"
+    assert found["lack"] == "the codec cannot decode it: no table"
     assert ReportAudio(None, None, "gone").sound(ids, None, LOSSLESS) is None
 
 

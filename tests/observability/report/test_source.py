@@ -15,7 +15,7 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
         states.append(source.state_of_files())
 
     seen()
-    claim = RunLock.take(records.directory)
+    claim = RunLock.acquire(records.directory)
     seen()
     records.add_event("actor_died", member="rollout-0", reason="died")
     seen()
@@ -33,17 +33,17 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
 
 
 def test_looking_at_a_run_takes_nothing_from_it(tmp_path):
-    assert not RunLock.held(tmp_path)
-    claim = RunLock.take(tmp_path)
-    assert RunLock.held(tmp_path)
+    assert not RunLock.is_held(tmp_path)
+    claim = RunLock.acquire(tmp_path)
+    assert RunLock.is_held(tmp_path)
     claim.release()
-    assert not RunLock.held(tmp_path)
-    RunLock.take(tmp_path, seconds=0).release()
+    assert not RunLock.is_held(tmp_path)
+    RunLock.acquire(tmp_path, timeout_s=0).release()
 
 
 def test_a_run_that_goes_on_with_other_settings_is_read_with_those(root, tmp_path):
     records = begin(root, tmp_path / "runs" / "young")
     source = ReportSource.open(records.directory)
-    assert source.renewed() is source
+    assert source.reload() is source
     records.write_config(config(root, records.directory, num_recordings=1).yaml())
-    assert source.renewed().config.validation.num_recordings == 1
+    assert source.reload().config.validation.num_recordings == 1
