@@ -1,1 +1,1 @@
-"""Published suites of spoken questions: their readers, their scoring, and a model that is asked them."""
+"""Spoken-question benchmarks: suite readers, generation and grading."""

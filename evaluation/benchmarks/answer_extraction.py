@@ -1,9 +1,6 @@
-"""What a reply in words is worth, where a program can tell. Pure.
+"""Rule-based extraction and scoring of choices, answers and refusals in reply text. Pure functions.
 
-What a reply in words comes to: the choice that it names, the answer that it gives, a refusal. Pure.
-
-Each is a rule of our own for what a published evaluator looks up in a list of phrases; docs/evaluation.md says where
-the two differ.
+The rules replace the phrase lists of published evaluators. docs/evaluation.md lists the differences.
 """
 
 import re
@@ -54,13 +51,13 @@ _AFTER_A = r"(?=\s*(?:$|[^\w\s'’]|because\b|since\b|as\b|which\b|for\b|and\b|w
 
 
 def _letter(choices: Sequence[str]) -> str:
-    """A letter that stands alone. "a" is a word as well: it counts where no word that it could belong to follows."""
+    """Return a pattern for a stand-alone choice letter. "A" before a word that it may modify is an article."""
     others = "".join(choice for choice in choices if choice != "A")
     return rf"(?<![A-Za-z0-9_'’])(?:([{others}])(?![A-Za-z0-9_'’])|(A){_AFTER_A})"
 
 
 def extract_choice(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that a reply names: one of capital letters, or yes or no; None when it names none, or several."""
+    """Return the choice named in a reply: a capital letter, or yes or no. None if it names none or several."""
     if set(choices) <= {"yes", "no"}:
         return _yes_or_no(text)
     letter = _letter(choices)
@@ -72,7 +69,7 @@ def extract_choice(text: str, choices: Sequence[str]) -> str | None:
 
     if alone := found(rf"^\W*(?:the\s+)?(?:option|choice|answer|letter)?\W*{letter}\W*$"):
         return alone[0]
-    # What it comes to in the end counts, as after "at first I thought the answer is A".
+    # The last statement counts, e.g. after "at first I thought the answer is A".
     if stated := found(rf"(?:{_STATES}|{_PICKS}){_FILLER}{_OPENING}{letter}"):
         return stated[-1]
     if leading := found(rf"^\W*{letter}\s*[).:,\]*-]"):
@@ -88,7 +85,7 @@ def _yes_or_no(text: str) -> str | None:
     for edge in (r"^(yes|no)\b", r"\b(yes|no)$"):
         if match := re.search(edge, said):
             return match[1]
-    # Of sports: a sentence is plausible or not.
+    # Sports understanding: the reply calls a sentence plausible or not.
     if re.search(r"\b(?:implausible|unlikely|impossible)\b|\bnot (?:\w+ ){0,2}(?:plausible|possible|likely)\b", said):
         return "no"
     if re.search(r"\bplausible\b", said):
@@ -101,7 +98,7 @@ def _yes_or_no(text: str) -> str | None:
 
 
 def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles, numbers up to 99 in digits."""
+    """Return lower-case words without punctuation and articles, with numbers up to 99 as digits."""
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower()).replace("'", "").replace("’", "")
     out: list[str] = []
     tens = False
@@ -120,7 +117,7 @@ def normalise(text: str) -> list[str]:
 
 
 def extract_answer(text: str, references: Sequence[str]) -> str | None:
-    """The first reference whose words stand in the reply one behind another; None when there is none."""
+    """Return the first reference whose words occur consecutively in the reply, or None."""
     said = normalise(text)
     for reference in references:
         wanted = normalise(reference)
@@ -128,7 +125,7 @@ def extract_answer(text: str, references: Sequence[str]) -> str | None:
             continue
         if any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1)):
             return reference
-        if _ASIAN.search(reference) and "".join(wanted) in "".join(said):  # no blanks between words
+        if _ASIAN.search(reference) and "".join(wanted) in "".join(said):  # no spaces between words
             return reference
     return None
 
@@ -155,7 +152,7 @@ _REFUSALS = re.compile(
 
 
 def is_refusal(text: str) -> str | None:
-    """The words by which a reply refuses, "" for a reply without any words; None when it does not refuse."""
+    """Return the refusing phrase, "" for an empty reply, or None if the reply does not refuse."""
     if not text.strip():
         return ""
     found = _REFUSALS.search(text.replace("’", "'"))
@@ -163,23 +160,23 @@ def is_refusal(text: str) -> str | None:
 
 
 PARTS = ("strict_prompt", "loose_prompt", "strict_followed", "loose_followed", "instructions")
-"""Of instructions: whether all are followed, how many are, and how many there are."""
+"""Parts of an instruction verdict: all followed (0 or 1), number followed, number of instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerVerdict:
-    """What became of one reply in one channel."""
+    """Score of one reply in one channel."""
 
     score: Score
-    """0 or 1 where the task has a share of right replies, else on the judge's scale."""
+    """0 or 1 for kinds in `SHARES`, otherwise on the judge's scale."""
     reason: str = ""
-    """In words, for people."""
+    """Human-readable explanation."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Of instructions: `PARTS`."""
+    """`PARTS`, for INSTRUCTIONS only."""
 
 
 def score_by_program(item: BenchmarkItem, text: str) -> AnswerVerdict:
-    """Of every kind of `SHARES`, without a judge."""
+    """Score an item of a kind in `SHARES` without a judge."""
     if item.kind is TaskKind.INSTRUCTIONS:
         return _instructions(item, text)
     if item.kind is TaskKind.REFUSAL:
@@ -196,10 +193,10 @@ def score_by_program(item: BenchmarkItem, text: str) -> AnswerVerdict:
 
 
 def unusable(item: BenchmarkItem, missing: MissingScore) -> AnswerVerdict:
-    """Of a reply that is there and cannot be scored like a finished one (method §7, rule 5), or is not there at all.
+    """Return the verdict for a missing reply or one that cannot be scored as complete (method §7, rule 5).
 
-    Through the reply's own fault it is not right, and counts as 0 in a share; it has no place in a mean of judges'
-    scores. Where something else failed nothing is known, and it is missing everywhere.
+    If the reply is at fault, it scores 0 in kinds of `SHARES` and is missing from means of judge scores. If a rater
+    is at fault, the score is missing everywhere.
     """
     if missing.fault == "rater" or item.kind not in SHARES:
         return AnswerVerdict(score=missing, reason=missing.reason)

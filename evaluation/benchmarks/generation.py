@@ -1,6 +1,6 @@
-"""Replies that were sampled elsewhere: a JSON object a line, {"task", "id", "text", "audio"}.
+"""Generate replies to benchmark items with the rollout and reward pools, or read replies from a file.
 
-A model answers a suite's questions: from their sound to prompts, replies and their sound, in the pools of a run.
+A replies file is JSON Lines with objects {"task", "id", "text", "audio"}.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from speech.types import Prompt, Reply, Turn
 from speech.vocabulary import Vocabulary
 
 AT_ONCE = 128
-"""Questions of a batch: while one is rated, the next is drawn."""
+"""Batch size in questions. The next batch is generated while one is rated."""
 
 
 TOO_LONG = MissingScore("question too long for the model", fault="rater")
@@ -39,21 +39,24 @@ Tell = Callable[..., None]
 
 
 def prompt_ids(chosen: Family, vocabulary: Vocabulary, codes: np.ndarray) -> np.ndarray:
-    """int32 [P]: a spoken question, codes int64 [S], up to where the reply begins."""
+    """Return the prompt, int32 [P], of a spoken question with codes int64 [S], up to the start of the reply."""
     return chosen.prompt([Turn(role="user", codes=codes)], vocabulary)
 
 
 def draw_seed(seed: int, item: BenchmarkItem) -> int:
-    """Of a reply: of the configuration's seed and the item alone, whatever else is asked beside it."""
+    """Return the sampling seed of a reply. It depends only on the configured seed and the item."""
     return int.from_bytes(hashlib.sha256(f"{seed} {item.name}".encode()).digest()[:4]) >> 1
 
 
 class BenchmarkModel:
-    """The model of a configuration, and its raters. `close` in the end. Needs Ray."""
+    """Model and raters of a configuration. Requires Ray. Call `close` when done."""
 
     def __init__(self, config: Config, temperature: float | None, tell: Tell) -> None:
-        """temperature: of sampling, 0 for the likeliest tokens; None: the configuration's. Raises InputError for what
-        cannot be built."""
+        """Check and load the model's parts. Raises InputError if a part cannot be built.
+
+        Args:
+            temperature: Sampling temperature. 0: greedy. None: the configured value.
+        """
         self._config, self._tell = config, tell
         self._family = family(config.model.family)
         self._vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), self._family.tokens)
@@ -66,13 +69,13 @@ class BenchmarkModel:
             max_tokens=config.rollout.max_new_tokens,
         )
         self.versions: dict[str, str] = {}
-        """Of the raters and the codec, once there are replies."""
+        """Versions of the raters and the codec. Set when the pools start."""
         self._company: list[ActorPool] = []
         self._pools: tuple[RolloutPool, RewardPool] | None = None
         self._found: dict[int, Reply] = {}
 
     def ask(self, items: Iterable[BenchmarkItem]) -> Iterator[list[AnsweredItem]]:
-        """One reply to each item, in their order, a batch at a time. The recordings are let go of."""
+        """Yield batches with one reply per item, in item order. Drops the recordings."""
         waiting = iter(items)
         ahead = self._order(list(islice(waiting, AT_ONCE)))
         while ahead:
@@ -80,7 +83,7 @@ class BenchmarkModel:
             yield self._answers(batch)
 
     def rate(self, spoken: Sequence[SpokenReply], raters: Sequence[str]) -> list[Scorecard]:
-        """See `assessing.Rate`."""
+        """Score replies. See `grading.Rate`."""
         return self._open(spoken[0].prompt)[1].rate(list(spoken), list(raters))
 
     def close(self) -> None:
@@ -88,7 +91,7 @@ class BenchmarkModel:
             pool.stop()
 
     def _order(self, items: Sequence[BenchmarkItem]) -> list[tuple[BenchmarkItem, Prompt | None, int]]:
-        """Items with their prompts and the numbers of their orders; None and 0 where the prompt is too long."""
+        """Submit items. Return each with its prompt and order number, or None and 0 if the prompt is too long."""
         ordered: list[tuple[BenchmarkItem, Prompt | None, int]] = []
         for item in items:
             prompt = self._prompt(item)
@@ -100,15 +103,15 @@ class BenchmarkModel:
         return ordered
 
     def _prompt(self, item: BenchmarkItem) -> Prompt | None:
-        assert item.sound is not None  # readers are asked for them
+        assert item.sound is not None  # callers read items with audio
         waveform = item.sound.load()
         if not len(waveform.samples):
-            raise InputError(f"{item.place}: the question's sound is empty")
+            raise InputError(f"{item.place}: the question's audio is empty")
         ids = prompt_ids(self._family, self._vocabulary, self._codec.encode(waveform))
         return as_prompt(item, ids) if len(ids) <= longest_prompt(self._config) else None
 
     def _open(self, first: Prompt) -> tuple[RolloutPool, RewardPool]:
-        """The pools, started when the first question is there to warm them."""
+        """Return the pools. The first call starts them and warms them up with `first`."""
         if self._pools is None:
             config, chosen = self._config, self._family
             rollout = build.rollout_pool(config, chosen, self._tell, self._company, fixed=True)
@@ -144,26 +147,26 @@ class BenchmarkModel:
 
 
 REPLIES_AT_ONCE = 128
-"""Replies whose sound is in memory at once."""
+"""Maximum replies with audio in memory."""
 
 
 def read_replies(path: Path, items: Iterable[BenchmarkItem], tasks: Iterable[str]) -> Iterator[list[AnsweredItem]]:
-    """Every item with its reply, in the order of the items, a few at a time.
+    """Yield batches of items with their replies, in item order.
 
-    tasks: those that were chosen; replies to others are passed over. Raises InputError naming file and line for what is
-    no reply, for two to one item, and for one to an item that there is not.
+    tasks: selected tasks; replies of other tasks are ignored. Raises InputError with file and line for invalid replies,
+    duplicate replies, and replies to unknown items.
     """
     found, every = _lines(path), list(items)
     known, chosen = {item.name for item in every}, set(tasks)
     for name, (place, row) in found.items():
         if name not in known and row["task"] in chosen:
-            raise InputError(f"{place} answers {name!r}, which is no item of the suite's task")
+            raise InputError(f"{place} answers {name!r}, which is not an item of the suite's task")
     for start in range(0, len(every), REPLIES_AT_ONCE):
         yield [_answered(item, found, path.parent) for item in every[start : start + REPLIES_AT_ONCE]]
 
 
 def _lines(path: Path) -> dict[str, tuple[str, dict]]:
-    """(place, row) by "task/id"."""
+    """Return (place, row) by "task/id"."""
     if not check_exists(path):
         raise InputError(f"--replies: {path} does not exist")
     found: dict[str, tuple[str, dict]] = {}
@@ -178,7 +181,7 @@ def _lines(path: Path) -> dict[str, tuple[str, dict]]:
             if not isinstance(row.get(name), str):
                 raise InputError(f"{place}: field {name!r} must be text, got {row.get(name)!r}")
         if not isinstance(row.get("audio"), str | None):
-            raise InputError(f"{place}: field 'audio' must name a file, got {row['audio']!r}")
+            raise InputError(f"{place}: field 'audio' must be a file name, got {row['audio']!r}")
         key = f"{row['task']}/{row['id']}"
         if key in found:
             raise InputError(f"{place} answers {key!r}, as does {found[key][0]}")

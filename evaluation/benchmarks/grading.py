@@ -1,7 +1,7 @@
-"""Replies to a suite's questions, scored by what they say and by what is heard of them.
+"""Grade benchmark replies in two channels, by program or by judge.
 
-Two channels, side by side. **Text** is the words of the text channel alone, without any sound. **Speech** is the sound:
-what a recogniser hears of it takes the place of the text, for a program as for a judge, who gets the sound as well.
+The **text** channel scores the words of the text stream alone, without audio. The **speech** channel scores the
+audio: an ASR transcript replaces the text, for programs and judges. A judge also gets the audio.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from speech.audio import Waveform
 from speech.types import Finish, Prompt, Reply
 
 Rate = Callable[[Sequence[SpokenReply], Sequence[str]], list[Scorecard]]
-"""A card for each reply, from the raters of these names alone."""
+"""Return one scorecard per reply, from the named raters only."""
 NO_REPLY = MissingScore("no reply", fault="rater")
 NO_JUDGE = MissingScore("no judge", fault="rater")
 NO_RECOGNISER = MissingScore("no recogniser", fault="rater")
@@ -27,23 +27,23 @@ CHANNELS = ("text", "speech")
 
 @dataclass(frozen=True, kw_only=True)
 class Graders:
-    """Who says what a program cannot. Each by the name of a rater; empty: nobody."""
+    """Raters for scores that a program cannot give. Each is a rater name; empty: none."""
 
     rate: Rate
     judge: str = ""
-    """Of JUDGED and STYLE."""
+    """Rater for JUDGED and STYLE."""
     answers: str = ""
-    """Whether an answer is right: it is when the score is above the middle of the scale. Nobody: a program looks for
-    the references."""
+    """Rater for ANSWER: a score above the middle of the scale counts as correct. Empty: a program searches for the
+    references."""
     hears: str = ""
-    """Notes what it hears, under `reward.server.HEARD`."""
+    """ASR rater that puts its transcript in the details, under `reward.server.HEARD`."""
     lowest: float = 1.0
     highest: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnsweredItem:
-    """A question with its reply, or with the reason why there is none."""
+    """Item with its reply, or with the reason for a missing reply."""
 
     item: BenchmarkItem
     spoken: SpokenReply | None
@@ -52,23 +52,23 @@ class AnsweredItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GradedItem:
-    """What came of one question."""
+    """Item with its transcript and verdicts."""
 
     item: BenchmarkItem
     text: str | None
-    """The words of the reply; None without one."""
+    """Reply text. None without a reply."""
     heard: str | None
-    """None where nobody listened, or there was nothing to listen to."""
+    """ASR transcript. None without a recogniser or a usable reply."""
     finish: str
     defect: str | None
     seconds: float
-    """Of sound."""
+    """Audio duration in seconds."""
     verdicts: dict[str, AnswerVerdict] = field(default_factory=dict)
-    """By channel; a channel that says nothing about the kind of question has no entry."""
+    """Verdicts by channel. A channel that does not apply to the item's kind has no entry."""
 
 
 def spoken_elsewhere(item: BenchmarkItem, text: str, waveform: Waveform | None) -> SpokenReply:
-    """A whole reply that was not sampled here."""
+    """Return a complete reply that was generated outside Duet."""
     nothing = np.zeros(0, dtype=np.int32)
     reply = Reply(
         prompt_id=item.name,
@@ -84,16 +84,16 @@ def spoken_elsewhere(item: BenchmarkItem, text: str, waveform: Waveform | None) 
 
 
 def as_prompt(item: BenchmarkItem, token_ids: np.ndarray) -> Prompt:
-    """The question as raters know it. token_ids: int32 [P]."""
+    """Return the prompt passed to raters. token_ids: int32 [P]."""
     return Prompt(id=item.name, token_ids=token_ids, text=item.text, facts=item.facts())
 
 
 def grade(answered: Sequence[AnsweredItem], panel: Graders) -> list[GradedItem]:
-    """In the order given."""
+    """Grade replies in both channels. Return results in input order."""
     hearing = _hear(answered, panel)
     verdicts: list[dict[str, AnswerVerdict]] = [{} for _ in answered]
     judged: dict[str, list[tuple[int, str, SpokenReply]]] = {}
-    """By rater: place, channel and what it is asked about."""
+    """Position, channel and reply to score, by rater."""
     for place, (one, heard) in enumerate(zip(answered, hearing, strict=True)):
         for channel in CHANNELS if one.item.kind is not TaskKind.STYLE else CHANNELS[1:]:
             found = _without_a_judge(one, channel, heard, panel)
@@ -120,7 +120,7 @@ def grade(answered: Sequence[AnsweredItem], panel: Graders) -> list[GradedItem]:
 
 
 def _hear(answered: Sequence[AnsweredItem], panel: Graders) -> list[str | MissingScore]:
-    """What is heard of each reply, "" of one without sound, or why nothing is known of it."""
+    """Return the transcript of each reply, "" for one without audio, or the reason for a missing transcript."""
     heard: list[str | MissingScore] = [one.missing for one in answered]
     listened: list[tuple[int, SpokenReply]] = []
     for place, one in enumerate(answered):
@@ -155,7 +155,7 @@ def _rater(item: BenchmarkItem, panel: Graders) -> str:
 def _without_a_judge(
     one: AnsweredItem, channel: str, heard: str | MissingScore, panel: Graders
 ) -> AnswerVerdict | SpokenReply:
-    """The verdict, or what its rater is to be asked about."""
+    """Return a verdict if no judge is needed, otherwise the reply to send to the rater."""
     item, spoken = one.item, one.spoken
     if spoken is None:
         return unusable(item, one.missing)
@@ -164,7 +164,7 @@ def _without_a_judge(
     by_judge = item.kind in (TaskKind.JUDGED, TaskKind.STYLE) or (item.kind is TaskKind.ANSWER and panel.answers)
     if by_judge and not _rater(item, panel):
         return unusable(item, NO_JUDGE)
-    if item.kind is TaskKind.STYLE:  # it is the sound that is judged, beside what it was to say
+    if item.kind is TaskKind.STYLE:  # the judge scores the audio and also gets the text
         return unusable(item, NO_SOUND) if spoken.waveform is None else spoken
     if channel == "text":
         return replace(spoken, waveform=None) if by_judge else score_by_program(item, spoken.text)

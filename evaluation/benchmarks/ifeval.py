@@ -1,7 +1,7 @@
-"""Instructions whose following a program can see, by the ids and arguments of IFEval.
+"""Programmatic instruction checks, by the ids and arguments of IFEval.
 
-Zhou et al., "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911). What each id means was
-read in the released checker; sentences, capital words and languages are told apart here without its libraries.
+Zhou et al., "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911). The meaning of each id
+follows the released checker. Sentences, capital words and languages are detected without its libraries.
 """
 
 import json
@@ -19,8 +19,8 @@ SCRIPTS = {
     "ko": "\uac00-\ud7af", "pa": "\u0a00-\u0a7f", "ru": "\u0400-\u04ff", "ta": "\u0b80-\u0bff", "te": "\u0c00-\u0c7f",
     "th": "\u0e00-\u0e7f", "ja": "\u3040-\u30ff\u4e00-\u9fff", "zh": "\u4e00-\u9fff", "en": "A-Za-z",
 }  # fmt: skip
-"""Letters of languages that a script tells from English. Languages of one script are not told apart, nor is English
-from others in Latin letters: no statistics of letters, which a short reply would not bear."""
+"""Letters of languages whose script differs from English. Languages that share a script are not distinguished: replies
+are too short for letter statistics. English is thus any Latin-script language."""
 ABBREVIATIONS = re.compile(r"\b(?:mr|mrs|ms|dr|prof|st|jr|sr|inc|ltd|co|vs|etc|e\.g|i\.e|a\.m|p\.m|u\.s)\.", re.I)
 
 
@@ -34,13 +34,13 @@ class Instruction:
 @dataclass(frozen=True)
 class InstructionCheck:
     needs: Mapping[str, type]
-    """Arguments, with the type of each."""
+    """Type of each argument."""
     follows: Callable[..., bool]
-    """Of the text and the arguments."""
+    """Predicate on the text and the arguments."""
 
 
 def instruction_problem(instruction: Instruction) -> str | None:
-    """Why the arguments will not do; None when they will, or nothing is known of the id."""
+    """Return the error in the arguments, or None if they are valid or the id is unknown."""
     check = CHECKS.get(instruction.id)
     if check is None:
         return None
@@ -49,30 +49,30 @@ def instruction_problem(instruction: Instruction) -> str | None:
         if value is None:
             return f"instruction {instruction.id} needs {name!r}"
         if not isinstance(value, kind) or isinstance(value, bool):
-            return f"{name!r} of instruction {instruction.id} is {value!r}, which is no {kind.__name__}"
+            return f"{name!r} of instruction {instruction.id} is {value!r}; expected {kind.__name__}"
         if name.endswith("relation") and value not in RELATIONS:
             return f"{name!r} of instruction {instruction.id} is {value!r}; allowed: {', '.join(RELATIONS)}"
         if isinstance(value, list) and not all(isinstance(word, str) and word for word in value):
-            return f"{name!r} of instruction {instruction.id} holds what is no word"
+            return f"{name!r} of instruction {instruction.id} must contain only non-empty strings"
     return None
 
 
 def checkable(instruction: Instruction) -> bool:
-    """Whether a program can see here that it is followed."""
+    """Return whether a check exists for this instruction."""
     if instruction.id == "language:response_language":
         return instruction.arguments.get("language") in SCRIPTS
     return instruction.id in CHECKS
 
 
 def follows(instruction: Instruction, text: str) -> bool:
-    """An empty text follows nothing."""
+    """Return whether the text follows the instruction. An empty text never does."""
     check = CHECKS[instruction.id]
     arguments = {name: instruction.arguments[name] for name in check.needs}
     return bool(text.strip()) and check.follows(text, **arguments)
 
 
 def follows_loosely(instruction: Instruction, text: str) -> bool:
-    """By the text, or by it without its first line, its last, both, or the asterisks of markdown in any of these."""
+    """Like `follows`, but also accept the text without its first line, last line, both, or Markdown asterisks."""
     lines = text.split("\n")
     cuts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return any(follows(instruction, way) for cut in cuts for way in (cut, cut.replace("*", "")))
@@ -87,8 +87,10 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Ended by . ! or ? before a blank or the end, not after a usual abbreviation or a single letter; line breaks
-    between paragraphs end one as well."""
+    """Split text into sentences: at . ! or ? before whitespace or the end, and at paragraph breaks.
+
+    Common abbreviations and single capital letters do not end a sentence.
+    """
     guarded = ABBREVIATIONS.sub(lambda found: found[0].replace(".", "\0"), text)
     guarded = re.sub(r"\b([A-Z])\.(?=\s+[A-Z])", "\\1\0", guarded)
     found = re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])|\n\s*\n", guarded)
@@ -98,7 +100,7 @@ def sentences(text: str) -> list[str]:
 def _in_script(text: str, language: str) -> bool:
     letters = [letter for letter in text if letter.isalpha()]
     own = [letter for letter in letters if re.match(f"[{SCRIPTS[language]}]", letter)]
-    if language in ("ja", "zh"):  # written with the same signs, but only one of them has kana
+    if language in ("ja", "zh"):  # both use Han characters; only Japanese has kana
         kana = re.search("[\u3040-\u30ff]", text) is not None
         if kana != (language == "ja"):
             return False
@@ -106,7 +108,7 @@ def _in_script(text: str, language: str) -> bool:
 
 
 def _paragraphs(text: str, num_paragraphs: int) -> bool:
-    """Divided by ***; nothing may stand before the first divider or behind the last, but not between two."""
+    """Count paragraphs separated by ***. The text before the first and after the last separator may be empty."""
     parts = re.split(r"\s?\*\*\*\s?", text)
     inner = parts[1:-1]
     return all(part.strip() for part in inner) and sum(bool(part.strip()) for part in parts) == num_paragraphs

@@ -1,4 +1,4 @@
-"""A question of a suite, whatever suite it comes from."""
+"""Benchmark items, in one form for every suite."""
 
 import io
 from collections import Counter
@@ -13,72 +13,72 @@ from speech.audio import Waveform
 
 
 class TaskKind(StrEnum):
-    """How a reply is scored."""
+    """Scoring method of a reply."""
 
     CHOICE = "choice"
-    """One of the choices is named, and it is the reference."""
+    """The reply names the choice that is the reference."""
     ANSWER = "answer"
-    """A reference is in the reply, or a judge says that it is."""
+    """The reply contains a reference, or a judge accepts it."""
     INSTRUCTIONS = "instructions"
-    """Every instruction is followed, as far as a program can see."""
+    """The reply follows every instruction, checked by program."""
     REFUSAL = "refusal"
-    """What is asked for is refused."""
+    """The reply refuses the request."""
     JUDGED = "judged"
-    """A judge's score of what is said."""
+    """A judge scores the content."""
     STYLE = "style"
-    """A judge's score of how it is said: of the sound alone."""
+    """A judge scores the delivery, from the audio alone."""
 
 
 SHARES = (TaskKind.CHOICE, TaskKind.ANSWER, TaskKind.INSTRUCTIONS, TaskKind.REFUSAL)
-"""Kinds whose score of a reply is 0 or 1."""
+"""Kinds that score a reply 0 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemAudio:
-    """A recording that is not decoded yet: a file, or the content of one."""
+    """Undecoded recording: a file path or the bytes of a file."""
 
     place: str
-    """File and row that name it, for errors."""
+    """File and row, for error messages."""
     path: Path | None = None
     content: bytes | None = None
 
     def load(self) -> Waveform:
-        """Raises InputError when it cannot be read."""
+        """Decode the recording. Raises InputError if it cannot be read."""
         try:
             return Waveform.read(self.path if self.path is not None else io.BytesIO(self.content or b""))
         except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
-            raise InputError(f"{self.place}: the question's sound cannot be read: {error}") from error
+            raise InputError(f"{self.place}: the question's audio cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BenchmarkItem:
-    """A question with what its scoring needs."""
+    """One question and the data to score its reply."""
 
     task: str
     id: str
-    """Differs from that of every other item of the task."""
+    """Unique within the task."""
     place: str
-    """File and row that it comes from."""
+    """Source file and row."""
     kind: TaskKind
     text: str
-    """The question in words."""
+    """Text of the question."""
     references: tuple[str, ...] = ()
-    """Right answers, any of which will do; of CHOICE one, which is among the choices."""
+    """Accepted answers. CHOICE has exactly one, which is among the choices."""
     choices: tuple[str, ...] = ()
     instructions: tuple[Instruction, ...] = ()
     part: str = ""
-    """What of the task it belongs to: a region, a domain, an ability; empty where there are none."""
+    """Subset of the task, such as a region, domain or ability. Empty if the task has none."""
     language: str = ""
-    """Where the suite keeps languages apart."""
+    """Language, in suites that separate languages."""
     sound: ItemAudio | None = None
-    """The question as it is spoken; None where it was not asked for."""
+    """The spoken question. None if the caller did not request audio."""
 
     @property
     def name(self) -> str:
         return f"{self.task}/{self.id}"
 
     def facts(self) -> dict[str, str]:
-        """What a judge is told."""
+        """Return the fields passed to a judge, without the empty ones."""
         told = {"task": self.task, "part": self.part, "reference": "; ".join(self.references)}
         if self.references:
             told["answer"] = self.references[0]
@@ -87,29 +87,29 @@ class BenchmarkItem:
 
 @dataclass(frozen=True)
 class TaskFilter:
-    """Which of a suite's items are wanted."""
+    """Selects items of a suite."""
 
     tasks: tuple[str, ...] = ()
-    """By name; none: all that are there."""
+    """Task names. Empty: all tasks in the data."""
     limit: int = 0
-    """Of each task, the first so many; 0: all."""
+    """Maximum items per task, from the start. 0: all."""
 
     def of(self, items: Iterable[BenchmarkItem]) -> Iterator[BenchmarkItem]:
-        """Raises InputError for two items of one name, and when nothing is left."""
+        """Yield the selected items. Raises InputError for duplicate ids and for an empty suite."""
         seen: dict[str, str] = {}
         taken: Counter[str] = Counter()
         for item in items:
             if (first := seen.setdefault(item.name, item.place)) != item.place:
-                raise InputError(f"{item.place}: the id of {item.name!r} is that of {first}; ids must differ")
+                raise InputError(f"{item.place}: the id {item.name!r} is already used at {first}; ids must be unique")
             if not self.limit or taken[item.task] < self.limit:
                 taken[item.task] += 1
                 yield item
         if not seen:
-            raise InputError("the suite has no items of these tasks")
+            raise InputError("the suite has no items of the selected tasks")
 
     def wants(self, task: str, known: Iterable[str]) -> bool:
-        """known: every task of the suite. Raises InputError for a wanted one that is not among them."""
+        """Return whether `task` is selected. Raises InputError if a selection is not in `known`, the suite's tasks."""
         for name in self.tasks:
             if name not in known:
-                raise InputError(f"--tasks: {name!r} is no task of this suite; tasks: {', '.join(known)}")
+                raise InputError(f"--tasks: {name!r} is not a task of this suite; tasks: {', '.join(known)}")
         return not self.tasks or task in self.tasks

@@ -1,4 +1,6 @@
-"""OpenAudioBench: a CSV and a folder of recordings a task, as published (Hugging Face, baichuan-inc/OpenAudioBench).
+"""OpenAudioBench reader: one CSV file and one audio folder per task, as published on Hugging Face.
+
+Data set: baichuan-inc/OpenAudioBench.
 
     DIR/eval_datas/trivia_qa/trivia_qa.csv      question, answer_normalized_value, answer_normalized_aliases,
     DIR/eval_datas/trivia_qa/audios/…           audio_filename
@@ -18,19 +20,19 @@ from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskFilter, Ta
 
 AUDIO = "audio_filename"
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
-"""Texts in a list as Python writes it."""
+"""Quoted strings in a Python list literal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLayout:
-    """Columns of a task's file."""
+    """Columns of a task's CSV file."""
 
     kind: TaskKind
     question: str
     references: tuple[str, ...] = ()
-    """Columns with right answers; only the first must have one."""
+    """Columns with accepted answers. Only the first must not be empty."""
     separator: str = ""
-    """Between the answers of one cell; empty: a cell is one answer."""
+    """Separator of answers in a cell. Empty: one answer per cell."""
 
 
 TASKS = {
@@ -48,12 +50,14 @@ TASKS = {
 
 
 def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
-    """The items of the tasks that the folder has, which is the whole data set or its eval_datas. sounds: whether the
-    questions' recordings are wanted, which must then be there. Raises InputError naming file and row."""
+    """Yield the items of the tasks in `folder`, the data set's root or its eval_datas.
+
+    sounds: include the recordings, which must then exist. Raises InputError with file and row.
+    """
     root = folder / "eval_datas" if (folder / "eval_datas").is_dir() else folder
     files = {task: root / task / f"{task}.csv" for task in TASKS}
     if not any(check_exists(file) for file in files.values()):
-        raise InputError(f"{folder} has none of OpenAudioBench's files, such as {files['llama_questions']}")
+        raise InputError(f"{folder} contains no OpenAudioBench files; expected e.g. {files['llama_questions']}")
     for task, file in files.items():
         if not chosen.wants(task, TASKS):
             continue
@@ -69,7 +73,7 @@ def _file(path: Path, task: str, sounds: bool) -> Iterator[BenchmarkItem]:
     try:
         table = list(csv.DictReader(read_text(path).removeprefix("\ufeff").splitlines(keepends=True), strict=True))
     except csv.Error as error:
-        raise InputError(f"{path} is not a CSV file: {error}") from error
+        raise InputError(f"{path} is not a valid CSV file: {error}") from error
     if not table:
         raise InputError(f"{path} has no rows")
     for name in needed:
@@ -94,7 +98,7 @@ def _file(path: Path, task: str, sounds: bool) -> Iterator[BenchmarkItem]:
 
 
 def _answers(cell: str, separator: str) -> list[str]:
-    """The answers of a cell: a list as Python writes it, or parts between separators."""
+    """Return the answers in a cell: a Python list literal or separated parts."""
     cell = cell.strip()
     if separator and cell.startswith("[") and cell.endswith("]"):
         quoted = ["".join(pair).strip() for pair in QUOTED.findall(cell)]

@@ -1,4 +1,4 @@
-"""From single verdicts to tasks, IQ and EQ. Pure."""
+"""Aggregate verdicts into task scores, IQ and EQ. Pure functions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from reward.types import MissingScore
 
 MEASURES = ("strict_prompt", "loose_prompt", "strict_instruction", "loose_instruction")
 SUPERSEDED = {"alpacaeval": "alpacaeval_full"}
-"""Tasks whose items another has as well: where both are there, IQ takes the other."""
+"""Tasks whose items are a subset of another task's. If both are present, IQ uses only the other."""
 COLUMNS = pa.schema(
     [
         *[pa.field(name, pa.string()) for name in ("task", "id", "part", "kind", "question", "references")],
@@ -39,11 +39,11 @@ COLUMNS = pa.schema(
         ],
     ]
 )
-"""Of SUITE.parquet. A score that is missing is null, and its reason stands in `…_missing`."""
+"""Schema of SUITE.parquet. A missing score is null; `…_missing` has the reason."""
 
 
 def summary(assessed: Sequence[GradedItem], highest: float) -> dict[str, Any]:
-    """`tasks`, and `IQ` or `EQ` as docs/evaluation.md defines them. highest: of the judge's scale."""
+    """Return `tasks`, and `IQ` or `EQ` as defined in docs/evaluation.md. highest: top of the judge's scale."""
     by_task: dict[str, list[GradedItem]] = {}
     for one in assessed:
         by_task.setdefault(one.item.task, []).append(one)
@@ -54,7 +54,7 @@ def summary(assessed: Sequence[GradedItem], highest: float) -> dict[str, Any]:
 
 
 def rows(assessed: Sequence[GradedItem]) -> pa.Table:
-    """A row an item, of `COLUMNS`."""
+    """Return one row per item, with the columns of `COLUMNS`."""
     made, hide = [], hide_secrets()
     for one in assessed:
         row: dict[str, Any] = {
@@ -74,7 +74,7 @@ def rows(assessed: Sequence[GradedItem]) -> pa.Table:
             lost = verdict.score if isinstance(verdict.score, MissingScore) else None
             row[f"{channel}_score"] = None if lost else verdict.score
             row[f"{channel}_missing"] = hide(lost.reason) if lost else None
-            row[f"{channel}_reason"] = hide(verdict.reason)  # a judge's words may quote what they should not
+            row[f"{channel}_reason"] = hide(verdict.reason)  # a judge may quote a secret
             row[f"{channel}_parts"] = list(verdict.parts.items())
         made.append(row)
     return pa.Table.from_pylist(made, schema=COLUMNS)
@@ -99,7 +99,7 @@ def _task(assessed: Sequence[GradedItem], highest: float) -> dict[str, Any]:
 
 
 def _column(verdicts: Sequence[AnswerVerdict], kind: TaskKind, highest: float) -> dict[str, Any]:
-    """`score`: 0..100, or of STYLE on the judge's scale; None where every one is missing."""
+    """Aggregate one channel. `score` is 0..100, or on the judge's scale for STYLE; None if all are missing."""
     missing = Counter(verdict.score.reason for verdict in verdicts if isinstance(verdict.score, MissingScore))
     present = [verdict for verdict in verdicts if not isinstance(verdict.score, MissingScore)]
     values = np.asarray([verdict.score for verdict in present], dtype=float)
@@ -125,7 +125,7 @@ def _column(verdicts: Sequence[AnswerVerdict], kind: TaskKind, highest: float) -
 
 
 def _iq(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of the tasks' scores, each task alike, by channel; over the tasks that have one."""
+    """Return the unweighted mean of task scores by channel, over the tasks with a score."""
     counted = [task for task in tasks if SUPERSEDED.get(task) not in tasks]
     found: dict[str, Any] = {}
     for channel in CHANNELS:
@@ -137,7 +137,7 @@ def _iq(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _eq(assessed: Sequence[GradedItem]) -> dict[str, Any]:
-    """Mean of the abilities' mean scores by VStyle's weights, of each language, and then of the languages alike."""
+    """Return the VStyle-weighted mean of ability scores per language, and the unweighted mean over languages."""
     scores: dict[str, dict[str, list[float]]] = {}
     for one in assessed:
         score = one.verdicts["speech"].score
@@ -157,7 +157,7 @@ def _eq(assessed: Sequence[GradedItem]) -> dict[str, Any]:
 
 
 def shown(found: Mapping[str, Any], suite: str) -> RenderableType:
-    """The summary for a terminal."""
+    """Render the summary for a terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim", show_edge=False)
     table.add_column(suite, min_width=22)
     for name in ("items", "text", "missing", "speech", "missing"):

@@ -1,10 +1,10 @@
-"""VoiceBench: a folder a task, Parquet a split, as its data set is published (Hugging Face, hlt-lab/voicebench).
+"""VoiceBench reader: one folder per task, Parquet files per split, as published (Hugging Face, hlt-lab/voicebench).
 
     DIR/mmsu/law-00000-of-00001.parquet     audio {bytes, path}, prompt, reference
     DIR/sd-qa/usa-00000-of-00001.parquet    audio, prompt, reference
     DIR/ifeval/test-00000-of-00001.parquet  audio, prompt, key, instruction_id_list, kwargs
     DIR/bbh/test-…parquet                   audio, prompt, reference, id
-    DIR/advbench/test-…parquet              audio, prompt; and so the open-ended tasks
+    DIR/advbench/test-…parquet              audio, prompt; the same for open-ended tasks
 
 Chen et al., "VoiceBench: Benchmarking LLM-Based Voice Assistants" (arXiv 2410.17196).
 """
@@ -38,7 +38,7 @@ TASKS: dict[str, TaskKind] = {
 LETTERS = ("A", "B", "C", "D")
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 AT_ONCE = 32
-"""Rows whose sounds are in memory at once."""
+"""Maximum rows with audio in memory."""
 BASE = [pa.field("prompt", pa.string())]
 REFERENCE = pa.field("reference", pa.string())
 KEY = pa.field("key", pa.int64())
@@ -47,13 +47,13 @@ INSTRUCTIONS = pa.field("instruction_id_list", pa.list_(pa.string()))
 
 
 def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
-    """The items of the tasks that the folder has. sounds: whether the questions' recordings are wanted.
+    """Yield the items of the tasks in `folder`. sounds: include the recordings.
 
-    Raises InputError naming file and row.
+    Raises InputError with file and row.
     """
     there = [task for task in TASKS if (folder / task).is_dir()]
     if not there:
-        raise InputError(f"{folder} has none of VoiceBench's folders: {', '.join(TASKS)}")
+        raise InputError(f"{folder} contains no VoiceBench folder; expected at least one of: {', '.join(TASKS)}")
     for task in TASKS:
         if not chosen.wants(task, TASKS):
             continue
@@ -70,7 +70,7 @@ def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[Benchmar
 
 
 def _file(path: Path, task: str, counted: dict[str, int], sounds: bool) -> Iterator[BenchmarkItem]:
-    """counted: rows of each split so far, of which this file may be a shard."""
+    """Yield the items of one file, which may be a shard. counted: rows read so far, by split."""
     split = SHARD.sub("", path.stem)
     kind = TASKS[task]
     schema = pa.schema(
@@ -108,14 +108,14 @@ def _file(path: Path, task: str, counted: dict[str, int], sounds: bool) -> Itera
 
 
 def _part(split: str, row: dict) -> str:
-    """The split where a task has several; of bbh the kind of puzzle, with which its ids begin."""
+    """Return the split, if the task has several. For bbh, return the puzzle type, the prefix of its ids."""
     if "id" in row:
         return re.sub(r"[-_ ]?\d+$", "", row["id"])
     return "" if split == "test" else split
 
 
 def _choice(reference: str, task: str, place: str) -> tuple[str, tuple[str, ...]]:
-    """The right choice and all that there are."""
+    """Return the correct choice and all choices."""
     given = reference.strip().strip("()[].").lower()
     choices = ("yes", "no") if given in ("yes", "no") else LETTERS[:2] if task == "bbh" else LETTERS
     right = next((choice for choice in choices if choice.lower() == given), None)
@@ -131,7 +131,7 @@ def _instructions(ids: list[str], arguments: object, place: str) -> tuple[Instru
         raise InputError(f"{place}: field 'kwargs' must have an entry for each of the {len(ids)} instructions")
     made = []
     for name, one in zip(ids, given, strict=True):
-        # A column of structures has a field for every argument of any instruction.
+        # A struct column has a field for each argument of every instruction.
         own = {key: value for key, value in (one or {}).items() if value is not None}
         instruction = Instruction(name, own)
         if (wrong := instruction_problem(instruction)) is not None:
@@ -152,7 +152,7 @@ def _sound(value: object, folder: Path, place: str) -> ItemAudio:
 
 
 def _column(path: Path, name: str) -> Iterator[Any]:
-    """The values of a column, a few in memory at once."""
+    """Yield the values of a column, in batches of bounded size."""
     try:
         with pq.ParquetFile(path) as file:
             if name not in file.schema_arrow.names:
@@ -160,4 +160,4 @@ def _column(path: Path, name: str) -> Iterator[Any]:
             for batch in file.iter_batches(AT_ONCE, columns=[name]):
                 yield from batch.column(0).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
+        raise InputError(f"{path} is not a valid Parquet file: {error}") from error

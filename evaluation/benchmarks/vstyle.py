@@ -1,4 +1,4 @@
-"""VStyle: a folder a language, with a JSON object a line and recordings, as published (Hugging Face, zhanjun/VStyle).
+"""VStyle reader: one folder per language with JSON Lines and recordings, as published (Hugging Face, zhanjun/VStyle).
 
     DIR/en/metadata.jsonl    {"instruct_id": 112, "ability": "acoustic_attributes/emotion", "instruct_text": "…",
     DIR/en/wav/…              "instruction_audio_path": "…"}
@@ -19,17 +19,20 @@ ABILITIES = {
     "role_play": ("character", "scenario"),
     "empathy": ("anger", "sadness_disappointment", "anxiety_fear", "joy_excitement"),
 }
-"""By task."""
+"""Abilities by task."""
 COMPOSITE = "composite_properties"
 LANGUAGES = ("en", "zh")
 TASKS = tuple(ABILITIES)
 AUDIO = ("instruction_audio_path", "instruct_audio_path", "audio_path", "file_name", "audio")
-"""Names of the field that says where the question's recording is; the first that is there counts."""
+"""Field names of the question's recording, in order of precedence."""
 
 
 def weights(parts: tuple[str, ...]) -> list[float]:
-    """What each "task/ability" weighs in the overall score, as the released evaluation has it: the four tasks alike,
-    half of the acoustic one on composites, abilities of a task alike otherwise."""
+    """Return the weight of each "task/ability" in the overall score, as in the released evaluation.
+
+    The four tasks have equal weights. Composite properties take half of the acoustic task. Other abilities of a task
+    have equal weights.
+    """
 
     def weight(part: str) -> float:
         task, _, ability = part.partition("/")
@@ -42,14 +45,16 @@ def weights(parts: tuple[str, ...]) -> list[float]:
 
 
 def read(folder: Path, chosen: TaskFilter, *, sounds: bool) -> Iterator[BenchmarkItem]:
-    """The items of the languages that the folder has; or of the one whose folder it is. sounds: whether the questions'
-    recordings are wanted, which must then be there. Raises InputError naming file and line."""
+    """Yield the items of the languages in `folder`, or of the one language whose folder it is.
+
+    sounds: include the recordings, which must then exist. Raises InputError with file and line.
+    """
     files = {language: folder / language / "metadata.jsonl" for language in LANGUAGES}
     files = {language: file for language, file in files.items() if check_exists(file)}
     if not files and check_exists(folder / "metadata.jsonl"):
         files = {folder.name if folder.name in LANGUAGES else "": folder / "metadata.jsonl"}
     if not files:
-        raise InputError(f"{folder} has no metadata.jsonl, nor have its folders {' and '.join(LANGUAGES)}")
+        raise InputError(f"{folder} contains no metadata.jsonl; expected it there or in {' or '.join(LANGUAGES)}")
     for language, file in files.items():
         for item in _file(file, language, sounds):
             if chosen.wants(item.task, TASKS):
@@ -67,7 +72,7 @@ def _file(path: Path, language: str, sounds: bool) -> Iterator[BenchmarkItem]:
         task, part = _ability(row.get("ability"), place)
         name = row.get("instruct_id", row.get("id"))
         if type(name) not in (int, str):
-            raise InputError(f"{place}: field 'instruct_id' must be a number or a name, got {name!r}")
+            raise InputError(f"{place}: field 'instruct_id' must be a number or a string, got {name!r}")
         said = row.get("instruct_text")
         if not isinstance(said, str) or not said.strip():
             raise InputError(f"{place}: field 'instruct_text' must be text, got {said!r}")
@@ -84,7 +89,7 @@ def _file(path: Path, language: str, sounds: bool) -> Iterator[BenchmarkItem]:
 
 
 def _ability(value: object, place: str) -> tuple[str, str]:
-    """Task and "task/ability"."""
+    """Return the task and "task/ability"."""
     given = str(value).replace("acoustic_properties", "acoustic_attributes") if isinstance(value, str) else ""
     task, _, ability = given.partition("/")
     if ability not in ABILITIES.get(task, ()):
@@ -96,7 +101,7 @@ def _ability(value: object, place: str) -> tuple[str, str]:
 def _sound(row: dict, folder: Path, place: str) -> ItemAudio:
     field = next((name for name in AUDIO if isinstance(row.get(name), str) and row[name]), None)
     if field is None:
-        raise InputError(f"{place} names no recording; one of the fields {', '.join(AUDIO)} must")
+        raise InputError(f"{place} has no recording; set one of the fields {', '.join(AUDIO)}")
     for root in (folder, folder / "wav"):
         try:
             path = resolve_within(root, row[field])
@@ -105,5 +110,5 @@ def _sound(row: dict, folder: Path, place: str) -> ItemAudio:
         if check_exists(path):
             return ItemAudio(place=place, path=path)
     raise InputError(
-        f"{place}: field {field!r} names {row[field]!r}, which is in neither {folder} nor {folder / 'wav'}"
+        f"{place}: field {field!r} names {row[field]!r}, which exists neither in {folder} nor in {folder / 'wav'}"
     )

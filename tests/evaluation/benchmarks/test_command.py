@@ -148,7 +148,7 @@ REPLY = {"task": "llama_questions", "id": "a", "text": "eight"}
     ("rows", "message"),
     [
         ([REPLY, REPLY], r"replies.jsonl line 2 answers 'llama_questions/a', as does .* line 1"),
-        ([REPLY | {"id": "z"}], r"line 1 answers 'llama_questions/z', which is no item"),
+        ([REPLY | {"id": "z"}], r"line 1 answers 'llama_questions/z', which is not an item"),
         ([REPLY, REPLY | {"id": 7}], r"line 2: field 'id' must be text, got 7"),
         ([REPLY | {"audio": "../away.wav"}], r"line 1: field 'audio': '../away.wav' cannot be read: .* not below"),
         ([REPLY | {"audio": "none.wav"}], r"line 1: field 'audio': 'none.wav' cannot be read"),

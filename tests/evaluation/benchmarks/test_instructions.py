@@ -112,9 +112,9 @@ def test_loosely_the_middle_counts():
     ("name", "arguments", "wrong"),
     [
         ("length_constraints:number_words", {"relation": "at least"}, "needs 'num_words'"),
-        ("length_constraints:number_words", {"num_words": "9", "relation": "at least"}, "'9', which is no int"),
+        ("length_constraints:number_words", {"num_words": "9", "relation": "at least"}, "'9'; expected int"),
         ("length_constraints:number_words", {"num_words": 9, "relation": "about"}, "allowed: less than, at least"),
-        ("keywords:existence", {"keywords": ["tea", ""]}, "holds what is no word"),
+        ("keywords:existence", {"keywords": ["tea", ""]}, "must contain only non-empty strings"),
     ],
 )
 def test_arguments_that_will_not_do_are_named(name, arguments, wrong):

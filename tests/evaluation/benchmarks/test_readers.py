@@ -166,7 +166,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_tasks_that_are_not_there_are_refused(voices):
-    with pytest.raises(InputError, match="--tasks: 'mmlu' is no task of this suite; tasks: alpacaeval, "):
+    with pytest.raises(InputError, match="--tasks: 'mmlu' is not a task of this suite; tasks: alpacaeval, "):
         read(voicebench, voices, "mmlu")
     (voices / "mmsu" / "law-00000-of-00001.parquet").rename(voices / "law.parquet")
     with pytest.raises(InputError, match="mmsu has no Parquet file"):
@@ -219,7 +219,7 @@ def test_instructions_with_unusable_arguments_are_named(tmp_path):
 def test_a_recording_that_is_none_is_named(tmp_path):
     made.voicebench(tmp_path, "advbench", "test", [{"prompt": "x", "audio": {"bytes": b"no sound", "path": None}}])
     [item] = read(voicebench, tmp_path)
-    with pytest.raises(InputError, match=r"parquet row 1: the question's sound cannot be read"):
+    with pytest.raises(InputError, match=r"parquet row 1: the question's audio cannot be read"):
         item.sound.load()
 
 
@@ -247,7 +247,7 @@ def test_rows_of_openaudiobench_that_cannot_be_used_are_named(tmp_path, row, mes
 def test_two_items_of_one_name_are_refused(tmp_path):
     row = {"Questions": "what", "Answer": "x", "audio_filename": "a.wav"}
     made.openaudiobench(tmp_path, "llama_questions", [row, row], {"a.wav": made.tone()})
-    with pytest.raises(InputError, match=r"row 2: the id of 'llama_questions/a' is that of .* row 1; ids must differ"):
+    with pytest.raises(InputError, match=r"row 2: the id 'llama_questions/a' is already used at .* row 1; ids must be"):
         read(openaudiobench, tmp_path)
 
 
@@ -256,8 +256,8 @@ def test_two_items_of_one_name_are_refused(tmp_path):
     [
         ({"ability": "singing/opera"}, r"metadata.jsonl line 1: field 'ability' is 'singing/opera'; known: acoustic"),
         ({"instruct_text": None}, r"line 1: field 'instruct_text' must be text, got None"),
-        ({"instruct_id": None}, r"line 1: field 'instruct_id' must be a number or a name, got None"),
-        ({"instruction_audio_path": None}, r"line 1 names no recording; one of the fields instruction_audio_path, "),
+        ({"instruct_id": None}, r"line 1: field 'instruct_id' must be a number or a string, got None"),
+        ({"instruction_audio_path": None}, r"line 1 has no recording; set one of the fields instruction_audio_path, "),
     ],
 )
 def test_lines_of_vstyle_that_cannot_be_used_are_named(tmp_path, change, message):
@@ -270,5 +270,5 @@ def test_lines_of_vstyle_that_cannot_be_used_are_named(tmp_path, change, message
 def test_a_recording_of_vstyle_that_is_not_there_is_named(tmp_path):
     path = made.vstyle(tmp_path / "en", [LINE])
     (path.parent / "wav" / "7.wav").unlink()
-    with pytest.raises(InputError, match=r"line 1: field 'instruction_audio_path' names '7.wav', which is in neither"):
+    with pytest.raises(InputError, match=r"line 1: field 'instruction_audio_path' names '7.wav', which exists neither"):
         read(vstyle, tmp_path)
