@@ -105,7 +105,7 @@ def _mix(options: argparse.Namespace) -> None:
     from observability.run_directory import run_directory
 
     value = parse_mix_value(options.value)
-    taken = send_request(run_directory(options.run), "mix", value, seconds=options.wait, say=print)
+    taken = send_request(run_directory(options.run), "mix", value, timeout_s=options.wait, print_line=print)
     print(f"taken: λ is {options.value} from iteration {taken} on")
 
 
@@ -114,7 +114,7 @@ def _scale(options: argparse.Namespace) -> None:
     from observability.run_directory import run_directory
 
     sizes = parse_pool_sizes(options.sizes)
-    taken = send_request(run_directory(options.run), "scale", sizes, seconds=options.wait, say=print)
+    taken = send_request(run_directory(options.run), "scale", sizes, timeout_s=options.wait, print_line=print)
     asked = ", ".join(f"{pool} {members}" for pool, members in sizes.items())
     print(f"taken at iteration {taken}: {asked}; members join when they are up, and leave when their work is done")
 

@@ -22,7 +22,7 @@ from cluster.actor_pool import ActorPool, SpeechPool
 from cluster.monitored_actor import MonitoredActor
 from cluster.placement import Placement
 from cluster.pool_calls import ActorPoolConfig
-from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.task_queue import MAX_ATTEMPTS, TaskQueue
 from cluster.waiting import FETCH_TIMEOUT_S, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
@@ -181,7 +181,7 @@ class DecoderPool(SpeechPool):
         """Has these decoded, waits for them and fetches them; None without speech. Those that are lost on the way are
         decoded again."""
         found: dict[int, Waveform | None] = {}
-        for _ in range(LENT_TIMES):
+        for _ in range(MAX_ATTEMPTS):
             places = [place for place in range(len(replies)) if place not in found]
             if not places:
                 break
@@ -195,7 +195,7 @@ class DecoderPool(SpeechPool):
             sounds = fetch_audio([made[item] if speaks else None for item, speaks in enumerate(spoken)])
             found |= {place: s for place, s in zip(places, sounds, strict=True) if not isinstance(s, DecodeFailed)}
         if len(found) < len(replies):
-            raise CallTimeout(f"the sound of {len(replies) - len(found)} replies was lost {LENT_TIMES} times")
+            raise CallTimeout(f"the sound of {len(replies) - len(found)} replies was lost {MAX_ATTEMPTS} times")
         return [found[place] for place in range(len(replies))]
 
     def _ask(

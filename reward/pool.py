@@ -13,7 +13,7 @@ import ray
 from cluster.actor_pool import ActorPool, SpeechPool, poll_once
 from cluster.placement import Placement
 from cluster.pool_calls import ActorPoolConfig, WeightUpdateRequest
-from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.task_queue import MAX_ATTEMPTS, TaskQueue
 from cluster.waiting import CallTimeout
 from reward.decoder_pool import DecodeFailed, DecoderPool
 from reward.remote.cache import merge_answers, read_answers, write_answers
@@ -153,8 +153,8 @@ class RewardPool(SpeechPool):
                 self._lost.pop(number, None)
                 continue
             self._lost[number] += 1
-            if self._lost[number] >= LENT_TIMES:
-                raise CallTimeout(f"the sound of {self._name(number)} was lost {LENT_TIMES} times: {card.reason}")
+            if self._lost[number] >= MAX_ATTEMPTS:
+                raise CallTimeout(f"the sound of {self._name(number)} was lost {MAX_ATTEMPTS} times: {card.reason}")
             self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
