@@ -17,19 +17,12 @@ from configs.schema import Config
 from configs.validate import batch_summary
 from controller import build
 from controller.autoscaling import AutoScaler, target_sizes
-from controller.checkpointing import (
-    CheckpointError,
-    CheckpointManager,
-    check_data_unchanged,
-    overrides_after,
-    read_checkpoint,
-    seconds_before,
-    sizes_before,
-)
+from controller.checkpointing import CheckpointError, CheckpointManager, read_checkpoint
 from controller.inputs import fingerprints, newest_checkpoint, read_inputs
 from controller.loop import IterationResult, TrainingLoop
 from controller.missing_scores import MissingScoreLimit
 from controller.requests import ControlInbox, ControlRequest
+from controller.resuming import check_data_unchanged, overrides_after, seconds_before, sizes_before
 from controller.validation import Validator
 from learner.group import LearnerLost
 from observability.console import format_event

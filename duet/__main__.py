@@ -91,8 +91,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     from configs.load import load_config
-    from controller.checkpointing import plan_resume
     from controller.launcher import resume_training, train
+    from controller.resuming import plan_resume
 
     if options.resume is not None:
         resume_training(plan_resume(options.resume, options.overrides, options.config))

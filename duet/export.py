@@ -54,7 +54,7 @@ def _export_released(start: Path, chosen: Family, trained: Path, directory: Path
 
 
 def _checkpoint(run: Path, iteration: int | None) -> Checkpoint:
-    found = list(CheckpointManager(run).whole())
+    found = list(CheckpointManager(run).complete())
     chosen = [one for one in found if iteration in (None, one.iteration)]
     if not chosen:
         there = ", ".join(str(one.iteration) for one in found) or "none"
