@@ -70,18 +70,18 @@ def watched(config: Config, before: Callable[[TrainingLoop, int], None] = lambda
     last, which ends in the evaluation. before: called with the loop and the number of each iteration; what it takes
     belongs to none."""
     clock, marks = PhaseClock(), []
-    iterate = TrainingLoop.iterate
+    train_step = TrainingLoop.train_step
 
     def timed(loop: TrainingLoop, number: int) -> IterationResult:
         ended = clock.read()
         before(loop, number)
         begun = clock.read()
-        done = iterate(loop, number)
+        done = train_step(loop, number)
         it = done.iteration
         marks.append((ended, begun, loop.rollout.target, it.replies, it.tokens_text + it.tokens_speech))
         return done
 
-    with clock.counting(), patch.object(TrainingLoop, "iterate", timed):
+    with clock.counting(), patch.object(TrainingLoop, "train_step", timed):
         Controller(config, Path(config.run.directory) / config.run.name).run()
     spent = []
     for (_, begun, workers, replies, tokens), (ended, *_) in pairwise(marks):

@@ -1,15 +1,14 @@
-"""The one exception that means "the user's input is wrong", not "Duet is broken"."""
+"""The exception for wrong user input, as opposed to a defect of Duet."""
 
 from common.secrets import redact
 
 
 class InputError(ValueError):
-    """A configuration, data row, checkpoint or argument that cannot be used.
+    """A configuration, data row, checkpoint or argument is invalid.
 
-    The message is one sentence naming the key or the file and line, the value found and what is allowed; the secrets of
-    the environment are hidden in it. The command line prints it without a traceback and exits with code 2. It is one
-    line of printable characters whatever was in the input: line breaks become spaces, the rest that a terminal would
-    obey is spelled out.
+    The message names the key, or the file and line, the value and what is allowed. The command line prints it without a
+    traceback and exits with code 2. Secrets of the environment are redacted. The message is one line of printable
+    characters: line breaks become spaces, other control characters are escaped.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,7 +1,4 @@
-"""Files that a user supplies: whether they are there, and JSON that says what is wrong with it.
-
-File names that come from data: they name files below a folder, and nothing else.
-"""
+"""Reads user files with precise errors, and keeps file names from data below a folder."""
 
 import hashlib
 import json
@@ -14,7 +11,7 @@ from common.errors import InputError
 
 
 def check_exists(path: Path) -> bool:
-    """Whether this is a file. A name that no file can have is none, where `Path.is_file` may raise."""
+    """Return True if a path is a file. Invalid names return False, where `Path.is_file` may raise."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -22,7 +19,7 @@ def check_exists(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file. Raises InputError when it cannot be read or is not UTF-8."""
+    """Read a text file. Raise InputError if it is unreadable or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -30,9 +27,9 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(content: str, place: str) -> Any:
-    """JSON in which no name comes twice in an object and no text is broken off amid a character.
+    """Parse JSON. Raise InputError also for duplicate names in an object and for lone surrogates.
 
-    place: what to call it in an InputError, a file and its line.
+    place: file and line, for the message.
     """
     try:
         found = json.loads(content, object_pairs_hook=_distinct)
@@ -48,7 +45,7 @@ def parse_json(content: str, place: str) -> Any:
 
 
 def find_duplicate(names: Iterable[Any]) -> Any | None:
-    """The first name that appears for the second time; None when all differ."""
+    """Return the first duplicate; None if all differ."""
     seen = set()
     for name in names:
         if name in seen:
@@ -58,14 +55,14 @@ def find_duplicate(names: Iterable[Any]) -> Any | None:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object as a dict. json would keep the last of two values silently."""
-    twice = find_duplicate(name for name, _ in pairs)
-    if twice is not None:
-        raise ValueError(f"the field {twice!r} appears twice")
+    """Build an object's dict. json would silently keep the last of duplicate values."""
+    duplicate = find_duplicate(name for name, _ in pairs)
+    if duplicate is not None:
+        raise ValueError(f"field {duplicate!r} appears twice")
     return dict(pairs)
 
 
-LONGEST = 80
+MAX_NAME = 80
 """Characters of a name that `safe_name` keeps."""
 
 
@@ -73,34 +70,34 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 _DIGEST = re.compile(r"(.*-)?[0-9a-f]{12}")
-"""What a name with a digest looks like: a text that looks like it gets one as well."""
+"""Names with a digest. Texts of this form get a digest too."""
 
 
 def resolve_within(root: Path, path: str | Path) -> Path:
-    """The file that a data row means by `path`, relative to `root` or absolute: resolved, with symbolic links followed.
+    """Resolve a path from a data row, relative to `root` or absolute, following symbolic links.
 
-    Raises InputError when it is not below `root` (by "..", by an absolute path, by a link that leads out), or is no
-    path at all. Whether it exists is for the caller to find out.
+    Raises InputError if the result is not below `root` (through "..", an absolute path, or a link), or the path is
+    invalid. Does not check that the file exists.
     """
     if not str(path) or "\0" in str(path):
         raise InputError(f"{str(path)!r} is not the name of a file")
     base = root.resolve()
     try:
         found = (base / path).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links; a name that is too long
+    except (OSError, RuntimeError) as error:  # a loop of links, or a name that is too long
         raise InputError(f"{str(path)!r} is not the name of a file below {base}: {error}") from error
     if found == base or not found.is_relative_to(base):
         raise InputError(
-            f"{str(path)!r} leads to {found}, which is not below {base}; data may name files below it only"
+            f"{str(path)!r} leads to {found}, which is not below {base}. Data may name only files below it"
         )
     return found
 
 
 def safe_name(text: str) -> str:
-    """A file name for something that data calls `read_text`: the text itself where it is plain, else what is plain in
-    it with a digest of the whole, so that two texts never share a name."""
-    if _PLAIN.fullmatch(text) and len(text) <= LONGEST and not _DIGEST.fullmatch(text):
+    """Return a file name for a text from data: the text itself if it is plain, otherwise its plain characters and a
+    digest of the whole text. Different texts get different names."""
+    if _PLAIN.fullmatch(text) and len(text) <= MAX_NAME and not _DIGEST.fullmatch(text):
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:LONGEST]
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:MAX_NAME]
     return f"{plain}-{digest}" if plain else digest

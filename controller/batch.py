@@ -1,11 +1,7 @@
-"""The anchor's part of a batch, and from a step to its record. Pure.
+"""Builds training batches from scored replies, demonstrations and recorded pairs. Pure.
 
-From judged replies to the preference part of a batch: rows with advantages, or pairs. Pure.
-
-The learner adds up weight · term over tokens, so every mean that the loss is made of is a weight given here, where the
-whole batch is known.
-
-Pairs from a file, as the groups that the loop would have sampled (method §5, offline). Pure.
+The learner sums weight · term over tokens. Every mean in the loss is therefore a weight computed here, where the whole
+batch is known.
 """
 
 import math
@@ -38,15 +34,14 @@ class TrainingBatch:
 
     items: list[Item]
     uses: list[list[str | None]]
-    """By group and reply what it served as, for the records: "advantage", "chosen", "rejected"; None where it gave no
-    preference gradient."""
+    """Role by group and reply, for the records: "advantage", "chosen", "rejected"; None: no preference gradient."""
 
 
 class BatchBuilder(Protocol):
-    """Makes a batch of judged replies."""
+    """Builds a batch from scored replies."""
 
     def examples(self, prompts: Sequence[Prompt]) -> list[ReplyGroup]:
-        """Replies to these prompts that are to be rated although the policy did not sample them."""
+        """Return further replies to these prompts to score, which the policy did not sample."""
         ...
 
     def batch(
@@ -54,21 +49,25 @@ class BatchBuilder(Protocol):
         groups: Sequence[ReplyGroup],
         judged: Sequence[Sequence[ScoredReply]],
         examples: Mapping[str, ScoredReply],
-        shares: Sequence[float],
+        group_weights: Sequence[float],
     ) -> TrainingBatch:
-        """examples: the judged examples by prompt id. shares: what each group counts, relative to the others."""
+        """Build the batch. examples: scored examples by prompt id. group_weights: relative weight of each group."""
         ...
 
 
 def token_weights(counts: Sequence[Sequence[int]], average: str, constant: int) -> list[list[float]]:
-    """What each token of a reply counts, by group and reply; 0 for replies without a token.
+    """Return the weight of each token, by group and reply; 0 for replies without tokens.
 
-    counts: the selected tokens of each reply. average (method §3):
-      "seq-mean-token-mean"  mean over a reply's tokens, then over a group's replies, then over groups (GRPO)
-      "token-mean"           mean over all tokens of the batch (DAPO, arXiv 2503.14476)
-      "seq-mean-token-sum-norm"  sum over a reply's tokens / constant, mean over all replies (Dr. GRPO, arXiv
-                             2503.20783)
-    A group without any selected token is no group: it gives no gradient and does not count (method §7, rule 4).
+    A group without selected tokens gives no gradient and is not counted (method §7, rule 4).
+
+    Args:
+        counts: Selected tokens of each reply, by group.
+        average: Normalization (method §3).
+            "seq-mean-token-mean": mean over a reply's tokens, then over a group's replies, then over groups (GRPO).
+            "token-mean": mean over all tokens of the batch (DAPO, arXiv 2503.14476).
+            "seq-mean-token-sum-norm": sum over a reply's tokens / constant, mean over all replies (Dr. GRPO, arXiv
+                             2503.20783).
+        constant: Divisor of "seq-mean-token-sum-norm".
     """
     if average not in AVERAGES:
         raise ValueError(f"unknown average {average!r}; allowed: {', '.join(AVERAGES)}")
@@ -87,7 +86,7 @@ def token_weights(counts: Sequence[Sequence[int]], average: str, constant: int) 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOBatchBuilder:
-    """Every reply with an advantage is a row; every route and every KL term has its own normaliser."""
+    """Builds a sample from every reply with an advantage. Every route and every KL term has its own normalizer."""
 
     routes: Sequence[ScoreRoute]
     boundary: str
@@ -103,27 +102,27 @@ class GRPOBatchBuilder:
         groups: Sequence[ReplyGroup],
         judged: Sequence[Sequence[ScoredReply]],
         examples: Mapping[str, ScoredReply],
-        shares: Sequence[float],
+        group_weights: Sequence[float],
     ) -> TrainingBatch:
         by_route = [self._weights(judged, route.channel, index) for index, route in enumerate(self.routes)]
         trained = [
             [any(weights[g][r] > 0 for weights in by_route) for r in range(len(replies))]
             for g, replies in enumerate(judged)
         ]
-        divergence = [self._weights(judged, channel, None, trained) for channel in ("text", "speech")]
+        kl = [self._weights(judged, channel, None, trained) for channel in ("text", "speech")]
         items: list[Item] = []
         used = [j.reply for g, replies in enumerate(judged) for r, j in enumerate(replies) if trained[g][r]]
         allowed = iter(_allowed(used, self.structure))
-        for g, (group, replies, share) in enumerate(zip(groups, judged, shares, strict=True)):
+        for g, (group, replies, group_weight) in enumerate(zip(groups, judged, group_weights, strict=True)):
             for r, j in enumerate(replies):
                 if trained[g][r]:
-                    text, speech = (share * weights[g][r] for weights in divergence)
+                    text, speech = (group_weight * weights[g][r] for weights in kl)
                     items.append(
                         TrainingSample(
                             **_tokens(group.prompt, j.reply, next(allowed)),
                             rollout_logprobs=j.reply.logps,
                             advantages=tuple(a or 0.0 for a in j.advantages),
-                            weights=tuple(share * weights[g][r] for weights in by_route),
+                            weights=tuple(group_weight * weights[g][r] for weights in by_route),
                             kl_weights=(text, speech),
                         )
                     )
@@ -138,8 +137,9 @@ class GRPOBatchBuilder:
         route: int | None,
         among: Sequence[Sequence[bool]] | None = None,
     ) -> list[list[float]]:
-        """Token weights over the replies with an advantage on the route (None: over `among`); 0 for the others."""
-        takes_part = [
+        """Return token weights over the replies with an advantage on the route, 0 for the others. route: None uses the
+        replies marked in `among`."""
+        included = [
             [among[g][r] if among else route is not None and j.advantages[route] is not None for r, j in enumerate(rs)]
             for g, rs in enumerate(judged)
         ]
@@ -149,31 +149,30 @@ class GRPOBatchBuilder:
                 for j, taken in zip(replies, parts, strict=True)
                 if taken
             ]
-            for replies, parts in zip(judged, takes_part, strict=True)
+            for replies, parts in zip(judged, included, strict=True)
         ]
         found = [iter(weights) for weights in token_weights(counts, self.average, self.constant)]
         return [
-            [next(weights) if taken else 0.0 for taken in parts]
-            for weights, parts in zip(found, takes_part, strict=True)
+            [next(weights) if taken else 0.0 for taken in parts] for weights, parts in zip(found, included, strict=True)
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPOBatchBuilder:
-    """The best and the worst reply to a prompt are a pair, when they are far enough apart (method §5)."""
+    """Builds a pair from the best and worst reply to a prompt, if their scores differ enough (method §5)."""
 
     score: str
     ties: Sequence[str]
     margin: float
     structure: Structure | None
     demonstrations: Mapping[str, Demonstration] | None = None
-    """By prompt: what the worst sample is compared with; None compares it with the best sample."""
+    """Chosen replies by prompt id. None: the best sample is chosen."""
     vocabulary: Vocabulary
     recorded: bool = False
-    """Whether groups are pairs from a file, the better reply first."""
+    """True if groups are pairs from a file, the chosen reply first."""
 
     def examples(self, prompts: Sequence[Prompt]) -> list[ReplyGroup]:
-        """The demonstrations of these prompts, as replies that a rater can hear."""
+        """Return the demonstrations of these prompts as replies to score."""
         if self.demonstrations is None:
             return []
         known = [(prompt, self.demonstrations[prompt.id]) for prompt in prompts if prompt.id in self.demonstrations]
@@ -184,11 +183,11 @@ class DPOBatchBuilder:
         groups: Sequence[ReplyGroup],
         judged: Sequence[Sequence[ScoredReply]],
         examples: Mapping[str, ScoredReply],
-        shares: Sequence[float],
+        group_weights: Sequence[float],
     ) -> TrainingBatch:
         uses: list[list[str | None]] = [[None] * len(replies) for replies in judged]
         found: list[tuple[TrainingSample, TrainingSample, float]] = []
-        for group, replies, use, share in zip(groups, judged, uses, shares, strict=True):
+        for group, replies, use, weight in zip(groups, judged, uses, group_weights, strict=True):
             candidates = list(replies)
             if self.demonstrations is not None:
                 if group.prompt.id not in examples:
@@ -202,13 +201,13 @@ class DPOBatchBuilder:
                 if index < len(use):
                     use[index] = role
             rows = [self._row(group.prompt, candidates[index].reply) for index in chosen]
-            found.append((rows[0], rows[1], share))
+            found.append((rows[0], rows[1], weight))
         return TrainingBatch(
-            items=[TrainingPair(chosen=c, rejected=r, weight=share / len(found)) for c, r, share in found], uses=uses
+            items=[TrainingPair(chosen=c, rejected=r, weight=weight / len(found)) for c, r, weight in found], uses=uses
         )
 
     def _choose(self, candidates: Sequence[ScoredReply]) -> tuple[int, int] | None:
-        """Indices of the better and the worse reply."""
+        """Return the indices of the chosen and the rejected reply."""
         if self.recorded:
             return 0, 1
         scores = [j.number(self.score) for j in candidates]
@@ -231,7 +230,7 @@ class DPOBatchBuilder:
 def unsampled(
     prompt_id: str, ids: np.ndarray, vocabulary: Vocabulary, structure: Structure | None, origin: str, index: int = 0
 ) -> Reply:
-    """Reply ids [T] that no worker of this run sampled, as a Reply. Its log-probabilities are unknown: NaN."""
+    """Return ids [T] that this run did not sample as a Reply. Its log-probabilities are unknown: NaN."""
     return Reply(
         prompt_id=prompt_id,
         index=index,
@@ -246,7 +245,7 @@ def unsampled(
 
 
 def _allowed(replies: Sequence[Reply], structure: Structure | None) -> list[np.ndarray | None]:
-    """Of each reply, int8 [T], what the sampler could draw; None: everything."""
+    """Return the mask of allowed token kinds of each reply, int8 [T]. None: no restriction."""
     if structure is None:
         return [None] * len(replies)
     return [*allowed_masks_of([reply.token_ids for reply in replies], *structure)]
@@ -263,7 +262,7 @@ def _tokens(prompt: Prompt, reply: Reply, allowed: np.ndarray | None) -> dict:
 
 
 def anchor_rows(demonstrations: Sequence[Demonstration], vocabulary: Vocabulary) -> list[TrainingSample]:
-    """A row for each demonstration, equally weighted."""
+    """Return one sample per demonstration, equally weighted."""
     return [
         TrainingSample(
             prompt_ids=d.prompt_ids,
@@ -289,7 +288,7 @@ def describe_iteration(
     seconds: dict[str, float],
     idle: dict[str, float],
 ) -> IterationStats:
-    """The record of an iteration. version: of the weights before its step. uses: what each reply served as."""
+    """Return the statistics of an iteration. version: weight version before its step. uses: role of each reply."""
     flat = [j for replies in judged for j in replies]
     staleness = max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None)
     tally = learned.metrics
@@ -341,18 +340,18 @@ def describe_iteration(
 
 
 def _number(value: float | None) -> float | None:
-    """None for what is not finite: those of a step that was skipped are no measurements."""
+    """Return None for values that are not finite, such as those of a skipped step."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def group_of_pair(pair: PreferencePair, vocabulary: Vocabulary) -> tuple[ReplyGroup, list[Scorecard]]:
-    """The chosen and the rejected reply as a group of two, with the scores that they came with."""
+    """Return a recorded pair as a group of two replies, chosen first, with the scores from the file (method §5)."""
     prompt = Prompt(id=pair.prompt_id, token_ids=pair.prompt_ids, text="", facts={}, features=pair.features)
     replies, cards = [], []
     sides = ((pair.chosen_ids, pair.scores_chosen), (pair.rejected_ids, pair.scores_rejected))
     for index, (ids, scores) in enumerate(sides):
         replies.append(unsampled(pair.prompt_id, ids, vocabulary, None, RECORDED, index))
-        # The score that made the pair may be any; only what the file calls the total is the total.
+        # The pair may be based on any score; `total` is the one that the file names total.
         found: dict[str, Score] = dict(scores)
         details = {"text": vocabulary.text(ids), "origin": pair.origin}
         cards.append(Scorecard(scores=found, details=details, seconds=0.0))

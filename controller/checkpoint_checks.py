@@ -1,6 +1,6 @@
-"""Whether what a configuration names can be built: the weights of its checkpoint, its codec, its raters.
+"""Checks the model checkpoint, the codec and the raters of a configuration before anything starts.
 
-Looks at the headers of weights and the signatures of classes, builds nothing heavy. Every refusal is an InputError.
+Reads headers of weights and signatures of classes, and builds nothing heavy. Every failed check is an InputError.
 """
 
 import inspect
@@ -24,14 +24,13 @@ from speech.vocabulary import Vocabulary
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "embed_tokens.weight"
 TOKEN_WEIGHTS = (EMBEDDING, "lm_head.weight")
-"""How the names of those weights end that have a row for each token."""
+"""Suffixes of weights with one row per token."""
 
 
 def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """The checkpoint's weights are all there, whole, one row a token; `model.freeze` names some of them, and
-    `learner.lora` layers.
+    """Check that the weights are complete, have one row per token, and match `model.freeze` and `learner.lora`.
 
-    Returns the shape of every tensor by its name.
+    Return the shape of every tensor by name.
     """
     directory = Path(config.model.path)
     files = check_checkpoint(directory, trust_remote_code=config.model.trust_remote_code)
@@ -40,24 +39,24 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
         shapes |= _shapes(file)
     if check_exists(directory / INDEX):
         _check_index(directory, set(shapes))
-    wanted = [vocabulary.size, _width(directory)]
+    expected = [vocabulary.size, _hidden_size(directory)]
     for name, shape in shapes.items():
-        if name.endswith(TOKEN_WEIGHTS) and shape != wanted:
-            raise InputError(f"model.path: {name} of {directory} has the shape {shape}; its config.json says {wanted}")
+        if name.endswith(TOKEN_WEIGHTS) and shape != expected:
+            raise InputError(f"model.path: {name} of {directory} has shape {shape}; its config.json says {expected}")
     _frozen(config, shapes)
     check_adapters_fit(config, shapes)
     return shapes
 
 
 def lora_settings(config: Config) -> LoraConfig | None:
-    """None: no adapters."""
+    """Return the LoRA settings; None: no adapters."""
     c = config.learner.lora
     return LoraConfig(rank=c.r, alpha=c.lora_alpha, targets=tuple(c.target_modules)) if c.r else None
 
 
 def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the layers that get adapters, by name, as far as the checkpoint's tensors tell which are
-    linear. Raises InputError for settings that do not fit them."""
+    """Return inputs and outputs of the layers that get adapters, by name. Raise InputError for settings that match no
+    layer. Tensors with two dimensions count as linear layers."""
     settings, end = lora_settings(config), ".weight"
     if settings is None:
         return {}
@@ -70,55 +69,57 @@ def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> d
 
 
 def _frozen(config: Config, shapes: Iterable[str]) -> set[str]:
-    """Names of tensors that are not trained. Raises InputError as `frozen_names` does."""
+    """Return names of frozen tensors. Raise InputError like `frozen_names`."""
     patterns = family(config.model.family).parameters(config.model.freeze)
-    # The output layer is not in the file when it is tied to the embedding.
+    # An output layer tied to the embedding is not in the file.
     return frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
-    """Of the tensors in a file; reads its header alone, which says how long the file must be."""
+    """Return the shapes of tensors in a file. Reads its header alone, which contains the file's length."""
     try:
         with safe_open(file, framework="numpy") as weights:
             return {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"model.path: {file} cannot be read: {error}") from error
+        raise InputError(f"model.path: cannot read {file}: {error}") from error
 
 
 def _check_index(directory: Path, names: set[str]) -> None:
     index = parse_json(read_text(directory / INDEX), str(directory / INDEX))
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-        raise InputError(f"model.path: {directory / INDEX} has no weight_map of names and files")
+        raise InputError(f"model.path: {directory / INDEX} has no weight_map of names to files")
     for name, file in placed.items():
         if Path(file).name != file or not check_exists(directory / file):
-            raise InputError(f"model.path: {directory / INDEX} says {name} is in {file!r}, which is not there")
+            raise InputError(f"model.path: {directory / INDEX} says that {name} is in {file!r}, which does not exist")
         if name not in names:
-            raise InputError(f"model.path: {directory / INDEX} says {name} is in {file!r}, which does not have it")
+            raise InputError(f"model.path: {directory / INDEX} says that {name} is in {file!r}, which lacks it")
 
 
-def _width(directory: Path) -> object:
-    """The size of a token's vector."""
+def _hidden_size(directory: Path) -> object:
+    """Return the model's hidden size."""
     settings = parse_json(read_text(directory / "config.json"), str(directory / "config.json"))
-    width = settings.get("hidden_size")
-    if type(width) is not int or width < 1:
-        raise InputError(f"model.path: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
-    return width
+    size = settings.get("hidden_size")
+    if type(size) is not int or size < 1:
+        raise InputError(
+            f"model.path: {directory / 'config.json'} has hidden_size {size!r}; expected a positive integer"
+        )
+    return size
 
 
 def check_reward(config: Config, vocabulary: Vocabulary) -> None:
-    """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
+    """Check that codec and raters exist and accept their arguments, and that the codec has the checkpoint's codes."""
     inspect_codec(config, vocabulary)
     for rater in config.reward.functions:
         check_rater(rater)
     if config.reward.audio_quality_fn:
-        _loaded("reward.audio_quality_fn", config.reward.audio_quality_fn)
+        _load("reward.audio_quality_fn", config.reward.audio_quality_fn)
 
 
 def check_rater(rater: RewardFunctionSection) -> None:
-    """It is there, takes its arguments, and calls its score as the configuration does. It is not built."""
+    """Check that a rater exists, accepts its arguments and has the configured score name, without building it."""
     key = f"reward.functions.{rater.name}"
-    made = _loaded(key, rater.target)
+    made = _load(key, rater.target)
     _check_arguments(key, rater, made)
     if hasattr(made, "check"):
         try:
@@ -126,55 +127,57 @@ def check_rater(rater: RewardFunctionSection) -> None:
         except InputError as error:
             raise InputError(f"{key}.kwargs: {error}") from error
     if isinstance(made, type) and not callable(getattr(made, "rate", None)):
-        raise InputError(f"{key}: {rater.target} is no rater; it has no method 'rate'")
+        raise InputError(f"{key}: {rater.target} is not a rater: it has no method 'rate'")
     own = getattr(made, "name", None)
     if isinstance(own, str) and own != rater.name:
-        raise InputError(f"reward.functions: {rater.target} calls its score {own!r}, not {rater.name!r}")
+        raise InputError(
+            f"reward.functions: {rater.target} names its score {own!r}; the configuration names it {rater.name!r}"
+        )
 
 
 def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
-    """The codec, which has a code for each speech token and no other."""
+    """Load the codec. Raise InputError unless its codes are the speech tokens of the vocabulary."""
     named = config.reward.codec
     _codec_class(named)
-    codec = _tried(named, lambda: build_codec(named.target, named.kwargs))
-    return _of_vocabulary(codec, config, vocabulary)
+    codec = _call(named, lambda: build_codec(named.target, named.kwargs))
+    return _check_codebook(codec, config, vocabulary)
 
 
 def inspect_codec(config: Config, vocabulary: Vocabulary) -> Any:
-    """What has the codec's numbers: its class, where that can `check` its files without loading them, as decoders that
-    need a GPU must. Else the codec. Raises InputError as `load_codec` does."""
+    """Return an object with the codec's properties: its class if that can `check` its files without loading them, as
+    decoders that need a GPU must; otherwise the codec. Raise InputError like `load_codec`."""
     named = config.reward.codec
     found = _codec_class(named)
     if not hasattr(found, "check"):
         return load_codec(config, vocabulary)
     further = {name: value for name, value in named.kwargs.items() if name != "path"}
-    _tried(named, lambda: found.check(Path(named.kwargs["path"]), **further))
-    return _of_vocabulary(found, config, vocabulary)
+    _call(named, lambda: found.check(Path(named.kwargs["path"]), **further))
+    return _check_codebook(found, config, vocabulary)
 
 
 def _codec_class(named: ClassSection) -> Any:
-    """Raises InputError where it is not there, or does not take the arguments."""
-    found: Any = _loaded("reward.codec", named.target)
+    """Return the codec's class. Raise InputError if it is missing or rejects the arguments."""
+    found: Any = _load("reward.codec", named.target)
     if hasattr(found, "load"):
         parameters = list(inspect.signature(found.load).parameters.values())
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             allowed = ["path", *(parameter.name for parameter in parameters[1:])]
             if others := sorted(set(named.kwargs) - set(allowed)):
-                raise InputError(f"reward.codec.kwargs: {others[0]!r} is not possible; allowed: {', '.join(allowed)}")
+                raise InputError(f"reward.codec.kwargs: unknown argument {others[0]!r}; allowed: {', '.join(allowed)}")
     return found
 
 
-def _tried(named: ClassSection, call: Callable[[], Any]) -> Any:
+def _call(named: ClassSection, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except InputError:
         raise
-    except Exception as error:  # a codec of the user's own may raise anything
-        raise InputError(f"reward.codec: {named.target} does not load {named.kwargs['path']}: {error!r}") from error
+    except Exception as error:  # a user's codec may raise anything
+        raise InputError(f"reward.codec: {named.target} failed to load {named.kwargs['path']}: {error!r}") from error
 
 
-def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
-    codes = _tried(config.reward.codec, lambda: codec.codebook)
+def _check_codebook(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
+    codes = _call(config.reward.codec, lambda: codec.codebook)
     if codes != vocabulary.codebook:
         raise InputError(
             f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.path} has "
@@ -183,7 +186,7 @@ def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
     return codec
 
 
-def _loaded(key: str, use: str) -> Callable:
+def _load(key: str, use: str) -> Callable:
     try:
         found = load_object(use)
     except InputError as error:
@@ -196,10 +199,10 @@ def _loaded(key: str, use: str) -> Callable:
 def _check_arguments(key: str, named: ClassSection, made: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(made)
-    except (ValueError, TypeError):  # of compiled code, which does not say
+    except (ValueError, TypeError):  # compiled code without a signature
         return
     try:
         signature.bind(**named.kwargs)
     except TypeError as error:
-        given = ", ".join(map(str, named.kwargs)) or "no arguments"  # their names: a value may be a secret
+        given = ", ".join(map(str, named.kwargs)) or "no arguments"  # names alone: a value may be a secret
         raise InputError(f"{key}: {named.target} cannot be called with {given}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a run reads from disk, checked before anything starts: the data, and the checkpoint that it goes on from."""
+"""Reads and checks the inputs of a run before anything starts: data, and the checkpoint to resume from."""
 
 import hashlib
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ from speech.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """What a run reads from disk, checked. Prompts and demonstrations stay there."""
+    """Checked inputs of a run. Prompts and demonstrations are read from disk on access."""
 
     family: Family
     vocabulary: Vocabulary
     prompts: Dataset[Prompt]
     demonstrations: Dataset[Demonstration]
     held_out: dict[str, list[Prompt]]
-    """Asked all at once, and so in memory."""
+    """Held-out prompts by set, in memory."""
     pairs: Dataset[PreferencePair] | list[PreferencePair]
-    """From `algorithm.dpo.pairs_file`; empty when replies are sampled."""
+    """Pairs of `algorithm.dpo.pairs_file`; empty if replies are generated."""
 
 
 def read_inputs(config: Config) -> RunInputs:
-    """Reads the data. Raises InputError naming what does not fit."""
+    """Read and check the data. Raise InputError for the first defect."""
     chosen = family(config.model.family)
     vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), chosen.tokens)
     inputs = RunInputs(
@@ -53,8 +53,8 @@ def read_inputs(config: Config) -> RunInputs:
     check_reward(config, vocabulary)
     _check_streams(config, inputs)
     _check_replies(config, inputs)
-    asked = [len(prompt.token_ids) for prompts in inputs.held_out.values() for prompt in prompts]
-    longest = max([inputs.prompts.longest, *asked])
+    lengths = [len(prompt.token_ids) for prompts in inputs.held_out.values() for prompt in prompts]
+    longest = max([inputs.prompts.longest, *lengths])
     if longest > longest_prompt(config):
         raise InputError(
             f"model.max_model_len: {config.model.max_model_len} is too short for the longest prompt, {longest} tokens, "
@@ -78,7 +78,7 @@ def _pairs(config: Config, vocabulary: Vocabulary) -> Dataset[PreferencePair] | 
 
 
 def build_samplers(config: Config, inputs: RunInputs) -> tuple[Sampler, Sampler]:
-    """Of prompts, or pairs from a file, and of demonstrations: a run's order of its data, from the beginning."""
+    """Build the samplers of prompts (or recorded pairs) and of demonstrations, at the beginning of their order."""
     seed, pairs = config.run.seed, inputs.pairs
     weights = {key: [one.weight for one in data_sources(getattr(config.data, key))] for key in ("prompts", "sft")}
     return (
@@ -90,7 +90,7 @@ def build_samplers(config: Config, inputs: RunInputs) -> tuple[Sampler, Sampler]
 
 
 def _check_streams(config: Config, inputs: RunInputs) -> None:
-    """Of a family with several streams: prompts have whole steps, and its engine can be given what is asked of it."""
+    """Check a family with several streams: prompts have complete steps, and its engine supports the configuration."""
     streams, name = inputs.family.streams, inputs.family.name
     if streams == 1:
         return
@@ -98,52 +98,54 @@ def _check_streams(config: Config, inputs: RunInputs) -> None:
         raise InputError(
             f"rollout.tensor_parallel_size: {config.rollout.tensor_parallel_size}, but the engine of family {name} "
             "keeps its "
-            "model on one device; set it to 1"
+            "model on one device. Set it to 1"
         )
     if config.weight_sync.backend == "broadcast":
-        raise InputError(f"weight_sync.backend: broadcast reaches no engine of family {name}; use shm or object_store")
+        raise InputError(
+            f"weight_sync.backend: broadcast is not supported by the engine of family {name}. Use shm or object_store"
+        )
     begin = 0
     for table in inputs.prompts.stream("token_ids"):
         lengths = id_lists(table["token_ids"]).lengths
         for row in np.flatnonzero(lengths % streams).tolist():
             place = inputs.prompts.place(begin + row)
-            raise InputError(f"{place}: field 'token_ids' {_half(inputs.family, int(lengths[row]))}")
+            raise InputError(f"{place}: field 'token_ids' {_incomplete_step(inputs.family, int(lengths[row]))}")
         begin += table.num_rows
     for held_out, prompts in inputs.held_out.items():
         for row, prompt in enumerate(prompts, 1):
             if len(prompt.token_ids) % streams:
                 place = f"{config.data.validation[held_out]} row {row}"
-                raise InputError(f"{place}: field 'token_ids' {_half(inputs.family, len(prompt.token_ids))}")
+                raise InputError(f"{place}: field 'token_ids' {_incomplete_step(inputs.family, len(prompt.token_ids))}")
 
 
-def _half(chosen: Family, tokens: int) -> str:
-    return f"has {tokens} tokens, where family {chosen.name} has {chosen.streams} for each step"
+def _incomplete_step(chosen: Family, tokens: int) -> str:
+    return f"has {tokens} tokens; family {chosen.name} needs a multiple of {chosen.streams}"
 
 
 def _check_replies(config: Config, inputs: RunInputs) -> None:
-    """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
-    wanted = config.algorithm.name == "dpo" and config.algorithm.dpo.chosen_source == "demonstration"
-    if wanted and not np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id")).any():
+    """Check that replies to train on fit into the model and follow the grammar, if sampling is constrained."""
+    needed = config.algorithm.name == "dpo" and config.algorithm.dpo.chosen_source == "demonstration"
+    if needed and not np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id")).any():
         raise InputError(
             f"algorithm.dpo.chosen_source: demonstration, but no prompt of {source_name(config.data.prompts)} has one "
             "in "
             f"{source_name(config.data.sft)} (column prompt_id)"
         )
-    held_to = reply_structure(config, inputs.family, inputs.vocabulary)
-    _check_all(config, held_to, inputs.demonstrations, ["reply_ids"])
+    structure = reply_structure(config, inputs.family, inputs.vocabulary)
+    _check_all(config, structure, inputs.demonstrations, ["reply_ids"])
     if isinstance(inputs.pairs, Dataset):
-        _check_all(config, held_to, inputs.pairs, ["chosen_ids", "rejected_ids"])
+        _check_all(config, structure, inputs.pairs, ["chosen_ids", "rejected_ids"])
         return
     for row, pair in enumerate(inputs.pairs, start=1):
         for name, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
             place = f"{config.algorithm.dpo.pairs_file} row {row}"
-            check_reply(config, held_to, place, name, pair.prompt_ids, ids)
+            check_reply(config, structure, place, name, pair.prompt_ids, ids)
 
 
-def _check_all(config: Config, held_to: Structure | None, rows: Dataset, names: list[str]) -> None:
-    """`check_reply` of these columns of all rows; of those that were prepared for this family and fit, none."""
-    loose = held_to is None and family(config.model.family).streams == 1
-    if rows.longest <= config.model.max_model_len and (loose or rows.families == {config.model.family}):
+def _check_all(config: Config, structure: Structure | None, rows: Dataset, names: list[str]) -> None:
+    """Run `check_reply` on columns of all rows. Skip data that were prepared for this family and fit."""
+    unconstrained = structure is None and family(config.model.family).streams == 1
+    if rows.longest <= config.model.max_model_len and (unconstrained or rows.families == {config.model.family}):
         return
     begin, streams = 0, family(config.model.family).streams
     for table in rows.stream("prompt_ids", *names):
@@ -153,21 +155,24 @@ def _check_all(config: Config, held_to: Structure | None, rows: Dataset, names: 
             ids = id_lists(table[name])
             good &= ids.lengths % streams == 0
             good &= prompts.lengths + ids.lengths <= config.model.max_model_len
-            if held_to is not None:
-                good &= follow_grammar(ids.values, ids.offsets, *held_to)
+            if structure is not None:
+                good &= follow_grammar(ids.values, ids.offsets, *structure)
         for row in np.flatnonzero(~good).tolist():
             for name in names:
                 ids = id_lists(table[name]).row(row)
-                check_reply(config, held_to, rows.place(begin + row), name, prompts.row(row), ids)
+                check_reply(config, structure, rows.place(begin + row), name, prompts.row(row), ids)
         begin += table.num_rows
 
 
 def check_reply(
-    config: Config, held_to: Structure | None, place: str, field: str, prompt_ids: np.ndarray, ids: np.ndarray
+    config: Config, structure: Structure | None, place: str, field: str, prompt_ids: np.ndarray, ids: np.ndarray
 ) -> None:
-    """Raises InputError for a reply that is too long to learn from, has half a step, or does not follow the structure.
+    """Raise InputError for a reply that is too long, has an incomplete step, or violates the grammar.
 
-    held_to: what sampling is held to. place: file and row. field: where in it the reply stands.
+    Args:
+        structure: Grammar of sampling; None: unconstrained.
+        place: File and row, for the message.
+        field: Column of the reply, for the message.
     """
     if len(prompt_ids) + len(ids) > config.model.max_model_len:
         raise InputError(
@@ -177,19 +182,19 @@ def check_reply(
     chosen = family(config.model.family)
     for name, part in (("prompt_ids", prompt_ids), (field, ids)):
         if len(part) % chosen.streams:
-            raise InputError(f"{place}: field {name!r} {_half(chosen, len(part))}")
-    defect = check_reply_grammar(ids, *held_to) if held_to else None
+            raise InputError(f"{place}: field {name!r} {_incomplete_step(chosen, len(part))}")
+    defect = check_reply_grammar(ids, *structure) if structure else None
     if defect is not None:
-        raise InputError(f"{place}: {field} does not follow the structure of family {config.model.family}: {defect}")
+        raise InputError(f"{place}: {field} violates the grammar of family {config.model.family}: {defect}")
 
 
 def fingerprints(inputs: RunInputs) -> dict[str, str]:
-    """A mark of each set of rows that a run deals out in order: another mark, other rows or another order."""
+    """Return a fingerprint of each ordered set of rows. It changes with the rows and with their order."""
     pairs = inputs.pairs
     return {
-        "data.prompts": _mark(inputs.prompts),
-        "data.sft": _mark(inputs.demonstrations),
-        "algorithm.dpo.pairs_file": _mark(pairs)
+        "data.prompts": _fingerprint(inputs.prompts),
+        "data.sft": _fingerprint(inputs.demonstrations),
+        "algorithm.dpo.pairs_file": _fingerprint(pairs)
         if isinstance(pairs, Dataset)
         else fingerprint_of_rows([p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs),
         **{
@@ -199,44 +204,44 @@ def fingerprints(inputs: RunInputs) -> dict[str, str]:
     }
 
 
-def _mark(rows: Dataset) -> str:
-    """Of one source its own, which is that of its rows."""
+def _fingerprint(rows: Dataset) -> str:
+    """Return the fingerprint of all sources. With one source, its own fingerprint."""
     if len(rows.marks) == 1:
         return rows.marks[0]
     return hashlib.sha256(" ".join(rows.marks).encode()).hexdigest()[:16]
 
 
 def is_constrained(config: Config, chosen: Family) -> bool:
-    """Whether sampling is held to the family's interleave structure."""
+    """Return True if sampling is restricted to the family's interleave grammar."""
     return config.rollout.constrained_decoding == "on" or (
         config.rollout.constrained_decoding == "auto" and not chosen.follows_pattern
     )
 
 
 def reply_structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
-    """What sampling is held to: the family's pattern and the kinds of all ids; None when it is free."""
+    """Return the grammar of sampling and the kinds of all ids; None if sampling is unconstrained."""
     return (chosen.interleave, token_kinds(vocabulary)) if is_constrained(config, chosen) else None
 
 
 def check_learner(config: Config, checkpoint: Path) -> None:
-    """Raises InputError unless the learner can go on from the checkpoint; before anything starts."""
+    """Raise InputError unless the learner can resume from the checkpoint."""
     learner = config.learner
     check_checkpoint(checkpoint, ranks=learner.num_workers, zero_stage=learner.zero_stage, dtype=config.model.dtype)
 
 
 def newest_checkpoint(config: Config, run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that its learner can go on from; None when none was ever written.
+    """Return the newest checkpoint that the learner can resume from; None if the run has none.
 
-    Raises InputError, of the newest, when there are some and none will do.
+    Raises InputError, for the newest one, if none is usable.
     """
-    newest, refusal = CheckpointManager(run).newest(), None
-    for checkpoint in CheckpointManager(run).whole():
+    newest, first_error = CheckpointManager(run).newest(), None
+    for checkpoint in CheckpointManager(run).complete():
         try:
             check_learner(config, checkpoint.directory)
         except InputError as error:
-            refusal = refusal or error
+            first_error = first_error or error
         else:
             return checkpoint
-    if refusal is not None:
-        raise refusal
+    if first_error is not None:
+        raise first_error
     return newest

@@ -1,6 +1,6 @@
-"""A job as the driver sees it: handed to a controller, shown as it goes, handed to another when that one dies.
+"""The driver of `duet train`: checks the input, joins Ray, starts the controller, shows progress.
 
-`duet train`, the driver: checks the input, joins Ray, hands the job to the controller, shows how it goes.
+If the controller dies, the driver starts another, which resumes from the newest checkpoint.
 """
 
 import os
@@ -26,8 +26,8 @@ from configs.load import make_absolute
 from configs.schema import Config
 from configs.validate import batch_summary, local_cluster_resources
 from controller.actor import Controller
-from controller.checkpointing import ResumePlan, check_data_unchanged, is_finished
 from controller.inputs import newest_checkpoint
+from controller.resuming import ResumePlan, check_data_unchanged, is_finished
 from observability.console import Display
 from observability.iteration import Progress
 from observability.metrics.server import MetricsServer
@@ -35,58 +35,54 @@ from observability.run_directory import RunDirectory, RunLock, read_summary
 
 
 class RunFailed(RuntimeError):
-    """A run ended before its end. The message says whose fault it was and where to look, without any secret."""
+    """A run failed. The message names the cause and the logs, without secrets."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
 
 
 class ControllerDied(RunFailed):
-    """The controller's process is gone, or gives no answer."""
+    """The controller's process died, or does not answer."""
 
 
 def train(config: Config) -> Path:
-    """Runs a new job to its end. Returns the run's directory. Raises InputError before anything is written."""
+    """Run a new job to completion. Return the run's directory. Raise InputError before anything is written."""
     directory = _directory(config)
     make_absolute(config)
-    return _work(config, directory, None)
+    return _run(config, directory, None)
 
 
-def resume_training(resumption: ResumePlan) -> Path:
-    """Goes on with a run, to its end. Returns its directory. Raises InputError before anything is written."""
-    config, directory = resumption.config, resumption.directory.absolute()
-    config.run.name, config.run.directory = directory.name, str(directory.parent)  # it may have been moved
-    RunLock.acquire(directory).release()  # better to know before Ray is started
-    return _work(config, directory, resumption)
+def resume_training(plan: ResumePlan) -> Path:
+    """Resume a run and run it to completion. Return its directory. Raise InputError before anything is written."""
+    config, directory = plan.config, plan.directory.absolute()
+    config.run.name, config.run.directory = directory.name, str(directory.parent)  # the run may have been moved
+    RunLock.acquire(directory).release()  # fail before Ray starts
+    return _run(config, directory, plan)
 
 
-def _work(config: Config, directory: Path, resumption: ResumePlan | None) -> Path:
-    # tokenizers and Arrow, once the configuration is known to be good
+def _run(config: Config, directory: Path, plan: ResumePlan | None) -> Path:
+    # Imports tokenizers and Arrow, so only once the configuration is valid.
     from controller.inputs import fingerprints, newest_checkpoint, read_inputs
 
     inputs = read_inputs(config)
-    if resumption is not None and resumption.checkpoint is not None:
-        resumption = replace(resumption, checkpoint=newest_checkpoint(config, directory))
-        check_data_unchanged(resumption.checkpoint.state.get("data", {}), fingerprints(inputs))
+    if plan is not None and plan.checkpoint is not None:
+        plan = replace(plan, checkpoint=newest_checkpoint(config, directory))
+        check_data_unchanged(plan.checkpoint.state.get("data", {}), fingerprints(inputs))
     if config.metrics.port and not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
-        # The controller will be on this machine: better to know before Ray is started for it.
+        # The controller will run on this machine, so fail before Ray starts.
         MetricsServer(config.metrics.host, config.metrics.port).probe()
     console = Console(highlight=False)
-    _introduce(console, config, directory, len(inputs.prompts), len(inputs.demonstrations))
-    if resumption is not None:
-        _introduce_resumption(console, resumption)
+    _print_settings(console, config, directory, len(inputs.prompts), len(inputs.demonstrations))
+    if plan is not None:
+        _print_plan(console, plan)
     del inputs
     join_cluster(config)
     silence_ray()
     try:
-        pass
-
-        summary = RunMonitor(config, directory, console).to_the_end(resumption.changes if resumption else None)
+        summary = RunMonitor(config, directory, console).run_to_completion(plan.changes if plan else None)
     finally:
-        import ray
-
         ray.shutdown()
-    _conclude(console, directory, summary)
+    _print_summary(console, directory, summary)
     return directory
 
 
@@ -99,7 +95,7 @@ def _directory(config: Config) -> Path:
     return directory
 
 
-def _introduce(console: Console, config: Config, directory: Path, prompts: int, demonstrations: int) -> None:
+def _print_settings(console: Console, config: Config, directory: Path, prompts: int, demonstrations: int) -> None:
     console.print(f"duet train  [bold]{config.run.name}[/]  seed {config.run.seed}")
     lines = [
         ("model", f"{config.model.family}, {config.model.dtype}"),
@@ -117,18 +113,18 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
         console.print(f"  [dim]{what:<26}[/]{how_much}", soft_wrap=True)
 
 
-def _introduce_resumption(console: Console, resumption: ResumePlan) -> None:
-    checkpoint = resumption.checkpoint
+def _print_plan(console: Console, plan: ResumePlan) -> None:
+    checkpoint = plan.checkpoint
     where = (
-        f"after iteration {checkpoint.iteration}" if checkpoint else "from its beginning: there is no checkpoint yet"
+        f"after iteration {checkpoint.iteration}" if checkpoint else "from the beginning: there is no checkpoint yet"
     )
-    console.print(f"  [dim]{'goes on':<26}[/]{where}", soft_wrap=True)
-    for key, (old, new) in resumption.changes.items():
+    console.print(f"  [dim]{'resumes':<26}[/]{where}", soft_wrap=True)
+    for key, (old, new) in plan.changes.items():
         console.print(f"  [dim]{'changed':<26}[/]{key}: {old!r} → {new!r}", soft_wrap=True)
 
 
 def join_cluster(config: Config) -> None:
-    """The cluster that the configuration or the environment names, else one that is started here."""
+    """Join the cluster that the configuration or the environment names. Otherwise start one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -138,13 +134,13 @@ def join_cluster(config: Config) -> None:
 
 
 def silence_ray() -> None:
-    """Ray prints a page of advice for every process that dies. What died, of what, and what follows is said by us."""
+    """Silence Ray's advice on every dead process. Duet reports deaths, their causes and consequences itself."""
     import ray._private.worker
 
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # there is no public switch for these
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # Ray has no public switch for it
 
 
-def _conclude(console: Console, directory: Path, summary: dict) -> None:
+def _print_summary(console: Console, directory: Path, summary: dict) -> None:
     from observability.console import final_table
 
     sets = [
@@ -170,36 +166,37 @@ def _conclude(console: Console, directory: Path, summary: dict) -> None:
 
 
 def short(path: Path) -> Path:
-    """Relative to the working directory where it lies below it."""
+    """Return a path relative to the working directory if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-POLL_SECONDS = 0.5
+POLL_INTERVAL_S = 0.5
 
 
-RESTARTS = 2
-"""Controllers that may die one after another at the same checkpoint before the run is given up."""
+MAX_RESTARTS = 2
+"""Restarts of the controller from the same checkpoint before the run fails."""
 
 
-ANSWER_SECONDS = 120.0
-"""How long the controller may be silent when asked how it goes."""
+ANSWER_TIMEOUT_S = 120.0
+"""Timeout of calls to the controller."""
 
 
 Changes = Mapping[str, tuple[object, object]]
-"""Settings of a run that goes on that are not what they were: old and new, by key."""
+"""Changed settings of a resumed run: old and new value by key."""
 
 
 class RunMonitor:
-    """Follows one job to its end."""
+    """Runs one job to completion and shows its progress."""
 
     def __init__(self, config: Config, directory: Path, console: Console) -> None:
         self._config, self._directory = config, directory
         self._display = Display(config.run.name, console, scores=list(config.reward.weights))
         self._stopping = False
 
-    def to_the_end(self, changes: Changes | None) -> dict:
-        """The job's summary. changes: of a run that goes on; None for a new one. Raises InputError, RunFailed."""
-        lost: list[int] = []
+    def run_to_completion(self, changes: Changes | None) -> dict:
+        """Return the job's summary. changes: changed settings of a resumed run; None for a new one. Raise InputError,
+        RunFailed."""
+        restarts: list[int] = []
         with self._display:
             while True:
                 try:
@@ -210,22 +207,22 @@ class RunMonitor:
                     if is_finished(self._directory):
                         return read_summary(self._directory)
                     checkpoint = newest_checkpoint(self._config, self._directory)
-                    lost.append(checkpoint.iteration if checkpoint else 0)
-                    if lost.count(lost[-1]) > RESTARTS:
+                    restarts.append(checkpoint.iteration if checkpoint else 0)
+                    if restarts.count(restarts[-1]) > MAX_RESTARTS:
                         raise
                     changes = {}
                     RunDirectory.open(self._directory).add_event(
-                        "controller_died", reason=str(error), iteration=lost[-1]
+                        "controller_died", reason=str(error), iteration=restarts[-1]
                     )
-                    self._display.note(f"{error}; a new one goes on after iteration {lost[-1]}")
+                    self._display.note(f"{error}; a new one resumes after iteration {restarts[-1]}")
 
     def _attempt(self, changes: Changes | None) -> dict:
-        """Ctrl-C or SIGTERM end the job in order, a second one at once."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets a handler of its own
-        # Three threads: the run itself, the answers to the display, and a request to stop.
-        # Ray's store would keep an account of every question how it goes, up to a hundred thousand of them.
-        # Detached: it must not end with a driver that has no time to wait for the checkpoint (cluster/ray_cluster.py).
-        # Beside the driver: to Ray it weighs nothing, and would go with a node that an autoscaler holds for idle.
+        """Run the job in a new controller. Ctrl-C or SIGTERM ends it after the iteration, a second one at once."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets its own handler
+        # Three threads: the run, progress calls, and a stop request.
+        # Without task events: Ray's store would keep every progress call, up to a hundred thousand.
+        # Detached: it must outlive a driver that has no time to wait for the checkpoint (cluster/ray_cluster.py).
+        # On the driver's node: it needs no resources, so an autoscaler could remove another node as idle.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         remote = ray.remote(Controller).options(
             num_cpus=0, max_concurrency=3, enable_task_events=False, lifetime="detached", scheduling_strategy=here
@@ -233,60 +230,60 @@ class RunMonitor:
         controller = remote.remote(self._config, self._directory, changes)
         self._display.begin()
         try:
-            address = ray.get(controller.metrics_address.remote(), timeout=ANSWER_SECONDS)
+            address = ray.get(controller.metrics_address.remote(), timeout=ANSWER_TIMEOUT_S)
             self._display.note(f"metrics: {address}")
             job = controller.run.remote()
-            if self._stopping:  # it was told to the one that died
+            if self._stopping:  # requested from the controller that died
                 self._stop(controller)
             try:
                 self._follow(controller, job)
             except KeyboardInterrupt:
                 self._stop(controller)
                 self._follow(controller, job)
-            return ray.get(job, timeout=ANSWER_SECONDS)
-        except RayTaskError as error:  # before MemberFailed, which Ray may make it look like
+            return ray.get(job, timeout=ANSWER_TIMEOUT_S)
+        except RayTaskError as error:  # before ActorFailed: Ray's error may be an instance of both
             if isinstance(error.cause, InputError):
                 raise error.cause from error
             raise self._failed(error) from error
         except (RayActorError, OutOfMemoryError, ActorFailed, CallTimeout, GetTimeoutError) as error:
-            if refusal := _refusal(error):
-                raise InputError(refusal) from error
+            if message := _input_error(error):
+                raise InputError(message) from error
             if isinstance(error, CallTimeout | GetTimeoutError):
                 raise ControllerDied(f"the controller does not answer: {error}") from error
             cause = error.post_mortem if isinstance(error, ActorFailed) else describe(error, controller)
             raise ControllerDied(f"the controller died: {cause}") from error
         finally:
-            with suppress(Exception):  # it may still be at work, or be gone already
+            with suppress(Exception):  # it may still run, or be dead already
                 ray.kill(controller)
 
     def _stop(self, controller) -> None:
         self._stopping = True
-        ray.get(controller.stop.remote(), timeout=ANSWER_SECONDS)
+        ray.get(controller.stop.remote(), timeout=ANSWER_TIMEOUT_S)
         total = self._config.train.num_steps
         self._display.update(Progress(stage="stopping after this iteration", iterations_total=total))
 
     def _follow(self, controller, job: ray.ObjectRef) -> None:
-        """Shows progress until the job has ended, well or badly."""
+        """Show progress until the job ends."""
         done: list[ray.ObjectRef] = []
         while not done:
-            done, _ = ray.wait([job], timeout=POLL_SECONDS)
-            asked = {"controller": controller.progress.remote(self._display.seen)}
-            self._display.update(gather(asked, ANSWER_SECONDS, "telling its progress")["controller"])
+            done, _ = ray.wait([job], timeout=POLL_INTERVAL_S)
+            refs = {"controller": controller.progress.remote(self._display.seen)}
+            self._display.update(gather(refs, ANSWER_TIMEOUT_S, "reporting progress")["controller"])
 
     def _failed(self, error: RayTaskError) -> RunFailed:
         logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
         lines = [
             f"{type(error.cause).__name__}: {error.cause}",
-            f"  what happened: {self._directory / 'events.jsonl'}",
-            f"  logs of all members: {logs}",
+            f"  events: {self._directory / 'events.jsonl'}",
+            f"  logs of all actors: {logs}",
         ]
         if (self._directory / "checkpoints").is_dir():
-            lines.append(f"  to go on once it is mended: duet train --resume {short(self._directory)}")
+            lines.append(f"  to continue once the cause is fixed: duet train --resume {short(self._directory)}")
         return RunFailed("\n".join(lines))
 
 
-def _refusal(error: Exception) -> str | None:
-    """The message of the InputError that kept the controller from starting, found in Ray's text; else None."""
+def _input_error(error: Exception) -> str | None:
+    """Return the message of an InputError of the controller's start, found in Ray's text; else None."""
     for line in str(error).splitlines():
         _, found, message = line.partition("InputError: ")
         if found:

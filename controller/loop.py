@@ -1,4 +1,4 @@
-"""The loop. Read this file to learn what Duet does; everything else is how."""
+"""The training loop: generate, score, measure λ, train, sync weights. Start reading Duet here."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -27,45 +27,45 @@ from reward.types import Scorecard
 from rollout.worker import SyncReport, WeightCheck
 from speech.types import Prompt, ReplyGroup
 
-JUDGES = "judges.parquet"
-"""In a checkpoint: what the judges said so far."""
-PROBES = 4
-"""Demonstrations whose log-probabilities are compared between learner and workers after every sync."""
+JUDGE_CACHE = "judges.parquet"
+"""File of a checkpoint with the judges' cached answers."""
+NUM_PROBES = 4
+"""Demonstrations whose log-probabilities learner and workers compare after every weight sync."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterationResult:
-    """An iteration, for the records."""
+    """Result of an iteration, for the records."""
 
     iteration: IterationStats
-    judged: list[list[ScoredReply]]
+    scored: list[list[ScoredReply]]
     uses: list[list[str | None]]
-    """What each reply served as."""
+    """Role of each reply in the batch."""
     examples: list[ScoredReply]
-    """Demonstrations that were rated to be compared with."""
+    """Demonstrations that were scored for comparison."""
     not_finite: str | None
-    """What was not finite, when the step was skipped."""
+    """The value that was not finite, if the step was skipped."""
 
     def rows(self, routes: list[ScoreRoute]) -> list[ReplyRecord]:
-        """Every reply that was rated."""
+        """Return a record of every scored reply."""
         used = [
             pair
-            for replies, uses in zip(self.judged, self.uses, strict=True)
+            for replies, uses in zip(self.scored, self.uses, strict=True)
             for pair in zip(replies, uses, strict=True)
         ]
-        used += [(judged, "compared") for judged in self.examples]
+        used += [(reply, "compared") for reply in self.examples]
         labels = [route.label for route in routes]
-        return [ReplyRecord(judged=judged, routes=labels, use=use) for judged, use in used]
+        return [ReplyRecord(judged=reply, routes=labels, use=use) for reply, use in used]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefetchedBatch:
-    """An iteration whose replies are ordered."""
+    """Batch of an iteration whose replies are submitted."""
 
     position: int
-    """Of the ledger of prompts before it."""
+    """Position of the prompt sampler before the batch."""
     indices: list[int]
-    """Its rows of the data."""
+    """Rows of the data."""
     batch: RolloutBatch
 
 
@@ -75,39 +75,39 @@ class TrainingLoop:
     def __init__(self, config: Config, inputs: RunInputs, run: str, emit_event: build.EventSink) -> None:
         """emit_event: takes a kind and fields."""
         self.config, self.inputs, self._run, self._emit_event = config, inputs, run, emit_event
-        # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
-        self._learners = build.learner_place(config)
-        self.learner = build.learner_group(config, inputs.family, run, self._learners)
-        company: list[ActorPool] = []
-        self.rollout = build.rollout_pool(config, inputs.family, emit_event, company)
-        self.reward = build.reward_pool(config, inputs.family, emit_event, company)
-        self.flow = Pipeline(self.rollout, self.reward, company)
+        # First, and for the whole run: growing or restarting pools cannot take the learner's resources.
+        self._learner_placement = build.learner_place(config)
+        self.learner = build.learner_group(config, inputs.family, run, self._learner_placement)
+        actor_pools: list[ActorPool] = []
+        self.rollout = build.rollout_pool(config, inputs.family, emit_event, actor_pools)
+        self.reward = build.reward_pool(config, inputs.family, emit_event, actor_pools)
+        self.pipeline = Pipeline(self.rollout, self.reward, actor_pools)
         self._pools: dict[str, SpeechPool] = {"rollout": self.rollout, "reward": self.reward}
         if self.reward.decoders is not None:
             self._pools["decoder"] = self.reward.decoders
-        self._ahead: dict[int, PrefetchedBatch] = {}
-        """Iterations whose replies are ordered and not trained on, by number."""
-        self._ordered = 0
-        """The newest of them, or the one before the next."""
-        self.mix = build.mix_ratio(config, None)
-        self.preference = build.preference(config, inputs)
+        self._prefetched: dict[int, PrefetchedBatch] = {}
+        """Batches that are submitted and not trained on, by iteration."""
+        self._submitted = 0
+        """Newest submitted iteration."""
+        self.mix_ratio = build.mix_ratio(config, None)
+        self.batch_builder = build.preference(config, inputs)
         self.routes = build.routes(config)
         self.prompts, self.demonstrations = build_samplers(config, inputs)
         self.rater_versions: dict[str, str] = {}
         self.phase, self.since = "", time.monotonic()
-        """What an iteration is doing, empty outside of one, and since when."""
+        """Phase of the current iteration, empty between iterations, and its start time."""
         self.learner_restarts = 0
         self.seconds: dict[str, float] = {}
-        self.marks = fingerprints(inputs)
-        self._probe = [np.concatenate([d.prompt_ids, d.reply_ids]) for d in inputs.demonstrations[:PROBES]]
+        self.fingerprints = fingerprints(inputs)
+        self._probe = [np.concatenate([d.prompt_ids, d.reply_ids]) for d in inputs.demonstrations[:NUM_PROBES]]
 
     def start(self, checkpoint: Checkpoint | None) -> None:
-        """Everybody up where the checkpoint left off, and every worker with the learner's weights."""
-        strict = checkpoint is None  # a run that has worked before bears a member that dies now
-        if checkpoint is not None and (checkpoint.directory / JUDGES).is_file():
+        """Start all actors, restore the checkpoint, sync weights to every worker."""
+        strict = checkpoint is None  # a run that has worked before tolerates actors that die now
+        if checkpoint is not None and (checkpoint.directory / JUDGE_CACHE).is_file():
             try:
-                self.reward.load_cache(checkpoint.directory / JUDGES)
-            except InputError as error:  # they will be asked again
+                self.reward.load_cache(checkpoint.directory / JUDGE_CACHE)
+            except InputError as error:  # replies are scored again
                 self._emit_event("judge_cache_dropped", reason=str(error))
         group_size, sampling = self.config.rollout.n, build.sampling(self.config)
         self.rollout.begin(self.inputs.prompts[:1], group_size, sampling, strict=strict)
@@ -116,10 +116,10 @@ class TrainingLoop:
         self._restore(checkpoint)
         self.rater_versions = self.reward.start(strict=strict)
         self.rollout.start(strict=strict)
-        self.sync(None, strict=strict)
+        self.sync_weights(None, strict=strict)
 
-    def iterate(self, number: int) -> IterationResult:
-        """One iteration: sample, score, measure λ, take a step, pass on the weights."""
+    def train_step(self, number: int) -> IterationResult:
+        """Run one iteration: generate, score, measure λ, take a step, sync weights."""
         config, inputs = self.config, self.inputs
         self.seconds = {}
         version = self.learner.version
@@ -127,28 +127,29 @@ class TrainingLoop:
 
         busy = self._busy()
         with self._timed("rollout"):
-            ahead = self._order(number)
-            self.flow.pump(lambda: ahead.batch.drawn)
+            prefetched = self._prefetch(number)
+            self.pipeline.run_until(lambda: prefetched.batch.generated)
         with self._timed("reward"):
-            self.flow.pump(lambda: ahead.batch.whole)
+            self.pipeline.run_until(lambda: prefetched.batch.scored)
             groups, cards = self._collect(number)
-            judged = self.judge(groups, cards)
-            compared = self.preference.examples([group.prompt for group in groups])
-            examples = [replies[0] for replies in self.judge(compared)]
+            scored = self.score(groups, cards)
+            compared = self.batch_builder.examples([group.prompt for group in groups])
+            examples = [replies[0] for replies in self.score(compared)]
         with self._timed("learn"):
-            mix = self.mix.update([group_scores(replies) for replies in judged])
-            batch = self.preference.batch(groups, judged, {j.reply.prompt_id: j for j in examples}, mix.shares)
+            mix = self.mix_ratio.update([group_scores(replies) for replies in scored])
+            by_prompt = {example.reply.prompt_id: example for example in examples}
+            batch = self.batch_builder.batch(groups, scored, by_prompt, mix.group_weights)
             self.learner.begin([*batch.items, *anchor_rows(demonstrations, inputs.vocabulary)], mix.mix)
-            self.flow.pump(self.learner.settled, self.learner.owed)
+            self.pipeline.run_until(self.learner.settled, self.learner.owed)
             learned = self.learner.finish()
         with self._timed("sync"):
-            syncs, size = self.sync(mix.mix)
+            syncs, size = self.sync_weights(mix.mix)
 
         iteration = describe_iteration(
             number,
             version,
             mix,
-            judged,
+            scored,
             batch.uses,
             demonstrations,
             learned,
@@ -158,94 +159,93 @@ class TrainingLoop:
             self._idle(busy),
         )
         return IterationResult(
-            iteration=iteration, judged=judged, uses=batch.uses, examples=examples, not_finite=learned.not_finite
+            iteration=iteration, scored=scored, uses=batch.uses, examples=examples, not_finite=learned.not_finite
         )
 
-    def _order(self, number: int) -> "PrefetchedBatch":
-        """Has this iteration's replies drawn and rated, and those of the iterations after it that may be drawn under
-        weights so old. Each iteration is a step: what is ordered now has at most
-        `rollout.max_staleness_steps` before its own."""
+    def _prefetch(self, number: int) -> "PrefetchedBatch":
+        """Submit the replies of this iteration, and of later ones as far as `rollout.max_staleness_steps` allows.
+        Return the batch of this iteration. Each iteration is one optimizer step, so a batch submitted now is trained on
+        at most `rollout.max_staleness_steps` steps later."""
         last = min(number + self.config.rollout.max_staleness_steps, max(number, self.config.train.num_steps))
-        while self._ordered < last:
-            self._ordered += 1
+        while self._submitted < last:
+            self._submitted += 1
             position, indices = self.prompts.position, self.prompts.take(self.config.rollout.batch_size)
             prompts = [] if self.inputs.pairs else [self.inputs.prompts[index] for index in indices]
-            batch = self._draw(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._ordered, len(prompts)))
-            self._ahead[self._ordered] = PrefetchedBatch(position=position, indices=indices, batch=batch)
-        return self._ahead[number]
+            batch = self._submit(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._submitted, len(prompts)))
+            self._prefetched[self._submitted] = PrefetchedBatch(position=position, indices=indices, batch=batch)
+        return self._prefetched[number]
 
     def _collect(self, number: int) -> tuple[list[ReplyGroup], list[list[Scorecard]]]:
-        """An iteration's groups with their scores: those that were drawn, or pairs from a file as they came."""
-        ahead = self._ahead.pop(number)
+        """Return an iteration's groups with their scorecards: generated ones, or pairs from a file."""
+        prefetched = self._prefetched.pop(number)
         if self.inputs.pairs:
-            pairs = [group_of_pair(self.inputs.pairs[index], self.inputs.vocabulary) for index in ahead.indices]
+            pairs = [group_of_pair(self.inputs.pairs[index], self.inputs.vocabulary) for index in prefetched.indices]
             return [group for group, _ in pairs], [cards for _, cards in pairs]
-        return ahead.batch.groups(), ahead.batch.scorecards()
+        return prefetched.batch.groups(), prefetched.batch.scorecards()
 
-    def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> RolloutBatch:
-        """Orders a group for each prompt."""
+    def _submit(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> RolloutBatch:
+        """Submit a group for each prompt."""
         size = group_size or self.config.rollout.n
-        return self.flow.order(prompts, seeds, size, build.sampling(self.config))
+        return self.pipeline.submit(prompts, seeds, size, build.sampling(self.config))
 
-    def call_off(self) -> None:
-        """Gives up what was ordered for iterations to come."""
-        self.flow.abandon()
-        for ahead in self._ahead.values():
-            self.prompts.position = min(self.prompts.position, ahead.position)
-        self._ordered -= len(self._ahead)
-        self._ahead.clear()
+    def cancel_prefetched(self) -> None:
+        """Abort batches of later iterations, and return their prompts to the sampler."""
+        self.pipeline.abort_all()
+        for prefetched in self._prefetched.values():
+            self.prompts.position = min(self.prompts.position, prefetched.position)
+        self._submitted -= len(self._prefetched)
+        self._prefetched.clear()
 
-    def judge(self, groups: list[ReplyGroup], cards: list[list[Scorecard]] | None = None) -> list[list[ScoredReply]]:
-        """Replies with scores and advantages. cards: None asks the raters."""
+    def score(self, groups: list[ReplyGroup], cards: list[list[Scorecard]] | None = None) -> list[list[ScoredReply]]:
+        """Return replies with scores and advantages. cards: None calls the raters."""
         cards = self.reward.score(groups) if cards is None else cards
         scoring, kind = build.scoring(self.config), self.config.algorithm.advantage_estimator
         return [
             score_groups(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)
         ]
 
-    def sync(self, mix: float | None, *, strict: bool = False) -> tuple[dict[str, SyncReport], int]:
-        """The learner's newest weights and λ to every worker, each of which proves that it holds them."""
+    def sync_weights(self, mix: float | None, *, strict: bool = False) -> tuple[dict[str, SyncReport], int]:
+        """Send the learner's newest weights and λ to every worker, and check that each one holds them."""
         published = self.learner.publish(self._probe)
         probe = WeightCheck(sequences=self._probe, logps=published.probe_logps)
         reports = self.rollout.update(published.update, mix, probe, strict=strict, broadcaster=self.learner)
         return reports, published.update.size
 
     def evaluate(self, prompts: list[Prompt], number: int) -> tuple[list[ReplyGroup], list[ScoredReply]]:
-        """One reply to each prompt, judged. The draws depend on `number`, the place of the evaluation set, alone."""
+        """Generate and score one reply per prompt. Seeds depend on `number` alone, the index of the evaluation set."""
         seeds = draw_seeds(self.config.run.seed, EVALUATION, number, len(prompts))
-        batch = self._draw(prompts, seeds, group_size=1)
-        self.flow.pump(lambda: batch.whole)
+        batch = self._submit(prompts, seeds, group_size=1)
+        self.pipeline.run_until(lambda: batch.scored)
         groups = batch.groups()
-        return groups, [replies[0] for replies in self.judge(groups, batch.scorecards())]
+        return groups, [replies[0] for replies in self.score(groups, batch.scorecards())]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many members the pools are to have."""
+        """Target sizes of the pools."""
         return {name: pool.target for name, pool in self._pools.items()}
 
     def scale(self, sizes: Mapping[str, int]) -> None:
-        """Gives pools other sizes, which they come to while they work. Decoders that a run had before it was resumed
-        without any are nobody's."""
+        """Set target sizes; pools converge while working. Sizes of pools that no longer exist are ignored."""
         for name in self._pools.keys() & sizes.keys():
             self._pools[name].resize(sizes[name])
 
     def state(self) -> dict[str, object]:
-        """What the controller itself must remember to go on from here."""
+        """Return the controller's part of a checkpoint."""
         return {
-            "mix": vars(self.mix.state),
+            "mix": vars(self.mix_ratio.state),
             "weight_version": self.learner.version,
-            "prompts": min([self.prompts.position, *(ahead.position for ahead in self._ahead.values())]),
+            "prompts": min([self.prompts.position, *(batch.position for batch in self._prefetched.values())]),
             "demonstrations": self.demonstrations.position,
-            "data": self.marks,
+            "data": self.fingerprints,
         }
 
     def save(self, directory: Path) -> None:
-        """What the members must remember: model, optimiser, and what the judges said."""
+        """Write the actors' part of a checkpoint: model, optimizer and judge cache."""
         self.learner.save(directory)
-        self.reward.save_cache(directory / JUDGES)
+        self.reward.save_cache(directory / JUDGE_CACHE)
 
-    def standing(self) -> RunStatus:
-        """How the loop stands; may be asked from another thread."""
+    def status(self) -> RunStatus:
+        """Return the status of the run. Thread-safe."""
         learner = replace(self.learner.status(), restarts=self.learner_restarts)
         return RunStatus(
             phase=self.phase,
@@ -255,53 +255,53 @@ class TrainingLoop:
         )
 
     def pending_calls(self) -> list[PendingCall]:
-        """Everybody, with what each was asked to do."""
-        return [w for pool in self._pools.values() for w in pool.pending_calls()] + self.learner.pending_calls()
+        """Return every actor with its pending call, if any."""
+        return [call for pool in self._pools.values() for call in pool.pending_calls()] + self.learner.pending_calls()
 
     def restart_learner(self, checkpoint: Checkpoint | None) -> None:
-        """A new learner group where the checkpoint left off; everybody else goes on living."""
-        self.call_off()  # drawn under weights that are gone
-        with suppress(RuntimeError):  # some of it is dead
+        """Start a new learner group from a checkpoint. The pools continue."""
+        self.cancel_prefetched()  # generated with weights that are lost
+        with suppress(RuntimeError):  # some ranks are dead
             self.learner.stop()
-        # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
+        # A pending start would take the next free resources, and a rank may have lost its own with its node.
         for pool in self._pools.values():
             pool.cancel_pending_starts()
-        self.learner = build.learner_group(self.config, self.inputs.family, self._run, self._learners)
+        self.learner = build.learner_group(self.config, self.inputs.family, self._run, self._learner_placement)
         self.learner_restarts += 1
         self.learner.start()
         self._restore(checkpoint)
-        self.sync(None)
+        self.sync_weights(None)
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Everything that the loop remembers, as it was then; None: as at the start."""
+        """Restore the state of a checkpoint. None: the state at the start."""
         state = (
             checkpoint.state if checkpoint else {"mix": None, "weight_version": 0, "prompts": 0, "demonstrations": 0}
         )
-        self.mix = build.mix_ratio(self.config, state["mix"])
+        self.mix_ratio = build.mix_ratio(self.config, state["mix"])
         self.prompts.position, self.demonstrations.position = state["prompts"], state["demonstrations"]
-        self._ordered = checkpoint.iteration if checkpoint else 0
+        self._submitted = checkpoint.iteration if checkpoint else 0
         if checkpoint is not None:
             self.learner.load(checkpoint.directory, state["weight_version"])
 
     def stop(self) -> None:
-        """Ends all members, whatever state they are in."""
+        """Stop all actors, in any state."""
         for stop in (*(pool.stop for pool in self._pools.values()), self.learner.stop):
             with suppress(RuntimeError):
                 stop()
         with suppress(RuntimeError):
-            self._learners.release()
+            self._learner_placement.release()
 
     def _busy(self) -> dict[str, float]:
-        """Seconds that the members of each pool have worked, all together."""
+        """Return busy seconds of each pool, summed over its actors."""
         return {name: pool.busy_seconds for name, pool in self._pools.items()}
 
     def _idle(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Share of the iteration in which members of each role had nothing to do. before: `_busy` at its start."""
+        """Return the share of the iteration in which each role's actors were idle. before: `_busy` at its start."""
         total = sum(self.seconds.values())
         sizes = self.sizes
-        worked = {role: (seconds - before[role]) / sizes[role] for role, seconds in self._busy().items()}
-        worked["learner"] = self.seconds["learn"]
-        return {role: min(1.0, max(0.0, 1.0 - seconds / total)) for role, seconds in worked.items()}
+        busy = {role: (seconds - before[role]) / sizes[role] for role, seconds in self._busy().items()}
+        busy["learner"] = self.seconds["learn"]
+        return {role: min(1.0, max(0.0, 1.0 - seconds / total)) for role, seconds in busy.items()}
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

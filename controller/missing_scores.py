@@ -1,7 +1,7 @@
-"""How many scores may be missing by fault of a rater before the run stops. Pure.
+"""Stops a run if a rater fails to give too many scores. Pure.
 
-Missing scores are borne: the reply leaves its group's statistics (method §7, rule 1). But a run most of whose scores
-are missing learns from the few replies that a failing judge happened to rate, and says nothing about it.
+Single missing scores are tolerated: the reply leaves its group's statistics (method §7, rule 1). A run with most
+scores missing would silently learn from the few replies that a failing judge happened to rate.
 """
 
 from collections import Counter, deque
@@ -9,26 +9,30 @@ from collections.abc import Iterable
 
 from reward.types import MissingScore, Scorecard
 
-REASONS_TOLD = 3
+MAX_REASONS = 3
+"""Number of reasons that the error names."""
 
 
 class TooManyMissingScores(RuntimeError):
-    """A rater gives so few scores that there is nothing to learn from."""
+    """A rater gives too few scores to learn from."""
 
 
 class MissingScoreLimit:
-    """Watches each rater by itself over a sliding window of iterations."""
+    """Checks each rater over a sliding window of iterations."""
 
-    def __init__(self, limit: float, window: int) -> None:
-        """limit: largest share, in [0, 1]; 1 never stops a run. window: iterations; nothing is decided before there
-        were so many, so that a failure that passes is outlived."""
-        self._limit, self._window = limit, window
+    def __init__(self, max_rate: float, window: int) -> None:
+        """
+        Args:
+            max_rate: Largest share of missing scores, in [0, 1]; 1 never stops a run.
+            window: Number of iterations. The first check comes after so many, so that a temporary failure passes.
+        """
+        self._max_rate, self._window = max_rate, window
         self._iterations: deque[dict[str, Counter[str | None]]] = deque(maxlen=window)
 
-    def see(self, cards: Iterable[Scorecard]) -> None:
-        """Takes an iteration's cards. Raises TooManyMissing.
+    def add(self, cards: Iterable[Scorecard]) -> None:
+        """Add the scorecards of an iteration. Raise TooManyMissingScores.
 
-        A reply that there was nothing to rate in (truncated, malformed, without speech) says nothing about a rater.
+        Scores missing by fault of the reply (truncated, malformed, without speech) do not count.
         """
         seen: dict[str, Counter[str | None]] = {}
         for card in cards:
@@ -43,12 +47,12 @@ class MissingScoreLimit:
                 self._check(name)
 
     def shares(self) -> dict[str, float]:
-        """Share of scores missing by its own fault, by rater, over the iterations in the window."""
+        """Return the share of scores missing by fault of each rater, over the window."""
         names = dict.fromkeys(name for seen in self._iterations for name in seen)
         return {name: self._share(self._counted(name)) for name in names}
 
     def _counted(self, name: str) -> Counter[str | None]:
-        """Scores by reason for being missing; those that are there under None."""
+        """Return the number of scores by reason for being missing. Present scores are under None."""
         return sum((seen.get(name, Counter()) for seen in self._iterations), Counter())
 
     @staticmethod
@@ -57,15 +61,15 @@ class MissingScoreLimit:
 
     def _check(self, name: str) -> None:
         counted = self._counted(name)
-        if self._share(counted) <= self._limit:
+        if self._share(counted) <= self._max_rate:
             return
         reasons = [(reason, count) for reason, count in counted.most_common() if reason is not None]
-        told = ", ".join(f"{reason} ({count})" for reason, count in reasons[:REASONS_TOLD])
-        lost, over = counted.total() - counted[None], f"{self._window} iterations" if self._window > 1 else "iteration"
+        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons[:MAX_REASONS])
+        missing = counted.total() - counted[None]
+        window = f"{self._window} iterations" if self._window > 1 else "iteration"
         raise TooManyMissingScores(
-            f"rater {name!r} failed to give {lost} of {counted.total()} scores ({self._share(counted):.0%}) in the "
-            f"last {over}, more than reward.max_missing_rate = {self._limit:g} allows; most common reasons: {told}; "
-            "see "
-            "that it is up and answers as it should, then go on with `duet train --resume RUN`, or raise "
-            "reward.max_missing_rate"
+            f"rater {name!r} failed to give {missing} of {counted.total()} scores ({self._share(counted):.0%}) in the "
+            f"last {window}; reward.max_missing_rate allows {self._max_rate:g}. Most common reasons: {listed}. "
+            "Check that the rater is up and answers correctly, then continue with `duet train --resume RUN`, or "
+            "increase reward.max_missing_rate"
         )

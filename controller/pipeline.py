@@ -1,8 +1,8 @@
-"""Replies on their way: ordered, drawn, rated. Each is rated as soon as it is there, whatever its group still lacks.
+"""Rollout batches in progress: generated, then scored. Each reply is scored as soon as it is finished.
 
-    order ──▶ rollout pool ──reply──▶ reward pool ──card──▶ batch ──▶ whole
+    submit ──▶ rollout pool ──reply──▶ reward pool ──scorecard──▶ batch ──▶ scored
 
-Both pools go on with what they have, whoever is waited for (`cluster.actor_pool.poll_once`).
+Both pools advance with every poll (`cluster.actor_pool.poll_once`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from speech.types import Prompt, Reply, ReplyGroup
 
 
 class RolloutSource(Protocol):
-    """What a flow needs of the rollout pool."""
+    """The rollout pool, as far as a pipeline calls it."""
 
     def submit(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
     def replies(self) -> list[tuple[int, Reply]]: ...
@@ -26,7 +26,7 @@ class RolloutSource(Protocol):
 
 
 class RewardSource(Protocol):
-    """What a flow needs of the reward pool."""
+    """The reward pool, as far as a pipeline calls it."""
 
     def submit(self, prompt: Prompt, reply: Reply) -> int: ...
     def collect(self) -> list[tuple[int, Scorecard]]: ...
@@ -35,12 +35,12 @@ class RewardSource(Protocol):
 
 @dataclass(eq=False)
 class RolloutBatch:
-    """Groups that are ordered together."""
+    """Groups that are submitted together."""
 
     prompts: Sequence[Prompt]
     group_size: int
     replies: list[dict[int, Reply]] = field(default_factory=list)
-    """By group, and by index in it."""
+    """By group, then by index in the group."""
     cards: list[dict[int, Scorecard]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -48,67 +48,67 @@ class RolloutBatch:
         self.cards = [{} for _ in self.prompts]
 
     @property
-    def drawn(self) -> bool:
-        """Whether all replies are there."""
+    def generated(self) -> bool:
+        """True once all replies are generated."""
         return all(len(group) == self.group_size for group in self.replies)
 
     @property
-    def whole(self) -> bool:
-        """Whether all are rated."""
+    def scored(self) -> bool:
+        """True once all replies are scored."""
         return all(len(group) == self.group_size for group in self.cards)
 
     def groups(self) -> list[ReplyGroup]:
-        """In the order of the prompts, replies in that of their indices."""
+        """Return groups in the order of prompts, replies in the order of indices."""
         return [
             ReplyGroup(prompt=prompt, replies=[replies[index] for index in sorted(replies)])
             for prompt, replies in zip(self.prompts, self.replies, strict=True)
         ]
 
     def scorecards(self) -> list[list[Scorecard]]:
-        """One a reply, in the same order."""
+        """Return one scorecard per reply, in the order of `groups`."""
         return [[cards[index] for index in sorted(cards)] for cards in self.cards]
 
 
 class Pipeline:
-    """All batches that are under way."""
+    """All batches in progress."""
 
-    def __init__(self, rollout: RolloutSource, reward: RewardSource, company: Sequence[ActorPool]) -> None:
-        """company: the crews of both pools."""
-        self._rollout, self._reward, self._company = rollout, reward, company
-        self._drawing: dict[int, tuple[RolloutBatch, int]] = {}
-        self._rating: dict[int, tuple[RolloutBatch, int, int]] = {}
+    def __init__(self, rollout: RolloutSource, reward: RewardSource, pools: Sequence[ActorPool]) -> None:
+        """pools: the actor pools behind both, to poll."""
+        self._rollout, self._reward, self._pools = rollout, reward, pools
+        self._generating: dict[int, tuple[RolloutBatch, int]] = {}
+        self._scoring: dict[int, tuple[RolloutBatch, int, int]] = {}
 
-    def order(
+    def submit(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], group_size: int, sampling: SamplingConfig
     ) -> RolloutBatch:
-        """A group for each prompt. seeds: one a prompt, fix the draws."""
+        """Submit a group for each prompt. seeds: one per prompt, fix the sampling."""
         batch = RolloutBatch(prompts, group_size)
-        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            self._drawing[self._rollout.submit(prompt, group_size, sampling, seed)] = batch, place
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            self._generating[self._rollout.submit(prompt, group_size, sampling, seed)] = batch, index
         return batch
 
-    def pump(self, until: Callable[[], bool], others: Sequence[ray.ObjectRef] = ()) -> None:
-        """Takes turns until something holds. others: answers that bear on that."""
-        self.move()
-        while not until():
-            poll_once(self._company, others)
-            self.move()
+    def run_until(self, done: Callable[[], bool], extra: Sequence[ray.ObjectRef] = ()) -> None:
+        """Poll the pools until `done` returns True. extra: refs that may change its result."""
+        self.route()
+        while not done():
+            poll_once(self._pools, extra)
+            self.route()
 
-    def move(self) -> None:
-        """Passes on what has come."""
+    def route(self) -> None:
+        """Pass finished replies to the reward pool, and scorecards to their batches."""
         for number, reply in self._rollout.replies():
-            batch, place = self._drawing[number]
-            batch.replies[place][reply.index] = reply
-            if len(batch.replies[place]) == batch.group_size:
-                del self._drawing[number]
-            self._rating[self._reward.submit(batch.prompts[place], reply)] = batch, place, reply.index
+            batch, group = self._generating[number]
+            batch.replies[group][reply.index] = reply
+            if len(batch.replies[group]) == batch.group_size:
+                del self._generating[number]
+            self._scoring[self._reward.submit(batch.prompts[group], reply)] = batch, group, reply.index
         for number, card in self._reward.collect():
-            batch, place, index = self._rating.pop(number)
-            batch.cards[place][index] = card
+            batch, group, index = self._scoring.pop(number)
+            batch.cards[group][index] = card
 
-    def abandon(self) -> None:
-        """Gives up all batches."""
+    def abort_all(self) -> None:
+        """Abort all batches."""
         self._rollout.abort_all()
         self._reward.abort_all()
-        self._drawing.clear()
-        self._rating.clear()
+        self._generating.clear()
+        self._scoring.clear()

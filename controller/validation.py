@@ -1,7 +1,7 @@
-"""The held-out questions of a run, before and after: sampled, judged, written down, and a few of them to listen to.
+"""Evaluates a run on held-out prompts before and after training, and records replies during training.
 
-Those few are answered between as well, and with them a few questions of training, which have a demonstration: so that
-one can hear a reply change, and beside it what it should come to.
+During training it records replies to a few held-out prompts, and to a few training prompts with a demonstration. A
+listener can compare replies over iterations with the demonstration.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from speech.types import Prompt
 
 
 class Validator:
-    """Evaluates the sets of one run."""
+    """Evaluates the held-out sets of a run."""
 
     def __init__(
         self,
@@ -33,87 +33,91 @@ class Validator:
         provenance: Callable[[], ReplyProvenance],
     ) -> None:
         self._config, self._sets, self._records, self._loop = config, inputs.held_out, records, loop
-        few = config.validation.num_recordings
-        self._listened = {len(self._sets): _shown(inputs, few) if config.validation.recording_interval else []}
-        """Prompts that are listened to, by the place of their set."""
-        self._between = {place: ps[:few] for place, (name, ps) in enumerate(self._sets.items()) if name == HEADLINE}
-        """The held-out ones, which an evaluation answers before and after."""
+        count = config.validation.num_recordings
+        self._training = {len(self._sets): _demonstrated(inputs, count) if config.validation.recording_interval else []}
+        """Training prompts to record, by index of their set."""
+        self._held_out = {index: ps[:count] for index, (name, ps) in enumerate(self._sets.items()) if name == HEADLINE}
+        """Held-out prompts to record between the evaluations, which contain them too."""
         self._provenance = provenance
         self.signal: dict[str, float | None] = {}
-        """Signal quality "before" and "after", mean over a few replies of the headline set; None without speech."""
+        """Signal quality "before" and "after", mean over some replies of the headline set; None without speech."""
 
     def evaluate(self, when: str, iteration: int) -> dict[str, list[ScoredReply]]:
-        """Judged replies by evaluation set, in the order of its prompts. Writes them, and the recordings."""
-        judged = {}
-        for place, (name, prompts) in enumerate(self._sets.items()):
-            _, judged[name] = self._loop.evaluate(prompts, place)
-            self._records.add_evaluation(when, name, iteration, self._rows(judged[name]), self._provenance())
-        self._listen(when, judged)
-        self._answer(self._listened, iteration)
-        return judged
+        """Generate and score a reply to every held-out prompt. Write records and recordings.
 
-    def listen(self, iteration: int) -> None:
-        """Answers between before and after, of the iterations that are listened to."""
+        when: "before" or "after". Return scored replies by set, in the order of prompts.
+        """
+        scored = {}
+        for index, (name, prompts) in enumerate(self._sets.items()):
+            _, scored[name] = self._loop.evaluate(prompts, index)
+            self._records.add_evaluation(when, name, iteration, self._rows(scored[name]), self._provenance())
+        self._write_audio(when, scored)
+        self._record_replies(self._training, iteration)
+        return scored
+
+    def record_listening(self, iteration: int) -> None:
+        """Record replies after an iteration, every `validation.recording_interval` iterations."""
         every = self._config.validation.recording_interval
         if every and iteration % every == 0 and iteration < self._config.train.num_steps:
-            self._answer(self._between | self._listened, iteration)
+            self._record_replies(self._held_out | self._training, iteration)
 
-    def _answer(self, prompts: Mapping[int, list[Prompt]], iteration: int) -> None:
-        """With the seeds of the sampler that they always have: what differs between iterations is the weights."""
+    def _record_replies(self, prompts: Mapping[int, list[Prompt]], iteration: int) -> None:
+        """Generate, score and record replies. Seeds are the same in all iterations, so only weights differ."""
         if not self._config.validation.recording_interval:
             return
-        judged = [one for place, few in prompts.items() if few for one in self._loop.evaluate(few, place)[1]]
-        if judged:
-            self._records.add_listening(iteration, self._rows(judged), self._provenance())
+        scored = [reply for index, some in prompts.items() if some for reply in self._loop.evaluate(some, index)[1]]
+        if scored:
+            self._records.add_listening(iteration, self._rows(scored), self._provenance())
 
-    def _rows(self, judged: list[ScoredReply]) -> list[ReplyRecord]:
-        return [ReplyRecord(judged=j, routes=[r.label for r in self._loop.routes], use=None) for j in judged]
+    def _rows(self, scored: list[ScoredReply]) -> list[ReplyRecord]:
+        labels = [route.label for route in self._loop.routes]
+        return [ReplyRecord(judged=reply, routes=labels, use=None) for reply in scored]
 
     def read(self, when: str) -> dict[str, list[ScoredReply]]:
-        """The same from the records of a run that goes on. Raises InputError when they are not there: the weights that
-        they were of are."""
-        judged = {}
+        """Read the replies of `evaluate` from the records of a resumed run. Raise InputError if they are missing: they
+        cannot be generated again with other weights."""
+        scored = {}
         for name, prompts in self._sets.items():
-            judged[name] = judged_replies(read_evaluation(self._records.directory, when, name))
-            if [j.reply.prompt_id for j in judged[name]] != [prompt.id for prompt in prompts]:
+            scored[name] = judged_replies(read_evaluation(self._records.directory, when, name))
+            if [reply.reply.prompt_id for reply in scored[name]] != [prompt.id for prompt in prompts]:
                 raise InputError(
-                    f"{self._records.directory}: the evaluation {when} on {name} is of other prompts than there are now"
+                    f"{self._records.directory}: the evaluation {when} on {name} has other prompts than the data now"
                 )
-        self._listen(when, judged)
-        return judged
+        self._write_audio(when, scored)
+        return scored
 
-    def _listen(self, when: str, judged: dict[str, list[ScoredReply]]) -> None:
-        if HEADLINE in judged:
-            self._write_recordings(self._sets[HEADLINE], judged[HEADLINE], when)
-            self._measure_signal(judged[HEADLINE], when)
+    def _write_audio(self, when: str, scored: dict[str, list[ScoredReply]]) -> None:
+        if HEADLINE in scored:
+            self._write_recordings(self._sets[HEADLINE], scored[HEADLINE], when)
+            self._measure_signal(scored[HEADLINE], when)
 
-    def _write_recordings(self, prompts: list[Prompt], judged: list[ScoredReply], when: str) -> None:
-        few = self._config.validation.num_recordings
-        for prompt, answer in zip(prompts[:few], judged[:few], strict=True):
+    def _write_recordings(self, prompts: list[Prompt], scored: list[ScoredReply], when: str) -> None:
+        count = self._config.validation.num_recordings
+        for prompt, answer in zip(prompts[:count], scored[:count], strict=True):
             stem = self._records.directory / "audio" / safe_name(prompt.id)
             sounds = {when: answer.reply.token_ids}
             if when == "before":
                 sounds["question"] = prompt.token_ids
             for label, waveform in zip(sounds, self._loop.reward.decode(list(sounds.values())), strict=True):
-                path, aside = (stem.with_name(f"{stem.name}-{label}{end}.wav") for end in ("", ".part"))
+                path, partial = (stem.with_name(f"{stem.name}-{label}{end}.wav") for end in ("", ".part"))
                 if waveform is not None and not (path.is_file() and when == "before"):
-                    waveform.write(aside)
-                    aside.replace(path)
+                    waveform.write(partial)
+                    partial.replace(path)
 
-    def _measure_signal(self, judged: list[ScoredReply], when: str) -> None:
+    def _measure_signal(self, scored: list[ScoredReply], when: str) -> None:
         if not self._config.reward.audio_quality_fn:
             return
-        chosen = [answer.reply.token_ids for answer in judged[: self._config.validation.num_quality_samples]]
-        values = self._loop.reward.measure(self._config.reward.audio_quality_fn, chosen)
+        sample = [answer.reply.token_ids for answer in scored[: self._config.validation.num_quality_samples]]
+        values = self._loop.reward.measure(self._config.reward.audio_quality_fn, sample)
         self.signal[when] = float(np.mean(values)) if values else None
 
 
-def _shown(inputs: RunInputs, few: int) -> list[Prompt]:
-    """The first few prompts of training that have a demonstration."""
-    shown = np.isin(name_hashes(inputs.prompts, "id"), name_hashes(inputs.demonstrations, "prompt_id"))
-    return [inputs.prompts[int(row)] for row in np.flatnonzero(shown)[:few]]
+def _demonstrated(inputs: RunInputs, count: int) -> list[Prompt]:
+    """Return the first training prompts that have a demonstration."""
+    found = np.isin(name_hashes(inputs.prompts, "id"), name_hashes(inputs.demonstrations, "prompt_id"))
+    return [inputs.prompts[int(row)] for row in np.flatnonzero(found)[:count]]
 
 
 def recordings(directory: Path) -> list[Path]:
-    """The recordings of a run's questions, in order."""
+    """Return the recordings of a run's questions, in order."""
     return sorted((directory / "audio").glob("*-question.wav"))

@@ -36,7 +36,7 @@ def set_lambda(
     from observability.run_directory import run_directory
 
     parsed = parse_mix_value(value)
-    iteration = send_request(run_directory(run), "mix", parsed, seconds=wait, say=print)
+    iteration = send_request(run_directory(run), "mix", parsed, timeout_s=wait, print_line=print)
     print(f"accepted: λ is {value} from iteration {iteration} on")
 
 
@@ -57,6 +57,6 @@ def scale(
     from observability.run_directory import run_directory
 
     parsed = parse_pool_sizes(sizes)
-    iteration = send_request(run_directory(run), "scale", parsed, seconds=wait, say=print)
+    iteration = send_request(run_directory(run), "scale", parsed, timeout_s=wait, print_line=print)
     listed = ", ".join(f"{pool} {size}" for pool, size in parsed.items())
     print(f"accepted at iteration {iteration}: {listed}; actors join after their start and leave after their tasks")

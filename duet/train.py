@@ -33,6 +33,6 @@ def train(
 
         return launcher.train(loaded)
     from controller import launcher
-    from controller.checkpointing import plan_resume
+    from controller.resuming import plan_resume
 
     return launcher.resume_training(plan_resume(resume, overrides, config))

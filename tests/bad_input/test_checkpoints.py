@@ -209,7 +209,7 @@ def test_of_a_run(checkpoints: CheckpointManager, tmp_path: Path, name: str):
     assert (found.iteration, found.state) == (3, GOOD | {"iteration": 3})
     DAMAGES[name](tmp_path / "checkpoints/000003")
     if name != "another iteration":
-        refused(tmp_path, checkpoints.newest, str(tmp_path), "no whole checkpoint", "000006, 000003 are damaged")
+        refused(tmp_path, checkpoints.newest, str(tmp_path), "no complete checkpoint", "000006, 000003 are damaged")
     assert {n: d for n, d in contents(tmp_path).items() if "000006" in n} == {
         n: d for n, d in before.items() if "000006" in n
     }
@@ -240,11 +240,11 @@ ANYTHING = st.recursive(
 
 @given(keys=st.lists(st.sampled_from(["iteration", *GOOD]), min_size=1, max_size=3), value=ANYTHING)
 def test_a_damaged_state_is_never_taken_for_a_whole_one(keys, value):
-    from controller.checkpointing import _sound
+    from controller.checkpointing import _is_valid
 
     changed = GOOD | {"iteration": 6} | dict.fromkeys(keys, value)
     # What is accepted must be what a run can go on from.
-    if _sound(changed):
+    if _is_valid(changed):
         assert all(type(changed[key]) is int and changed[key] >= 0 for key in COUNTS)
         assert all(isinstance(mark, str) for mark in changed["data"].values())
         assert set(changed["mix"]) == set(GOOD["mix"])

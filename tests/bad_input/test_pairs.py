@@ -65,7 +65,7 @@ LINES = {
     "a score of words": (line(rejected_score="good"), "line 1", "'rejected_score' is not of type float"),
     "scores of a list": (line(scores_chosen=[5]), "line 1", "'scores_chosen' is not of type map"),
     "scores of nothing": (line(scores_chosen={"a": None}), "line 1", "'scores_chosen' holds None"),
-    "another structure": (line(), "row 1", "does not follow the structure"),
+    "another structure": (line(), "row 1", "violates the grammar"),
 }  # fmt: skip
 """By name: the bytes of a file of pairs, and what must be said of it."""
 

@@ -47,7 +47,7 @@ def test_events_are_read_past_garbage(tmp_path_factory, content):
     events = read_events(run)
     assert (events[0]["kind"], events[-1]["kind"]) == ("started", "finished")
     assert all(isinstance(event["kind"], str) for event in events)
-    refused(run, lambda: send_request(run, "mix", 0.3, seconds=0.1, say=print), "has finished")
+    refused(run, lambda: send_request(run, "mix", 0.3, timeout_s=0.1, print_line=print), "has finished")
 
 
 def ratio() -> MixRatio:
@@ -77,14 +77,14 @@ REQUESTS = st.binary(max_size=100) | st.recursive(
 @example(content=b'{"kind": "mix", "value": [[[]]]}')
 @example(content=b"[" * 60_000)
 @example(content=b" " * 70_000)
-def test_a_request_is_obeyed_or_refused_on_record(tmp_path_factory, content):
+def test_a_request_is_applied_or_rejected_on_record(tmp_path_factory, content):
     run = tmp_path_factory.mktemp("run")
     records = RunDirectory.create(run, "run: {}\n")
     inbox, mix = ControlInbox.open(run), ratio()
     (run / "requests/1.json").write_bytes(content)
     [request] = inbox.take()
     try:
-        value = mix.obey(request.content)
+        value = mix.apply_request(request.content)
     except ValueError as error:
         records.add_event("request_rejected", id=request.id, reason=str(error))
     else:
@@ -96,7 +96,7 @@ def test_a_request_is_obeyed_or_refused_on_record(tmp_path_factory, content):
     assert list((run / "requests").iterdir()) == []
 
 
-def test_what_is_no_request_is_left_alone_and_waited_for_by_nobody(records):
+def test_files_that_are_not_requests_are_ignored(records):
     run, inbox = records.directory, ControlInbox.open(records.directory)
     folder = run / "requests"
     (folder / "1.json").mkdir()
@@ -132,7 +132,7 @@ def test_answers_that_are_none(records, name):
 
     before = len(read_events(records.directory))
     with pytest.raises(Exception, match=r"no reason is given|names no iteration") as caught:
-        send_request(records.directory, "mix", 0.3, seconds=5, say=answer)
+        send_request(records.directory, "mix", 0.3, timeout_s=5, print_line=answer)
     assert type(caught.value).__name__ == "InputError"
     assert len(read_events(records.directory)) == before + 1
 

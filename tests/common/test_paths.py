@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.files import LONGEST, resolve_within, safe_name
+from common.files import MAX_NAME, resolve_within, safe_name
 
 TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=300)
 
@@ -65,7 +65,7 @@ def test_what_leads_elsewhere_is_refused(root, path):
 def test_a_safe_name_is_one_plain_name(tmp_path_factory, text):
     folder = tmp_path_factory.getbasetemp() / "audio"
     name = safe_name(text)
-    assert 0 < len(name) <= LONGEST + 13
+    assert 0 < len(name) <= MAX_NAME + 13
     assert not set(name) & set("/\\\0\n: ")
     assert name[0] not in ".-_"
     assert resolve_within(folder, f"{name}-before.wav").parent == folder.resolve()

@@ -8,8 +8,8 @@ import pytest
 from common.errors import InputError
 from configs.load import load_config, make_absolute
 from configs.validate import data_paths, data_sources, source_name
-from controller.checkpointing import changed_settings
 from controller.inputs import build_samplers, fingerprints, read_inputs
+from controller.resuming import changed_settings
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs/playground.yaml"

@@ -20,7 +20,12 @@ CUT, BROKEN = MissingScore("truncated reply"), MissingScore("malformed reply")
 
 def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
     mix = MixRatioStats(
-        mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
+        mix=0.2,
+        raw=None,
+        gate_quality=None,
+        gate_information=None,
+        overridden=False,
+        group_weights=[1.0] * len(judged_groups),
     )
     learned = StepResult(**({"metrics": StepMetrics(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
     syncs = {"rollout-0": SyncReport(version=version + 1, logprob_diff=1e-6, seconds=0.1)}

@@ -104,7 +104,7 @@ def test_the_settings_that_made_a_score_go_on_record(configured):
     stand_in = SimpleNamespace(
         _config=config,
         _inputs=SimpleNamespace(family=PLAYGROUND),
-        _members=SimpleNamespace(rater_versions=versions),
+        _running_loop=SimpleNamespace(rater_versions=versions),
     )
     made = Controller._provenance(stand_in)
     assert made.raters == versions

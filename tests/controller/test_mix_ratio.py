@@ -87,30 +87,30 @@ def test_two_stages_are_the_anchor_alone_and_then_a_fixed_mix():
 def test_each_group_by_its_own_lambda_and_the_job_by_their_mean():
     groups = [[1, 5, 1, 5], [5.0], [4, 4, 4, 4], [1, 2, 3, 5]]
     reading = MixRatio(settings(per_group=True, ema_decay=0.0)).update(groups)
-    own = [reading.mix * share for share in reading.shares]
+    own = [reading.mix * share for share in reading.group_weights]
     assert own[0] == pytest.approx(0.8, abs=1e-3)
     assert own[2] == pytest.approx(0.0)
     assert own[3] == pytest.approx(0.437, abs=1e-3)
     assert reading.mix == pytest.approx((own[0] + own[2] + own[3]) / 3)
     smoothed = MixRatio(settings(per_group=True, initial=0.3)).update(groups)
-    assert smoothed.mix * smoothed.shares[2] == pytest.approx(0.27)
-    assert MixRatio(settings()).update(groups).shares == [1.0] * 4
+    assert smoothed.mix * smoothed.group_weights[2] == pytest.approx(0.27)
+    assert MixRatio(settings()).update(groups).group_weights == [1.0] * 4
 
 
 def test_an_override_holds_until_it_is_taken_back_and_measuring_goes_on():
     ratio, alone = MixRatio(settings()), MixRatio(settings())
     for fixed in (None, 0.3, 0.3, None):
-        ratio.override("adaptive" if fixed is None else fixed)
+        ratio.set_override("adaptive" if fixed is None else fixed)
         expected, reading = alone.update([[1, 2, 3, 5]]), ratio.update([[1, 2, 3, 5]])
         assert reading.mix == (expected.mix if fixed is None else fixed)
         assert reading.overridden == (fixed is not None)
         assert reading.raw == expected.raw
     fixed = MixRatio(settings(schedule="fixed"))
-    fixed.override("adaptive")
+    fixed.set_override("adaptive")
     assert fixed.update([[1, 2, 3, 5]]).mix == pytest.approx(0.437, abs=1e-3)
     for impossible in (1.5, "sometimes"):
         with pytest.raises(ValueError, match=str(impossible)):
-            ratio.override(impossible)
+            ratio.set_override(impossible)
 
 
 def test_a_resumed_lambda_goes_on_where_it_was():
@@ -121,12 +121,12 @@ def test_a_resumed_lambda_goes_on_where_it_was():
     for scores in ([1, 5], [2, 5], [1, 3]):
         whole.update([scores])
         first.update([scores])
-    first.override(0.2)
+    first.set_override(0.2)
     again = MixRatio(
         settings(schedule="two_stage", warmup_steps=3), MixRatioState(**json.loads(json.dumps(vars(first.state))))
     )
     assert again.update([[4, 5]]).mix == 0.2
-    again.override("two_stage")
+    again.set_override("two_stage")
     whole.update([[4, 5]])
     assert vars(again.state) == vars(whole.state)
     assert again.update([[1, 5]]).mix == whole.update([[1, 5]]).mix == 0.5
@@ -144,10 +144,10 @@ def test_a_resumed_lambda_goes_on_where_it_was():
 )
 def test_a_request_that_makes_no_sense_changes_nothing(request_):
     ratio = MixRatio(settings())
-    with pytest.raises(ValueError, match=r"λ = |no request|unknown mode"):
-        ratio.obey(request_)
+    with pytest.raises(ValueError, match=r"λ = |unknown request|unknown mode"):
+        ratio.apply_request(request_)
     assert ratio.state.override is None
-    assert ratio.obey({"kind": "mix", "value": 0.3}) == ratio.state.override == 0.3
+    assert ratio.apply_request({"kind": "mix", "value": 0.3}) == ratio.state.override == 0.3
 
 
 def test_a_steep_gate_does_not_overflow():

@@ -1,9 +1,9 @@
-"""Replies on their way from prompts to batches, with stand-ins for the pools."""
+"""Replies on their way from prompts to batches, with fake pools."""
 
 import numpy as np
 import pytest
 
-from controller import pipeline as flow_module
+from controller import pipeline as pipeline_module
 from controller.pipeline import Pipeline
 from reward.types import Scorecard
 from rollout.vllm_engine import SamplingConfig
@@ -26,22 +26,22 @@ def card(score: float) -> Scorecard:
 
 
 class Pool:
-    """Takes orders, and gives out what a test puts there."""
+    """Records requests and returns the results that a test sets."""
 
     def __init__(self) -> None:
         self.orders: list[tuple] = []
-        self.there: list[tuple] = []
+        self.results: list[tuple] = []
 
     def order(self, *what) -> int:
         self.orders.append(what)
         return len(self.orders) - 1
 
     def replies(self) -> list[tuple]:
-        there, self.there = self.there, []
-        return there
+        results, self.results = self.results, []
+        return results
 
     def abandon(self) -> None:
-        self.there = []
+        self.results = []
 
     submit, collect, abort_all = order, replies, abandon
 
@@ -51,44 +51,44 @@ def pools():
     return Pool(), Pool()
 
 
-def test_a_reply_is_rated_as_soon_as_it_is_there_and_a_batch_is_whole_when_all_are(pools):
+def test_each_reply_is_scored_once_finished_and_a_batch_once_all_are(pools):
     rollout, reward = pools
-    flow = Pipeline(rollout, reward, [])
-    first = flow.order([prompt("p"), prompt("q")], [5, 6], 2, SAMPLING)
-    second = flow.order([prompt("r")], [7], 1, SAMPLING)
+    pipeline = Pipeline(rollout, reward, [])
+    first = pipeline.submit([prompt("p"), prompt("q")], [5, 6], 2, SAMPLING)
+    second = pipeline.submit([prompt("r")], [7], 1, SAMPLING)
     assert [(p.id, size, seed) for p, size, _, seed in rollout.orders] == [("p", 2, 5), ("q", 2, 6), ("r", 1, 7)]
-    rollout.there = [(1, reply("q", index=1)), (2, reply("r"))]
-    flow.move()
+    rollout.results = [(1, reply("q", index=1)), (2, reply("r"))]
+    pipeline.route()
     assert [(p.id, r.index) for p, r in reward.orders] == [("q", 1), ("r", 0)]
-    reward.there = [(1, card(3.0))]
-    flow.move()
-    assert (second.drawn, second.whole, first.drawn) == (True, True, False)
-    rollout.there = [(0, reply("p", index=1)), (0, reply("p", index=0)), (1, reply("q", index=0))]
-    flow.move()
-    assert (first.drawn, first.whole) == (True, False)
-    reward.there = [(4, card(1.0)), (0, card(2.0)), (3, card(4.0)), (2, card(5.0))]
-    flow.move()
-    assert first.whole
+    reward.results = [(1, card(3.0))]
+    pipeline.route()
+    assert (second.generated, second.scored, first.generated) == (True, True, False)
+    rollout.results = [(0, reply("p", index=1)), (0, reply("p", index=0)), (1, reply("q", index=0))]
+    pipeline.route()
+    assert (first.generated, first.scored) == (True, False)
+    reward.results = [(4, card(1.0)), (0, card(2.0)), (3, card(4.0)), (2, card(5.0))]
+    pipeline.route()
+    assert first.scored
     assert [[r.index for r in group.replies] for group in first.groups()] == [[0, 1], [0, 1]]
     assert [[c.scores["answer"] for c in cards] for cards in first.scorecards()] == [[4.0, 5.0], [1.0, 2.0]]
 
 
-def test_it_waits_for_what_it_is_to_wait_for_and_no_longer(pools, monkeypatch):
+def test_run_until_stops_when_done(pools, monkeypatch):
     rollout, reward = pools
-    flow = Pipeline(rollout, reward, [])
-    batch = flow.order([prompt("p")], [0], 1, SAMPLING)
-    story = iter([lambda: rollout.there.append((0, reply("p"))), lambda: reward.there.append((0, card(1.0)))])
-    monkeypatch.setattr(flow_module, "poll_once", lambda company, others: next(story)())
-    flow.pump(lambda: batch.whole)
-    assert batch.whole
-    flow.pump(lambda: True)  # no turn is left to take
+    pipeline = Pipeline(rollout, reward, [])
+    batch = pipeline.submit([prompt("p")], [0], 1, SAMPLING)
+    story = iter([lambda: rollout.results.append((0, reply("p"))), lambda: reward.results.append((0, card(1.0)))])
+    monkeypatch.setattr(pipeline_module, "poll_once", lambda pools, extra: next(story)())
+    pipeline.run_until(lambda: batch.scored)
+    assert batch.scored
+    pipeline.run_until(lambda: True)  # no poll is left
 
 
-def test_what_is_abandoned_is_forgotten(pools):
+def test_aborted_batches_get_no_replies(pools):
     rollout, reward = pools
-    flow = Pipeline(rollout, reward, [])
-    batch = flow.order([prompt("p")], [0], 1, SAMPLING)
-    rollout.there = [(0, reply("p"))]
-    flow.abandon()
-    flow.move()
-    assert (batch.drawn, reward.orders) == (False, [])
+    pipeline = Pipeline(rollout, reward, [])
+    batch = pipeline.submit([prompt("p")], [0], 1, SAMPLING)
+    rollout.results = [(0, reply("p"))]
+    pipeline.abort_all()
+    pipeline.route()
+    assert (batch.generated, reward.orders) == (False, [])

@@ -32,7 +32,7 @@ def answering(run, inbox, answer):
     return thread
 
 
-def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
+def test_a_request_is_taken_once_and_its_event_names_the_iteration(run):
     inbox, said, taken = ControlInbox.open(run), [], []
 
     def answer(content):
@@ -40,7 +40,7 @@ def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
         return {"kind": "mix", "iteration": 7}
 
     thread = answering(run, inbox, answer)
-    assert send_request(run, "mix", 0.3, seconds=20, say=said.append) == 7
+    assert send_request(run, "mix", 0.3, timeout_s=20, print_line=said.append) == 7
     thread.join(timeout=20)
     assert taken == [{"kind": "mix", "value": 0.3}]
     assert inbox.take() == []
@@ -48,16 +48,16 @@ def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
     assert said
 
 
-def test_a_refusal_is_told_with_its_reason(run):
+def test_a_rejection_has_its_reason(run):
     thread = answering(
         run, ControlInbox.open(run), lambda _: {"kind": "request_rejected", "reason": "λ = 3 is outside [0, 1]"}
     )
-    with pytest.raises(InputError, match=r"refused: λ = 3 is outside \[0, 1\]"):
-        send_request(run, "mix", 3, seconds=20, say=print)
+    with pytest.raises(InputError, match=r"rejected the request: λ = 3 is outside \[0, 1\]"):
+        send_request(run, "mix", 3, timeout_s=20, print_line=print)
     thread.join(timeout=20)
 
 
-def test_a_request_that_is_claimed_in_the_last_moment_is_not_said_to_be_taken_back(run):
+def test_a_request_claimed_in_the_last_moment_is_not_withdrawn(run):
     inbox = ControlInbox.open(run)
 
     def claim_and_answer_late():
@@ -70,45 +70,45 @@ def test_a_request_that_is_claimed_in_the_last_moment_is_not_said_to_be_taken_ba
 
     thread = threading.Thread(target=claim_and_answer_late)
     thread.start()
-    assert send_request(run, "mix", 0.3, seconds=0.3, say=lambda _: None) == 3
+    assert send_request(run, "mix", 0.3, timeout_s=0.3, print_line=lambda _: None) == 3
     thread.join(timeout=20)
 
 
-def test_a_request_that_was_claimed_and_not_answered_is_taken_again(run):
+def test_a_claimed_request_without_an_event_is_taken_again(run):
     (run / "requests").mkdir()
     (run / "requests/1.json").write_text('{"kind": "mix", "value": 0.3}')
     assert [r.id for r in ControlInbox(run / "requests").take()] == ["1"]
     assert [r.id for r in ControlInbox.open(run).take()] == ["1"]
 
 
-def test_what_is_no_request_is_passed_on_to_be_refused(run):
+def test_an_invalid_request_is_passed_on_to_be_rejected(run):
     inbox = ControlInbox.open(run)
     for name, text in (("1", "{"), ("2", "[]")):
         (run / f"requests/{name}.json").write_text(text)
     assert [r.content for r in inbox.take()] == [None, []]
 
 
-def test_nobody_waits_for_ever_and_an_untaken_request_is_taken_back(run):
+def test_an_untaken_request_is_withdrawn_on_timeout(run):
     inbox = ControlInbox.open(run)
     with pytest.raises(TimeoutError, match="did not take the request"):
-        send_request(run, "mix", "adaptive", seconds=0.3, say=lambda _: None)
+        send_request(run, "mix", "adaptive", timeout_s=0.3, print_line=lambda _: None)
     assert inbox.take() == []
 
 
-def test_requests_of_what_is_no_running_job_are_refused(run, tmp_path):
+def test_requests_without_a_running_job_are_rejected(run, tmp_path):
     with pytest.raises(InputError, match="takes no requests"):
-        send_request(run, "mix", 0.3, seconds=1, say=print)
+        send_request(run, "mix", 0.3, timeout_s=1, print_line=print)
     with pytest.raises(InputError, match="is not the directory of a run"):
         run_directory(tmp_path)
     ControlInbox.open(run)
     RunDirectory.open(run).add_event("finished")
     with pytest.raises(InputError, match="has finished"):
-        send_request(run, "mix", 0.3, seconds=1, say=print)
+        send_request(run, "mix", 0.3, timeout_s=1, print_line=print)
 
 
 def test_settings_of_lambda_in_words():
     assert parse_mix_value("fixed=0.3") == 0.3
     assert parse_mix_value("adaptive") == "adaptive"
     for wrong in ("fixed=2", "fixed=", "often", "fixed=many", "adaptive=1", "nan", "fixed=nan"):
-        with pytest.raises(InputError, match="no setting of λ"):
+        with pytest.raises(InputError, match="is not a value of λ"):
             parse_mix_value(wrong)

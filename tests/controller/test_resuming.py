@@ -1,4 +1,4 @@
-"""Going on with a run: what may change, what is refused, and what is remembered."""
+"""Resuming a run: which settings may change, which not, and what is restored."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from configs.load import load_config
-from controller.checkpointing import (
-    CheckpointManager,
+from controller.checkpointing import CheckpointManager
+from controller.resuming import (
     check_data_unchanged,
     overrides_after,
     plan_resume,
@@ -40,7 +40,7 @@ def run(root, tmp_path) -> Path:
     return directory
 
 
-def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
+def test_a_run_resumes_from_its_newest_checkpoint_with_its_own_settings(run):
     found = plan_resume(run, [])
     assert found.checkpoint.iteration == 4
     assert found.checkpoint.state == STATE | {"iteration": 4}
@@ -48,7 +48,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
     assert found.config.train.num_steps == 8
 
 
-def test_what_decides_no_number_may_change(run):
+def test_settings_that_decide_no_number_may_change(run):
     found = plan_resume(run, ["rollout.num_workers=3", "rollout.generate_timeout_s=30", "train.num_steps=12"])
     assert found.changes == {
         "rollout.num_workers": (1, 3), "rollout.generate_timeout_s": (600.0, 30.0), "train.num_steps": (8, 12),
@@ -62,7 +62,7 @@ def test_what_decides_no_number_may_change(run):
     }  # fmt: skip
 
 
-def test_pools_have_the_sizes_that_were_asked_for_last(run):
+def test_pools_have_their_last_requested_sizes(run):
     found = plan_resume(run, ["reward.decoders.num_workers=2", "reward.num_servers=2"])
     assert found.changes == {"reward.decoders.num_workers": (0, 2), "reward.num_servers": (2, 2)}
     assert sizes_before(run) == {}
@@ -85,11 +85,11 @@ def test_pools_have_the_sizes_that_were_asked_for_last(run):
         ("learner.lora.r=4", r"learner\.lora\.r: 0 → 4"),
         ("mix_ratio.ema_decay=0.5", r"mix_ratio\.ema_decay: 0\.9 → 0\.5"),
         ("reward.weights={answer: 1.0}", r"reward\.weights\.answer: 0\.8 → 1\.0; reward\.weights\.heard: 0\.1 → None"),
-        ("train.num_steps=3", r"train\.num_steps: 3, but r has done 4 already"),
+        ("train.num_steps=3", r"train\.num_steps: 3 is below the 4 iterations that r has done"),
         ("no.such=1", "unknown configuration key"),
     ],
 )
-def test_what_decides_a_number_may_not(run, override, words):
+def test_settings_that_decide_a_number_may_not_change(run, override, words):
     with pytest.raises(InputError, match=words):
         plan_resume(run, [override])
 
@@ -112,37 +112,37 @@ def test_another_configuration_file_is_compared_with_the_runs_own(root, run, tmp
         plan_resume(run, [], [other])
 
 
-def test_a_run_without_a_checkpoint_begins_again_and_one_that_is_none_is_refused(root, tmp_path):
+def test_a_run_without_a_checkpoint_starts_again_and_a_missing_run_is_rejected(root, tmp_path):
     config = load_config(root / "configs/playground.yaml", ["train.num_steps=8", "run.name=n"])
     assert plan_resume(RunDirectory.create(tmp_path / "n", config.yaml()).directory, []).checkpoint is None
     with pytest.raises(InputError, match="is not the directory of a run"):
         plan_resume(tmp_path / "nothing", [])
 
 
-def test_a_run_that_has_come_to_its_end_says_how_to_go_on(run):
+def test_a_finished_run_says_how_to_continue(run):
     records = RunDirectory.open(run)
     records.write_summary({"iterations": 8})
     records.add_event("finished")
     CheckpointManager(run).write(8, STATE, lambda folder: None)
-    with pytest.raises(InputError, match=r"has finished its 8 iterations; to go on, ask for more: train\.num_steps=16"):
+    with pytest.raises(InputError, match=r"has finished its 8 iterations\. To continue, set more: train\.num_steps=16"):
         plan_resume(run, [])
     assert plan_resume(run, ["train.num_steps=9"]).checkpoint.iteration == 8
 
 
-def test_other_data_are_refused():
+def test_changed_data_are_rejected():
     check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "12", "data.sft": "34"})
-    with pytest.raises(InputError, match=r"data\.prompts is not what it was when the run began"):
+    with pytest.raises(InputError, match=r"data\.prompts has changed since the run started"):
         check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "13"})
 
 
-def test_lambda_set_from_outside_is_set_again_in_iterations_that_are_done_again(run):
+def test_overrides_of_lambda_are_repeated_with_their_iterations(run):
     records = RunDirectory.open(run)
     for iteration, value in ((3, 0.1), (6, 0.3), (6, "adaptive")):
         records.add_event("mix", id=str(iteration), iteration=iteration, value=value)
     assert overrides_after(run, 4) == {6: [0.3, "adaptive"]}
 
 
-def test_the_time_that_a_run_took_does_not_count_the_time_that_it_lay_idle(run):
+def test_the_time_of_a_run_excludes_pauses(run):
     lines = [
         ("started", "10:00:00"), ("checkpoint", "10:01:00"),
         ("resumed", "12:00:00"), ("started", "12:00:01"), ("ready", "12:00:31"),
@@ -153,7 +153,7 @@ def test_the_time_that_a_run_took_does_not_count_the_time_that_it_lay_idle(run):
 
 
 @given(count=st.integers(1, 40), taken=st.lists(st.integers(1, 17), min_size=1, max_size=12), cut=st.integers(0, 11))
-def test_a_ledger_that_goes_on_deals_out_what_it_would_have(count, taken, cut):
+def test_a_restored_sampler_continues_its_order(count, taken, cut):
     whole = EpochSampler(count, 7, 0)
     straight = [whole.take(rows) for rows in taken]
     first = EpochSampler(count, 7, 0)

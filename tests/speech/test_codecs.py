@@ -264,7 +264,7 @@ def test_a_configuration_is_checked_by_the_files_alone(root, world, tmp_path, mo
     monkeypatch.setattr(CosyVoice2Codec, "codebook", vocabulary.codebook)
     (folder / "token2wav.py").write_text("raise SystemExit('it was run')\n")
     assert inspect_codec(config, vocabulary).rate == 24_000
-    with pytest.raises(InputError, match="'rate' is not possible; allowed: path, prompt, weights, device"):
+    with pytest.raises(InputError, match="unknown argument 'rate'; allowed: path, prompt, weights, device"):
         inspect_codec(configured(root, world, folder, rate=5), vocabulary)
     with pytest.raises(InputError, match="prompt: '' names no recording"):
         load_codec(configured(root, world, folder), vocabulary)

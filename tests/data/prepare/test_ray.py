@@ -4,8 +4,8 @@ import pytest
 
 from configs.load import load_config
 from configs.validate import batch_summary
-from controller.checkpointing import changed_settings
 from controller.inputs import build_samplers, read_inputs
+from controller.resuming import changed_settings
 from tests.commands import duet
 from tests.conftest import ROOT
 from tests.data.prepare.talks import Talks

@@ -188,7 +188,7 @@ def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
     assert "line 2: field 'rejected_ids' is the same as 'chosen_ids'" in found.text
     found = only(looked_at((good, other[:-1]), (good, other)), Severity.ERROR)
     assert "1 of 2 pairs cannot be trained on" in found.text
-    assert "line 1: rejected_ids does not follow the structure" in found.text
+    assert "line 1: rejected_ids violates the grammar" in found.text
 
 
 def test_the_first_demonstrations_with_speech_are_kept(root, vocabulary, shown):
