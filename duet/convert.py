@@ -103,7 +103,7 @@ def _export_released(start: Path, chosen: "Family", trained: Path, directory: Pa
 def _find_checkpoint(run: Path, iteration: int | None) -> "Checkpoint":
     from controller.checkpointing import CheckpointManager
 
-    found = list(CheckpointManager(run).whole())
+    found = list(CheckpointManager(run).complete())
     chosen = [checkpoint for checkpoint in found if iteration in (None, checkpoint.iteration)]
     if not chosen:
         listed = ", ".join(str(checkpoint.iteration) for checkpoint in found) or "none"

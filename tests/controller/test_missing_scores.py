@@ -24,7 +24,7 @@ def test_a_rater_that_fails_too_often_stops_the_run_with_the_reasons():
         limit.add(cards(GONE, 4.0, 4.0, LATE, GONE))
     message = str(stopped.value)
     assert "rater 'judge' failed to give 6 of 9 scores (67%) in the last 2 iterations" in message
-    assert "reward.missing_limit allows 0.5" in message
+    assert "reward.max_missing_rate allows 0.5" in message
     assert "Most common reasons: server error (4), timeout (2)." in message
     assert "duet train --resume" in message
     assert limit.shares() == {"answer": 0.0, "judge": pytest.approx(6 / 9)}
@@ -33,7 +33,7 @@ def test_a_rater_that_fails_too_often_stops_the_run_with_the_reasons():
 def test_a_share_at_the_limit_is_tolerated():
     MissingScoreLimit(0.5, window=1).add(cards(GONE, 4.0))
     MissingScoreLimit(0.3, window=1).add(cards(*[GONE] * 3, *[4.0] * 7))
-    with pytest.raises(TooManyMissingScores, match=r"in the last iteration; reward\.missing_limit allows"):
+    with pytest.raises(TooManyMissingScores, match=r"in the last iteration; reward\.max_missing_rate allows"):
         MissingScoreLimit(0.5, window=1).add(cards(GONE, 4.0, GONE))
     MissingScoreLimit(1.0, window=1).add(cards(GONE, GONE))
 
