@@ -1,4 +1,4 @@
-"""Δlogp: how far training moved the log-probability of each token from the start model (method §9)."""
+"""Δlogp: change of each token's log-probability from the start model (method §9)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ TITLE = "Δlogp against the start model"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NAMES = {channel: channel.name.lower() for channel in Channel}
 MOVED = 1e-4
-"""Nats below which a token did not move: rounding alone makes differences of up to a few 1e-5."""
+"""Threshold in nats for a moved token. Rounding alone gives differences of up to a few 1e-5."""
 TOP = 0.05
-"""The share of tokens that moved most, whose part in the whole movement says how local it was."""
+"""Share of tokens counted as having moved most. Their part in the total movement measures locality."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LogprobShift:
-    """Tokens of one channel in one material, with their Δlogp."""
+    """Δlogp of the tokens of one channel in one material."""
 
     material: str
     channel: str
     values: np.ndarray
-    """float64 [n], log-probability now minus at the start, nats."""
+    """float64 [n], log-probability now minus at the start, in nats."""
     forced: int
-    """Tokens left out: the structure allowed nothing else, so no model could move them."""
+    """Number of excluded tokens. The structure allowed only one token, so no model can move them."""
 
 
 def shifts(
@@ -37,7 +37,7 @@ def shifts(
     after: Sequence[np.ndarray],
     kinds: np.ndarray,
 ) -> list[LogprobShift]:
-    """Δlogp by channel. before, after: float32 [T] of every item. kinds: int8 [V], the `Kind` of every id."""
+    """Return Δlogp by channel. before, after: float32 [T] per item. kinds: int8 [V], the `TokenKind` of every id."""
     channels = np.concatenate([item.channels for item in items])
     moved = np.concatenate([np.subtract(b, a, dtype=np.float64) for a, b in zip(before, after, strict=True)])
     free = np.concatenate([_free(item, kinds) for item in items])
@@ -53,7 +53,7 @@ def shifts(
 
 
 def describe_shift(values: np.ndarray) -> Row:
-    """Size, spread and coherence of Δlogp [n]; all None without a token."""
+    """Return size, spread and coherence of Δlogp [n]. All None without tokens."""
     names = [
         "mean",
         "std",
@@ -82,7 +82,10 @@ def describe_shift(values: np.ndarray) -> Row:
 
 
 def shift_section(name: str, found: Sequence[LogprobShift], lacks: Sequence[str]) -> Section:
-    """name: of the later model, in words that follow "at". lacks: sentences on what was not there."""
+    """Return the section on Δlogp.
+
+    name: name of the later model, as in "at NAME". lacks: sentences on missing inputs.
+    """
     if not any(len(one.values) for one in found):
         return Section(title=TITLE, findings=["Not measured.", *lacks])
     rows: list[Row] = [
@@ -163,7 +166,7 @@ def _findings(name: str, found: Sequence[LogprobShift]) -> list[str]:
 
 
 def _free(item: DiagnosisItem, kinds: np.ndarray) -> np.ndarray:
-    """bool [T]: tokens to which there was an alternative."""
+    """Return bool [T]: tokens with an alternative."""
     allowed = item.passage.allowed
     if allowed is None:
         return np.ones(len(item.channels), dtype=bool)

@@ -148,13 +148,13 @@ def test_another_scale_has_its_own_middle():
     [
         ("", "has no rows"),
         ("prompt_id,reply_id,human,judge\n", "has no rows"),
-        ("prompt_id,human,judge\na,1,2\n", "has no column 'reply_id'; it has prompt_id, human, judge"),
+        ("prompt_id,human,judge\na,1,2\n", "has no column 'reply_id'; columns: prompt_id, human, judge"),
         ("prompt_id,reply_id,score,judge\na,0,1,2\n", "has no column 'human'"),
-        ("prompt_id,reply_id,human,note\na,0,1,good\n", "has no column with a judge's scores"),
-        ("prompt_id,reply_id,human,judge\na,0,1\n", "line 2 has 3 fields; the first line names 4"),
+        ("prompt_id,reply_id,human,note\na,0,1,good\n", "has no column of judge scores"),
+        ("prompt_id,reply_id,human,judge\na,0,1\n", "line 2 has 3 fields; expected 4, as in the header"),
         ("prompt_id,reply_id,human,judge\na,0,1,2\na,1,6,2\n", "line 3: column 'human' holds '6'; expected a number"),
         ("prompt_id,reply_id,human,judge\na,0,1,2\na,1,2,x\n", "line 3: column 'judge' holds 'x'; expected a number"),
-        ("prompt_id,reply_id,human,judge\na,0,1,2\na,0,2,3\n", "line 3: reply '0' to prompt 'a' is there already, in"),
+        ("prompt_id,reply_id,human,judge\na,0,1,2\na,0,2,3\n", "line 3: reply '0' to prompt 'a' is already in"),
         ("prompt_id,reply_id,human,judge\n,0,1,2\n", "line 2: column 'prompt_id' holds ''"),
         ("prompt_id,reply_id,human,judge,judge\na,0,1,2,3\n", "has two columns 'judge'"),
         ('prompt_id,reply_id,human,judge\na,0,1,"2\n', "line 2: unexpected end of data"),
@@ -172,8 +172,8 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(tmp_path, capsys, cont
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--judges", "right,right"], "--judges: 'right' is named twice"),
-        (["--judges", "human"], "--judges: 'human' is named twice, or is no judge"),
+        (["--judges", "right,right"], "--judges: 'right' is a duplicate"),
+        (["--judges", "human"], "--judges: 'human' is a duplicate or not a judge column"),
         (["--judges", "wrong"], "has no column 'wrong'"),
         (["--judges", "note"], "column 'note' holds 'x'; expected a number"),
         (["--human", "people"], "has no column 'people'"),
@@ -195,10 +195,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "ratings.xlsx").write_text("x")
     for name, complaint in (
-        ("ratings.parquet", "is not a Parquet file"),
+        ("ratings.parquet", "is not a valid Parquet file"),
         ("ratings.jsonl", "line 1: column 'human' holds True"),
         ("list.jsonl", "line 1 is not a JSON object"),
-        ("ratings.xlsx", "ratings are a file .parquet, .jsonl, .csv, .tsv"),
+        ("ratings.xlsx", "has an unsupported suffix; use one of .parquet, .jsonl, .csv, .tsv"),
         ("gone.csv", "does not exist"),
     ):
         with pytest.raises(InputError, match=complaint):

@@ -226,7 +226,7 @@ def test_only_what_was_asked_for_is_measured(directory, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "7"], "--checkpoint: '7' is not possible; allowed: start, last, .* \\(2\\)"),
+        (["--checkpoint", "7"], "--checkpoint: '7' is not allowed; use start, last, .* \\(2\\)"),
         (["--reference", "judge"], "--reference: no scores of 'judge'; this run has answer, manner, total"),
         (["--replies", "1"], "--replies: '1' is not allowed; input should be greater than or equal to 2"),
     ],
