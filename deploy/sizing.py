@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from configs.schema import Config
-from observability.reply_schema import DEMONSTRATION, RECORDED
 from observability.run_directory import numbered, read_events, read_iterations, read_replies
+from speech.types import ReplyOrigin
 
 ROLES = ("rollout", "reward", "learner")
 
@@ -134,7 +134,7 @@ def _workers(run: Path, config: Config) -> Members:
         if iteration not in kept:
             return config.rollout.workers
         names = set(pc.unique(read_replies(run, iteration)["worker"]).to_pylist())
-        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.workers
+        return len(names - {ReplyOrigin.RECORDED, ReplyOrigin.DEMONSTRATION}) or config.rollout.workers
 
     return at
 
