@@ -19,7 +19,7 @@ from evaluation.diagnosis.gradient_geometry import GradientBatch
 from observability.run_directory import read_replies, run_directory
 from speech.families import Family, family
 from speech.grammar import allowed_masks, token_kinds
-from speech.types import DEMONSTRATION, Prompt
+from speech.types import Prompt, ReplyOrigin
 from speech.vocabulary import Vocabulary
 
 SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
@@ -114,7 +114,9 @@ class RunFiles:
         rows = [
             group
             for number in self.iterations
-            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != DEMONSTRATION)
+            for group in _grouped(
+                row for row in self._rows(number, SCORES) if row["worker"] != ReplyOrigin.DEMONSTRATION
+            )
         ]
         names = dict.fromkeys(
             n for group in rows for row in group for n in (*dict(row["scores"]), *dict(row["missing"]))

@@ -16,7 +16,7 @@ from common.files import safe_name
 from observability.report.audio import ReportAudio
 from observability.report.overview import to_json_value
 from observability.report.source import ReportSource, RunAssets
-from speech.types import DEMONSTRATION, Demonstration, Finish
+from speech.types import Demonstration, Finish, ReplyOrigin
 from speech.vocabulary import Channel, Vocabulary
 
 STRIP = {int(channel): channel.name.lower() for channel in Channel}
@@ -244,7 +244,7 @@ class RecordedReply:
         keys = (RecordingKey(headline if prompt in held_out else TRAINING, prompt) for prompt in ids)
         listened = sorted(keys, key=lambda key: key.set == TRAINING)
         looked = {
-            number: [row for row in table.select(COLUMNS).to_pylist() if row["worker"] != DEMONSTRATION]
+            number: [row for row in table.select(COLUMNS).to_pylist() if row["worker"] != ReplyOrigin.DEMONSTRATION]
             for number, table in self.training.items()
         }
         return choose_prompts(self.before, self.after, listened, looked)
@@ -270,7 +270,7 @@ class RecordedReply:
         found: list[list[Recording]] = []
         for number, table in self.training.items():
             rows = table.filter(pc.equal(table["prompt_id"], prompt)).to_pylist()
-            sampled = [row for row in rows if row["worker"] != DEMONSTRATION]
+            sampled = [row for row in rows if row["worker"] != ReplyOrigin.DEMONSTRATION]
             label, last = f"Training, iteration {number}", len(sampled)
             group = [
                 take(row, "training", label, world.vocabulary, f"reply {place} of {last}")
