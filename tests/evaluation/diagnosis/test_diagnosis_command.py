@@ -1,4 +1,4 @@
-"""`duet diagnose` as a whole, on a small run made of the shipped world."""
+"""`duet diagnose` end to end, on a small run of the playground."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def config(root) -> Config:
-    """The shipped one, whatever its paths are relative to."""
+    """Load the shipped configuration with absolute paths."""
     found = load_config(root / "configs" / "playground.yaml", ["run.seed=3"])
     found.model.path = str(root / found.model.path)
     found.data.prompts = str(root / found.data.prompts)
@@ -148,7 +148,7 @@ def test_gradients_are_measured_at_both_models_and_their_layers_add_up(diagnosed
 
 
 def test_replies_score_as_the_sampler_reported(diagnosed):
-    """The allowed tokens and the temperature are those of the sampler."""
+    """Scoring uses the sampler's allowed tokens and temperature."""
     page = (diagnosed / "diagnosis.md").read_text()
     found = re.search(r"the 8 replies that its own weights sampled are within (\S+) nats", page)
     assert found is not None
@@ -160,7 +160,7 @@ def test_only_the_channel_that_was_moved_shifts(diagnosed):
     table = {(row["material"], row["channel"]): row for row in rows(diagnosed / "shift.parquet")}
     text, speech = (table["replies of iteration 2", channel] for channel in ("text", "speech"))
     assert text["absolute"] > 0.01
-    # Speech is scored over speech and boundary tokens alone, whose rows did not move.
+    # Speech is scored over speech and boundary tokens only. Their rows did not change.
     assert speech["absolute"] < 1e-5
     assert table["replies of iteration 2", "end"]["forced"] == 8
     assert ("demonstrations", "text") in table
@@ -179,7 +179,7 @@ def test_scores_that_are_missing_leave_their_group(diagnosed):
 
 
 def copy(directory: Path, to: Path, *parts: str) -> Path:
-    """A run with these parts only."""
+    """Copy a run with these parts only."""
     to.mkdir()
     for part in parts:
         source = directory / part
