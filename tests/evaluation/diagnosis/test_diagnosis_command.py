@@ -41,9 +41,9 @@ def diagnose(*arguments: object) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(config, tmp_path_factory):
-    """Two iterations of four groups of two, and a checkpoint whose text rows of the output layer are moved.
+    """Write a run of two iterations (four groups of two) and a checkpoint with changed text rows in the output layer.
 
-    Replies are demonstrations' (they follow the structure), scored by the start model as its sampler would have been.
+    Replies come from demonstrations, which follow the structure. The start model scores them like its sampler.
     """
     path = tmp_path_factory.mktemp("runs") / "small"
     (path / "replies").mkdir(parents=True)
@@ -153,7 +153,7 @@ def test_replies_score_as_the_sampler_reported(diagnosed):
     found = re.search(r"the 8 replies that its own weights sampled are within (\S+) nats", page)
     assert found is not None
     assert float(found[1]) < 1e-3
-    assert "8 of 8 replies were sampled by neighbouring weights (of versions 1 to 1, not 2)" in page
+    assert "8 of 8 replies were sampled by neighbouring weights (versions 1 to 1, not 2)" in page
 
 
 def test_only_the_channel_that_was_moved_shifts(diagnosed):
@@ -192,8 +192,8 @@ def test_without_a_checkpoint_the_start_is_measured(directory, tmp_path):
     page = diagnose(lone, "--replies", 4).read_text()
     assert "Preference at the start, 4 replies of iteration 1" in page
     assert "## Δlogp against the start model\n\nNot measured." in page
-    assert "holds no checkpoint to compare the start with" in page
-    assert "There is no recorded λ_raw to compare with." in page
+    assert "contains no checkpoint to compare the start with" in page
+    assert "No recorded λ_raw to compare with." in page
     assert "## Rank agreement with total\n\nNearest" in page
 
 
