@@ -110,7 +110,7 @@ def test_styles_are_judged_by_their_sound(config, tmp_path):
     rows = [{"task": tasks[n], "id": f"en-{n}", "text": "yes", "audio": f"{n}.wav"} for n in tasks]
     replies = made.replies(tmp_path / "replies.jsonl", rows)
     arguments = ["--suite", "vstyle", "--data", tmp_path / "vstyle", "--replies", replies, "--out", tmp_path]
-    found = json.loads(evaluate(*arguments, "--config", config, "--judge", "loudness")).read_text()
+    found = json.loads(evaluate(*arguments, "--config", config, "--judge", "loudness").read_text())
     assert {task: one["speech"]["score"] for task, one in found["tasks"].items()} == {
         "acoustic_attributes": 2.0,
         "empathy": 4.0,
@@ -137,7 +137,7 @@ def test_tasks_and_limit_choose_what_is_scored(questions, tmp_path):
     rows = [{"task": "llama_questions", "id": name, "text": "nine"} for name in ("a", "b")]
     replies = made.replies(tmp_path / "replies.jsonl", [*rows, {"task": "alpaca_eval", "id": "a", "text": "x"}])
     arguments = ["--suite", "openaudiobench", "--data", questions, "--replies", replies, "--out", tmp_path]
-    found = json.loads(evaluate(*arguments, "--tasks", "llama_questions", "--limit", 1)).read_text()
+    found = json.loads(evaluate(*arguments, "--tasks", "llama_questions", "--limit", 1).read_text())
     assert {task: one["items"] for task, one in found["tasks"].items()} == {"llama_questions": 1}
 
 
