@@ -184,10 +184,10 @@ def gradient_section(found: Sequence[ChannelGradients], remarks: Sequence[str]) 
             "tokens, so the ratio does not grow with the number of speech tokens.",
             "Anchor: the demonstrations' likelihood, its text part and its speech part; the two add up to the anchor "
             "loss, whose mean runs over the tokens of both.",
-            "Of a few hundred replies a gradient is partly chance. *Halves agree* is the cosine between the gradients "
-            "of the even and of the odd groups: near 0, the norm is mostly chance. *Beyond chance* replaces squared "
-            "norms and products by those across the halves, to which independent chance adds nothing on average; a "
-            "dash where the halves do not agree at all, and a cosine outside ±1 where they hardly do.",
+            "A gradient over a few hundred replies is partly chance. *Halves agree* is the cosine between the "
+            "gradients of the even and of the odd groups: near 0, the norm is mostly chance. *Beyond chance* replaces "
+            "squared norms and products by those across the halves, to which independent chance adds zero on average; "
+            "a dash where the halves do not agree at all, and a cosine outside ±1 where they hardly do.",
             "Where sampling is held to a structure that never offers text and speech at once, their tokens use "
             "different rows of the output layer: for the preference the cosine there is 0 by construction.",
         ],
@@ -198,11 +198,11 @@ def _finding(measured: ChannelGradients, row: Row) -> str:
     where = f"{measured.loss.capitalize()} at {measured.model}, {measured.count} {measured.material}"
     if measured.loss == "preference":
         where += f", {measured.groups} groups with two or more totals"
-        where += f" ({measured.flat} of them without a difference)" if measured.flat else ""
+        where += f" ({measured.flat} of them with equal totals)" if measured.flat else ""
     ratio, cosine = row["ratio"], row["cosine"]
     if ratio is None or cosine is None:
         zero = [channel for channel in CHANNELS if not row[f"norm_{channel}"]]
-        return f"{where}: no ratio and no cosine, as the gradient of {' and of '.join(zero)} is zero."
+        return f"{where}: ratio and cosine are undefined, because the gradient of {' and of '.join(zero)} is zero."
     told = f"{where}: the gradient of text is {ratio:.3g} times that of speech, cosine {cosine:+.3f}"
     repeats = {channel: row[f"repeat_{channel}"] for channel in CHANNELS}
     chance = [channel for channel, repeat in repeats.items() if repeat is not None and repeat < MOSTLY_CHANCE]

@@ -140,13 +140,13 @@ def shift_section(name: str, found: Sequence[LogprobShift], lacks: Sequence[str]
         ],
         plots=["shift.png"],
         notes=[
-            "Begin- and end-of-speech tokens (boundary) and the end of the reply (end) stand apart from both channels. "
-            "*Forced* tokens, where the structure allows one token only, have probability 1 under any model and are "
-            "left out. Replies are scored at the sampler's temperature and over the tokens it could draw, "
+            "Begin- and end-of-speech tokens (boundary) and the end of the reply (end) are separate from both "
+            "channels. *Forced* tokens, where the structure allows one token only, have probability 1 under any model "
+            "and are left out. Replies are scored at the sampler's temperature and over the tokens it could draw, "
             "demonstrations at temperature 1 over all tokens.",
             "The mean over a model's own samples is an estimate of a KL divergence: on replies of the last iteration "
-            "it leans towards positive, on those of the first, which the start model sampled, towards negative, "
-            "whatever was learnt. Demonstrations carry no such bias.",
+            "it is biased upwards, on those of the first, which the start model sampled, downwards, independent of "
+            "what was learnt. Demonstrations have no such bias.",
             f"Coherent movement has a large share in the majority direction and a mean that is large against the std. "
             f"Local movement has much of its whole size in the {TOP:.0%} of tokens that moved most.",
         ],
@@ -161,7 +161,7 @@ def _findings(name: str, found: Sequence[LogprobShift]) -> list[str]:
         if told:
             sentences.append(f"On {material}, {name} is away from the start by {' and '.join(told)} (mean size).")
         else:
-            sentences.append(f"On {material} there is no token of text or speech to compare.")
+            sentences.append(f"{material.capitalize()} contain no text or speech token to compare.")
     return sentences
 
 

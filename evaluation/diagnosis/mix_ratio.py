@@ -94,7 +94,7 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioCo
     title = "λ and what it is made of"
     iterations = sorted(set(found.iteration.tolist()))
     if not iterations:
-        return Section(title=title, findings=["No group has two totals: λ was never measured."])
+        return Section(title=title, findings=["No group has two totals: λ was not measured."])
     rows = _by_iteration(records, found, iterations, settings)
     variance, quality, raw = found.variance.mean(), found.quality.mean(), _raw(found, settings)
     opened = settings.max * found.information.mean()
@@ -121,13 +121,13 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioCo
         )
         tables.insert(0, _change(first, last, parts, settings))
     else:
-        findings.append("With one iteration there is no change to take apart.")
+        findings.append("A change of λ_raw needs at least two iterations.")
     if (gap := _gap(rows)) is not None:
         findings.append(
-            f"λ_raw made again from the recorded totals differs from the recorded one by at most {gap:.1g}."
+            f"λ_raw recomputed from the recorded totals differs from the recorded one by at most {gap:.1g}."
         )
     else:
-        findings.append("There is no recorded λ_raw to compare with.")
+        findings.append("No recorded λ_raw to compare with.")
     tables.append(Table(name="lambda", caption="By iteration", columns={}, rows=rows, brief={}))
     by_group: list[Row] = [
         {"iteration": int(i), "quality": float(g), "information": float(v), "variance": float(r)}

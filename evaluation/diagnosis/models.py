@@ -86,7 +86,7 @@ def ask_models(run: RunFiles, choices: Sequence[CheckpointChoice], limit: int) -
     """
     found = Findings()
     if len(choices) == 1:
-        found.lacks.append(f"{run.directory / 'checkpoints'} holds no checkpoint to compare the start with.")
+        found.lacks.append(f"{run.directory / 'checkpoints'} contains no checkpoint to compare the start with.")
     try:
         demonstrations = run.demonstrations(limit)
     except InputError as error:
@@ -172,7 +172,7 @@ def _compare(choice: CheckpointChoice, items: Sequence[DiagnosisItem], logps: Se
     if others:
         versions = sorted({v for item in items if (v := item.weight_version) not in (None, choice.version)})
         sentences.append(
-            f"At {choice.name}: {others} of {len(items)} replies were sampled by neighbouring weights (of versions "
+            f"At {choice.name}: {others} of {len(items)} replies were sampled by neighbouring weights (versions "
             f"{versions[0]} to {versions[-1]}, not {choice.version}), which no importance ratio corrects here."
         )
     return sentences

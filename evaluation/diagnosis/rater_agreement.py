@@ -105,15 +105,15 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
         del columns["share"]
     ranked = sorted((one.spearman, one.rater) for one in found if one.spearman is not None)
     if not ranked:
-        findings = [f"In none of the {len(groups):,} groups do {reference} and another rater both vary."]
+        findings = [f"{reference} and another rater never both vary in the same group ({len(groups):,} groups)."]
     else:
         (low, least), (high, most) = ranked[0], ranked[-1]
         findings = [f"Nearest to {reference} within a prompt: {most} (Spearman {high:.2f})."]
         findings += [f"Farthest from it: {least} ({low:.2f})."] if least != most else []
     notes = [
         "Each group is one prompt in one iteration. The interval is that of the mean over groups (Student's t).",
-        "Groups where either is constant hold no ranking to compare. They are counted and not scored as 0. So "
-        "each rater is compared over groups of its own.",
+        "Groups where either is constant have no ranking to compare. They are counted and not scored as 0. So "
+        "the groups used differ between raters.",
         "A rater with few levels gives many replies the same rank, which keeps ρ and τ-b below 1 even where it never "
         "contradicts the reference.",
     ]
@@ -140,7 +140,7 @@ def variance_section(groups: Sequence[ScoredGroup], settings: MixRatioConfig) ->
     ]
     total = next(row for row in whole if row["rater"] == "total")
     if total["variance"] is None:
-        findings = ["No group has two totals: nothing to compare within a group."]
+        findings = ["No group has two totals to compare."]
     else:
         findings = [
             f"The total varies by {total['variance']:.2f} within groups; in {total['constant']:.1%} of them all "

@@ -1,4 +1,4 @@
-"""The runs of a comparison: which there are, which are run again, and which must not be mixed."""
+"""Runs of a comparison: plans, reruns, and checks for mixed settings."""
 
 import json
 import os
@@ -128,7 +128,7 @@ CHILD = """
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C works, also where a shell started the tests in the background and made them ignore it."""
+    """Restore SIGINT, which a shell sets to ignored for background tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -136,7 +136,7 @@ def interruptible():
 
 @pytest.fixture
 def started(tmp_path, monkeypatch, root):
-    """In a working directory where `python -m duet` writes a run at once. Gives the names of those started."""
+    """Enter a directory in which `python -m duet` writes a run at once. Return a function for the started names."""
     package = tmp_path / "elsewhere" / "duet"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -165,14 +165,14 @@ def test_what_is_there_is_not_run_again(tmp_path, started, capsys):
     assert any(line.startswith("2/2  adaptive-0: done in ") for line in shown)
     assert "working" in made[1].log.read_text()
     assert "`adaptive` > `fixed_text`" in (directory / "comparison.md").read_text()
-    run_missing(made, directory)  # and what a run of its own wrote is taken for what would be run
+    run_missing(made, directory)  # the settings that a child run wrote match its plan
     assert started() == ["adaptive-0"]
 
 
 def test_an_interrupted_run_is_moved_aside_and_run_again(tmp_path, started, capsys):
     directory = tmp_path / "runs"
     first, second = plans(directory)
-    write_run(first, iterations=4)  # stopped in order: with a summary, but of fewer iterations
+    write_run(first, iterations=4)  # stopped gracefully: has a summary, with fewer iterations
     write_run(second)
     (second.directory / "summary.json").unlink()
     run_missing([first, second], directory)
@@ -216,7 +216,7 @@ def test_ctrl_c_is_passed_on_once(tmp_path, started, monkeypatch, number):
     with pytest.raises(KeyboardInterrupt):
         run_missing(plans(tmp_path / "runs", "adaptive,alpo"), tmp_path / "runs")
     thread.join()
-    # A terminal sends Ctrl-C to the whole group of processes; a run of its own group gets it from here only.
+    # A terminal sends Ctrl-C to the whole process group. A run in its own group gets it only from the parent.
     assert (here / "asked").read_text() == "SIGINT of its own group"
     assert started() == ["adaptive-0"]
 
