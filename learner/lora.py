@@ -121,15 +121,16 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
     """Raise InputError unless the saved adapters have the same rank, alpha and layers."""
     try:
         then = json.loads((directory / CONFIG_NAME).read_text())
-        numbers = {"rank": then["r"], "alpha": then["lora_alpha"]}
+        saved_values = {"r": then["r"], "lora_alpha": then["lora_alpha"]}
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"learner.lora.r: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; "
             "resume with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
-    for key, saved in numbers.items():
-        if (now := getattr(adapters.config, key)) != saved:
+    current = {"r": adapters.config.rank, "lora_alpha": adapters.config.alpha}
+    for key, saved in saved_values.items():
+        if (now := current[key]) != saved:
             raise InputError(
                 f"learner.lora.{key}: {now}, but {directory} was saved with {saved}; resume with learner.lora.{key}="
                 f"{saved}"
