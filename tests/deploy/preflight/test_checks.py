@@ -133,7 +133,7 @@ ERRORS = [
         "checkpoint.max_to_keep",
     ),
     (run_that_is_there, [], "disk", "already holds a run", "another run.name"),
-    (None, ["metrics.host=nowhere.invalid"], "network", "nowhere.invalid does not resolve", "metrics.host"),
+    (None, ["metrics.host=nowhere.invalid"], "network", "cannot resolve 'nowhere.invalid'", "metrics.host"),
     (no_data, [], "data", "train.parquet does not exist", "docs/own-data.md"),
     (damaged_data, [], "data", "is not a Parquet file", "docs/own-data.md"),
     (bad_rows, [], "data", "2 of 24 rows cannot be used", "docs/own-data.md"),
