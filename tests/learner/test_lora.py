@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they compute, what is trained, what is kept and sent of them, and what is refused."""
+"""LoRA adapters: computation, training, saving, sending, and rejected settings."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def base(world):
 
 
 def moved(model, adapters: Adapters) -> Adapters:
-    """As after some steps: no matrix is zero."""
+    """Change every matrix, as some steps would."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters().values():
@@ -85,7 +85,7 @@ def test_what_is_saved_is_a_model_that_needs_no_adapters_and_computes_the_same(b
 
 @pytest.mark.e2e  # vLLM is imported
 def test_files_are_those_of_peft(base, world, tmp_path):
-    """As vLLM reads them, which takes PEFT's names, rank and alpha, and refuses what it does not know."""
+    """vLLM reads PEFT's names, rank and alpha, and rejects unknown ones."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 
@@ -203,7 +203,7 @@ def test_which_layers_are_adapted():
 
 
 def test_a_tied_output_layer_gets_none(world):
-    """It is the embedding too, which no adapter of the layer reaches."""
+    """It is also the embedding, which an adapter of the layer does not reach."""
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(InputError, match="'lm_head' matches no linear layer with an untied weight"):
