@@ -22,17 +22,17 @@ def playground_run(repeats: int) -> list[tuple[CpuUsage, CpuUsage]]:
     """Iterations of 16 and of 32 prompts, in pairs."""
 
     def take_turns(loop: TrainingLoop, number: int) -> None:
-        loop.config.rollout.prompts = PROMPTS if number % 2 else 2 * PROMPTS
+        loop.config.rollout.batch_size = PROMPTS if number % 2 else 2 * PROMPTS
 
     with tempfile.TemporaryDirectory() as directory:
         config = playground(
             f"run.directory={directory}",
             "run.name=control",
-            f"run.iterations={2 * (WARM + EACH * repeats) + 1}",
-            "run.checkpoint_every=0",
-            "evaluation.listen_every=0",
+            f"train.num_steps={2 * (WARM + EACH * repeats) + 1}",
+            "checkpoint.interval=0",
+            "validation.recording_interval=0",
         )
-        config.data.held_out, config.reward.signal = {}, ""
+        config.data.validation, config.reward.audio_quality_fn = {}, ""
         with joined(config):
             spent = watched(config, take_turns)
     return list(zip(spent[2 * WARM :: 2], spent[2 * WARM + 1 :: 2], strict=False))

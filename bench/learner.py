@@ -44,12 +44,12 @@ def drawn(config: Any) -> list[learner_rows.TrainingSample]:
     from rollout.vllm_engine import VllmEngine
 
     inputs = read_inputs(config)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), inputs.family.tokens)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), inputs.family.tokens)
     kinds, pattern = token_kinds(vocabulary), inputs.family.interleave
     engine = VllmEngine(build.engine_settings(config, inputs.family), inputs.family, vocabulary, 0)
-    prompts = inputs.prompts[: config.rollout.prompts]
+    prompts = inputs.prompts[: config.rollout.batch_size]
     sampling, seeds = build.sampling(config), list(range(0, 1000 * len(prompts), 1000))
-    groups = engine.sample(prompts, config.rollout.group_size, sampling, seeds, "bench")
+    groups = engine.generate(prompts, config.rollout.n, sampling, seeds, "bench")
     return [
         learner_rows.TrainingSample(
             prompt_ids=group.prompt.token_ids,
@@ -58,7 +58,7 @@ def drawn(config: Any) -> list[learner_rows.TrainingSample]:
             allowed=allowed_masks(reply.token_ids, pattern, kinds),
             rollout_logprobs=reply.logps,
             advantages=(1.0 if reply.index % 2 else -1.0,),
-            weights=(1.0 / len(prompts) / config.rollout.group_size / len(reply.token_ids),),
+            weights=(1.0 / len(prompts) / config.rollout.n / len(reply.token_ids),),
         )
         for group in groups
         for reply in group.replies
@@ -70,13 +70,13 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
     compute over the tokens of all rows, prompts that rows share counted each time."""
     from transformers import AutoModelForCausalLM
 
-    config = playground("preference.kl_text=0", "preference.kl_speech=0", "learner.warmup=0")
+    config = playground("algorithm.kl_coef_text=0", "algorithm.kl_coef_speech=0", "learner.warmup_steps=0")
     given = apart(drawn, config)
     rank = started(config)
 
-    model = AutoModelForCausalLM.from_pretrained(config.model.checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     use_packing(model)
-    count = micro_batches([given], config.learner.micro_batch_tokens, packing=True)
+    count = micro_batches([given], config.learner.max_tokens_per_micro_batch, packing=True)
     parts = split(given, count)
     batches = [collate(part, routes=1, temperature=1.0, device=CPU) for part in parts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learner.learning_rate)
@@ -89,7 +89,7 @@ def speed(repeats: int) -> tuple[list[float], list[float], list[float]]:
             hidden = model.model(input_ids=batch.input_ids, use_cache=False, **where)[0][0]
             scored = hidden.index_select(0, batch.sources)
             torch.nn.functional.cross_entropy(model.lm_head(scored), batch.targets).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.max_grad_norm)
         optimizer.step()
 
     def ours() -> None:
@@ -143,7 +143,7 @@ def peak(full: bool) -> float:
     kinds[-16_384:] = int(TokenKind.SPEECH)
     scorer = PolicyModel(model, kinds)
     optimizer = torch.optim.AdamW(model.parameters())
-    config = playground("preference.kl_text=0", "preference.kl_speech=0")
+    config = playground("algorithm.kl_coef_text=0", "algorithm.kl_coef_speech=0")
     batch = collate(made_up(), routes=1, temperature=1.0, device=CPU)
     for _ in range(2):
         logp, entropy = at_once(model, batch) if full else scorer(**batch.policy_inputs())

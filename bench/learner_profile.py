@@ -23,10 +23,10 @@ LARGE = 2048
 
 
 def main() -> None:
-    config = playground("preference.kl_text=0", "preference.kl_speech=0", "learner.warmup=0")
+    config = playground("algorithm.kl_coef_text=0", "algorithm.kl_coef_speech=0", "learner.warmup_steps=0")
     given = apart(drawn, config)
     rank = started(config)
-    count = micro_batches([given], config.learner.micro_batch_tokens, packing=True)
+    count = micro_batches([given], config.learner.max_tokens_per_micro_batch, packing=True)
     for _ in range(WARM):
         rank.step(given, count, 1.0)
     with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled:

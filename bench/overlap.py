@@ -35,7 +35,7 @@ def _iterations(staleness: int, repeats: int) -> list[float]:
     """Seconds of each."""
     with tempfile.TemporaryDirectory() as name:
         config = setting(Path(name), PROMPTS, WARM + repeats + 1)
-        config.rollout.staleness = staleness
+        config.rollout.max_staleness_steps = staleness
         build_script(config, LATENCIES).write(Path(name) / "script.json")
         with in_place(), joined(config, cpus=4):
             return [spent.wall for spent in watched(config)][WARM:]

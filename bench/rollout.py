@@ -19,7 +19,7 @@ from bench.fixtures import joined, playground
 from bench.rows import BenchRow, row
 from controller import build
 from controller.inputs import read_inputs
-from rollout.pool import TURN_SECONDS
+from rollout.pool import MIN_RUN_S
 from rollout.vllm_engine import RolloutRequest
 from rollout.worker import RolloutWorker
 from speech.types import Prompt, Reply
@@ -77,11 +77,11 @@ class Engines:
         ]
         begun = time.perf_counter()
         # As a pool asks: two questions are always with it.
-        asked = deque([self.worker.turn.remote(orders, TURN_SECONDS), self.worker.turn.remote([], TURN_SECONDS)])
+        asked = deque([self.worker.run_for.remote(orders, MIN_RUN_S), self.worker.run_for.remote([], MIN_RUN_S)])
         replies: list[Reply] = []
         while len(replies) < GROUP * len(prompts):
             replies += [reply for _, reply in ray.get(asked.popleft()).replies]
-            asked.append(self.worker.turn.remote([], TURN_SECONDS))
+            asked.append(self.worker.run_for.remote([], MIN_RUN_S))
         seconds = time.perf_counter() - begun
         ray.get(list(asked))
         return sum(len(reply.token_ids) for reply in replies) / seconds
@@ -98,7 +98,7 @@ def measure(repeats: int) -> list[BenchRow]:
     config = playground()
     inputs = read_inputs(config)
     settings = build.engine_settings(config, inputs.family)
-    options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}}}
+    options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(settings.num_threads)}}}
     rows = []
     with joined(config):
         sides = Engines(

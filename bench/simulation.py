@@ -82,19 +82,19 @@ def setting(directory: Path, prompts: int, iterations: int) -> Config:
     config = playground(
         "run.name=simulated",
         f"run.directory={directory}",
-        f"run.iterations={iterations}",
-        "run.checkpoint_every=0",
-        "evaluation.listen_every=0",
-        f"rollout.prompts={prompts}",
-        f"rollout.group_size={GROUP}",
+        f"train.num_steps={iterations}",
+        "checkpoint.interval=0",
+        "validation.recording_interval=0",
+        f"rollout.batch_size={prompts}",
+        f"rollout.n={GROUP}",
         # Ray starts as many processes at once as it counts processors, so all of them together take few.
-        "rollout.cpus=0.01",
-        f"reward.servers={SERVERS}",
-        "reward.cpus=0.01",
-        "learner.ranks=1",
-        "learner.cpus=0.01",
+        "rollout.num_cpus=0.01",
+        f"reward.num_servers={SERVERS}",
+        "reward.num_cpus=0.01",
+        "learner.num_workers=1",
+        "learner.num_cpus=0.01",
     )
-    config.data.held_out, config.reward.signal = {}, ""
+    config.data.validation, config.reward.audio_quality_fn = {}, ""
     return config
 
 
@@ -103,7 +103,7 @@ def build_script(config: Config, latencies: Mapping[str, float]) -> Script:
     word = next(i for i, channel in enumerate(vocabulary.channel_table()) if channel == 0)
     chunk = [word, word, vocabulary.begin_speech, *range(vocabulary.speech_first, vocabulary.speech_first + 8)]
     ids = [*[*chunk, vocabulary.end_speech] * CHUNKS, vocabulary.end_reply]
-    raters = [rater.name for rater in config.reward.raters]
+    raters = [rater.name for rater in config.reward.functions]
     return Script(**latencies, reply_ids=ids, channels=vocabulary.channels(ids).tolist(), raters=raters)
 
 

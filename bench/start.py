@@ -24,7 +24,7 @@ MARKS = ("starting Ray actors", "evaluating on held-out questions, before", "  1
 def start() -> list[float]:
     """Seconds from the command to each of the marks."""
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-u", "-m", "duet", "train", "run.iterations=1", f"run.directory={directory}"]
+        command = [sys.executable, "-u", "-m", "duet", "train", "train.num_steps=1", f"run.directory={directory}"]
         # Nothing that has it join a cluster which is there already, or show itself as on a terminal.
         plain = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         began = time.perf_counter()

@@ -59,20 +59,20 @@ class RolloutWorkerStub:
     def warm_up(self, *_: Any) -> str:
         return self._name
 
-    def turn(self, orders: list, seconds: float) -> Any:
+    def run_for(self, requests: list, duration_s: float) -> Any:
         from rollout.worker import RolloutResult
 
         now = time.monotonic()
-        end = now + seconds
-        each = script().rollout / max(1, len(orders))
-        self._under += [(order, now + each * place) for place, order in enumerate(orders, start=1)]
+        end = now + duration_s
+        each = script().rollout / max(1, len(requests))
+        self._under += [(order, now + each * place) for place, order in enumerate(requests, start=1)]
         self._under.sort(key=lambda one: one[1])
         if self._under:
             time.sleep(max(0.0, min(end, self._under[0][1]) - now))
         done = [order for order, due in self._under if due <= time.monotonic()]
         self._under = self._under[len(done) :]
         replies = [(order.number, self._reply(order, index)) for order in done for index in range(order.group_size)]
-        return RolloutResult(replies=replies, refused=[])
+        return RolloutResult(replies=replies, rejected=[])
 
     def _reply(self, order: Any, index: int) -> Any:
         from speech.types import Finish, Reply
@@ -91,7 +91,7 @@ class RolloutWorkerStub:
             seed=order.seed,
         )
 
-    def abandon(self) -> None:
+    def abort_all(self) -> None:
         self._under.clear()
 
     def update(self, parcel: WeightUpdate, *_: Any) -> Any:
@@ -99,7 +99,7 @@ class RolloutWorkerStub:
 
         time.sleep(script().sync)
         self._version = parcel.version
-        return SyncReport(version=parcel.version, probe_gap=0.0, seconds=script().sync)
+        return SyncReport(version=parcel.version, logprob_diff=0.0, seconds=script().sync)
 
 
 class RolloutWorkerProcess(RolloutWorkerStub, MonitoredActor):

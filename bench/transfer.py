@@ -68,8 +68,8 @@ def measure(repeats: int) -> list[BenchRow]:
     config = playground()
     chosen = family(config.model.family)
     usual = build.engine_settings(config, chosen)
-    torch.set_num_threads(usual.threads)
-    found: dict[str, list[float]] = {"memory": [], "objects": [], "broadcast": []}
+    torch.set_num_threads(usual.num_threads)
+    found: dict[str, list[float]] = {"shm": [], "object_store": [], "broadcast": []}
     with (
         tempfile.TemporaryDirectory() as checkpoint,
         joined(config),
@@ -79,13 +79,13 @@ def measure(repeats: int) -> list[BenchRow]:
     ):
         model = _model(Path(checkpoint))
         settings = replace(
-            usual, checkpoint=checkpoint, dtype="bfloat16", max_length=256, max_sequences=4, constrained=False
+            usual, checkpoint=checkpoint, dtype="bfloat16", max_model_len=256, max_num_seqs=4, constrained=False
         )
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": process_environment(settings)}}
         receiver = ray.remote(TransferReceiver).options(**options).remote(settings, chosen, usual.checkpoint)
         senders: dict[str, FileSender | BroadcastSender] = {
-            "memory": memory,
-            "objects": objects,
+            "shm": memory,
+            "object_store": objects,
             "broadcast": broadcast,
         }
         versions = itertools.count(1)
@@ -99,8 +99,8 @@ def measure(repeats: int) -> list[BenchRow]:
                     # The fastest copy: now and then new memory takes several times as long on a virtual machine.
                     found[kind].append(median(syncs) / min(copies))
     return [
-        row("weight sync / plain copy of the same bytes, through memory", found["memory"], GOAL),
-        row("weight sync / plain copy of the same bytes, through Ray's object store", found["objects"], ""),
+        row("weight sync / plain copy of the same bytes, through memory", found["shm"], GOAL),
+        row("weight sync / plain copy of the same bytes, through Ray's object store", found["object_store"], ""),
         row("weight sync / plain copy of the same bytes, by broadcast", found["broadcast"], ""),
     ]
 

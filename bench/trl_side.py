@@ -32,9 +32,9 @@ def main() -> None:
     from controller.inputs import read_inputs
 
     torch.set_num_threads(given.threads)
-    config = playground(f"rollout.prompts={given.prompts}")
+    config = playground(f"rollout.batch_size={given.prompts}")
     path, group, p, learner = (
-        Path(config.model.checkpoint), config.rollout.group_size, config.preference, config.learner,
+        Path(config.model.path), config.rollout.n, config.algorithm, config.learner,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     prompts = [tokenizer.decode(prompt.token_ids.tolist()) for prompt in read_inputs(config).prompts]
@@ -68,15 +68,15 @@ def main() -> None:
                 max_steps=given.steps,
                 per_device_train_batch_size=given.prompts * group,
                 num_generations=group,
-                max_completion_length=config.rollout.max_tokens,
+                max_completion_length=config.rollout.max_new_tokens,
                 temperature=config.rollout.temperature,
-                beta=p.kl_text,
-                epsilon=p.clip,
+                beta=p.kl_coef_text,
+                epsilon=p.clip_eps_low,
                 learning_rate=learner.learning_rate,
                 adam_beta1=learner.betas[0],
                 adam_beta2=learner.betas[1],
                 weight_decay=learner.weight_decay,
-                max_grad_norm=learner.gradient_clip,
+                max_grad_norm=learner.max_grad_norm,
                 lr_scheduler_type="constant",
             ),
             train_dataset=Dataset.from_dict({"prompt": prompts}),

@@ -19,7 +19,7 @@ from statistics import median
 from bench.controller_profile import watched
 from bench.fixtures import ROOT, apart, joined, playground
 from bench.rows import BenchRow, row
-from configs.schema import Config, NamedRater
+from configs.schema import Config, RewardFunctionSection
 
 GOAL = "≥ 2"
 THREADS, PROMPTS = 2, 16
@@ -53,10 +53,10 @@ def trl(prompts: int = PROMPTS) -> float:
 
 def free_reward(config: Config) -> Config:
     """The configuration with a reward that costs nothing, and nothing but iterations in a run."""
-    config.reward.raters = [NamedRater(use="bench.null_reward:NullRewardPool", name="free")]
-    config.reward.total, config.reward.scores, config.reward.signal = {"free": 1.0}, {}, ""
-    config.reward.codec.use, config.reward.servers = "bench.null_reward:NullReward", 1
-    config.data.held_out, config.evaluation.listen_every, config.run.checkpoint_every = {}, 0, 0
+    config.reward.functions = [RewardFunctionSection(target="bench.null_reward:NullRewardPool", name="free")]
+    config.reward.weights, config.reward.composites, config.reward.audio_quality_fn = {"free": 1.0}, {}, ""
+    config.reward.codec.target, config.reward.num_servers = "bench.null_reward:NullReward", 1
+    config.data.validation, config.validation.recording_interval, config.checkpoint.interval = {}, 0, 0
     return config
 
 
@@ -67,11 +67,11 @@ def duet(demonstrations: int, prompts: int = PROMPTS) -> float:
             playground(
                 f"run.directory={directory}",
                 "run.name=peer",
-                f"run.iterations={STEPS + 1}",
-                f"rollout.prompts={prompts}",
-                f"anchor.rows={demonstrations}",
-                f"rollout.workers={THREADS}",  # a thread each
-                f"learner.ranks={THREADS}",
+                f"train.num_steps={STEPS + 1}",
+                f"rollout.batch_size={prompts}",
+                f"anchor.batch_size={demonstrations}",
+                f"rollout.num_workers={THREADS}",  # a thread each
+                f"learner.num_workers={THREADS}",
             )
         )
         with joined(config):
@@ -83,7 +83,7 @@ def measure(repeats: int) -> list[BenchRow]:
     usual, fewest = [], []
     for _ in range(repeats):
         peer = trl()
-        usual.append(apart(duet, playground().anchor.rows) / peer)
+        usual.append(apart(duet, playground().anchor.batch_size) / peer)
         fewest.append(apart(duet, THREADS) / peer)
     return [
         row("synchronous iterations / TRL", usual, GOAL),

@@ -1,7 +1,7 @@
-"""Shared by all pools of Ray actors: waiting with a deadline. Knows nothing of speech."""
+"""Fault-tolerant pools of Ray actors: placement, task queues, heartbeats, post-mortems. Knows nothing of speech."""
 
 import os
 
-# Any question to Ray asked by a process that has left its cluster would start another one, open to the network. Read by
-# Ray when it is imported.
+# Without this, a Ray call in a process that left its cluster starts another cluster, open to the network. Ray reads it
+# on import.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"

@@ -1,20 +1,16 @@
-"""What a pool's members are asked, and how long each question may take. Plain data of `cluster.actor_pool`.
+"""A fault-tolerant pool of Ray actors: starts them, syncs weights, dispatches tasks, restarts failures.
 
-A pool's members as Ray actors: started, renewed, replaced, and lent work. `fleet` and `jobs` decide; this moves.
-
-Everything happens in the caller's thread, in turns. `start`, `renew` and `work` take turns until they have what they
-are for; `poll_once` takes one. With every turn everything comes further that was asked of a crew and of its company:
-jobs, and members that are being replaced.
-
-What every pool of members is to those who use it, whatever its members do.
+`cluster.replica_state` and `cluster.task_queue` decide; this module calls Ray. Everything runs in the caller's thread.
+`start`, `update_all` and `run` poll until they are done; `poll_once` polls once. Each poll advances all pools that
+share a list `pools`: their tasks, and their actors that restart.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -22,503 +18,448 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.heartbeat import HeartbeatMonitor, delete_heartbeats
 from cluster.monitored_actor import ActorIdentity, find_identity
 from cluster.placement import Placement, missing_resources
+from cluster.pool_calls import ActorPoolConfig, PendingResult, WeightUpdateRequest
 from cluster.post_mortem import describe
 from cluster.replica_state import PoolStatus, ReplicaSet, ReplicaState
 from cluster.stall_watchdog import PendingCall
-from cluster.task_queue import FAILED_TIMES, Scheduler, TaskFailed, TaskQueue
-from cluster.waiting import ActorFailed, ActorUnusable, SyncInterrupted
+from cluster.task_queue import MAX_FAILURES, Scheduler, TaskFailed, TaskQueue
+from cluster.waiting import FETCH_TIMEOUT_S, ActorFailed, ActorUnusable, SyncInterrupted
+
+POLL_INTERVAL_S = 0.5
+"""Longest wait of one poll, hence the delay until a missed deadline is noticed."""
+MAX_INTERRUPTIONS = 3
+"""Interrupted updates in a row after which the actor is replaced."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActorPoolConfig:
-    role: str
-    """What names begin with: "rollout"."""
-    members: int
-    start_seconds: float
-    """Deadline for a member to be up."""
-    renew_seconds: float
-    """Deadline for a member to take what is new."""
-    work_seconds: float
-    """Deadline for an answer about work."""
-    beat_seconds: float
-    """How long a member may give no sign of life."""
-    renewed: bool
-    """Whether members must be given something (weights) before they get work."""
-    needs: Mapping[str, float]
-    """Ray's resources of each member."""
-
-
-class BroadcastRounds(Protocol):
-    """Gives something new to several members at once, while they take it."""
-
-    def free(self) -> bool:
-        """Whether a round can begin: the giver does nothing else."""
-
-    def begin(self, names: Sequence[str]) -> Callable[[Any], ray.ObjectRef]:
-        """Has it begin, with these members. Returns what has one of them take part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightUpdateRequest:
-    """What every member must be given before it gets work."""
-
-    check: Callable[[str, Any], None]
-    """Raises when a member's answer will not do."""
-    doing: str
-    call: Callable[[Any], ray.ObjectRef] | None = None
-    """Gives it to one member, at any time."""
-    rounds: BroadcastRounds | None = None
-    """Set instead where it can be had only while it is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PendingResult:
-    """An answer that is waited for."""
-
-    name: str
-    incarnation: int
-    doing: str
-    since: float
-    deadline: float
-    job: TaskQueue | None = None
-    """Set for work: an answer may come when that has been given up, and belongs to nothing any more."""
-    items: tuple[int, ...] = ()
-    """Of the job, that the question brought."""
-    renewal: WeightUpdateRequest | None = None
-    """Set when it is asked to take what is new."""
-    starts: bool = False
-    """Whether it is the first answer of a new member."""
-
-
-TURN_SECONDS = 0.5
-"""Longest wait of one turn: how late a deadline is noticed."""
-
-
-FETCH_SECONDS = 120.0
-"""For an answer that is there to come over: the node that has it may die meanwhile."""
-
-
-INTERRUPTED_TIMES = 3
-"""In a row, after which a member is taken to be at fault."""
-
-
-def poll_once(crews: Sequence["ActorPool"], others: Iterable[ray.ObjectRef] = ()) -> None:
-    """Asks what is to be asked, waits until somebody answers, `TURN_SECONDS` at most, and hears all answers. others:
-    answers that the caller waits for as well."""
-    for crew in crews:
-        crew.act()
-    pending = [*others, *(answer for crew in crews for answer in crew.pending)]
+def poll_once(pools: Sequence["ActorPool"], extra: Iterable[ray.ObjectRef] = ()) -> None:
+    """Submit due calls, wait up to `POLL_INTERVAL_S` for a result, then handle all results. extra: further refs that
+    end the wait."""
+    for pool in pools:
+        pool.submit()
+    pending = [*extra, *(ref for pool in pools for ref in pool.pending)]
     if pending:
-        ray.wait(pending, num_returns=1, timeout=TURN_SECONDS)
+        ray.wait(pending, num_returns=1, timeout=POLL_INTERVAL_S)
     else:
-        time.sleep(TURN_SECONDS)  # everybody's next try is still to come
-    for crew in crews:
-        crew.hear()
+        time.sleep(POLL_INTERVAL_S)  # every restart is still backing off
+    for pool in pools:
+        pool.handle_results()
 
 
 class ActorPool:
-    """Members by name. `start` first, `renew` before the first `work`."""
+    """Actors by name. Call `start`, then `update_all`, then `run`."""
 
     def __init__(
         self,
-        settings: ActorPoolConfig,
-        make: Callable[[str, Placement], Any],
-        warm: Callable[[Any], ray.ObjectRef],
-        tell: Callable[..., None],
-        company: "list[ActorPool] | None" = None,
+        config: ActorPoolConfig,
+        create: Callable[[str, Placement], Any],
+        warm_up: Callable[[Any], ray.ObjectRef],
+        emit_event: Callable[..., None],
+        pools: "list[ActorPool] | None" = None,
     ) -> None:
-        """make: a new actor for a name, in a place that is held for it alone. warm: its first call, whose answer says
-        that it is up. tell: takes events, a kind and fields. company: crews of which none stands still while one is
-        waited for; this one joins them."""
-        self._company = [] if company is None else company
-        self._company.append(self)
-        self._settings, self._make, self._warm, self._tell = settings, make, warm, tell
-        self.fleet = ReplicaSet(settings.role, settings.members)
-        self._pulse = HeartbeatMonitor(self.fleet, settings.beat_seconds)
+        """
+        Args:
+            create: Creates the actor of a name in a placement that is held for it alone.
+            warm_up: Makes the first call of an actor. Its result means that the actor has started.
+            emit_event: Takes a kind and fields.
+            pools: Pools that advance together. This pool appends itself.
+        """
+        self._pools = [] if pools is None else pools
+        self._pools.append(self)
+        self._config, self._create, self._warm_up, self._emit_event = config, create, warm_up, emit_event
+        self.replicas = ReplicaSet(config.role, config.num_replicas)
+        self._heartbeats = HeartbeatMonitor(self.replicas, config.heartbeat_timeout_s)
         self._actors: dict[str, Any] = {}
-        self._places: dict[str, Placement] = {}
+        self._placements: dict[str, Placement] = {}
         self._pending: dict[ray.ObjectRef, PendingResult] = {}
         self._identities: dict[str, ActorIdentity | None] = {}
-        """Whose logs to read when one dies: by then Ray may have forgotten."""
-        self._newcomers: set[str] = set()
-        """Started while the others were at work."""
-        self._renewal: WeightUpdateRequest | None = None
-        self._interrupted: Counter[str] = Counter()
-        """How often in a row each was not given the whole of it."""
-        self._answers: dict[str, Any] = {}
-        """Of the newest start or renewal, by member."""
+        """Needed to find the logs of a dead actor, which Ray may have forgotten by then."""
+        self._joining: set[str] = set()
+        """Actors started after the pool."""
+        self._update: WeightUpdateRequest | None = None
+        self._interruptions: Counter[str] = Counter()
+        """Interrupted updates in a row, by actor."""
+        self._results: dict[str, Any] = {}
+        """Results of the newest start or update, by actor."""
         self._begun: float | None = None
         self._strict = False
-        """Whether a member that fails is an error, and not replaced."""
-        self._jobs = Scheduler()
-        self._looked = time.monotonic()
+        """True if a failing actor raises instead of being replaced."""
+        self._scheduler = Scheduler()
+        self._dispatched = time.monotonic()
         self.busy_seconds = 0.0
-        """Time that members had work, all together, since the start."""
+        """Time that actors had tasks, summed over actors."""
 
     @property
     def names(self) -> list[str]:
-        """Members that work, or could at once."""
-        return self.fleet.of(ReplicaState.READY)
+        """Actors that have tasks or can take some."""
+        return self.replicas.names_in(ReplicaState.READY)
 
     def begin(self, *, strict: bool = True) -> None:
-        """Has everybody start, and does not wait. `start` does."""
+        """Begin to start all actors, without waiting. `start` waits."""
         self._begun, self._strict = time.monotonic(), strict
-        self.act()
+        self.submit()
 
     def start(self, *, strict: bool = True) -> dict[str, Any]:
-        """Starts everybody, unless that was begun, and waits until all are up. Returns their first answers.
+        """Start all actors, unless `begin` did, and wait until all are up. Return their first results.
 
-        strict: a member that fails fails the start, as what is wrong with it is wrong with the next one as well.
-        Without, of a run that has worked before, it is replaced, and nobody is waited for beyond the deadline of a
-        start as long as there is somebody.
+        strict: a failing actor fails the start, since its replacement would fail the same way. Otherwise (a resumed
+        run) it is replaced, and after the start deadline the pool continues with the actors that it has.
         """
         if self._begun is None:
             self.begin(strict=strict)
-        deadline = (self._begun or 0.0) + self._settings.start_seconds
-        while (missing := self.fleet.target - len(self.fleet.of(ReplicaState.STALE, ReplicaState.READY))) > 0:
-            if not strict and missing < self.fleet.target and time.monotonic() >= deadline:
+        deadline = (self._begun or 0.0) + self._config.start_timeout_s
+        replicas = self.replicas
+        while (missing := replicas.target - len(replicas.names_in(ReplicaState.STALE, ReplicaState.READY))) > 0:
+            if not strict and missing < replicas.target and time.monotonic() >= deadline:
                 break
-            poll_once(self._company)
+            poll_once(self._pools)
         self._strict = False
-        return dict(self._answers)
+        return dict(self._results)
 
-    def withdraw(self) -> None:
-        """Calls off who is being started and has no place yet, so that somebody else can have the next one."""
-        for name in self.fleet.of(ReplicaState.STARTING):
-            if not self._places[name].held:
-                self._bury(name)
-                self.fleet.withdrawn(name)
+    def cancel_pending_starts(self) -> None:
+        """Cancel starts that still wait for resources, to free them for the learner."""
+        for name in self.replicas.names_in(ReplicaState.STARTING):
+            if not self._placements[name].held:
+                self._kill(name)
+                self.replicas.cancel_start(name)
 
-    def renew(self, renewal: WeightUpdateRequest, *, strict: bool = False) -> dict[str, Any]:
-        """Gives everybody something new, and waits until all that are up have taken it. Returns their answers. strict:
-        as for `start`."""
-        self._renewal, self._answers = renewal, {}
-        self.fleet.outdated(time.monotonic())
-        for name in self.fleet.of(ReplicaState.STALE):
-            self._ask_to_renew(name)
+    def update_all(self, update: WeightUpdateRequest, *, strict: bool = False) -> dict[str, Any]:
+        """Send an update to all actors and wait until all that are up have taken it. Return their results. strict: see
+        `start`."""
+        self._update, self._results = update, {}
+        self.replicas.mark_stale(time.monotonic())
+        for name in self.replicas.names_in(ReplicaState.STALE):
+            self._send_update(name)
         self._strict = strict
-        while self.fleet.of(ReplicaState.STALE) or not self.fleet.of(ReplicaState.READY):
-            poll_once(self._company)
+        while self.replicas.names_in(ReplicaState.STALE) or not self.replicas.names_in(ReplicaState.READY):
+            poll_once(self._pools)
         self._strict = False
-        return dict(self._answers)
+        return dict(self._results)
 
-    def open(self, job: TaskQueue) -> None:
-        """Takes up work; items may come later. Members do jobs in the order in which they were opened."""
-        self._jobs.open(job)
+    def add_queue(self, queue: TaskQueue) -> None:
+        """Dispatch tasks from this queue, also those added later. Queues are served in the order of this call."""
+        self._scheduler.add(queue)
 
-    def close(self, job: TaskQueue) -> None:
-        """Gives work up: what members bring back of it is of no use any more."""
-        self._jobs.close(job)
+    def remove_queue(self, queue: TaskQueue) -> None:
+        """Stop serving a queue. Results that arrive later are dropped."""
+        self._scheduler.remove(queue)
 
-    def work(self, items: Sequence[str], call: Callable[[Any, list[int]], ray.ObjectRef], doing: str) -> list[Any]:
-        """Has items, known by these names, done in shares by whoever is ready. Returns a result an item, in order.
+    def run(self, tasks: Sequence[str], call: Callable[[Any, list[int]], ray.ObjectRef], doing: str) -> list[Any]:
+        """Run tasks, given by name, in batches on ready actors. Return one result per task, in order.
 
-        call: has an actor do some items, given by their places; its answer is a list with a result for each. Raises
-        MemberFailed when work on an item raises again and again, Overdue when nobody brings an item back.
+        call: makes an actor run some tasks, given by index; its result is a list, one per task. Raises ActorFailed if a
+        task raises repeatedly, CallTimeout if a task loses actor after actor.
         """
-        job = TaskQueue(call, doing)
-        for name in items:
-            job.add(name)
-        self.open(job)
+        queue = TaskQueue(call, doing)
+        for name in tasks:
+            queue.add(name)
+        self.add_queue(queue)
         try:
-            while job.leases.open:
-                poll_once(self._company)
-            results = job.leases.collect()
-            return [results[item] for item in range(len(items))]
+            while queue.leases.unfinished:
+                poll_once(self._pools)
+            results = queue.leases.collect()
+            return [results[task] for task in range(len(tasks))]
         finally:
-            self.close(job)
+            self.remove_queue(queue)
 
-    def send(self, call: Callable[[Any], object]) -> None:
-        """Has everybody do something whose answer nobody waits for."""
+    def notify_all(self, call: Callable[[Any], object]) -> None:
+        """Send a fire-and-forget call to every actor."""
         for actor in self._actors.values():
             call(actor)
 
-    def resize(self, members: int) -> None:
-        """How many there should be. New ones are started, and those that are too many leave, in the turns to come."""
-        if members != self.fleet.target:
-            self._tell("resized", pool=self._settings.role, before=self.fleet.target, after=members)
-            self.fleet.resize(members)
+    def resize(self, num_replicas: int) -> None:
+        """Set the target size. Later polls start new actors, or drain and remove surplus ones."""
+        if num_replicas != self.replicas.target:
+            self._emit_event("pool_resized", pool=self._config.role, before=self.replicas.target, after=num_replicas)
+            self.replicas.resize(num_replicas)
 
-    def census(self) -> PoolStatus:
-        """How the pool stands; may be asked from another thread."""
-        fleet = self.fleet
+    def status(self) -> PoolStatus:
+        """Return the pool's status. Thread-safe."""
+        replicas = self.replicas
         return PoolStatus(
-            wanted=fleet.target,
-            members=Counter(member.life for member in list(fleet.members.values())),
-            restarts=fleet.restarts,
-            lent=self._jobs.lent,
-            waiting=self._jobs.waiting,
+            target=replicas.target,
+            replicas=Counter(replica.state for replica in list(replicas.by_name.values())),
+            restarts=replicas.restarts,
+            in_flight=self._scheduler.in_flight,
+            queued=self._scheduler.queued,
         )
 
-    def awaited(self) -> list[PendingCall]:
-        """Everybody, with what each was asked to do; may be asked from another thread."""
-        asked = {pending.name: pending for pending in list(self._pending.values())}
+    def pending_calls(self) -> list[PendingCall]:
+        """Return every actor with its pending call, if any. Thread-safe."""
+        pending = {call.name: call for call in list(self._pending.values())}
         return [
-            PendingCall(name=name, actor=actor, doing=asked[name].doing, since=asked[name].since)
-            if name in asked
+            PendingCall(name=name, actor=actor, doing=pending[name].doing, since=pending[name].since)
+            if name in pending
             else PendingCall(name=name, actor=actor)
             for name, actor in list(self._actors.items())
         ]
 
     def stop(self) -> None:
-        if self in self._company:
-            self._company.remove(self)
+        """Kill all actors."""
+        if self in self._pools:
+            self._pools.remove(self)
         for name in list(self._actors):
-            self._bury(name)
+            self._kill(name)
 
-    # ---- a turn
+    # ---- one poll
 
     @property
     def pending(self) -> list[ray.ObjectRef]:
-        """Answers that members owe."""
+        """Refs of results that have not arrived."""
         return list(self._pending)
 
-    def act(self) -> None:
-        """The first half of a turn: starts who is due, lets go who leaves, lends work."""
+    def submit(self) -> None:
+        """Start due actors, remove drained ones and dispatch tasks: the first half of a poll."""
         now = time.monotonic()
         if self._begun is None:
-            return  # somebody in its company is waited for
-        for name in self.fleet.due(now):
+            return  # polled for another pool of `pools`
+        for name in self.replicas.due(now):
             self._start(name, now)
         self._begin_round()
-        self._let_go(now)
-        self._lend(now)
+        self._drain(now)
+        self._dispatch(now)
 
-    def hear(self) -> None:
-        """The second half: takes the answers that have come, and notices who is late or silent."""
-        # All that have come, before anybody is called late: the caller may have been away for longer than a deadline.
+    def handle_results(self) -> None:
+        """Handle results that have arrived, then check deadlines and heartbeats: the second half of a poll."""
+        # Results before deadlines: the caller may have been away for longer than a deadline.
         if self._pending:
-            for answer in ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0]:
-                if (asked := self._pending.pop(answer, None)) is not None:
-                    self._hear(answer, asked)
-        self._notice_the_late(time.monotonic())
-        for name in self._pulse.listen(self._actors, time.monotonic()):
-            incarnation = self.fleet.members[name].incarnation
-            asked = PendingResult(name=name, incarnation=incarnation, doing="", since=0.0, deadline=0.0)
-            self._lose(asked, f"gave no sign of life for {self._settings.beat_seconds:g} s")
+            for ref in ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0]:
+                if (call := self._pending.pop(ref, None)) is not None:
+                    self._handle_result(ref, call)
+        self._check_deadlines(time.monotonic())
+        for name in self._heartbeats.check(self._actors, time.monotonic()):
+            incarnation = self.replicas.by_name[name].incarnation
+            call = PendingResult(name=name, incarnation=incarnation, doing="", since=0.0, deadline=0.0)
+            self._replace(call, f"no heartbeat for {self._config.heartbeat_timeout_s:g} s")
 
     def _start(self, name: str, now: float) -> None:
-        member = self.fleet.starting(name, now)
-        self._places[name] = Placement(name, self._settings.needs)
-        self._actors[name] = self._make(name, self._places[name])
+        replica = self.replicas.mark_starting(name, now)
+        self._placements[name] = Placement(name, self._config.resources)
+        self._actors[name] = self._create(name, self._placements[name])
         if not self._strict:
-            self._newcomers.add(name)
-            self._tell("starting", member=name, incarnation=member.incarnation)
-        self._ask(name, self._warm(self._actors[name]), "starting", self._settings.start_seconds, starts=True)
+            self._joining.add(name)
+            self._emit_event("actor_starting", member=name, incarnation=replica.incarnation)
+        ref = self._warm_up(self._actors[name])
+        self._track(name, ref, "starting", self._config.start_timeout_s, is_start=True)
 
-    def _let_go(self, now: float) -> None:
-        for name in self.fleet.leavers():
-            self.fleet.retire(name, now)
-        for name in self.fleet.of(ReplicaState.DRAINING):
-            if not self._jobs.held(name):
-                self._bury(name)
-                self.fleet.drained(name)
-                self._tell("left", member=name)
+    def _drain(self, now: float) -> None:
+        for name in self.replicas.surplus():
+            self.replicas.mark_draining(name, now)
+        for name in self.replicas.names_in(ReplicaState.DRAINING):
+            if not self._scheduler.num_held(name):
+                self._kill(name)
+                self.replicas.remove(name)
+                self._emit_event("actor_removed", member=name)
 
-    def _lend(self, now: float) -> None:
-        asked = Counter((p.job, p.name) for p in self._pending.values() if p.job is not None)
-        self.busy_seconds += (now - self._looked) * len({name for _, name in asked})
-        self._looked = now
-        for job, name, items in self._jobs.deal(
-            asked, self.fleet.of(ReplicaState.READY), self.fleet.of(ReplicaState.DRAINING)
-        ):
-            answer = job.ask(self._actors[name], list(items))
-            self._ask(name, answer, job.doing, self._settings.work_seconds, job=job, items=items)
+    def _dispatch(self, now: float) -> None:
+        calls = Counter((p.queue, p.name) for p in self._pending.values() if p.queue is not None)
+        self.busy_seconds += (now - self._dispatched) * len({name for _, name in calls})
+        self._dispatched = now
+        ready, draining = (self.replicas.names_in(s) for s in (ReplicaState.READY, ReplicaState.DRAINING))
+        for queue, name, tasks in self._scheduler.assign(calls, ready, draining):
+            ref = queue.call(self._actors[name], list(tasks))
+            self._track(name, ref, queue.doing, self._config.task_timeout_s, queue=queue, tasks=tasks)
 
-    def _ask_to_renew(self, name: str) -> None:
-        renewal = self._renewal
-        if renewal is not None and renewal.call is not None:
-            answer = renewal.call(self._actors[name])
-            self._ask(name, answer, renewal.doing, self._settings.renew_seconds, renewal=renewal)
+    def _send_update(self, name: str) -> None:
+        update = self._update
+        if update is not None and update.call is not None:
+            ref = update.call(self._actors[name])
+            self._track(name, ref, update.doing, self._config.update_timeout_s, update=update)
 
     def _begin_round(self) -> None:
-        """Asks all who lack what is new to take it together, where it is given so and can be given now."""
-        renewal = self._renewal
-        if renewal is None or renewal.rounds is None:
+        """Begin a broadcast to all stale actors, if the update is broadcast and the sender is free."""
+        update = self._update
+        if update is None or update.rounds is None:
             return
-        asked = {pending.name for pending in self._pending.values() if pending.renewal is renewal}
-        lacking = [name for name in self.fleet.of(ReplicaState.STALE) if name not in asked]
-        if lacking and renewal.rounds.free():
-            call = renewal.rounds.begin(lacking)
-            for name in lacking:
-                answer = call(self._actors[name])
-                self._ask(name, answer, renewal.doing, self._settings.renew_seconds, renewal=renewal)
+        receiving = {call.name for call in self._pending.values() if call.update is update}
+        stale = [name for name in self.replicas.names_in(ReplicaState.STALE) if name not in receiving]
+        if stale and update.rounds.free():
+            receive = update.rounds.begin(stale)
+            for name in stale:
+                ref = receive(self._actors[name])
+                self._track(name, ref, update.doing, self._config.update_timeout_s, update=update)
 
-    def _ask(self, name: str, answer: ray.ObjectRef, doing: str, seconds: float, **more: Any) -> None:
-        incarnation = self.fleet.members[name].incarnation
-        now = time.monotonic()
-        self._pending[answer] = PendingResult(
-            name=name, incarnation=incarnation, doing=doing, since=now, deadline=now + seconds, **more
+    def _track(self, name: str, ref: ray.ObjectRef, doing: str, timeout_s: float, **fields: Any) -> None:
+        now, incarnation = time.monotonic(), self.replicas.by_name[name].incarnation
+        self._pending[ref] = PendingResult(
+            name=name, incarnation=incarnation, doing=doing, since=now, deadline=now + timeout_s, **fields
         )
 
-    # ---- answers
+    # ---- results
 
-    def _hear(self, answer: ray.ObjectRef, asked: PendingResult) -> None:
+    def _handle_result(self, ref: ray.ObjectRef, call: PendingResult) -> None:
         try:
-            value = ray.get(answer, timeout=FETCH_SECONDS)
+            value = ray.get(ref, timeout=FETCH_TIMEOUT_S)
         except RayTaskError as error:
-            broken = isinstance(error.cause, ActorUnusable)
-            if asked.renewal is not None and asked.renewal is not self._renewal and not broken:
-                return  # of weights that are there no more; it has been asked to take newer ones
-            if isinstance(error.cause, SyncInterrupted) and self._bears_interruption(asked, error.cause):
-                return  # of the next round it will be one
-            if asked.job is not None and not broken:
-                self._failed(asked.job, asked, error)
+            unusable = isinstance(error.cause, ActorUnusable)
+            if call.update is not None and call.update is not self._update and not unusable:
+                return  # of weights that are replaced; a newer update is under way
+            if isinstance(error.cause, SyncInterrupted) and self._tolerate_interruption(call, error.cause):
+                return  # the actor takes part in the next round
+            if call.queue is not None and not unusable:
+                self._on_task_error(call.queue, call, error)
             else:
-                self._lose(asked, f"failed while {asked.doing}: {error.cause!r}", error)
+                self._replace(call, f"failed while {call.doing}: {error.cause!r}", error)
             return
         except RayError as error:
-            cause = describe(error, self._identities.get(asked.name))
-            self._lose(asked, f"died while {asked.doing}: {cause}", error, cause.log_tail)
+            cause = describe(error, self._identities.get(call.name))
+            self._replace(call, f"died while {call.doing}: {cause}", error, cause.log_tail)
             return
-        if asked.job is not None:
-            self._take(asked.job, asked, value)
-        elif asked.renewal is None:
-            self._started(asked.name, value)
-        elif asked.renewal is self._renewal:  # else something newer has been asked of it meanwhile
-            self._renewed(asked, asked.renewal, value)
+        if call.queue is not None:
+            self._on_task_results(call.queue, call, value)
+        elif call.update is None:
+            self._on_started(call.name, value)
+        elif call.update is self._update:  # otherwise a newer update was sent since
+            self._on_updated(call, call.update, value)
 
-    def _bears_interruption(self, asked: PendingResult, reason: SyncInterrupted) -> bool:
-        self._interrupted[asked.name] += 1
-        self._tell("interrupted", member=asked.name, doing=asked.doing, reason=str(reason))
-        return self._interrupted[asked.name] < INTERRUPTED_TIMES
+    def _tolerate_interruption(self, call: PendingResult, reason: SyncInterrupted) -> bool:
+        self._interruptions[call.name] += 1
+        self._emit_event("sync_interrupted", member=call.name, doing=call.doing, reason=str(reason))
+        return self._interruptions[call.name] < MAX_INTERRUPTIONS
 
-    def _started(self, name: str, value: Any) -> None:
+    def _on_started(self, name: str, value: Any) -> None:
         now = time.monotonic()
-        if self._renewal is None:
-            self._answers[name] = value
-        with suppress(RayError):  # for its obituary alone
+        if self._update is None:
+            self._results[name] = value
+        with suppress(RayError):  # used for the post-mortem only
             self._identities[name] = find_identity(self._actors[name])
-        self.fleet.started(name, now)
-        if self._settings.renewed:
-            self._ask_to_renew(name)
+        self.replicas.mark_started(name, now)
+        if self._config.needs_update:
+            self._send_update(name)
         else:
-            self._ready(name, now)
+            self._on_ready(name, now)
 
-    def _renewed(self, asked: PendingResult, renewal: WeightUpdateRequest, value: Any) -> None:
+    def _on_updated(self, call: PendingResult, update: WeightUpdateRequest, value: Any) -> None:
         try:
-            renewal.check(asked.name, value)
+            update.check(call.name, value)
         except RuntimeError as error:
-            if not self.fleet.of(ReplicaState.READY) and self.fleet.of(ReplicaState.STALE) == [asked.name]:
-                raise  # nobody has passed: it is not this member
-            self._lose(asked, str(error), bear=True)
+            replicas = self.replicas
+            if not replicas.names_in(ReplicaState.READY) and replicas.names_in(ReplicaState.STALE) == [call.name]:
+                raise  # every actor failed the check, so this actor is not the cause
+            self._replace(call, str(error), tolerate=True)
             return
-        self._answers[asked.name] = value
-        self._ready(asked.name, time.monotonic())
+        self._results[call.name] = value
+        self._on_ready(call.name, time.monotonic())
 
-    def _ready(self, name: str, now: float) -> None:
-        self.fleet.renewed(name, now)
-        self._interrupted.pop(name, None)
-        member = self.fleet.members[name]
-        if name in self._newcomers:
-            self._newcomers.discard(name)
-            self._tell("joined", member=name, incarnation=member.incarnation)
+    def _on_ready(self, name: str, now: float) -> None:
+        self.replicas.mark_ready(name, now)
+        self._interruptions.pop(name, None)
+        if name in self._joining:
+            self._joining.discard(name)
+            self._emit_event("actor_ready", member=name, incarnation=self.replicas.by_name[name].incarnation)
 
-    def _take(self, job: TaskQueue, asked: PendingResult, value: Any) -> None:
-        if job not in self._jobs:
+    def _on_task_results(self, queue: TaskQueue, call: PendingResult, value: Any) -> None:
+        if queue not in self._scheduler:
             return
-        for item, result in job.read(value, asked.items):
+        for task, result in queue.read_results(value, call.tasks):
             if isinstance(result, TaskFailed):
-                job.leases.give_back(item)
-                self._count_failures(job, (item,), asked, result.error)
+                queue.leases.release(task)
+                self._record_failures(queue, (task,), call, result.error)
             else:
-                job.take(item, result)
+                queue.complete(task, result)
 
-    def _failed(self, job: TaskQueue, asked: PendingResult, error: RayTaskError) -> None:
-        """Work raised. The member goes on; what it had is tried once more, by whoever is free."""
-        if job in self._jobs:
-            again = job.leases.revoke(asked.name)
-            self._count_failures(job, again, asked, f"{error.cause!r}\n{error}", error)
+    def _on_task_error(self, queue: TaskQueue, call: PendingResult, error: RayTaskError) -> None:
+        """Requeue the tasks of a call that raised. The actor continues."""
+        if queue in self._scheduler:
+            tasks = queue.leases.requeue(call.name)
+            self._record_failures(queue, tasks, call, f"{error.cause!r}\n{error}", error)
 
-    def _count_failures(
-        self, job: TaskQueue, items: tuple[int, ...], asked: PendingResult, error: str, cause: Exception | None = None
+    def _record_failures(
+        self, queue: TaskQueue, tasks: tuple[int, ...], call: PendingResult, error: str, cause: Exception | None = None
     ) -> None:
-        if worn := job.failed(items):
+        if exhausted := queue.record_failures(tasks):
             raise ActorFailed(
-                f"{asked.name} failed while {asked.doing}, {FAILED_TIMES} times with each of {worn}: {error}"
+                f"{call.name} failed while {call.doing}, {MAX_FAILURES} times with each of {exhausted}: {error}"
             ) from cause
-        self._tell("work failed", member=asked.name, doing=asked.doing, error=error.partition("\n")[0])
+        self._emit_event("task_failed", member=call.name, doing=call.doing, error=error.partition("\n")[0])
 
-    def _notice_the_late(self, now: float) -> None:
-        for answer, asked in list(self._pending.items()):
-            if now < asked.deadline or answer not in self._pending:
+    def _check_deadlines(self, now: float) -> None:
+        for ref, call in list(self._pending.items()):
+            if now < call.deadline or ref not in self._pending:
                 continue
-            if asked.starts and not self._places[asked.name].held:
-                missing = missing_resources(self._settings.needs)
+            if call.is_start and not self._placements[call.name].held:
+                missing = missing_resources(self._config.resources)
                 if self._strict:
-                    raise ActorFailed(f"{asked.name} has no place to start: {missing}")
-                self._tell("no room", member=asked.name, reason=missing)
-                self._pending[answer] = replace(asked, deadline=now + self._settings.start_seconds)
+                    raise ActorFailed(f"{call.name} cannot start: {missing}")
+                self._emit_event("waiting_for_resources", member=call.name, reason=missing)
+                self._pending[ref] = replace(call, deadline=now + self._config.start_timeout_s)
             else:
-                self._lose(asked, f"gave no answer in time while {asked.doing}")
+                self._replace(call, f"missed its deadline while {call.doing}")
 
-    def _lose(
+    def _replace(
         self,
-        asked: PendingResult,
+        call: PendingResult,
         reason: str,
         error: Exception | None = None,
-        last_words: tuple[str, ...] = (),
+        log_tail: tuple[str, ...] = (),
         *,
-        bear: bool = False,
+        tolerate: bool = False,
     ) -> None:
-        """A member is gone, or as good as gone: what it had goes to another, and somebody takes its place. bear: also
-        where a member that fails is an error."""
-        name = asked.name
-        member = self.fleet.members.get(name)
-        if member is None or member.incarnation != asked.incarnation:
+        """Mark an actor as dead and requeue its tasks; the next poll starts a replacement. tolerate: do so in strict
+        mode too, instead of raising."""
+        name = call.name
+        replica = self.replicas.by_name.get(name)
+        if replica is None or replica.incarnation != call.incarnation:
             return
-        if self._strict and not bear:
+        if self._strict and not tolerate:
             raise ActorFailed(f"{name} {reason}") from error
-        lost = self._jobs.revoke(name)
-        self._bury(name)
-        self.fleet.died(name, reason, time.monotonic())
-        self._tell("lost", member=name, incarnation=member.incarnation, reason=reason, items=lost, log=list(last_words))
+        requeued = self._scheduler.requeue(name)
+        self._kill(name)
+        self.replicas.mark_dead(name, reason, time.monotonic())
+        self._emit_event(
+            "actor_died",
+            member=name,
+            incarnation=replica.incarnation,
+            reason=reason,
+            items=requeued,
+            log=list(log_tail),
+        )
 
-    def _bury(self, name: str) -> None:
+    def _kill(self, name: str) -> None:
         actor = self._actors.pop(name)
         ray.kill(actor)
-        self._places.pop(name).give_up()
+        self._placements.pop(name).release()
         delete_heartbeats(actor)
-        self._pending = {a: p for a, p in self._pending.items() if p.name != name}
-        self._interrupted.pop(name, None)
-        self._newcomers.discard(name)
+        self._pending = {ref: call for ref, call in self._pending.items() if call.name != name}
+        self._interruptions.pop(name, None)
+        self._joining.discard(name)
 
 
 class SpeechPool:
-    """Members by name. One that dies is replaced, and what it was working on is done by another."""
+    """Base of the rollout, reward and decoder pools: the calls that do not depend on what the actors do."""
 
-    _crew: ActorPool
+    _actor_pool: ActorPool
 
     @property
     def names(self) -> list[str]:
-        """Members that can be given work: of those that must hold what is newest, the ones that do."""
-        return self._crew.names
+        """Actors that can take tasks. Actors that need weights count once they hold the newest."""
+        return self._actor_pool.names
 
     @property
     def target(self) -> int:
-        """How many members there are to be."""
-        return self._crew.fleet.target
+        """Target number of actors."""
+        return self._actor_pool.replicas.target
 
     @property
     def busy_seconds(self) -> float:
-        """Time that members had work, all together, since the start."""
-        return self._crew.busy_seconds
+        """Time that actors had tasks, summed over actors."""
+        return self._actor_pool.busy_seconds
 
-    def resize(self, members: int) -> None:
-        """How many members there should be."""
-        self._crew.resize(members)
+    def resize(self, num_replicas: int) -> None:
+        """Set the target number of actors."""
+        self._actor_pool.resize(num_replicas)
 
-    def withdraw(self) -> None:
-        """Calls off who waits for a place."""
-        self._crew.withdraw()
+    def cancel_pending_starts(self) -> None:
+        """Cancel starts that still wait for resources."""
+        self._actor_pool.cancel_pending_starts()
 
-    def census(self) -> PoolStatus:
-        """How the pool stands; may be asked from another thread."""
-        return self._crew.census()
+    def status(self) -> PoolStatus:
+        """Return the pool's status. Thread-safe."""
+        return self._actor_pool.status()
 
-    def awaited(self) -> list[PendingCall]:
-        """Everybody, with what each was asked to do."""
-        return self._crew.awaited()
+    def pending_calls(self) -> list[PendingCall]:
+        """Return every actor with its pending call, if any."""
+        return self._actor_pool.pending_calls()
 
     def stop(self) -> None:
-        self._crew.stop()
+        """Kill all actors."""
+        self._actor_pool.stop()

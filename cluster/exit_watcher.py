@@ -1,9 +1,9 @@
-"""A small process beside a member that outlives it, to write down how it ended. Run by `cluster.monitored_actor`.
+"""A small process that outlives an actor and records its exit status. Started by `cluster.monitored_actor`.
 
-Ray does not say how a process of its own ended: the raylet discards exit statuses, and reports a SIGKILL, a crash and
-os._exit alike as "connection error code 2. End of file". From Linux 6.15 on a pidfd keeps the exit status of a process
-that somebody else has reaped (ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h); on older kernels
-the status stays unknown. Nothing but the standard library is imported: it costs 10 MB and starts in 30 ms.
+Ray does not report how its worker processes exit: the raylet discards exit statuses, and reports a SIGKILL, a crash and
+os._exit alike as "connection error code 2. End of file". From Linux 6.15 on, a pidfd keeps the exit status of a process
+reaped by another one (ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h). On older kernels the
+status stays unknown. Imports the standard library alone: the process costs 10 MB and starts in 30 ms.
 """
 
 import fcntl
@@ -16,39 +16,41 @@ import time
 from pathlib import Path
 
 INFO_EXIT = 1 << 3
-"""PIDFD_INFO_EXIT: the exit status is asked for, and, in the answer, is there."""
+"""PIDFD_INFO_EXIT: requests the exit status; set in the result if the status is present."""
 INFO_BYTES = 64
 """Size of the first version of struct pidfd_info: u64 mask, u64 cgroupid, 11 × u32, s32 exit_code."""
 GET_INFO = 3 << 30 | INFO_BYTES << 16 | 0xFF << 8 | 11
 """_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)"""
-LOOK_MILLISECONDS = 1000
-"""How often the counter of out-of-memory kills is read while the member lives."""
-REAP_SECONDS = 5.0
-"""How long a dead process may stay unreaped, which is when its status can be read."""
+POLL_INTERVAL_MS = 1000
+"""Between two reads of the out-of-memory counter."""
+REAP_TIMEOUT_S = 5.0
+"""Longest wait for a dead process to be reaped, after which its status can be read."""
 
 
 def watch(pid: int, path: Path) -> None:
-    """Waits for the end of process `pid`, then writes `path`: JSON of `status`, as waitpid gives it, or null when the
-    kernel does not tell; and `oom_kills`, by how much the member's cgroup counted up in the last second or two, or
-    null where there is no counter."""
+    """Wait until process `pid` exits, then write JSON to `path`.
+
+    `status` is the exit status as from waitpid, or null if the kernel does not report it. `oom_kills` is the increase
+    of the cgroup's out-of-memory counter in the last one or two seconds, or null without a counter.
+    """
     counter = oom_counter(pid)
     handle = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     before = last = read_counter(counter)
-    while not poll.poll(LOOK_MILLISECONDS):
+    while not poll.poll(POLL_INTERVAL_MS):
         before, last = last, read_counter(counter)
     status = exit_status(handle)
     after = read_counter(counter)
     kills = None if before is None or after is None else after - before
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({"status": status, "oom_kills": kills, "time": time.time()}))
-    aside.rename(path)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"status": status, "oom_kills": kills, "time": time.time()}))
+    partial.rename(path)
 
 
 def exit_status(handle: int) -> int | None:
-    """The status of the ended process behind a pidfd, in the encoding of waitpid, or None where it cannot be known."""
-    deadline = time.monotonic() + REAP_SECONDS
+    """Return the exit status behind a pidfd, encoded as by waitpid, or None if the kernel does not report it."""
+    deadline = time.monotonic() + REAP_TIMEOUT_S
     while True:
         info = bytearray(INFO_BYTES)
         struct.pack_into("Q", info, 0, INFO_EXIT)
@@ -64,7 +66,7 @@ def exit_status(handle: int) -> int | None:
 
 
 def oom_counter(pid: int) -> Path | None:
-    """The file that counts kills of the kernel's out-of-memory killer in the cgroup of a process."""
+    """Return the file that counts out-of-memory kills in the cgroup of a process."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
@@ -83,6 +85,7 @@ def oom_counter(pid: int) -> Path | None:
 
 
 def read_counter(path: Path | None) -> int | None:
+    """Return the out-of-memory kills that a cgroup file counts, or None if it cannot be read."""
     if path is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Signs of life of a pool's members, given by a thread beside their work and kept by Ray's own store.
+"""Heartbeats of actors: a thread in each actor writes them to Ray's key-value store, the pool reads them.
 
-A member that works for an hour beats; one whose process is stopped, or whose interpreter hangs, does not. Ray's
-concurrency groups would be the usual way to ask a busy actor, but an actor that has one no longer runs its methods in
-the main thread, where torch, DeepSpeed and vLLM keep state.
+A busy actor sends heartbeats; a stopped process or a hung interpreter does not. Ray's concurrency groups would be the
+usual way to ask a busy actor, but an actor that has one no longer runs its methods in the main thread, where torch,
+DeepSpeed and vLLM keep state.
 """
 
 import threading
@@ -18,57 +18,56 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from cluster.replica_state import UP, ReplicaSet
 
-BEAT_SECONDS = 2.0
-"""Between two beats of a member, and between two looks at them."""
+INTERVAL_S = 2.0
+"""Between two heartbeats of an actor, and between two checks."""
 
 
-def beat(actor_id: str) -> None:
-    """Starts the thread that beats for as long as this process lives."""
+def start_heartbeat(actor_id: str) -> None:
+    """Start the thread that sends heartbeats until this process ends."""
 
-    def beats() -> None:
+    def send() -> None:
         for number in count():
-            with suppress(Exception):  # Ray's store is away for a moment, or for good, and then so is this process
+            with suppress(Exception):  # Ray's store is unreachable; if for good, Ray ends this process
                 _internal_kv_put(_key(actor_id), str(number).encode())
-            time.sleep(BEAT_SECONDS)
+            time.sleep(INTERVAL_S)
 
-    threading.Thread(target=beats, name="beat", daemon=True).start()
+    threading.Thread(target=send, name="heartbeat", daemon=True).start()
 
 
 class HeartbeatMonitor:
-    """Looks at the beats of a fleet's members."""
+    """Checks the heartbeats of a pool's actors."""
 
-    def __init__(self, fleet: ReplicaSet, seconds: float) -> None:
-        """seconds: how long a member may be silent."""
-        self._fleet, self._seconds = fleet, seconds
+    def __init__(self, replicas: ReplicaSet, timeout_s: float) -> None:
+        """timeout_s: longest time without a heartbeat."""
+        self._replicas, self._timeout_s = replicas, timeout_s
         self._next = 0.0
 
-    def listen(self, actors: Mapping[str, Any], now: float) -> list[str]:
-        """Looks when it is time. Returns who has been silent for too long: it has stopped, whatever it is thought to be
-        doing."""
+    def check(self, actors: Mapping[str, Any], now: float) -> list[str]:
+        """Return actors without a heartbeat for `timeout_s`. Does nothing until `INTERVAL_S` after the last check."""
         if now < self._next:
             return []
-        self._next = now + BEAT_SECONDS
+        self._next = now + INTERVAL_S
         try:
-            signs = _signs({name: actors[name] for name in self._fleet.of(*UP)})
+            heartbeats = _read_heartbeats({name: actors[name] for name in self._replicas.names_in(*UP)})
         except RayError:
-            self._fleet.deaf(now)  # it is the store that is silent
+            self._replicas.reset_heartbeats(now)  # the store is unreachable
             return []
-        for name, sign in signs.items():
-            self._fleet.beat(name, sign, now)
-        return self._fleet.silent(now, self._seconds)
+        for name, heartbeat in heartbeats.items():
+            self._replicas.record_heartbeat(name, heartbeat, now)
+        return self._replicas.timed_out(now, self._timeout_s)
 
 
-def _signs(actors: Mapping[str, Any]) -> dict[str, bytes | None]:
-    """The newest beat of each, in one question to the store: one a member takes a millisecond each, of the thread that
-    hands out work."""
+def _read_heartbeats(actors: Mapping[str, Any]) -> dict[str, bytes | None]:
+    """Return the newest heartbeat of each actor, in one request: single requests take a millisecond each, in the
+    thread that dispatches tasks."""
     keys = {name: _key(actor._actor_id.hex()).encode() for name, actor in actors.items()}
-    client: Any = internal_kv.global_gcs_client  # what the functions of that module ask, and none of them asks for many
+    client: Any = internal_kv.global_gcs_client  # the module's public functions read one key at a time
     found = client.internal_kv_multi_get(list(keys.values()), None) if keys else {}
     return {name: found.get(key) for name, key in keys.items()}
 
 
 def delete_heartbeats(actor: Any) -> None:
-    """It is gone."""
+    """Delete the heartbeat of a dead actor from the store."""
     with suppress(RayError):
         _internal_kv_del(_key(actor._actor_id.hex()))
 

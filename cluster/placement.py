@@ -1,4 +1,4 @@
-"""Room in the cluster that is held for actors, and what is lacking while there is none."""
+"""Resources held for actors, and the resources missing while a placement waits."""
 
 import uuid
 from collections.abc import Mapping
@@ -12,21 +12,25 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
 class Placement:
-    """Room for actors, one in each bundle, as one of Ray's placement groups: all bundles are held, or none.
+    """Resources of several actors, one bundle each, as a Ray placement group: all bundles are held, or none.
 
-    It is asked for at once, and whoever is put in it starts when it is there. It ends with `give_up`, or with the actor
-    that asked for it if that is a detached one; Ray keeps those of other actors for as long as their job lives.
+    The constructor requests the group; actors placed in it start once it is held. It ends with `release`, or with the
+    actor that requested it if that one is detached. Ray keeps the groups of other actors until their job ends.
     """
 
     def __init__(self, name: str, *bundles: Mapping[str, float], strategy: str = "PACK") -> None:
-        """name: what `ray list placement-groups` shows it under. bundles: amounts of Ray's resources. strategy: Ray's,
-        of how they lie on the nodes."""
+        """
+        Args:
+            name: Name in `ray list placement-groups`.
+            bundles: Amounts of Ray resources.
+            strategy: Ray's placement strategy.
+        """
         self._bundles = [{what: amount for what, amount in bundle.items() if amount} for bundle in bundles]
-        # Ray refuses a name that is taken, and one that has just been given up is for a while.
+        # Ray rejects a name in use, and a removed group keeps its name in use for a while.
         self._group = placement_group(self._bundles, strategy=strategy, name=f"duet-{name}-{uuid.uuid4().hex[:8]}")
 
     def options(self, bundle: int = 0) -> dict[str, Any]:
-        """Of the actor that takes this bundle, whole."""
+        """Return the actor options that take a whole bundle."""
         others = dict(self._bundles[bundle])
         return {
             "num_cpus": others.pop("CPU", 0),
@@ -36,8 +40,8 @@ class Placement:
         }
 
     @property
-    def needs(self) -> dict[str, float]:
-        """Of all bundles together."""
+    def resources(self) -> dict[str, float]:
+        """Resources of all bundles together."""
         total: dict[str, float] = {}
         for bundle in self._bundles:
             for what, amount in bundle.items():
@@ -46,21 +50,23 @@ class Placement:
 
     @property
     def held(self) -> bool:
-        """Whether it is there now."""
+        """True while Ray holds the resources."""
         return placement_group_table(self._group).get("state") == "CREATED"
 
-    def wait(self, seconds: float) -> bool:
-        """Waits until it is there. Whether it is."""
-        return self._group.wait(seconds)
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until Ray holds the resources. Return False on timeout."""
+        return self._group.wait(timeout_s)
 
-    def give_up(self) -> None:
-        """Ends it; an actor that is still in it dies."""
-        with suppress(RayError):  # which may be why it is given up
+    def release(self) -> None:
+        """Release the resources. Actors still placed here die."""
+        with suppress(RayError):  # a lost cluster may be the reason of the release
             remove_placement_group(self._group)
 
 
-def missing_resources(needs: Mapping[str, float]) -> str:
-    """Why room for these needs, of Ray's resources, is waited for."""
+def missing_resources(resources: Mapping[str, float]) -> str:
+    """Return why a request for these Ray resources waits."""
     free = ray.available_resources()
-    short = [f"{amount:g} {what}" for what, amount in needs.items() if free.get(what, 0.0) < amount]
-    return f"it needs {', '.join(short)} more than the cluster has free" if short else "no node has room for it"
+    short = [f"{amount:g} {what}" for what, amount in resources.items() if free.get(what, 0.0) < amount]
+    if short:
+        return f"it needs {', '.join(short)} more than the cluster has free"
+    return "no single node has enough free resources"

@@ -1,18 +1,15 @@
-"""How a pool stands at one moment, in numbers.
+"""State machine of a pool's replicas: which to start, to drain and to restart. Pure: no Ray, no clock.
 
-Who belongs to a pool, in which state of life, and who must be started or let go. Pure: no Ray, no clock.
+    starting ──mark_started──▶ stale ──mark_ready──▶ ready ──mark_stale──▶ stale …
+        │                        │                     │
+        └────────────────────────┴──────mark_dead──────┤
+                                                       ├──mark_draining──▶ draining ──remove──▶ (gone)
+                                                       ▼
+                                                     dead ──▶ its replacement, of the same name: starting
 
-    starting ──started──▶ stale ──renewed──▶ ready ──outdated──▶ stale …
-        │                   │                  │
-        └───────────────────┴───────died───────┤
-                                               ├──retire──▶ draining ──drained──▶ (gone)
-                                               ▼
-                                             dead ──▶ a successor in the same place: starting
-
-A place is a name ("rollout-0"); who dies is succeeded there by the next incarnation. Only ready members get work; a
-successor passes through stale, where it is given what the others have, before it is ready. A place whose members die
-one after another without ever becoming ready waits longer each time; the pool is given up when nobody lives and each
-place has failed `tries` times.
+A replica has a name ("rollout-0"); its replacement has the same name and the next incarnation. Only ready replicas get
+tasks. A replacement is stale until it holds the current weights. A replica that dies repeatedly without becoming ready
+restarts with exponential backoff. The pool fails once no replica is alive and each has failed `max_failures` times.
 """
 
 from collections.abc import Mapping
@@ -23,176 +20,184 @@ from enum import StrEnum
 class ReplicaState(StrEnum):
     STARTING = "starting"
     STALE = "stale"
-    """Up, but without what the others hold (weights)."""
+    """Up, but without the current weights."""
     READY = "ready"
     DRAINING = "draining"
-    """Finishes its work and leaves."""
+    """Finishes its tasks, then is removed."""
     DEAD = "dead"
 
 
 UP = (ReplicaState.STALE, ReplicaState.READY, ReplicaState.DRAINING)
 
 
-LIVING = (ReplicaState.STARTING, *UP)
+ALIVE = (ReplicaState.STARTING, *UP)
 
 
-LONGEST_PAUSE = 60.0
-"""Seconds between two tries of a place whose members die while starting, while others of the pool live."""
+MAX_BACKOFF_S = 60.0
+"""Longest backoff between restarts of a replica that dies while starting."""
 
 
 @dataclass
 class Replica:
-    """One incarnation in a place."""
+    """One incarnation of a replica."""
 
     name: str
-    place: int
+    index: int
     """The number in its name."""
     incarnation: int
-    life: ReplicaState
+    state: ReplicaState
     since: float
-    """When it came into this state, in the clock of the caller."""
+    """Time of the last change of state, on the caller's clock."""
     reason: str = ""
-    """Why it died."""
-    beat: object = None
-    """Its newest sign of life."""
-    beat_since: float | None = None
-    """When that was seen first; None before any look."""
+    """Cause of death."""
+    heartbeat: object = None
+    """Newest heartbeat."""
+    heartbeat_since: float | None = None
+    """Time at which that was first seen; None before the first check."""
 
 
 class PoolFailed(RuntimeError):
-    """A pool has nobody left, and those that were started died again and again."""
+    """Every actor of the pool died and all restart attempts failed."""
 
 
 class ReplicaSet:
-    """The members of one pool, by place."""
+    """Replicas of one pool, by name."""
 
-    def __init__(self, role: str, target: int, *, tries: int = 3, pause: float = 1.0) -> None:
-        """role: what names begin with. target: how many members there should be. tries: members of a place that may
-        die in a row without having been ready. pause: seconds before the second of them is started; doubles."""
-        self._role, self._tries, self._pause = role, tries, pause
-        self.members: dict[str, Replica] = {}
-        """In the order of their places. A pool is looked through many times in an iteration, and may be large."""
+    def __init__(self, role: str, target: int, *, max_failures: int = 3, backoff_s: float = 1.0) -> None:
+        """
+        Args:
+            role: Prefix of names.
+            target: Target number of replicas.
+            max_failures: Deaths in a row without becoming ready after which a replica counts as failed.
+            backoff_s: Backoff before the second restart; doubles with each one.
+        """
+        self._role, self._max_failures, self._backoff_s = role, max_failures, backoff_s
+        self.by_name: dict[str, Replica] = {}
+        """Ordered by index, since a large pool is scanned many times per iteration."""
         self.restarts = 0
-        """Members started in the place of one that died."""
+        """Replicas started as a replacement."""
         self._failures: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
         self.resize(target)
 
-    def of(self, *lives: ReplicaState) -> list[str]:
-        """Names in these states, in the order of their places."""
-        return [name for name, member in self.members.items() if member.life in lives]
+    def names_in(self, *states: ReplicaState) -> list[str]:
+        """Return names of replicas in these states, ordered by index."""
+        return [name for name, replica in self.by_name.items() if replica.state in states]
 
     def resize(self, target: int) -> None:
-        """How many members there should be from now on; `leavers` and `due` say what follows from it."""
+        """Set the target number of replicas. `due` and `surplus` then return what to start and drain."""
         if target < 1:
-            raise ValueError(f"a pool of {self._role} needs at least one member, not {target}")
+            raise ValueError(f"size of pool {self._role}: {target}; use at least 1")
         self.target = target
-        self._wanted = [f"{self._role}-{place}" for place in range(target)]
+        self._targets = [f"{self._role}-{index}" for index in range(target)]
 
     def due(self, now: float) -> list[str]:
-        """Places in which a member must be started now. Raises GivenUp when there is nobody and nobody will come."""
-        wanted = self._wanted
-        empty = [name for name in wanted if name not in self.members or self.members[name].life == ReplicaState.DEAD]
-        hopeless = [name for name in empty if self._failures.get(name, 0) >= self._tries]
-        if len(hopeless) == len(wanted) and not self.of(*LIVING):
-            reasons = {self.members[name].reason for name in hopeless}
+        """Return the replicas to start now. Raise PoolFailed if none is alive and all have failed."""
+        targets = self._targets
+        empty = [n for n in targets if n not in self.by_name or self.by_name[n].state == ReplicaState.DEAD]
+        failed = [name for name in empty if self._failures.get(name, 0) >= self._max_failures]
+        if len(failed) == len(targets) and not self.names_in(*ALIVE):
+            reasons = {self.by_name[name].reason for name in failed}
             raise PoolFailed(
-                f"all of {', '.join(wanted)} died {self._tries} times while starting: {'; '.join(reasons)}"
+                f"all of {', '.join(targets)} died {self._max_failures} times while starting: {'; '.join(reasons)}"
             )
         return [name for name in empty if now >= self._not_before(name)]
 
-    def leavers(self) -> list[str]:
-        """Members beyond the target that are not leaving yet."""
-        alive = (ReplicaState.STARTING, ReplicaState.STALE, ReplicaState.READY)
-        return [name for name, m in self.members.items() if m.place >= self.target and m.life in alive]
+    def surplus(self) -> list[str]:
+        """Return replicas beyond the target that are not draining yet."""
+        states = (ReplicaState.STARTING, ReplicaState.STALE, ReplicaState.READY)
+        return [name for name, r in self.by_name.items() if r.index >= self.target and r.state in states]
 
-    def starting(self, name: str, now: float) -> Replica:
-        """Somebody is being started in this place."""
-        self.restarts += name in self.members
+    def mark_starting(self, name: str, now: float) -> Replica:
+        """Record that a new incarnation of a replica is starting. Return it."""
+        known = name in self.by_name
+        self.restarts += known
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
-        place = int(name.rpartition("-")[2])
-        known = name in self.members
-        self.members[name] = Replica(name, place, self._incarnations[name], ReplicaState.STARTING, now)
+        index = int(name.rpartition("-")[2])
+        self.by_name[name] = Replica(name, index, self._incarnations[name], ReplicaState.STARTING, now)
         if not known:
-            self.members = dict(sorted(self.members.items(), key=lambda item: item[1].place))
-        return self.members[name]
+            self.by_name = dict(sorted(self.by_name.items(), key=lambda item: item[1].index))
+        return self.by_name[name]
 
-    def started(self, name: str, now: float) -> None:
+    def mark_started(self, name: str, now: float) -> None:
+        """Record that a replica is up, without the current weights."""
         self._move(name, ReplicaState.STALE, now, ReplicaState.STARTING)
 
-    def renewed(self, name: str, now: float) -> None:
-        """It holds what the others hold."""
+    def mark_ready(self, name: str, now: float) -> None:
+        """Record that a replica holds the current weights."""
         self._move(name, ReplicaState.READY, now, ReplicaState.STALE)
         self._failures[name] = 0
 
-    def outdated(self, now: float) -> list[str]:
-        """There is something new that every ready member must be given. Returns who."""
-        names = self.of(ReplicaState.READY)
+    def mark_stale(self, now: float) -> list[str]:
+        """Record that every ready replica needs newer weights. Return their names."""
+        names = self.names_in(ReplicaState.READY)
         for name in names:
             self._move(name, ReplicaState.STALE, now, ReplicaState.READY)
         return names
 
-    def beat(self, name: str, sign: object, now: float) -> None:
-        """Its newest sign of life, whatever that is; another one than before says that it lives."""
-        member = self.members[name]
-        if member.beat_since is None or sign != member.beat:
-            member.beat, member.beat_since = sign, now
+    def record_heartbeat(self, name: str, heartbeat: object, now: float) -> None:
+        """Record the newest heartbeat. A changed value restarts the timer."""
+        replica = self.by_name[name]
+        if replica.heartbeat_since is None or heartbeat != replica.heartbeat:
+            replica.heartbeat, replica.heartbeat_since = heartbeat, now
 
-    def silent(self, now: float, seconds: float) -> list[str]:
-        """Members that live, and whose sign of life has not changed for this long."""
-        looked = [(n, m.beat_since) for n, m in self.members.items() if m.life in UP]
-        return [name for name, since in looked if since is not None and now - since >= seconds]
+    def timed_out(self, now: float, timeout_s: float) -> list[str]:
+        """Return replicas that are up and without a new heartbeat for `timeout_s`."""
+        checked = [(name, r.heartbeat_since) for name, r in self.by_name.items() if r.state in UP]
+        return [name for name, since in checked if since is not None and now - since >= timeout_s]
 
-    def deaf(self, now: float) -> None:
-        """Nobody could be listened to; silence counts anew from here."""
-        for member in self.members.values():
-            member.beat_since = now if member.beat_since is not None else None
+    def reset_heartbeats(self, now: float) -> None:
+        """Restart all heartbeat timers: the heartbeat store was unreachable."""
+        for replica in self.by_name.values():
+            replica.heartbeat_since = now if replica.heartbeat_since is not None else None
 
-    def withdrawn(self, name: str) -> None:
-        """It was being started, and was called off; that is no failure, and it may be started again."""
-        self._move(name, ReplicaState.DEAD, self.members[name].since, ReplicaState.STARTING)
-        del self.members[name]
+    def cancel_start(self, name: str) -> None:
+        """Remove a replica that is starting. It does not count as a failure, and may start again."""
+        self._move(name, ReplicaState.DEAD, self.by_name[name].since, ReplicaState.STARTING)
+        del self.by_name[name]
 
-    def retire(self, name: str, now: float) -> None:
+    def mark_draining(self, name: str, now: float) -> None:
+        """Record that a replica gets no more tasks."""
         self._move(name, ReplicaState.DRAINING, now, ReplicaState.STARTING, ReplicaState.STALE, ReplicaState.READY)
 
-    def drained(self, name: str) -> None:
-        """It has left."""
-        del self.members[name]
+    def remove(self, name: str) -> None:
+        """Remove a drained replica."""
+        del self.by_name[name]
 
-    def died(self, name: str, reason: str, now: float) -> None:
-        member = self.members[name]
-        if member.life in (ReplicaState.STARTING, ReplicaState.STALE):
+    def mark_dead(self, name: str, reason: str, now: float) -> None:
+        """Record a death. A replica beyond the target is removed."""
+        replica = self.by_name[name]
+        if replica.state in (ReplicaState.STARTING, ReplicaState.STALE):
             self._failures[name] = self._failures.get(name, 0) + 1
-        if member.place >= self.target:
-            del self.members[name]
+        if replica.index >= self.target:
+            del self.by_name[name]
             return
-        member.life, member.since, member.reason = ReplicaState.DEAD, now, reason
+        replica.state, replica.since, replica.reason = ReplicaState.DEAD, now, reason
 
     def _not_before(self, name: str) -> float:
         failures = self._failures.get(name, 0)
-        if name not in self.members or not failures:
+        if name not in self.by_name or not failures:
             return float("-inf")
-        return self.members[name].since + min(self._pause * 2 ** (failures - 1), LONGEST_PAUSE)
+        return self.by_name[name].since + min(self._backoff_s * 2 ** (failures - 1), MAX_BACKOFF_S)
 
     def _move(self, name: str, to: ReplicaState, now: float, *allowed: ReplicaState) -> None:
-        member = self.members[name]
-        if member.life not in allowed:
-            raise ValueError(f"{name} cannot become {to} while it is {member.life}")
-        member.life, member.since = to, now
+        replica = self.by_name[name]
+        if replica.state not in allowed:
+            raise ValueError(f"{name} cannot become {to} while it is {replica.state}")
+        replica.state, replica.since = to, now
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStatus:
-    """The members of a pool, and the work that it has."""
+    """Status of a pool: its replicas and its tasks."""
 
-    wanted: int
-    """How many members there are to be."""
-    members: Mapping[ReplicaState, int]
-    """How many there are, by state of life."""
+    target: int
+    """Target number of replicas."""
+    replicas: Mapping[ReplicaState, int]
+    """Number of replicas by state."""
     restarts: int
-    """Members started so far in the place of one that died."""
-    lent: int = 0
-    """Items of work in members' hands."""
-    waiting: int = 0
-    """Items that nobody has yet."""
+    """Replicas started so far as a replacement."""
+    in_flight: int = 0
+    """Tasks assigned to replicas."""
+    queued: int = 0
+    """Tasks that wait for a replica."""

@@ -1,7 +1,7 @@
-"""When nothing comes further: who is waited for, and what everybody is doing, on disk while it can still be seen.
+"""On a stall, dumps pending calls and all stack traces to disk.
 
-`StallDetector` decides, `StallReport` writes, `StallMonitor` is the thread between them. None of them ends anything:
-deadlines do.
+`StallDetector` detects, `StallReport` writes, `StallMonitor` runs both in a thread. They never end the run: deadlines
+do.
 """
 
 import faulthandler
@@ -15,110 +15,112 @@ from typing import Any
 
 from cluster.monitored_actor import stacks_of
 
-LOOK_SECONDS = 1.0
-"""How often the thread looks."""
-REPORT_SECONDS = 20.0
-"""Longest time for the stacks of all members together."""
+POLL_INTERVAL_S = 1.0
+"""Between two checks."""
+REPORT_TIMEOUT_S = 20.0
+"""Timeout of collecting the stacks of all actors."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StallError:
+class Stall:
     seconds: float
-    """Since the last progress."""
+    """Time since the last progress."""
     last: str
-    """What that was."""
+    """The last progress, in words."""
 
 
 class StallDetector:
-    """Notices when there has been no progress for `seconds`, and says so once until there is some. Pure."""
+    """Reports a stall once per pause of progress that exceeds `timeout_s`. Pure."""
 
-    def __init__(self, seconds: float, now: float) -> None:
-        """seconds: 0 never notices anything. now: in the clock of the caller, here and below."""
-        self._seconds, self._since, self._last, self._said = seconds, now, "the start", False
+    def __init__(self, timeout_s: float, now: float) -> None:
+        """timeout_s: 0 disables the detector. now: time on the caller's clock, here and below."""
+        self._timeout_s, self._since, self._last, self._reported = timeout_s, now, "the start", False
 
     def touch(self, what: str, now: float) -> None:
-        """There was progress."""
-        self._since, self._last, self._said = now, what, False
+        """Record progress."""
+        self._since, self._last, self._reported = now, what, False
 
-    def late(self, now: float) -> StallError | None:
-        """The stall, the first time that it is asked for."""
+    def check(self, now: float) -> Stall | None:
+        """Return a stall that was not returned yet."""
         waited = now - self._since
-        if self._said or not self._seconds or waited < self._seconds:
+        if self._reported or not self._timeout_s or waited < self._timeout_s:
             return None
-        self._said = True
-        return StallError(seconds=waited, last=self._last)
+        self._reported = True
+        return Stall(seconds=waited, last=self._last)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingCall:
-    """Somebody who is waited for, or who is merely there."""
+    """An actor and its pending call, if any."""
 
     name: str
     actor: Any
-    """Its handle."""
+    """Actor handle."""
     doing: str = ""
-    """What it was asked to do; empty: nothing."""
+    """Activity of the pending call; empty without one."""
     since: float = 0.0
-    """When, by time.monotonic()."""
+    """Time of the call, by time.monotonic()."""
 
 
 class StallReport:
-    """Writes `stalls/<time>.txt` in a run's directory: who is waited for, since when, and everybody's stacks."""
+    """Writes `stalls/<time>.txt` in a run's directory: pending calls with their age, and all stacks."""
 
     def __init__(
         self,
         directory: Path,
-        members: Callable[[], list[PendingCall]],
+        pending_calls: Callable[[], list[PendingCall]],
         redact: Callable[[str], str] = lambda text: text,
     ) -> None:
-        """members: all of them; those with something to do are waited for. redact: takes secrets out of the text."""
-        self._directory, self._members, self._redact = directory / "stalls", members, redact
+        """pending_calls: returns every actor. redact: removes secrets from a text."""
+        self._directory, self._pending_calls, self._redact = directory / "stalls", pending_calls, redact
 
-    def write(self, stall: StallError) -> str:
-        """Returns a line for an event: who is waited for, how long, and where the report is. Takes at most
-        `REPORT_SECONDS` and a little; members that give no stacks by then are said to give none."""
-        members = sorted(self._members(), key=lambda m: (not m.doing, m.since, m.name))
+    def write(self, stall: Stall) -> str:
+        """Write the report. Return one line for an event: pending calls, their age, and the report's path. Takes little
+        more than `REPORT_TIMEOUT_S`; the report says which actors sent no stacks by then."""
+        calls = sorted(self._pending_calls(), key=lambda call: (not call.doing, call.since, call.name))
         now = time.monotonic()
-        awaited = [f"{m.name} ({m.doing}, {now - m.since:.0f} s)" for m in members if m.doing]
-        whom = f"waiting for {', '.join(awaited)}" if awaited else "waiting for no member"
-        first = f"no progress for {stall.seconds:.0f} s since {stall.last}; {whom}"
+        pending = [f"{call.name} ({call.doing}, {now - call.since:.0f} s)" for call in calls if call.doing]
+        first = (
+            f"no progress for {stall.seconds:.0f} s since {stall.last}; "
+            f"waiting for {', '.join(pending) if pending else 'no actor'}"
+        )
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{datetime.now():%Y%m%d-%H%M%S-%f}.txt"
         with path.open("w") as file:
             print(self._redact(first), file=file)
             print("\n==== controller", file=file, flush=True)
-            # Before anything that takes time: this is what it is doing now.
+            # First, while the controller still does what stalled.
             faulthandler.dump_traceback(file=file, all_threads=True)
-        texts = self._stacks(members)
+        texts = self._stacks(calls)
         with path.open("a") as file:
-            for member in members:
-                asked = f", waited for: {member.doing}" if member.doing else ""
-                print(self._redact(f"\n==== {member.name}{asked}\n{texts[member.name]}"), file=file)
+            for call in calls:
+                doing = f", pending: {call.doing}" if call.doing else ""
+                print(self._redact(f"\n==== {call.name}{doing}\n{texts[call.name]}"), file=file)
         return self._redact(f"{first}; stacks in {self._directory.name}/{path.name}")
 
-    def _stacks(self, members: list[PendingCall]) -> dict[str, str]:
-        """Of all at once, since one that is slow to answer must not cost the others their turn."""
+    def _stacks(self, calls: list[PendingCall]) -> dict[str, str]:
+        """Collect all stacks in parallel, so that a slow actor does not delay the others."""
         found: dict[str, str] = {}
 
-        def ask(member: PendingCall) -> None:
-            found[member.name] = stacks_of(member.actor)
+        def fetch(call: PendingCall) -> None:
+            found[call.name] = stacks_of(call.actor)
 
-        # Daemons: one that never comes back must not keep the controller from leaving either.
-        threads = [threading.Thread(target=ask, args=(member,), daemon=True) for member in members]
+        # Daemon threads: a thread that hangs must not keep the controller from exiting.
+        threads = [threading.Thread(target=fetch, args=(call,), daemon=True) for call in calls]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + REPORT_SECONDS
+        deadline = time.monotonic() + REPORT_TIMEOUT_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return {member.name: found.get(member.name, "gave no answer in time") for member in members}
+        return {call.name: found.get(call.name, "no stacks received in time") for call in calls}
 
 
 class StallMonitor:
-    """A thread that looks after a watchdog. Use as a context, or `start` and `stop`."""
+    """Thread that checks a detector and writes reports. Use as a context manager, or call `start` and `stop`."""
 
-    def __init__(self, watchdog: StallDetector, report: StallReport, tell: Callable[..., None]) -> None:
-        """tell: takes events, a kind and fields; called from this thread."""
-        self._watchdog, self._report, self._tell = watchdog, report, tell
+    def __init__(self, detector: StallDetector, report: StallReport, emit_event: Callable[..., None]) -> None:
+        """emit_event: takes a kind and fields; called from the thread."""
+        self._detector, self._report, self._emit_event = detector, report, emit_event
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -126,12 +128,12 @@ class StallMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Does not wait for a report that is being written."""
+        """End the thread, without waiting for a report in progress."""
         self._ended.set()
 
     def touch(self, what: str) -> None:
-        """There was progress."""
-        self._watchdog.touch(what, time.monotonic())
+        """Record progress."""
+        self._detector.touch(what, time.monotonic())
 
     def __enter__(self) -> "StallMonitor":
         self.start()
@@ -141,11 +143,11 @@ class StallMonitor:
         self.stop()
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            stall = self._watchdog.late(time.monotonic())
+        while not self._ended.wait(POLL_INTERVAL_S):
+            stall = self._detector.check(time.monotonic())
             if stall is None:
                 continue
             try:
-                self._tell("stalled", summary=self._report.write(stall))
-            except Exception as error:  # the run may yet come through; a report that fails must not end it
-                self._tell("stalled", summary=f"no progress for {stall.seconds:.0f} s; no report: {error!r}")
+                self._emit_event("stalled", summary=self._report.write(stall))
+            except Exception as error:  # a failed report must not end the run, which may recover
+                self._emit_event("stalled", summary=f"no progress for {stall.seconds:.0f} s; no report: {error!r}")

@@ -1,10 +1,7 @@
-"""Work of one kind that a pool's members are lent, and how they are asked for it. Without Ray: `cluster.actor_pool`
-asks.
+"""Task queues of an actor pool, their leases, and the scheduler that assigns tasks to actors. Pure: no Ray, no clock.
 
-Work that is lent out and counts once: what a member does not bring back goes to another. Pure.
-
-An item is waiting, lent to one member, or done. A member that dies, stalls past its deadline or leaves loses what it
-was lent. A result that comes back for an item that is done already is not taken.
+A task is queued, in flight on one actor, or done. An actor that dies, misses its deadline or is removed loses its
+tasks, and another actor gets them. A second result for a task that is done is dropped: each task counts once.
 """
 
 import heapq
@@ -16,264 +13,283 @@ from cluster.waiting import CallTimeout
 
 
 class LeaseTable:
-    """Items by number, in the order in which they were added."""
+    """State of tasks, numbered in the order of `add`."""
 
     def __init__(self, count: int = 0) -> None:
-        """count: items that there are from the start."""
-        self._waiting = deque(range(count))
-        self._lent: dict[str, dict[int, None]] = {}
+        """count: tasks at the start."""
+        self._queued = deque(range(count))
+        self._in_flight: dict[str, dict[int, None]] = {}
         self._holders: dict[int, str] = {}
         self._results: dict[int, Any] = {}
         self._next = count
         self.attempts: dict[int, int] = {}
-        """How often each item that is not done was lent."""
+        """Number of assignments of each task that is not done."""
 
     def add(self) -> int:
-        """One more item; returns its number."""
-        self._waiting.append(self._next)
+        """Add a task. Return its number."""
+        self._queued.append(self._next)
         self._next += 1
         return self._next - 1
 
     @property
-    def open(self) -> bool:
-        """Whether something is not done yet."""
-        return bool(self._waiting or self._holders)
+    def unfinished(self) -> bool:
+        """True while a task is not done."""
+        return bool(self._queued or self._holders)
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def queued(self) -> int:
+        """Number of tasks without an actor."""
+        return len(self._queued)
 
     @property
-    def lent(self) -> int:
-        """Items in members' hands; may be asked from another thread."""
+    def in_flight(self) -> int:
+        """Number of assigned tasks. Thread-safe."""
         return len(self._holders)
 
-    def held(self, member: str) -> int:
-        """Items in one member's hands."""
-        return len(self._lent.get(member, ()))
+    def num_held(self, name: str) -> int:
+        """Return the number of tasks of one actor."""
+        return len(self._in_flight.get(name, ()))
 
-    def give(self, room: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
-        """Deals what is waiting out to members, each of whom has room for so many more, in contiguous shares, so that
-        all come to hold as many as one another, to one item. Members that are left without any have no entry."""
-        heap = [(self.held(member), place, member) for place, (member, free) in enumerate(room.items()) if free > 0]
+    def assign(self, capacity: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
+        """Assign queued tasks to actors in contiguous batches, such that all hold equally many, within one.
+
+        capacity: number of further tasks that each actor can take. Actors that get none have no entry in the result.
+        """
+        heap = [(self.num_held(name), index, name) for index, (name, free) in enumerate(capacity.items()) if free > 0]
         heapq.heapify(heap)
-        counts = dict.fromkeys(room, 0)
-        for _ in range(len(self._waiting)):
+        counts = dict.fromkeys(capacity, 0)
+        for _ in range(len(self._queued)):
             if not heap:
                 break
-            held, place, member = heap[0]
-            counts[member] += 1
-            if counts[member] < room[member]:
-                heapq.heapreplace(heap, (held + 1, place, member))
+            held, index, name = heap[0]
+            counts[name] += 1
+            if counts[name] < capacity[name]:
+                heapq.heapreplace(heap, (held + 1, index, name))
             else:
                 heapq.heappop(heap)
-        given = {}
-        for member, count in counts.items():
+        assigned = {}
+        for name, count in counts.items():
             if count:
-                given[member] = tuple(self._waiting.popleft() for _ in range(count))
-                self._lent.setdefault(member, {}).update(dict.fromkeys(given[member]))
-                for item in given[member]:
-                    self._holders[item] = member
-                    self.attempts[item] = self.attempts.get(item, 0) + 1
-        return given
+                assigned[name] = tuple(self._queued.popleft() for _ in range(count))
+                self._in_flight.setdefault(name, {}).update(dict.fromkeys(assigned[name]))
+                for task in assigned[name]:
+                    self._holders[task] = name
+                    self.attempts[task] = self.attempts.get(task, 0) + 1
+        return assigned
 
-    def take(self, item: int, result: Any) -> None:
-        """What a member, whoever it is, brings back."""
-        if item in self._holders:
-            del self._lent[self._holders.pop(item)][item]
-        elif item in self._waiting:  # it was given up for lost, and came after all
-            self._waiting.remove(item)
+    def complete(self, task: int, result: Any) -> None:
+        """Keep the result of a task, from any actor. Drop it if the task is done or cancelled."""
+        if task in self._holders:
+            del self._in_flight[self._holders.pop(task)][task]
+        elif task in self._queued:  # requeued before its result arrived
+            self._queued.remove(task)
         else:
-            return  # done before, or called off
-        self._results[item] = result
-        self.attempts.pop(item, None)
+            return
+        self._results[task] = result
+        self.attempts.pop(task, None)
 
-    def revoke(self, member: str) -> tuple[int, ...]:
-        """Takes back what a member has; it is dealt out again, before what has waited so far. Returns the items."""
-        again = tuple(self._lent.pop(member, ()))
-        for item in again:
-            del self._holders[item]
-        self._waiting.extendleft(reversed(again))
-        return again
+    def requeue(self, name: str) -> tuple[int, ...]:
+        """Take all tasks from an actor and put them at the front of the queue. Return them."""
+        tasks = tuple(self._in_flight.pop(name, ()))
+        for task in tasks:
+            del self._holders[task]
+        self._queued.extendleft(reversed(tasks))
+        return tasks
 
-    def give_back(self, item: int) -> None:
-        """A member has it no longer, and has no result; it is the next to be dealt out."""
-        if item in self._holders:
-            del self._lent[self._holders.pop(item)][item]
-            self._waiting.appendleft(item)
+    def release(self, task: int) -> None:
+        """Put one task that ended without a result at the front of the queue."""
+        if task in self._holders:
+            del self._in_flight[self._holders.pop(task)][task]
+            self._queued.appendleft(task)
 
-    def call_off(self) -> None:
-        """Forgets everything that is not done."""
-        self._waiting.clear()
-        self._lent.clear()
+    def cancel(self) -> None:
+        """Drop all tasks that are not done."""
+        self._queued.clear()
+        self._in_flight.clear()
         self._holders.clear()
         self.attempts.clear()
 
     def collect(self) -> dict[int, Any]:
-        """Results by item since the last call, in the order in which they came."""
+        """Return results since the last call by task, in the order of arrival."""
         results, self._results = self._results, {}
         return results
 
 
-LENT_TIMES = 4
-"""How often an item is lent before it is taken to be what kills its members."""
+MAX_ATTEMPTS = 4
+"""Assignments of a task after which it counts as the cause of its actors' deaths."""
 
 
-FAILED_TIMES = 2
-"""How often work on an item may raise before that is taken to be the item's own."""
+MAX_FAILURES = 2
+"""Errors of a task after which the task counts as faulty."""
 
 
-NAMED = 5
-"""Items that a message names."""
+MAX_NAMED = 5
+"""Number of tasks that a message names."""
 
 
 Results = Iterable[tuple[int, Any]]
 
 
 class TaskFailed:
-    """In the place of a result: the item could not be done."""
+    """Result of a task that failed."""
 
     def __init__(self, error: str) -> None:
         self.error = error
 
 
 class TaskQueue:
-    """Items with names, lent to members.
+    """Named tasks and the call that runs them.
 
-    There are two ways to work. In shares, an idle member takes its part of what waits, and one answer brings all of it
-    back. In turns, a member has room for so many items at once and works on all of them; it is asked again and again,
-    each time with what is new to it, and each answer brings what has come to its end. Two questions are always with
-    it, so that it never waits for the next.
+    Batch mode: an idle actor gets its part of the queue, and one result completes all of it. Continuous mode
+    (`max_in_flight`): an actor works on up to so many tasks at once. It is called repeatedly, with its new tasks, and
+    each result completes the tasks that ended. Two calls are always in flight, so that the actor never idles.
     """
 
     def __init__(
         self,
-        ask: Callable[[Any, list[int]], Any],
+        call: Callable[[Any, list[int]], Any],
         doing: str,
         *,
-        read: Callable[[Any, tuple[int, ...]], Results] | None = None,
-        room: int | None = None,
-        share: float = float("inf"),
+        read_results: Callable[[Any, tuple[int, ...]], Results] | None = None,
+        max_in_flight: int | None = None,
+        max_batch: float = float("inf"),
     ) -> None:
-        """ask: has an actor do some items, given by their numbers. doing: in words. read: from an answer, and the items
-        that it was asked for, to results by item; none: the answer is a list with a result for each. room: of a member
-        that works in turns; none: members work in shares. share: the most items of one."""
-        self.ask, self.doing, self.room, self._share = ask, doing, room, share
-        self.read = read or _one_each
+        """
+        Args:
+            call: Makes an actor run some tasks, given by number.
+            doing: Activity, for messages.
+            read_results: Splits a call's result, given its tasks, into results by task. None: a list, one per task.
+            max_in_flight: Tasks of an actor in continuous mode. None: batch mode.
+            max_batch: Tasks of one batch.
+        """
+        self.call, self.doing, self.max_in_flight, self._max_batch = call, doing, max_in_flight, max_batch
+        self.read_results = read_results or _one_each
         self.leases = LeaseTable()
         self.names: dict[int, str] = {}
-        """Of items that are not done, for messages."""
+        """Names of tasks that are not done, for messages."""
         self._failures: dict[int, int] = {}
 
     def add(self, name: str) -> int:
-        """One more item. Returns its number."""
-        item = self.leases.add()
-        self.names[item] = name
-        return item
+        """Add a task. Return its number."""
+        task = self.leases.add()
+        self.names[task] = name
+        return task
 
     @property
-    def depth(self) -> int:
-        """Questions that a member may have at once."""
-        return 1 if self.room is None else 2
+    def max_calls(self) -> int:
+        """Calls of one actor in flight at once."""
+        return 1 if self.max_in_flight is None else 2
 
-    def free(self, asked: Mapping[str, int], ready: Iterable[str], busy: Mapping[str, int]) -> dict[str, float]:
-        """Room of members that can be asked for something new. asked: questions of this job that each has. ready:
-        members that may be given work. busy: questions about any work that each has."""
-        if self.room is None:
-            return {name: self._share for name in ready if not busy.get(name)}
-        return {name: self.room - self.leases.held(name) for name in ready if asked.get(name, 0) < self.depth}
+    def capacity(self, calls: Mapping[str, int], ready: Iterable[str], busy: Mapping[str, int]) -> dict[str, float]:
+        """Return how many further tasks each actor can take.
 
-    def goes_on(self, asked: Mapping[str, int], members: Iterable[str]) -> list[str]:
-        """Members that are to be asked to go on with what they hold."""
-        if self.room is None:
+        Args:
+            calls: Calls of this queue in flight, by actor.
+            ready: Actors that may get tasks.
+            busy: Calls of all queues in flight, by actor.
+        """
+        if self.max_in_flight is None:
+            return {name: self._max_batch for name in ready if not busy.get(name)}
+        return {
+            name: self.max_in_flight - self.leases.num_held(name)
+            for name in ready
+            if calls.get(name, 0) < self.max_calls
+        }
+
+    def to_continue(self, calls: Mapping[str, int], names: Iterable[str]) -> list[str]:
+        """Return the actors that need another call to continue with the tasks that they hold."""
+        if self.max_in_flight is None:
             return []
-        return [name for name in members if self.leases.held(name) and asked.get(name, 0) < self.depth]
+        return [name for name in names if self.leases.num_held(name) and calls.get(name, 0) < self.max_calls]
 
-    def take(self, item: int, result: Any) -> None:
-        self.leases.take(item, result)
-        self.names.pop(item, None)
-        self._failures.pop(item, None)
+    def complete(self, task: int, result: Any) -> None:
+        """Keep the result of a task."""
+        self.leases.complete(task, result)
+        self.names.pop(task, None)
+        self._failures.pop(task, None)
 
-    def failed(self, items: Iterable[int]) -> str:
-        """Counts a failure of work on items. Returns the names of those that have failed too often."""
-        for item in items:
-            self._failures[item] = self._failures.get(item, 0) + 1
-        return _few([self.names[item] for item in items if self._failures[item] >= FAILED_TIMES])
+    def record_failures(self, tasks: Iterable[int]) -> str:
+        """Count a failure of each task. Return the names of tasks with `MAX_FAILURES`, or ""."""
+        for task in tasks:
+            self._failures[task] = self._failures.get(task, 0) + 1
+        return _list_names([self.names[task] for task in tasks if self._failures[task] >= MAX_FAILURES])
 
-    def call_off(self) -> None:
-        """Forgets everything that is not done."""
-        self.leases.call_off()
+    def cancel(self) -> None:
+        """Drop all tasks that are not done."""
+        self.leases.cancel()
         self.names.clear()
         self._failures.clear()
 
 
 class Scheduler:
-    """What a pool has to do, the oldest first."""
+    """Task queues of a pool, served in the order of `add`."""
 
     def __init__(self) -> None:
-        self._jobs: list[TaskQueue] = []
+        self._queues: list[TaskQueue] = []
 
-    def open(self, job: TaskQueue) -> None:
-        self._jobs.append(job)
+    def add(self, queue: TaskQueue) -> None:
+        self._queues.append(queue)
 
-    def close(self, job: TaskQueue) -> None:
-        self._jobs.remove(job)
+    def remove(self, queue: TaskQueue) -> None:
+        self._queues.remove(queue)
 
-    def __contains__(self, job: TaskQueue | None) -> bool:
-        return job in self._jobs
-
-    @property
-    def lent(self) -> int:
-        """Items in members' hands; may be asked from another thread, as `waiting`."""
-        return sum(job.leases.lent for job in list(self._jobs))
+    def __contains__(self, queue: TaskQueue | None) -> bool:
+        return queue in self._queues
 
     @property
-    def waiting(self) -> int:
-        """Items that nobody has yet."""
-        return sum(job.leases.waiting for job in list(self._jobs))
+    def in_flight(self) -> int:
+        """Number of assigned tasks. Thread-safe, like `queued`."""
+        return sum(queue.leases.in_flight for queue in list(self._queues))
 
-    def held(self, member: str) -> int:
-        """Items in one member's hands."""
-        return sum(job.leases.held(member) for job in self._jobs)
+    @property
+    def queued(self) -> int:
+        """Number of tasks without an actor."""
+        return sum(queue.leases.queued for queue in list(self._queues))
 
-    def revoke(self, member: str) -> int:
-        """Takes back what a member has. Returns how many items."""
-        return sum(len(job.leases.revoke(member)) for job in self._jobs)
+    def num_held(self, name: str) -> int:
+        """Return the number of tasks of one actor."""
+        return sum(queue.leases.num_held(name) for queue in self._queues)
 
-    def deal(
-        self, asked: Mapping[tuple[TaskQueue, str], int], ready: Sequence[str], leaving: Sequence[str]
+    def requeue(self, name: str) -> int:
+        """Take all tasks from an actor. Return how many."""
+        return sum(len(queue.leases.requeue(name)) for queue in self._queues)
+
+    def assign(
+        self, calls: Mapping[tuple[TaskQueue, str], int], ready: Sequence[str], draining: Sequence[str]
     ) -> list[tuple[TaskQueue, str, tuple[int, ...]]]:
-        """Who is to be asked now, about which job, and with what that is new to it. Raises Overdue when an item was
-        lent too often.
+        """Return the calls to make now: queue, actor, and its new tasks. Raise CallTimeout for a task with too many
+        attempts.
 
-        asked: questions that members have. ready: members that may be given work; leaving: those that only finish
-        theirs.
+        Args:
+            calls: Calls in flight.
+            ready: Actors that may get tasks.
+            draining: Actors that only finish the tasks that they hold.
         """
-        questions: list[tuple[TaskQueue, str, tuple[int, ...]]] = []
+        due: list[tuple[TaskQueue, str, tuple[int, ...]]] = []
         busy = Counter[str]()
-        for (_, name), count in asked.items():
+        for (_, name), count in calls.items():
             busy[name] += count
-        for job in self._jobs:
-            has = {name: asked.get((job, name), 0) for name in (*ready, *leaving)}
-            # Asked several hundred times in an iteration of a large pool: nothing is gone through for nothing.
-            given = job.leases.give(job.free(has, ready, busy)) if job.leases.waiting else {}
-            tries = job.leases.attempts
-            if worn := [job.names[i] for items in given.values() for i in items if tries[i] > LENT_TIMES]:
-                raise CallTimeout(f"nobody finished {job.doing}: lent {LENT_TIMES} times each, to no end: {_few(worn)}")
-            for name, items in given.items():
-                questions.append((job, name, items))
-                has[name] += 1
+        for queue in self._queues:
+            own = {name: calls.get((queue, name), 0) for name in (*ready, *draining)}
+            # Runs several hundred times per iteration of a large pool, so skip the work if the queue is empty.
+            assigned = queue.leases.assign(queue.capacity(own, ready, busy)) if queue.leases.queued else {}
+            attempts = queue.leases.attempts
+            if failed := [queue.names[t] for ts in assigned.values() for t in ts if attempts[t] > MAX_ATTEMPTS]:
+                raise CallTimeout(f"task failed on {MAX_ATTEMPTS} actors while {queue.doing}: {_list_names(failed)}")
+            for name, tasks in assigned.items():
+                due.append((queue, name, tasks))
+                own[name] += 1
                 busy[name] += 1
-            questions += [(job, name, ()) for name in job.goes_on(has, (*ready, *leaving))]
-        return questions
+            due += [(queue, name, ()) for name in queue.to_continue(own, (*ready, *draining))]
+        return due
 
 
-def _one_each(answer: Any, items: tuple[int, ...]) -> Results:
-    if len(answer) != len(items):
-        raise ValueError(f"lent {len(items)} items, brought {len(answer)} results")
-    return zip(items, answer, strict=True)
+def _one_each(result: Any, tasks: tuple[int, ...]) -> Results:
+    if len(result) != len(tasks):
+        raise ValueError(f"the call had {len(tasks)} tasks but returned {len(result)} results")
+    return zip(tasks, result, strict=True)
 
 
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def _list_names(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Waiting for Ray actors. Nothing waits for ever, and whoever waits says for whom and how long."""
+"""Waits for results of Ray actors. Every wait has a deadline, and its error names the actor and the activity."""
 
 import time
 from collections.abc import Mapping
@@ -9,55 +9,59 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 
 from cluster.post_mortem import PostMortem, describe
 
-FETCH_SECONDS = 120.0
-"""For an answer that is there to come over: the node that has it may die meanwhile."""
+FETCH_TIMEOUT_S = 120.0
+"""Timeout of transferring a finished result: the node that holds it may die."""
 
 
 class CallTimeout(RuntimeError):
-    """A member did not answer before its deadline."""
+    """An actor missed its deadline."""
 
 
 class ActorFailed(RuntimeError):
-    """A member died, or its work raised an error."""
+    """An actor died, or its method raised."""
 
     post_mortem: PostMortem | None = None
-    """Of one that died, log lines included: whoever writes those down takes secrets out of them."""
+    """Set if the actor died. Its log lines may hold secrets: redact before writing."""
 
 
 class ActorUnusable(RuntimeError):
-    """Raised by a member that cannot go on: its process lives, but it must be replaced as if it had died."""
+    """Raised by an actor whose process lives but must be replaced."""
 
 
 class SyncInterrupted(RuntimeError):
-    """Raised by a member that was not given the whole of what is new, by no fault of its own: it can go on where it was
-    as soon as it is given the same again."""
+    """Raised by an actor that got only a part of an update. It continues once the same update is sent again."""
 
 
-def gather(answers: Mapping[str, ray.ObjectRef], seconds: float, doing: str) -> dict[str, Any]:
-    """The answers of all members by name, or the reason why one is missing.
+def gather(refs: Mapping[str, ray.ObjectRef], timeout_s: float, doing: str) -> dict[str, Any]:
+    """Return the results of all actors by name.
 
-    answers: a pending answer for each member's name.
-    seconds: deadline for all of them together.
-    doing: what the members were asked to do, for the message ("sampling replies").
+    Args:
+        refs: Pending result by actor name.
+        timeout_s: Deadline of all results together.
+        doing: Activity, for messages: "sampling replies".
+
+    Raises:
+        CallTimeout: A result is late. The message names the actors.
+        ActorFailed: An actor died, or its method raised.
     """
-    pending = list(answers.values())
-    deadline = time.monotonic() + seconds
+    pending = list(refs.values())
+    deadline = time.monotonic() + timeout_s
     while pending:
-        # One failure ends the waiting: the others may be waiting for the dead one.
+        # Stop at the first failure: the other actors may be waiting for the dead one.
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
-            late = [name for name, answer in answers.items() if answer in pending]
-            raise CallTimeout(f"{', '.join(late)}: no answer within {seconds:.0f} s while {doing}")
-        name = next(name for name, answer in answers.items() if answer == done[0])
+            late = [name for name, ref in refs.items() if ref in pending]
+            raise CallTimeout(f"{', '.join(late)}: no answer within {timeout_s:.0f} s while {doing}")
+        name = next(name for name, ref in refs.items() if ref == done[0])
         _result(name, done[0], doing)
-    return {name: _result(name, answer, doing) for name, answer in answers.items()}
+    return {name: _result(name, ref, doing) for name, ref in refs.items()}
 
 
-def _result(name: str, answer: ray.ObjectRef, doing: str) -> Any:
+def _result(name: str, ref: ray.ObjectRef, doing: str) -> Any:
     try:
-        return ray.get(answer, timeout=FETCH_SECONDS)
+        return ray.get(ref, timeout=FETCH_TIMEOUT_S)
     except GetTimeoutError as error:
-        raise CallTimeout(f"{name}: its answer did not come over within {FETCH_SECONDS:.0f} s while {doing}") from error
+        raise CallTimeout(f"{name}: its result was not fetched within {FETCH_TIMEOUT_S:.0f} s while {doing}") from error
     except (RayActorError, OutOfMemoryError) as error:
         found = describe(error)
         failure = ActorFailed(f"{name} died while {doing}: {found}")

@@ -1,522 +1,486 @@
-"""What each number and each word of the configuration may be.
+"""The configuration as pydantic models: each key with its type, its range or choices, and its meaning.
 
-Every number has a bound: what is beyond it is a slip of the pen, or would end a run hours later. Pure.
-
-The configuration: dataclasses with the meaning of each field under it. `configs.load` reads it, and
-`configs.validate` refuses what no run could use.
-
-Importable without torch.
+`configs.load` reads it, and `configs.validate` checks what takes several keys. Importable without torch.
 """
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+import os
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 HEADLINE = "held_out"
-"""The evaluation set that the summary reports first and recordings are taken from."""
+"""The validation set that the summary reports first and recordings are taken from."""
+
+MANY = 1_000_000
+"""Upper bound of numbers without a bound of their own: catches typing errors, and keeps integers within 32 bits."""
+
+WEEK = 7 * 24 * 3600.0
+
+Schedule = Literal["adaptive", "fixed", "two_stage"]
+MODES: tuple[str, ...] = get_args(Schedule)
+
+Aggregate = Literal["sum", "harmonic"]
+COMBINATIONS: tuple[str, ...] = get_args(Aggregate)
+
+AdvantageEstimator = Literal["grpo", "dr_grpo", "rloo"]
+ADVANTAGES: tuple[str, ...] = get_args(AdvantageEstimator)
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""A run, a validation set or a score: each becomes part of the name of a file or a column."""
+
+NAMING = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
 
 
-MODES = ("adaptive", "fixed", "two_stage")
+def path_defect(value: str) -> str | None:
+    """Return why no file can have this name, or None. Such a name would fail in other ways than "not found"."""
+    try:
+        parts = os.fsencode(value).split(b"/")
+    except UnicodeEncodeError:
+        return "cannot be the name of a file; it is not text"
+    if not value or "\0" in value or len(os.fsencode(value)) > 4000 or any(len(part) > 255 for part in parts):
+        return "cannot be the name of a file or folder; it is empty, too long or not text"
+    return None
 
 
-COMBINATIONS = ("sum", "harmonic")
+def _check_path(value: str) -> str:
+    if defect := path_defect(value):
+        raise ValueError(defect)
+    return value
 
 
-ADVANTAGES = ("grpo", "dr_grpo", "rloo")
+def _check_name(value: str) -> str:
+    if not FILE_NAME.fullmatch(value):
+        raise ValueError(f"may hold {NAMING}")
+    return value
 
 
-@dataclass
-class Run:
-    name: str = "auto"
+def _check_gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("must be a share of one GPU, or whole GPUs")
+    return value
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML reads a bare on or off as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Count = Annotated[int, Field(ge=1, le=MANY)]
+Amount = Annotated[int, Field(ge=0, le=MANY)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=MANY)]
+ScoreValue = Annotated[float, Field(ge=-MANY, le=MANY)]
+KLCoefficient = Annotated[float, Field(ge=0.0, le=100.0)]
+NumCPUs = Annotated[float, Field(ge=0.0, le=4096.0)]
+NumGPUs = Annotated[float, Field(ge=0.0, le=4096.0), AfterValidator(_check_gpus)]
+NumThreads = Annotated[int, Field(ge=1, le=4096)]
+Timeout = Annotated[float, Field(ge=1e-3, le=WEEK)]
+HeartbeatTimeout = Annotated[float, Field(ge=5.0, le=WEEK)]
+PathName = Annotated[str, AfterValidator(_check_path)]
+OptionalPath = Annotated[str, AfterValidator(lambda value: _check_path(value) if value else value)]
+FileName = Annotated[str, AfterValidator(_check_name)]
+
+
+class Section(BaseModel):
+    """A table of the configuration. Rejects unknown keys, and numbers that are not finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+class ActorSection(Section):
+    """What Ray reserves for each actor of a pool."""
+
+    num_cpus: NumCPUs = 1.0
+    """Ray CPUs of each actor."""
+    num_gpus: NumGPUs = 0.0
+    """GPUs of each actor: a share of one, or whole GPUs."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources of each actor, by the names that nodes were started with: {rollout: 1}."""
+
+
+class RunSection(Section):
+    name: FileName = "auto"
     """Directory under `directory`; "auto" makes one from the date and time."""
-    directory: str = "runs"
-    seed: int = 0
-    """Decides the order of the data and every draw of the sampler."""
-    iterations: int = 40
-    checkpoint_every: int = 10
-    """Iterations between checkpoints; 0 makes one at the end only."""
-    keep_checkpoints: int = 2
-    """The newest ones that are kept; 0 keeps all."""
-    stall_seconds: float = 300.0
-    """Without progress for so long, the stacks of all members are written under stalls/; 0 switches this off."""
-    exchange: str = "memory"
-    """How weights reach the rollout workers: memory (of the learner's node, where all of them must be), directory (the
-    run's own, which must be on storage that all nodes see), objects (Ray's object store, between any nodes) or
-    broadcast (to all workers at once, between any nodes: NCCL where members have whole GPUs, gloo where none has)."""
+    directory: PathName = "runs"
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the data order and of every sampled token."""
+    stall_timeout_s: Annotated[float, Field(ge=0.0, le=WEEK)] = 300.0
+    """Without progress for so long, the stacks of all actors are written to stalls/; 0 switches this off."""
 
 
-@dataclass
-class Model:
-    checkpoint: str = MISSING
-    """A Hugging Face checkpoint on disk, tokenizer included."""
-    family: str = MISSING
-    """How the model spells its tokens and interleaves its channels (speech/families/), or module:NAME
-    of a family of your own."""
-    dtype: str = "float32"
-    """float32 or bfloat16, for learner and rollout alike."""
-    max_length: int = 2048
-    """Longest prompt plus reply, tokens."""
-    frozen: list[str] = field(default_factory=list)
-    """Parameters that are not trained, as shell-style patterns of their names, model.layers.0.*, or as parts that the
-    family has a name for: embeddings, layers, output."""
-    trust_remote_code: bool = False
-    """Runs code that comes with the checkpoint (auto_map in its config.json), with the rights of the run."""
+class TrainSection(Section):
+    num_steps: Count = 40
+    """Optimizer steps, one an iteration."""
 
 
-@dataclass
-class Data:
-    prompts: Any = MISSING
-    """Prompts to train on: a Parquet file, a folder of them as `duet prepare` makes it, or several with the share that
-    each has of every iteration: [{path: a.parquet, weight: 2}, {path: b, weight: 1}]."""
-    demonstrations: Any = MISSING
-    """Demonstrations for the anchor; the same."""
-    encoder: str = ""
-    """module:Class of the speech encoder (`speech/codecs/base.py`) that `duet prepare` makes features with, for a
-    family that hears them; empty: none."""
-    encoder_path: str = ""
-    """Where its files are."""
-    held_out: dict[str, str] = field(default_factory=dict)
-    """Evaluation sets by name, a file or folder of prompts each; `held_out` is the headline."""
+class CheckpointSection(Section):
+    interval: Amount = 10
+    """Iterations between checkpoints; 0 saves one at the end only."""
+    max_to_keep: Amount = 2
+    """Number of the newest checkpoints that are kept; 0 keeps all."""
 
 
-@dataclass
-class Rollout:
-    workers: int = 1
-    """At the start; `duet scale` changes it while the job runs."""
-    most_workers: int = 0
-    """Above 0 the number of workers follows the learner's wait, up to this many."""
-    wait_share: float = 0.6
-    """Share of an iteration that the learner may wait for replies before a worker is added."""
-    cpus: float = 1.0
-    """Ray CPUs of each worker."""
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    """Further resources of Ray that each worker takes, by the names that nodes were started with: {rollout: 1}."""
-    threads: int = 1
-    """CPU threads of each engine."""
-    prompts: int = 16
-    """Prompts an iteration."""
-    group_size: int = 4
-    """Replies a prompt (G)."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    """Only 1: the learner could not score what was sampled (method §3)."""
-    top_k: int = 0
-    """Only 0, all tokens, for the same reason."""
-    max_tokens: int = 256
-    """Longest reply."""
-    structure: str = "auto"
-    """Hold replies to the interleave pattern: on, off, or auto (on unless the family keeps to it by itself)."""
-    max_sequences: int = 256
-    """Replies in flight at once in each engine."""
-    staleness: int = 0
-    """Steps that the learner may take between the weights that draw a token and those that it trains. 0: nothing is
-    drawn while the learner steps. 1 or more: replies of so many iterations to come are drawn and rated meanwhile."""
-    in_process: bool = True
-    """Run vLLM's core inside the worker: starts faster, good for small models."""
-    kv_cache_gib: float = 1.0
-    gpu_memory_share: float = 0.9
-    tensor_parallel: int = 1
-    start_seconds: float = 600.0
-    sample_seconds: float = 600.0
-    sync_seconds: float = 120.0
-    beat_seconds: float = 60.0
-    """How long a worker may give no sign of life."""
-    probe_limit: float = 1e-3
+class WeightSyncSection(Section):
+    backend: Literal["shm", "filesystem", "object_store", "broadcast"] = "shm"
+    """How weights reach the rollout workers. shm: shared memory of the learner's node, where all workers must be.
+    filesystem: the run's directory, which must be on storage that all nodes see. object_store: Ray's object store,
+    between any nodes. broadcast: a collective to all workers at once, between any nodes; NCCL where actors have whole
+    GPUs, gloo where none has."""
+    max_logprob_diff: Annotated[float, Field(ge=1e-9, le=100.0)] = 1e-3
     """Largest difference of a log-probability between a worker and the learner after a sync; beyond it the run stops.
     float32 stays below 1e-4, bfloat16 needs about 2e-1 (0.14 on the playground)."""
 
 
-@dataclass
-class Named:
-    use: str = MISSING
+class ModelSection(Section):
+    path: PathName
+    """A Hugging Face checkpoint on disk, tokenizer included."""
+    family: str
+    """How the model spells its tokens and interleaves its channels (speech/families/), or module:NAME of your own
+    family."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of learner and rollout alike."""
+    max_model_len: Annotated[int, Field(ge=2, le=MANY)] = 2048
+    """Maximum length of prompt plus reply, tokens."""
+    freeze: list[str] = []
+    """Parameters that are not trained: shell-style patterns of their names, model.layers.0.*, or parts that the family
+    has a name for (embeddings, layers, output)."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint (auto_map in its config.json), with the rights of the run."""
+
+
+class DataSection(Section):
+    prompts: Any
+    """Training prompts: a Parquet file, a folder of them as `duet prepare` makes it, or several sources with the share
+    of each in every iteration: [{path: a.parquet, weight: 2}, {path: b, weight: 1}]."""
+    sft: Any
+    """Demonstrations for the anchor, in the form of `prompts`."""
+    validation: dict[FileName, PathName] = {}
+    """Validation sets by name, a file or folder of prompts each; `held_out` is the headline."""
+    encoder: str = ""
+    """module:Class of the speech encoder (`speech/codecs/base.py`) that `duet prepare` makes features with, for a
+    family that hears them; empty: none."""
+    encoder_path: OptionalPath = ""
+    """Directory of the encoder's files."""
+
+
+class AutoscaleSection(Section):
+    max_workers: Amount = 0
+    """Above 0 the number of workers follows the learner's wait, up to this many."""
+    target_wait: Share = 0.6
+    """Share of an iteration that the learner may wait for replies before a worker is added."""
+
+
+class RolloutSection(ActorSection):
+    num_workers: Count = 1
+    """Workers at the start; `duet scale` changes the number while the job runs."""
+    autoscale: AutoscaleSection = AutoscaleSection()
+    num_threads: NumThreads = 1
+    """CPU threads of each engine."""
+    batch_size: Count = 16
+    """Prompts an iteration."""
+    n: Annotated[int, Field(ge=2, le=MANY)] = 4
+    """Replies to each prompt: the group size G."""
+    temperature: Annotated[float, Field(ge=1e-2, le=10.0)] = 1.0
+    top_p: Annotated[float, Field(ge=1.0, le=1.0)] = 1.0
+    """Always 1: the learner could not score what was sampled otherwise (method §3)."""
+    top_k: Annotated[int, Field(ge=0, le=0)] = 0
+    """Always 0, all tokens, for the same reason."""
+    max_new_tokens: Count = 256
+    """Maximum length of a reply."""
+    constrained_decoding: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    """Hold replies to the interleave pattern: on, off, or auto (on unless the family keeps to it by itself)."""
+    max_num_seqs: Count = 256
+    """Maximum number of replies that an engine decodes at once."""
+    max_staleness_steps: Annotated[int, Field(ge=0, le=64)] = 0
+    """Maximum policy staleness in optimizer steps. 0: synchronous. k: up to k future batches are generated and scored
+    while the learner trains."""
+    engine_in_process: bool = True
+    """Run vLLM's core inside the worker: starts faster, good for small models."""
+    cpu_kv_cache_gib: Annotated[float, Field(ge=1e-3, le=65536.0)] = 1.0
+    """KV cache of an engine without a GPU, GiB."""
+    gpu_memory_utilization: Annotated[float, Field(ge=0.01, le=1.0)] = 0.9
+    """Share of a GPU's memory that an engine takes."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    start_timeout_s: Timeout = 600.0
+    generate_timeout_s: Timeout = 600.0
+    sync_timeout_s: Timeout = 120.0
+    heartbeat_timeout_s: HeartbeatTimeout = 60.0
+    """A worker without a heartbeat for so long is restarted."""
+
+
+class ClassSection(Section):
+    """A class that is imported by name."""
+
+    target: str
     """module:Class."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the class."""
 
 
-@dataclass
-class NamedRater(Named):
-    name: str = MISSING
-    """What the rater calls its score."""
+class RewardFunctionSection(ClassSection):
+    name: str
+    """Name of the score that the class gives."""
 
 
-@dataclass
-class Decoders:
-    """Actors that decode for the reward servers, which then hold no codec."""
+class DecoderSection(ActorSection):
+    """Actors that decode speech for the reward servers, which then hold no codec."""
 
-    members: int = 0
-    """At the start; `duet scale` changes it while the job runs. 0: each server decodes by itself."""
-    cpus: float = 1.0
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    """As `rollout.resources`, of each decoder."""
-    start_seconds: float = 300.0
+    num_workers: Amount = 0
+    """Decoders at the start; `duet scale` changes the number while the job runs. 0: each server decodes by itself."""
+    start_timeout_s: Timeout = 300.0
 
 
-@dataclass
-class Reward:
-    servers: int = 2
-    cpus: float = 0.5
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    """As `rollout.resources`, of each server."""
-    codec: Named = field(default_factory=Named)
-    """Its `arguments.path` is where its files are; further arguments are its class's own."""
-    decoders: Decoders = field(default_factory=Decoders)
-    raters: list[NamedRater] = field(default_factory=list)
-    total: dict[str, float] = field(default_factory=dict)
-    """Weight of each rater in the total score, which λ is measured from."""
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Further combined scores by name, each a weight by rater."""
-    combine: str = "sum"
-    """How raters combine: sum (weighted mean) or harmonic (weighted harmonic mean; scores must be positive)."""
-    signal: str = ""
-    """module:function that measures signal quality of a waveform, for a few replies at each evaluation; empty: none."""
-    missing_limit: float = 0.5
-    """Largest share of a rater's scores that may be missing by its own fault; above it the run stops. 1 never stops."""
-    missing_window: int = 3
-    """Iterations over which that share is taken; a failure that passes sooner is outlived."""
-    start_seconds: float = 300.0
-    score_seconds: float = 600.0
-    """Deadline for a batch; judges that have not answered after four fifths of it are not waited for."""
-    beat_seconds: float = 60.0
-    """How long a server may give no sign of life."""
-
-
-@dataclass
-class Mix:
-    mode: str = "adaptive"
-    """adaptive, fixed, or two_stage (anchor alone, then `fixed`)."""
-    fixed: float = 0.5
-    """λ in mode fixed, and in two_stage after the switch."""
-    switch: int = 0
-    """Iterations of anchor alone in mode two_stage."""
-    largest: float = 0.8
-    """λ_max: at least 1 − λ_max of the anchor always stays."""
-    slope: float = 5.0
-    """k of the quality gate."""
-    threshold: float = 3.0
-    """Score above which a group's best reply opens the quality gate."""
-    lowest_score: float = 1.0
-    highest_score: float = 5.0
+class RewardSection(ActorSection):
+    num_cpus: NumCPUs = 0.5
+    """Ray CPUs of each server."""
+    num_servers: Count = 2
+    codec: ClassSection
+    """`kwargs.path` is the directory of the codec's files; further kwargs are its class's own."""
+    decoders: DecoderSection = DecoderSection()
+    functions: list[RewardFunctionSection] = []
+    """Reward functions; each gives one score of a reply."""
+    weights: dict[str, float] = {}
+    """Weight of each reward function in the total score, which λ is measured from."""
+    composites: dict[str, dict[str, float]] = {}
+    """Further combined scores by name, each a weight by reward function."""
+    aggregate: Aggregate = "sum"
+    """How scores combine: sum (weighted mean) or harmonic (weighted harmonic mean; scores must be positive)."""
+    score_min: ScoreValue = 1.0
+    score_max: ScoreValue = 5.0
     """The scale of the scores; decides the largest possible variance."""
-    smoothing: float = 0.9
+    audio_quality_fn: str = ""
+    """module:function that measures the signal quality of a waveform, for a few replies at each validation; empty:
+    none."""
+    max_missing_rate: Share = 0.5
+    """Maximum share of a reward function's scores that may be missing by its own fault; above it the run stops. 1 never
+    stops."""
+    missing_window: Count = 3
+    """Iterations over which that share is taken; a shorter failure does not stop the run."""
+    start_timeout_s: Timeout = 300.0
+    score_timeout_s: Timeout = 600.0
+    """Deadline for a batch; remote judges get four fifths of it."""
+    heartbeat_timeout_s: HeartbeatTimeout = 60.0
+    """A server without a heartbeat for so long is restarted."""
+
+
+class MixRatioSection(Section):
+    """λ, the mix ratio between preference and anchor."""
+
+    schedule: Schedule = "adaptive"
+    """adaptive, fixed, or two_stage (anchor alone, then `value`)."""
+    value: Share = 0.5
+    """λ of the schedule fixed, and of two_stage after its warm-up."""
+    warmup_steps: Amount = 0
+    """Steps of anchor alone in the schedule two_stage."""
+    max: Share = 0.8
+    """λ_max: at least 1 − λ_max of the anchor always stays."""
+    gate_slope: Annotated[float, Field(ge=1e-6, le=MANY)] = 5.0
+    """k of the quality gate."""
+    gate_threshold: ScoreValue = 3.0
+    """Score above which a group's best reply opens the quality gate."""
+    ema_decay: Annotated[float, Field(ge=0.0, le=0.9999)] = 0.9
     """α of the moving average; 0 switches it off."""
-    first: float | None = None
+    initial: Share | None = None
     """λ before the first iteration, for the moving average to start from; none: the first measured value."""
     per_group: bool = False
     """Weights each group's preference by that group's own λ; the anchor's share stays 1 − their mean."""
 
 
-@dataclass
-class Pairs:
-    channel: str = "text"
-    """text, speech or all: the tokens whose log-probabilities are compared."""
-    beta: float = 0.2
+class DPOSection(Section):
+    channel: Literal["text", "speech", "all"] = "text"
+    """Tokens whose log-probabilities are compared."""
+    beta: Annotated[float, Field(ge=1e-6, le=1000.0)] = 0.2
     """β of the loss."""
     score: str = "total"
-    """The score that decides which reply is the better."""
-    ties: list[str] = field(default_factory=list)
-    """Scores that decide among equals, in this order; none: the raters of the total, as configured."""
-    margin: float = 0.5
-    """A pair whose scores are nearer than this is not used."""
-    chosen: str = "sample"
-    """What the worst sample is compared with: sample (the best one) or demonstration (the prompt's own, rated too)."""
-    file: str = ""
+    """Score that decides which reply is the better."""
+    tie_breakers: list[str] = []
+    """Scores that decide among equals, in this order; none: the reward functions of the total, as configured."""
+    min_gap: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.5
+    """Pairs whose scores are nearer than this are not used."""
+    chosen_source: Literal["sample", "demonstration"] = "sample"
+    """Where the chosen reply comes from: sample (the best one) or demonstration (the prompt's own, scored too)."""
+    pairs_file: OptionalPath = ""
     """Parquet or JSONL of pairs made before (`duet pairs`); empty: pairs are made of each iteration's samples."""
 
 
-@dataclass
-class Preference:
-    objective: str = "grpo"
+class AlgorithmSection(Section):
+    name: Literal["grpo", "dpo"] = "grpo"
     """grpo (policy gradient by routes) or dpo (pairs)."""
-    routes: Any = "wavalign"
+    score_routing: Any = "wavalign"
     """wavalign, full, alpo, anchor_only, or a table such as [{score: total, channel: text, weight: 1.0}]."""
-    advantage: str = "grpo"
+    advantage_estimator: AdvantageEstimator = "grpo"
     """grpo (by the group's mean and deviation), dr_grpo (by its mean), or rloo (by the mean of the others)."""
-    average: str = "reply"
-    """reply (mean over a reply's tokens, replies, groups), token (mean over all tokens), or constant (sum over tokens /
-    `constant`, mean over replies)."""
-    constant: int = 0
-    """Tokens that average constant divides by; 0: rollout.max_tokens."""
-    clip: float = 0.2
-    """ε of the clipped ratio."""
-    clip_high: float | None = None
-    """ε above 1; none: as `clip`."""
-    ratio: str = "truncated"
-    """truncated (against the learner before the step, times a bounded importance weight against the sampler), behaviour
-    (against the sampler), or one (as in the authors' released code)."""
-    importance_cap: float = 2.0
-    """Largest importance weight of a token."""
-    kl_text: float = 0.01
+    loss_aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"] = "seq-mean-token-mean"
+    """seq-mean-token-mean (mean over a reply's tokens, replies, groups), token-mean (mean over all tokens), or
+    seq-mean-token-sum-norm (sum over tokens / `norm_length`, mean over replies)."""
+    norm_length: Amount = 0
+    """Tokens that seq-mean-token-sum-norm divides by; 0: rollout.max_new_tokens."""
+    clip_eps_low: Share = 0.2
+    """ε of the clipped ratio below 1."""
+    clip_eps_high: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """ε above 1; none: as `clip_eps_low`."""
+    importance_sampling: Literal["truncated", "rollout", "none"] = "truncated"
+    """truncated (ratio against the learner before the step, times a truncated importance weight against the sampler),
+    rollout (ratio against the sampler), or none (as in the authors' released code)."""
+    tis_cap: Annotated[float, Field(ge=1.0, le=1000.0)] = 2.0
+    """Maximum importance weight of a token."""
+    kl_coef_text: KLCoefficient = 0.01
     """β of the KL to the start model on text tokens."""
-    kl_speech: float = 0.01
-    boundary: str = "speech"
+    kl_coef_speech: KLCoefficient = 0.01
+    """The same on speech tokens."""
+    boundary_channel: Literal["speech", "text"] = "speech"
     """Channel that begin- and end-of-speech tokens train with."""
-    pairs: Pairs = field(default_factory=Pairs)
+    dpo: DPOSection = DPOSection()
 
 
-@dataclass
-class Anchor:
-    rows: int = 16
+class AnchorSection(Section):
+    batch_size: Count = 16
     """Demonstrations an iteration."""
-    weight_text: float = 1.0
-    weight_speech: float = 1.0
+    text_weight: Weight = 1.0
+    speech_weight: Weight = 1.0
 
 
-@dataclass
-class Lora:
-    rank: int = 0
-    """Of low-rank adapters, which are trained in place of the model's own weights and are all that workers are sent; 0:
-    none, all weights are trained that `model.frozen` does not name."""
-    alpha: float = 16.0
-    """What an adapter gives counts alpha / rank."""
-    targets: list[str] = field(default_factory=lambda: ["*_proj"])
-    """Linear layers that get an adapter, as shell-style patterns of their names. Those that `model.frozen` names get
+class LoraSection(Section):
+    r: Amount = 0
+    """Rank of the adapters, which are trained in place of the model's own weights and are all that workers are sent; 0:
+    no adapters, all weights are trained that `model.freeze` does not name."""
+    lora_alpha: Annotated[float, Field(ge=1e-6, le=MANY)] = 16.0
+    """Adapters are scaled by lora_alpha / r."""
+    target_modules: list[str] = ["*_proj"]
+    """Linear layers that get an adapter, as shell-style patterns of their names. Those that `model.freeze` names get
     none."""
 
 
-@dataclass
-class Learner:
-    ranks: int = 2
-    cpus: float = 0.5
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    """As `rollout.resources`, of each rank."""
-    strategy: str = "PACK"
-    """How ranks lie on the nodes: PACK (as few as possible), SPREAD (as many as possible), STRICT_PACK (one, or they do
-    not start), STRICT_SPREAD (a node each, or they do not start)."""
-    threads: int = 1
-    zero_stage: int = 2
-    """DeepSpeed ZeRO stage, 0 to 3."""
-    learning_rate: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.2
-    warmup: int = 0
+class LearnerSection(ActorSection):
+    num_cpus: NumCPUs = 0.5
+    """Ray CPUs of each rank."""
+    num_workers: Count = 2
+    """Ranks of the DeepSpeed group (its world size)."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places ranks on nodes: PACK (as few as possible), SPREAD (as many as possible), STRICT_PACK (one, or they
+    do not start), STRICT_SPREAD (a node each, or they do not start)."""
+    num_threads: NumThreads = 1
+    """CPU threads of each rank."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO stage."""
+    learning_rate: Share = 1e-6
+    betas: tuple[
+        Annotated[float, Field(ge=0.0, le=0.999999)],
+        Annotated[float, Field(ge=0.0, le=0.999999)],
+    ] = (0.9, 0.95)
+    adam_eps: Annotated[float, Field(ge=1e-30, le=1.0)] = 1e-8
+    weight_decay: Share = 0.01
+    max_grad_norm: Annotated[float, Field(ge=0.0, le=MANY)] = 1.2
+    warmup_steps: Amount = 0
     """Steps of linear warm-up."""
-    final_rate: float = 1.0
+    min_lr_ratio: Share = 1.0
     """Learning rate at the last iteration as a share of the highest (cosine); 1 keeps it constant."""
-    micro_batch_tokens: int = 8192
-    """Of a rank: about the most that it takes forward and backward at once, padding included. A single row or pair may
-    have more; with fewer rows than micro-batches on some rank, so may others."""
-    packing: bool = True
-    """Rows lie one behind another, without padding. False pads them, for a model whose attention cannot be replaced
+    max_tokens_per_micro_batch: Count = 8192
+    """Tokens of a rank's forward and backward pass, padding included, approximately. A single row or pair may have
+    more; with fewer rows than micro-batches on some rank, so may others."""
+    sequence_packing: bool = True
+    """Pack rows one behind another, without padding. False pads them, for a model whose attention cannot be replaced
     (transformers' AttentionInterface)."""
     gradient_checkpointing: bool = False
-    """Keep only what goes into each layer, and compute the rest again in the backward pass: less memory, a third more
+    """Keep only the input of each layer, and recompute the rest in the backward pass: less memory, a third more
     work."""
-    lora: Lora = field(default_factory=Lora)
-    skips_in_a_row: int = 3
-    """Steps in a row whose loss or gradient was not finite, and which were skipped, after which the run stops."""
-    start_seconds: float = 600.0
-    step_seconds: float = 600.0
+    lora: LoraSection = LoraSection()
+    max_consecutive_skips: Count = 3
+    """Consecutive steps with a loss or gradient that is not finite, which are skipped, after which the run stops."""
+    start_timeout_s: Timeout = 600.0
+    step_timeout_s: Timeout = 600.0
 
 
-@dataclass
-class Evaluation:
-    recordings: int = 6
-    """Held-out prompts whose question and replies before and after are written as audio."""
-    listen_every: int = 10
-    """Iterations between which those prompts, and as many of training that have a demonstration, are answered for
-    people to listen to; 0: never."""
-    signal_samples: int = 12
+class ValidationSection(Section):
+    num_recordings: Amount = 6
+    """Validation prompts whose question and replies before and after training are written as audio."""
+    recording_interval: Amount = 10
+    """Iterations between answers to those prompts, and to as many training prompts that have a demonstration, recorded
+    for listening; 0: never."""
+    num_quality_samples: Amount = 12
     """Replies whose signal quality is measured."""
 
 
-@dataclass
-class Metrics:
+class MetricsSection(Section):
     host: str = "127.0.0.1"
-    """Where the controller serves them, and rollout workers theirs, on a free port each; 0.0.0.0 for all addresses."""
-    port: int = 0
-    """0 takes any free port."""
+    """Address that the controller and each rollout worker serve metrics on; 0.0.0.0 for all addresses."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """The controller's port; 0 takes any free port, as rollout workers do."""
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        try:
+            good = bool(value.encode("idna")) and value.isascii() and value.isprintable()
+        except UnicodeError:
+            good = False
+        if not good or " " in value:
+            raise ValueError("is not the name or address of a host, such as 127.0.0.1")
+        return value
 
 
-@dataclass
-class Cluster:
+ADDRESS = re.compile(r"auto|local|(ray://)?[A-Za-z0-9._-]+:[0-9]{1,5}|(ray://)?\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
+
+
+class ClusterSection(Section):
     address: str = ""
-    """A Ray cluster to join; empty: RAY_ADDRESS if set, else one is started here."""
+    """A Ray cluster to join; empty: RAY_ADDRESS if set, else a new one is started on this machine."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        if value and not ADDRESS.fullmatch(value):
+            raise ValueError("is not an address; allowed: HOST:PORT, ray://HOST:PORT, auto, local, or nothing")
+        return value
 
 
-@dataclass
-class Config:
-    run: Run = field(default_factory=Run)
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    rollout: Rollout = field(default_factory=Rollout)
-    reward: Reward = field(default_factory=Reward)
-    mix: Mix = field(default_factory=Mix)
-    preference: Preference = field(default_factory=Preference)
-    anchor: Anchor = field(default_factory=Anchor)
-    learner: Learner = field(default_factory=Learner)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    metrics: Metrics = field(default_factory=Metrics)
-    cluster: Cluster = field(default_factory=Cluster)
+class Config(Section):
+    """The whole configuration, a section by field."""
+
+    run: RunSection = RunSection()
+    train: TrainSection = TrainSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    weight_sync: WeightSyncSection = WeightSyncSection()
+    model: ModelSection
+    data: DataSection
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection
+    mix_ratio: MixRatioSection = MixRatioSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    anchor: AnchorSection = AnchorSection()
+    learner: LearnerSection = LearnerSection()
+    validation: ValidationSection = ValidationSection()
+    metrics: MetricsSection = MetricsSection()
+    cluster: ClusterSection = ClusterSection()
 
     @property
     def replies(self) -> int:
         """Replies an iteration."""
-        return self.rollout.prompts * self.rollout.group_size
+        return self.rollout.batch_size * self.rollout.n
 
     def yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.structured(self))
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
 
 
 def longest_prompt(config: Config) -> int:
     """Tokens of a prompt that leaves room for the longest reply."""
-    return config.model.max_length - config.rollout.max_tokens
+    return config.model.max_model_len - config.rollout.max_new_tokens
 
 
-MANY = 1_000_000.0
-"""More than anybody means; also what keeps an integer within 32 bits."""
+def section_type(annotation: Any) -> type[Section] | None:
+    """The model of a field that is a section; None for a value."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-WEEK = 7 * 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A range, both ends allowed."""
-
-    low: float
-    high: float = MANY
-
-    def complaint(self, value: float) -> str | None:
-        """What is wrong with a value and what is allowed; None for a good one."""
-        if self.low <= value <= self.high:
-            return None
-        if self.high < MANY or math.isnan(value):
-            return f"{value} is outside [{self.low:.10g}, {self.high:.10g}]"
-        if value < self.low:
-            return f"{value} is too small; at least {self.low:.10g}"
-        return f"{value} is too large; at most {self.high:.10g}"
-
-
-DEADLINE = Bound(1e-3, WEEK)
-
-
-CPUS = Bound(0.0, 4096.0)
-
-
-COUNT, AMOUNT = Bound(1), Bound(0)
-
-
-SHARE = Bound(0.0, 1.0)
-
-
-NUMBERS: dict[str, Bound] = {
-    "run.seed": Bound(0, 2**31 - 1),
-    "run.iterations": COUNT,
-    "run.checkpoint_every": AMOUNT,
-    "run.keep_checkpoints": AMOUNT,
-    "run.stall_seconds": Bound(0.0, WEEK),
-    "model.max_length": Bound(2),
-    "rollout.workers": COUNT,
-    "rollout.most_workers": AMOUNT,
-    "rollout.wait_share": SHARE,
-    "rollout.cpus": CPUS,
-    "rollout.gpus": CPUS,
-    "rollout.threads": Bound(1, 4096),
-    "rollout.prompts": COUNT,
-    "rollout.group_size": Bound(2),
-    "rollout.temperature": Bound(1e-2, 10.0),
-    "rollout.max_tokens": COUNT,
-    "rollout.max_sequences": COUNT,
-    "rollout.staleness": Bound(0, 64),
-    "rollout.kv_cache_gib": Bound(1e-3, 65536.0),
-    "rollout.gpu_memory_share": Bound(0.01, 1.0),
-    "rollout.tensor_parallel": Bound(1, 1024),
-    "rollout.start_seconds": DEADLINE,
-    "rollout.sample_seconds": DEADLINE,
-    "rollout.sync_seconds": DEADLINE,
-    "rollout.beat_seconds": Bound(5.0, WEEK),
-    "rollout.probe_limit": Bound(1e-9, 100.0),
-    "reward.servers": COUNT,
-    "reward.cpus": CPUS,
-    "reward.gpus": CPUS,
-    "reward.decoders.members": AMOUNT,
-    "reward.decoders.cpus": CPUS,
-    "reward.decoders.gpus": CPUS,
-    "reward.decoders.start_seconds": DEADLINE,
-    "reward.start_seconds": DEADLINE,
-    "reward.score_seconds": DEADLINE,
-    "reward.beat_seconds": Bound(5.0, WEEK),
-    "reward.missing_limit": SHARE,
-    "reward.missing_window": COUNT,
-    "mix.fixed": SHARE,
-    "mix.switch": AMOUNT,
-    "mix.largest": SHARE,
-    "mix.slope": Bound(1e-6),
-    "mix.threshold": Bound(-MANY),
-    "mix.lowest_score": Bound(-MANY),
-    "mix.highest_score": Bound(-MANY),
-    "mix.smoothing": Bound(0.0, 0.9999),
-    "mix.first": SHARE,
-    "preference.constant": AMOUNT,
-    "preference.clip": SHARE,
-    "preference.clip_high": Bound(0.0, 10.0),
-    "preference.importance_cap": Bound(1.0, 1000.0),
-    "preference.kl_text": Bound(0.0, 100.0),
-    "preference.kl_speech": Bound(0.0, 100.0),
-    "preference.pairs.beta": Bound(1e-6, 1000.0),
-    "preference.pairs.margin": Bound(0.0, 1000.0),
-    "anchor.rows": COUNT,
-    "anchor.weight_text": AMOUNT,
-    "anchor.weight_speech": AMOUNT,
-    "learner.ranks": COUNT,
-    "learner.cpus": CPUS,
-    "learner.gpus": CPUS,
-    "learner.threads": Bound(1, 4096),
-    "learner.learning_rate": SHARE,
-    "learner.betas": Bound(0.0, 0.999999),
-    "learner.epsilon": Bound(1e-30, 1.0),
-    "learner.weight_decay": SHARE,
-    "learner.gradient_clip": AMOUNT,
-    "learner.warmup": AMOUNT,
-    "learner.final_rate": SHARE,
-    "learner.skips_in_a_row": COUNT,
-    "learner.micro_batch_tokens": COUNT,
-    "learner.lora.rank": AMOUNT,
-    "learner.lora.alpha": Bound(1e-6),
-    "learner.start_seconds": DEADLINE,
-    "learner.step_seconds": DEADLINE,
-    "evaluation.recordings": AMOUNT,
-    "evaluation.listen_every": AMOUNT,
-    "evaluation.signal_samples": AMOUNT,
-    "metrics.port": Bound(0, 65535),
-}
-"""By key; of a key that holds several numbers, the bound of each."""
-
-
-CHOICES: dict[str, tuple] = {
-    "run.exchange": ("memory", "directory", "objects", "broadcast"),
-    "model.dtype": ("float32", "bfloat16"),
-    "rollout.structure": ("auto", "on", "off"),
-    "rollout.top_p": (1.0,),
-    "rollout.top_k": (0,),
-    "mix.mode": MODES,
-    "reward.combine": COMBINATIONS,
-    "preference.objective": ("grpo", "dpo"),
-    "preference.advantage": ADVANTAGES,
-    "preference.average": ("reply", "token", "constant"),
-    "preference.ratio": ("truncated", "behaviour", "one"),
-    "preference.boundary": ("speech", "text"),
-    "preference.pairs.channel": ("text", "speech", "all"),
-    "preference.pairs.chosen": ("sample", "demonstration"),
-    "learner.zero_stage": (0, 1, 2, 3),
-    "learner.strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
-}
-
-
-OPTIONAL_PATHS = ("data.encoder_path", "preference.pairs.file")
-
-
-PATHS = ("run.directory", "model.checkpoint", "data.prompts", "data.demonstrations", *OPTIONAL_PATHS)
-"""Keys that hold the name of a file or folder; the optional ones may be empty."""
-
-
-SOURCES = ("data.prompts", "data.demonstrations")
-"""Those among them that may hold several names, with weights."""
+def config_keys(kind: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key, sections included."""
+    keys = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        if (below := section_type(field.annotation)) is not None:
+            keys += config_keys(below, f"{prefix}{name}.")
+    return keys

@@ -72,7 +72,7 @@ class Controller(MonitoredActor):
         if resumed:
             self._claim = RunLock.take(directory)  # which waits for a controller that is ending, and for its port
         self._loop: TrainingLoop | None = None
-        self._numbers = MetricsCollector(config.run.iterations, lambda: self._loop.standing() if self._loop else None)
+        self._numbers = MetricsCollector(config.train.num_steps, lambda: self._loop.standing() if self._loop else None)
         self._metrics = MetricsServer(config.metrics.host, config.metrics.port)
         self._metrics.start(self._numbers, directory.name, lambda: self._loop.rollout.metrics if self._loop else {})
         if resumed:
@@ -90,16 +90,16 @@ class Controller(MonitoredActor):
         self._started = time.perf_counter() - seconds_before(directory)
         self._inbox = ControlInbox.open(directory)
         self._follow = (
-            AutoScaler(share=config.rollout.wait_share, most=config.rollout.most_workers)
-            if config.rollout.most_workers
+            AutoScaler(share=config.rollout.autoscale.target_wait, most=config.rollout.autoscale.max_workers)
+            if config.rollout.autoscale.max_workers
             else None
         )
         self._replay: dict[int, list[float | str]] = {}
         """λ as it was set from outside, by the iteration that took it; of iterations that are done again."""
-        self._missing = MissingScoreLimit(config.reward.missing_limit, config.reward.missing_window)
+        self._missing = MissingScoreLimit(config.reward.max_missing_rate, config.reward.missing_window)
         self._watch = StallMonitor(
-            StallDetector(config.run.stall_seconds, time.monotonic()),
-            StallReport(directory, lambda: self._loop.awaited() if self._loop else [], redact),
+            StallDetector(config.run.stall_timeout_s, time.monotonic()),
+            StallReport(directory, lambda: self._loop.pending_calls() if self._loop else [], redact),
             self._tell,
         )
 
@@ -121,7 +121,7 @@ class Controller(MonitoredActor):
             notes, self._notes = self._notes, []
             return Progress(
                 stage=self._stage,
-                iterations_total=self._config.run.iterations,
+                iterations_total=self._config.train.num_steps,
                 iterations=self._done[seen:],
                 notes=notes,
                 phase=self._loop.phase if self._loop else "",
@@ -132,7 +132,7 @@ class Controller(MonitoredActor):
         """Ends the run after the iteration that is under way, with checkpoint, evaluation and summary; without the
         driver, if that is gone by then."""
         self._stopping = True
-        self._records.add_event("stop requested")
+        self._records.add_event("stop_requested")
 
     def run(self) -> dict:
         """The whole job. Returns the summary, which is also written."""
@@ -170,7 +170,7 @@ class Controller(MonitoredActor):
             signal=held_out.signal,
             raters=loop.rater_versions,
             weight_version=loop.learner.version,
-            members=loop.sizes | {"learner": config.learner.ranks},
+            members=loop.sizes | {"learner": config.learner.num_workers},
             seconds=self._seconds(),
         )
         records.write_summary(summary)
@@ -195,7 +195,7 @@ class Controller(MonitoredActor):
                 lost += 1
                 if lost > RESTARTS:
                     raise
-                self._tell("learner lost", reason=str(error), iteration=self._records.last, where="the start")
+                self._tell("learner_died", reason=str(error), iteration=self._records.last, where="the start")
 
     # ---- iterations
 
@@ -204,7 +204,7 @@ class Controller(MonitoredActor):
         lost."""
         number, due, lost = self._records.last + 1, False, 0
         self._replay = overrides_after(self._directory, self._records.last)
-        while number <= self._config.run.iterations:
+        while number <= self._config.train.num_steps:
             self._obey(number)
             self._watch.touch(f"the start of iteration {number}")
             try:
@@ -212,8 +212,8 @@ class Controller(MonitoredActor):
                 self._record(done)
                 self._missing.see([j.card for replies in done.judged for j in replies])
                 held_out.listen(number)
-                last = self._stopping or number == self._config.run.iterations
-                every = self._config.run.checkpoint_every
+                last = self._stopping or number == self._config.train.num_steps
+                every = self._config.checkpoint.interval
                 due = due or last or bool(every and number % every == 0)
                 if due and self._save(number, must=last):
                     due, lost = False, 0
@@ -236,7 +236,7 @@ class Controller(MonitoredActor):
             lost += 1
             if lost > RESTARTS:
                 raise error
-            self._tell("learner lost", reason=str(error), iteration=self._records.last, where=where)
+            self._tell("learner_died", reason=str(error), iteration=self._records.last, where=where)
             try:
                 self._members.restart_learner(self._checkpoint)
             except LearnerLost as again:
@@ -244,20 +244,20 @@ class Controller(MonitoredActor):
             else:
                 break
         self._records.rewind(iteration)
-        self._missing = MissingScoreLimit(self._config.reward.missing_limit, self._config.reward.missing_window)
+        self._missing = MissingScoreLimit(self._config.reward.max_missing_rate, self._config.reward.missing_window)
         self._replay = overrides_after(self._directory, iteration)
-        self._tell("learner back", iteration=iteration, seconds=time.perf_counter() - begun)
+        self._tell("learner_restarted", iteration=iteration, seconds=time.perf_counter() - begun)
         return lost
 
     def _save(self, iteration: int, *, must: bool) -> bool:
         """A checkpoint. Whether there is one now; must: raises when there is not."""
         loop = self._members
         try:
-            path = self._checkpoints.write(iteration, loop.state(), loop.save, keep=self._config.run.keep_checkpoints)
+            path = self._checkpoints.write(iteration, loop.state(), loop.save, keep=self._config.checkpoint.max_to_keep)
         except CheckpointError as error:
             if must:
                 raise
-            self._tell("checkpoint failed", iteration=iteration, reason=str(error))
+            self._tell("checkpoint_failed", iteration=iteration, reason=str(error))
             return False
         self._checkpoint = read_checkpoint(path)
         self._tell("checkpoint", iteration=iteration)
@@ -280,7 +280,7 @@ class Controller(MonitoredActor):
             try:
                 fields = self._apply(request)
             except ValueError as error:
-                self._tell("refused", id=request.id, reason=str(error))
+                self._tell("request_rejected", id=request.id, reason=str(error))
             else:
                 self._tell(id=request.id, iteration=number, **fields)
             self._inbox.done(request)
@@ -289,7 +289,7 @@ class Controller(MonitoredActor):
         """Does what is asked. Returns the event that says so. Raises ValueError for what cannot be done."""
         content, loop = request.content, self._members
         if isinstance(content, dict) and content.get("kind") == "scale":
-            sizes = target_sizes(content, dict.fromkeys(loop.sizes, self._config.rollout.prompts))
+            sizes = target_sizes(content, dict.fromkeys(loop.sizes, self._config.rollout.batch_size))
             loop.scale(sizes)
             return {"kind": "scale", "value": sizes}
         return {"kind": "mix", "value": loop.mix.obey(content)}
@@ -320,9 +320,9 @@ class Controller(MonitoredActor):
         self._records.add_iteration(done.iteration)
         with self._numbers.spending():
             reward = self._members.reward
-            self._numbers.observe(done.iteration, judges=reward.counters(), left_alone=reward.left_alone)
+            self._numbers.observe(done.iteration, judges=reward.counters(), left_alone=reward.circuit_open)
         if done.not_finite is not None:
-            self._tell("step skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
+            self._tell("step_skipped", iteration=number, reason=f"the {done.not_finite} was not finite")
         with self._lock:
             self._done.append(done.iteration)
 

@@ -29,7 +29,7 @@ from speech.grammar import Structure, allowed_masks_of, check_reply_grammar
 from speech.types import DEMONSTRATION, RECORDED, Demonstration, Finish, PreferencePair, Prompt, Reply, ReplyGroup
 from speech.vocabulary import Vocabulary, select
 
-AVERAGES = ("reply", "token", "constant")
+AVERAGES = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,10 @@ def token_weights(counts: Sequence[Sequence[int]], average: str, constant: int) 
     """What each token of a reply counts, by group and reply; 0 for replies without a token.
 
     counts: the selected tokens of each reply. average (method §3):
-      "reply"     mean over a reply's tokens, then over a group's replies, then over groups (GRPO)
-      "token"     mean over all tokens of the batch (DAPO, arXiv 2503.14476)
-      "constant"  sum over a reply's tokens / constant, mean over all replies (Dr. GRPO, arXiv 2503.20783)
+      "seq-mean-token-mean"  mean over a reply's tokens, then over a group's replies, then over groups (GRPO)
+      "token-mean"           mean over all tokens of the batch (DAPO, arXiv 2503.14476)
+      "seq-mean-token-sum-norm"  sum over a reply's tokens / constant, mean over all replies (Dr. GRPO, arXiv
+                             2503.20783)
     A group without any selected token is no group: it gives no gradient and does not count (method §7, rule 4).
     """
     if average not in AVERAGES:
@@ -77,9 +78,9 @@ def token_weights(counts: Sequence[Sequence[int]], average: str, constant: int) 
     def weight(count: int, group: Sequence[int]) -> float:
         if not count:
             return 0.0
-        if average == "reply":
+        if average == "seq-mean-token-mean":
             return 1.0 / (groups * len(group) * count)
-        return 1.0 / tokens if average == "token" else 1.0 / (constant * replies)
+        return 1.0 / tokens if average == "token-mean" else 1.0 / (constant * replies)
 
     return [[weight(count, group) for count in group] for group in counts]
 
@@ -312,7 +313,7 @@ def describe_iteration(
         entropy_speech=_number(tally.mean("entropy_speech")),
         logp_gap_text=None if staleness else _number(tally.maxima.get("logp_gap_text")),
         logp_gap_speech=None if staleness else _number(tally.maxima.get("logp_gap_speech")),
-        probe_gap=float(np.max([report.probe_gap for report in syncs.values()])),
+        probe_gap=float(np.max([report.logprob_diff for report in syncs.values()])),
         clip_fraction=tally.mean("clip_fraction"),
         gradient_norm=learned.gradient_norm,
         learning_rate=learned.learning_rate,

@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster.actor_pool import ActorPool
 from cluster.placement import Placement
 from configs.routes import ScoreRoute
-from configs.schema import Config, Named
+from configs.schema import ClassSection, Config
 from configs.validate import required_resources
 from controller.batch import BatchBuilder, DPOBatchBuilder, GRPOBatchBuilder
 from controller.checkpoint_checks import lora_settings
@@ -25,52 +25,56 @@ from rollout.vllm_engine import EngineConfig, SamplingConfig
 from speech.families import Family, family
 from speech.registry import ClassSpec
 
-Tell = Callable[..., None]
+EventSink = Callable[..., None]
 """Takes events: a kind and fields."""
 
 
 def sampling(config: Config) -> SamplingConfig:
-    return SamplingConfig(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+    """Return the sampling parameters of training."""
+    return SamplingConfig(temperature=config.rollout.temperature, max_tokens=config.rollout.max_new_tokens)
 
 
 def provenance(config: Config, inputs: RunInputs, raters: Mapping[str, str]) -> ReplyProvenance:
-    """What makes samples and scores. raters: their versions."""
+    """Return what determines samples and scores. raters: version of each rater."""
     r = config.rollout
     sampling = {
         "temperature": f"{r.temperature:g}",
         "top_p": f"{r.top_p:g}",
         "top_k": str(r.top_k),
-        "max_tokens": str(r.max_tokens),
+        "max_tokens": str(r.max_new_tokens),
         "structure": "on" if is_constrained(config, inputs.family) else "off",
     }
     return ReplyProvenance(raters=raters, sampling=sampling)
 
 
 def scoring(config: Config) -> ScoringConfig:
-    return ScoringConfig(total=config.reward.total, others=config.reward.scores, combine=config.reward.combine)
+    """Return how scores are combined."""
+    return ScoringConfig(total=config.reward.weights, others=config.reward.composites, combine=config.reward.aggregate)
 
 
 def routes(config: Config) -> list[ScoreRoute]:
-    """The routing table; empty where pairs train."""
-    return config.preference.routes if config.preference.objective == "grpo" else []
+    """Return the routing table; empty for DPO."""
+    return config.algorithm.score_routing if config.algorithm.name == "grpo" else []
 
 
 def preference(config: Config, inputs: RunInputs) -> BatchBuilder:
     """What makes the preference part of a batch: policy gradient or pairs."""
-    p, held_to = config.preference, reply_structure(config, inputs.family, inputs.vocabulary)
-    if p.objective == "grpo":
+    p, held_to = config.algorithm, reply_structure(config, inputs.family, inputs.vocabulary)
+    if p.name == "grpo":
         return GRPOBatchBuilder(
             routes=routes(config),
-            boundary=p.boundary,
-            average=p.average,
-            constant=p.constant or config.rollout.max_tokens,
+            boundary=p.boundary_channel,
+            average=p.loss_aggregation,
+            constant=p.norm_length or config.rollout.max_new_tokens,
             structure=held_to,
         )
-    shown = DatasetIndex(inputs.demonstrations, "prompt_id", last=True) if p.pairs.chosen == "demonstration" else None
+    shown = (
+        DatasetIndex(inputs.demonstrations, "prompt_id", last=True) if p.dpo.chosen_source == "demonstration" else None
+    )
     return DPOBatchBuilder(
-        score=p.pairs.score,
-        ties=p.pairs.ties or list(config.reward.total),
-        margin=p.pairs.margin,
+        score=p.dpo.score,
+        ties=p.dpo.tie_breakers or list(config.reward.weights),
+        margin=p.dpo.min_gap,
         structure=held_to,
         demonstrations=shown,
         vocabulary=inputs.vocabulary,
@@ -80,144 +84,139 @@ def preference(config: Config, inputs: RunInputs) -> BatchBuilder:
 
 def mix_ratio(config: Config, state: dict | None) -> MixRatio:
     """λ as it was left, or at its start."""
-    m = config.mix
-    return MixRatio(
-        MixRatioConfig(
-            mode=m.mode,
-            fixed=m.fixed,
-            switch=m.switch,
-            largest=m.largest,
-            slope=m.slope,
-            threshold=m.threshold,
-            lowest_score=m.lowest_score,
-            highest_score=m.highest_score,
-            smoothing=m.smoothing,
-            first=m.first,
-            per_group=m.per_group,
-        ),
-        MixRatioState(**state) if state is not None else None,
-    )
+    return MixRatio(MixRatioConfig.from_config(config), MixRatioState(**state) if state is not None else None)
 
 
 def engine_settings(config: Config, chosen: Family) -> EngineConfig:
+    """Return the settings of a worker's engine."""
     r = config.rollout
     return EngineConfig(
-        checkpoint=config.model.checkpoint,
+        checkpoint=config.model.path,
         dtype=config.model.dtype,
-        max_length=config.model.max_length,
-        max_sequences=r.max_sequences,
+        max_model_len=config.model.max_model_len,
+        max_num_seqs=r.max_num_seqs,
         constrained=is_constrained(config, chosen),
-        in_process=r.in_process,
-        threads=r.threads,
-        kv_cache_gib=r.kv_cache_gib,
-        gpu_memory_share=r.gpu_memory_share,
-        tensor_parallel=r.tensor_parallel,
+        in_process=r.engine_in_process,
+        num_threads=r.num_threads,
+        cpu_kv_cache_gib=r.cpu_kv_cache_gib,
+        gpu_memory_utilization=r.gpu_memory_utilization,
+        tensor_parallel_size=r.tensor_parallel_size,
         trust_remote_code=config.model.trust_remote_code,
     )
 
 
 def rollout_pool(
-    config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None, *, fixed: bool = False
+    config: Config,
+    chosen: Family,
+    emit_event: EventSink,
+    pools: list[ActorPool] | None = None,
+    *,
+    fixed: bool = False,
 ) -> RolloutPool:
-    """fixed: the workers keep the checkpoint's weights, and there is no learner."""
+    """Build the rollout pool. fixed: workers keep the checkpoint's weights, without a learner."""
     r = config.rollout
     pool = RolloutPoolConfig(
-        workers=r.workers,
-        needs=required_resources(r),
-        start_seconds=r.start_seconds,
-        sample_seconds=r.sample_seconds,
-        groups_at_once=r.max_sequences,  # a group may be of one reply; what is too many waits in the engine
-        sync_seconds=r.sync_seconds,
-        probe_limit=r.probe_limit,
-        beat_seconds=r.beat_seconds,
+        num_workers=r.num_workers,
+        resources=required_resources(r),
+        start_timeout_s=r.start_timeout_s,
+        generate_timeout_s=r.generate_timeout_s,
+        max_groups=r.max_num_seqs,  # a group may be of one reply; what is too many waits in the engine
+        sync_timeout_s=r.sync_timeout_s,
+        max_logprob_diff=config.weight_sync.max_logprob_diff,
+        heartbeat_timeout_s=r.heartbeat_timeout_s,
         metrics_host=config.metrics.host,
         fixed=fixed,
     )
-    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, tell, company)
+    return RolloutPool(pool, engine_settings(config, chosen), chosen, config.run.seed, emit_event, pools)
 
 
-def reward_pool(config: Config, chosen: Family, tell: Tell, company: list[ActorPool] | None = None) -> RewardPool:
-    def part(named: Named) -> ClassSpec:
-        return ClassSpec(use=named.use, arguments=dict(named.arguments), name=getattr(named, "name", ""))
+def reward_pool(
+    config: Config, chosen: Family, emit_event: EventSink, pools: list[ActorPool] | None = None
+) -> RewardPool:
+    """Build the reward pool, with its decoder pool if configured."""
+
+    def part(named: ClassSection) -> ClassSpec:
+        return ClassSpec(target=named.target, kwargs=dict(named.kwargs), name=getattr(named, "name", ""))
 
     r, d = config.reward, config.reward.decoders
-    decoders = DecoderConfig(decoders=d.members, needs=required_resources(d), start_seconds=d.start_seconds)
+    decoders = DecoderConfig(decoders=d.num_workers, needs=required_resources(d), start_seconds=d.start_timeout_s)
     settings = RewardServerConfig(
-        servers=r.servers,
+        servers=r.num_servers,
         needs=required_resources(r),
-        checkpoint=config.model.checkpoint,
+        checkpoint=config.model.path,
         codec=part(r.codec),
-        raters=tuple(part(rater) for rater in r.raters),
-        start_seconds=r.start_seconds,
-        score_seconds=r.score_seconds,
-        beat_seconds=r.beat_seconds,
-        decoders=decoders if d.members else None,
+        raters=tuple(part(rater) for rater in r.functions),
+        start_seconds=r.start_timeout_s,
+        score_seconds=r.score_timeout_s,
+        beat_seconds=r.heartbeat_timeout_s,
+        decoders=decoders if d.num_workers else None,
     )
-    return RewardPool(settings, chosen, tell, company)
+    return RewardPool(settings, chosen, emit_event, pools)
 
 
 def build_objective(config: Config) -> Objective:
     """The loss."""
-    p, a = config.preference, config.anchor
+    p, a = config.algorithm, config.anchor
     return Objective(
         routes=tuple(RouteLoss(channel=r.channel, weight=r.weight) for r in routes(config)),
-        clip=p.clip,
-        clip_high=p.clip if p.clip_high is None else p.clip_high,
-        ratio=p.ratio,
-        cap=p.importance_cap,
-        kl_text=p.kl_text if routes(config) else 0.0,
-        kl_speech=p.kl_speech if routes(config) else 0.0,
-        pairs=PairLoss(channel=p.pairs.channel, beta=p.pairs.beta) if p.objective == "dpo" else None,
-        boundary=p.boundary,
-        anchor_text=a.weight_text,
-        anchor_speech=a.weight_speech,
+        clip=p.clip_eps_low,
+        clip_high=p.clip_eps_low if p.clip_eps_high is None else p.clip_eps_high,
+        ratio=p.importance_sampling,
+        cap=p.tis_cap,
+        kl_text=p.kl_coef_text if routes(config) else 0.0,
+        kl_speech=p.kl_coef_speech if routes(config) else 0.0,
+        pairs=PairLoss(channel=p.dpo.channel, beta=p.dpo.beta) if p.name == "dpo" else None,
+        boundary=p.boundary_channel,
+        anchor_text=a.text_weight,
+        anchor_speech=a.speech_weight,
     )
 
 
 def learner_place(config: Config) -> Placement:
-    """Asks Ray for room for all ranks, together."""
+    """Request the resources of all ranks together."""
     c = config.learner
-    return Placement("learner", *[required_resources(c)] * c.ranks, strategy=c.strategy)
+    return Placement("learner", *[required_resources(c)] * c.num_workers, strategy=c.placement_strategy)
 
 
 def rank_settings(config: Config, run: str) -> LearnerConfig:
-    """run: the name of the run."""
+    """Return the settings of a learner rank. run: name of the run."""
     c = config.learner
     weights = Path(config.run.directory) / run / "weights"
     return LearnerConfig(
-        checkpoint=config.model.checkpoint,
+        checkpoint=config.model.path,
         run=run,
         dtype=config.model.dtype,
         zero_stage=c.zero_stage,
         learning_rate=c.learning_rate,
         betas=c.betas,
-        epsilon=c.epsilon,
+        epsilon=c.adam_eps,
         weight_decay=c.weight_decay,
-        gradient_clip=c.gradient_clip,
-        warmup=c.warmup,
-        steps=config.run.iterations,
-        final_rate=c.final_rate,
-        packing=c.packing,
+        gradient_clip=c.max_grad_norm,
+        warmup=c.warmup_steps,
+        steps=config.train.num_steps,
+        final_rate=c.min_lr_ratio,
+        packing=c.sequence_packing,
         gradient_checkpointing=c.gradient_checkpointing,
-        threads=c.threads,
+        threads=c.num_threads,
         temperature=config.rollout.temperature,
-        frozen=tuple(family(config.model.family).parameters(config.model.frozen)),
-        gpu=c.gpus > 0,
+        frozen=tuple(family(config.model.family).parameters(config.model.freeze)),
+        gpu=c.num_gpus > 0,
         lora=lora_settings(config),
         trust_remote_code=config.model.trust_remote_code,
-        exchange=config.run.exchange,
-        folder=weights if config.run.exchange == "directory" else None,
+        exchange=config.weight_sync.backend,
+        folder=weights if config.weight_sync.backend == "filesystem" else None,
     )
 
 
 def learner_group(config: Config, chosen: Family, run: str, place: Placement) -> LearnerGroup:
+    """Start the ranks of the learner in a placement. run: name of the run."""
     c = config.learner
     group = LearnerGroupConfig(
-        ranks=c.ranks,
-        start_seconds=c.start_seconds,
-        step_seconds=c.step_seconds,
-        micro_batch_tokens=c.micro_batch_tokens,
-        skips_in_a_row=c.skips_in_a_row,
+        ranks=c.num_workers,
+        start_seconds=c.start_timeout_s,
+        step_seconds=c.step_timeout_s,
+        micro_batch_tokens=c.max_tokens_per_micro_batch,
+        skips_in_a_row=c.max_consecutive_skips,
         faults=Path(config.run.directory) / run / "faults",
     )
     return LearnerGroup(group, rank_settings(config, run), chosen, build_objective(config), place)

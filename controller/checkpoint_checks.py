@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
 from common.files import check_exists, parse_json, read_text
-from configs.schema import Config, Named, NamedRater
+from configs.schema import ClassSection, Config, RewardFunctionSection
 from learner.config import LoraConfig
 from learner.parameter_filter import adapted_layers, frozen_names
 from speech.checkpoint import check_checkpoint
@@ -28,12 +28,12 @@ TOKEN_WEIGHTS = (EMBEDDING, "lm_head.weight")
 
 
 def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """The checkpoint's weights are all there, whole, one row a token; `model.frozen` names some of them, and
+    """The checkpoint's weights are all there, whole, one row a token; `model.freeze` names some of them, and
     `learner.lora` layers.
 
     Returns the shape of every tensor by its name.
     """
-    directory = Path(config.model.checkpoint)
+    directory = Path(config.model.path)
     files = check_checkpoint(directory, trust_remote_code=config.model.trust_remote_code)
     shapes: dict[str, list[int]] = {}
     for file in files:
@@ -43,9 +43,7 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
     wanted = [vocabulary.size, _width(directory)]
     for name, shape in shapes.items():
         if name.endswith(TOKEN_WEIGHTS) and shape != wanted:
-            raise InputError(
-                f"model.checkpoint: {name} of {directory} has the shape {shape}; its config.json says {wanted}"
-            )
+            raise InputError(f"model.path: {name} of {directory} has the shape {shape}; its config.json says {wanted}")
     _frozen(config, shapes)
     check_adapters_fit(config, shapes)
     return shapes
@@ -54,7 +52,7 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
 def lora_settings(config: Config) -> LoraConfig | None:
     """None: no adapters."""
     c = config.learner.lora
-    return LoraConfig(rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)) if c.rank else None
+    return LoraConfig(r=c.r, lora_alpha=c.lora_alpha, target_modules=tuple(c.target_modules)) if c.r else None
 
 
 def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
@@ -73,7 +71,7 @@ def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> d
 
 def _frozen(config: Config, shapes: Iterable[str]) -> set[str]:
     """Names of tensors that are not trained. Raises InputError as `frozen_names` does."""
-    patterns = family(config.model.family).parameters(config.model.frozen)
+    patterns = family(config.model.family).parameters(config.model.freeze)
     # The output layer is not in the file when it is tied to the embedding.
     return frozen_names(sorted({*shapes, "lm_head.weight"}), patterns)
 
@@ -84,21 +82,19 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         with safe_open(file, framework="numpy") as weights:
             return {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"model.checkpoint: {file} cannot be read: {error}") from error
+        raise InputError(f"model.path: {file} cannot be read: {error}") from error
 
 
 def _check_index(directory: Path, names: set[str]) -> None:
     index = parse_json(read_text(directory / INDEX), str(directory / INDEX))
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-        raise InputError(f"model.checkpoint: {directory / INDEX} has no weight_map of names and files")
+        raise InputError(f"model.path: {directory / INDEX} has no weight_map of names and files")
     for name, file in placed.items():
         if Path(file).name != file or not check_exists(directory / file):
-            raise InputError(f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which is not there")
+            raise InputError(f"model.path: {directory / INDEX} says {name} is in {file!r}, which is not there")
         if name not in names:
-            raise InputError(
-                f"model.checkpoint: {directory / INDEX} says {name} is in {file!r}, which does not have it"
-            )
+            raise InputError(f"model.path: {directory / INDEX} says {name} is in {file!r}, which does not have it")
 
 
 def _width(directory: Path) -> object:
@@ -106,41 +102,41 @@ def _width(directory: Path) -> object:
     settings = parse_json(read_text(directory / "config.json"), str(directory / "config.json"))
     width = settings.get("hidden_size")
     if type(width) is not int or width < 1:
-        raise InputError(f"model.checkpoint: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
+        raise InputError(f"model.path: {directory / 'config.json'} has hidden_size {width!r}, not a whole number")
     return width
 
 
 def check_reward(config: Config, vocabulary: Vocabulary) -> None:
     """What the reward servers will load is there, takes its arguments, and the codec has the checkpoint's codes."""
     inspect_codec(config, vocabulary)
-    for rater in config.reward.raters:
+    for rater in config.reward.functions:
         check_rater(rater)
-    if config.reward.signal:
-        _loaded("reward.signal", config.reward.signal)
+    if config.reward.audio_quality_fn:
+        _loaded("reward.audio_quality_fn", config.reward.audio_quality_fn)
 
 
-def check_rater(rater: NamedRater) -> None:
+def check_rater(rater: RewardFunctionSection) -> None:
     """It is there, takes its arguments, and calls its score as the configuration does. It is not built."""
-    key = f"reward.raters.{rater.name}"
-    made = _loaded(key, rater.use)
+    key = f"reward.functions.{rater.name}"
+    made = _loaded(key, rater.target)
     _check_arguments(key, rater, made)
     if hasattr(made, "check"):
         try:
-            made.check(dict(rater.arguments))
+            made.check(dict(rater.kwargs))
         except InputError as error:
-            raise InputError(f"{key}.arguments: {error}") from error
+            raise InputError(f"{key}.kwargs: {error}") from error
     if isinstance(made, type) and not callable(getattr(made, "rate", None)):
-        raise InputError(f"{key}: {rater.use} is no rater; it has no method 'rate'")
+        raise InputError(f"{key}: {rater.target} is no rater; it has no method 'rate'")
     own = getattr(made, "name", None)
     if isinstance(own, str) and own != rater.name:
-        raise InputError(f"reward.raters: {rater.use} calls its score {own!r}, not {rater.name!r}")
+        raise InputError(f"reward.functions: {rater.target} calls its score {own!r}, not {rater.name!r}")
 
 
 def load_codec(config: Config, vocabulary: Vocabulary) -> Codec:
     """The codec, which has a code for each speech token and no other."""
     named = config.reward.codec
     _codec_class(named)
-    codec = _tried(named, lambda: build_codec(named.use, named.arguments))
+    codec = _tried(named, lambda: build_codec(named.target, named.kwargs))
     return _of_vocabulary(codec, config, vocabulary)
 
 
@@ -151,39 +147,37 @@ def inspect_codec(config: Config, vocabulary: Vocabulary) -> Any:
     found = _codec_class(named)
     if not hasattr(found, "check"):
         return load_codec(config, vocabulary)
-    further = {name: value for name, value in named.arguments.items() if name != "path"}
-    _tried(named, lambda: found.check(Path(named.arguments["path"]), **further))
+    further = {name: value for name, value in named.kwargs.items() if name != "path"}
+    _tried(named, lambda: found.check(Path(named.kwargs["path"]), **further))
     return _of_vocabulary(found, config, vocabulary)
 
 
-def _codec_class(named: Named) -> Any:
+def _codec_class(named: ClassSection) -> Any:
     """Raises InputError where it is not there, or does not take the arguments."""
-    found: Any = _loaded("reward.codec", named.use)
+    found: Any = _loaded("reward.codec", named.target)
     if hasattr(found, "load"):
         parameters = list(inspect.signature(found.load).parameters.values())
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             allowed = ["path", *(parameter.name for parameter in parameters[1:])]
-            if others := sorted(set(named.arguments) - set(allowed)):
-                raise InputError(
-                    f"reward.codec.arguments: {others[0]!r} is not possible; allowed: {', '.join(allowed)}"
-                )
+            if others := sorted(set(named.kwargs) - set(allowed)):
+                raise InputError(f"reward.codec.kwargs: {others[0]!r} is not possible; allowed: {', '.join(allowed)}")
     return found
 
 
-def _tried(named: Named, call: Callable[[], Any]) -> Any:
+def _tried(named: ClassSection, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except InputError:
         raise
     except Exception as error:  # a codec of the user's own may raise anything
-        raise InputError(f"reward.codec: {named.use} does not load {named.arguments['path']}: {error!r}") from error
+        raise InputError(f"reward.codec: {named.target} does not load {named.kwargs['path']}: {error!r}") from error
 
 
 def _of_vocabulary(codec: Any, config: Config, vocabulary: Vocabulary) -> Any:
     codes = _tried(config.reward.codec, lambda: codec.codebook)
     if codes != vocabulary.codebook:
         raise InputError(
-            f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.checkpoint} has "
+            f"reward.codec: the codec has {codes} codes, the tokenizer of {config.model.path} has "
             f"{vocabulary.codebook} speech tokens"
         )
     return codec
@@ -199,13 +193,13 @@ def _loaded(key: str, use: str) -> Callable:
     return found
 
 
-def _check_arguments(key: str, named: Named, made: Callable[..., Any]) -> None:
+def _check_arguments(key: str, named: ClassSection, made: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(made)
     except (ValueError, TypeError):  # of compiled code, which does not say
         return
     try:
-        signature.bind(**named.arguments)
+        signature.bind(**named.kwargs)
     except TypeError as error:
-        given = ", ".join(map(str, named.arguments)) or "no arguments"  # their names: a value may be a secret
-        raise InputError(f"{key}: {named.use} cannot be called with {given}: {error}") from error
+        given = ", ".join(map(str, named.kwargs)) or "no arguments"  # their names: a value may be a secret
+        raise InputError(f"{key}: {named.target} cannot be called with {given}: {error}") from error

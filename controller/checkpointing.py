@@ -15,14 +15,13 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
@@ -177,21 +176,22 @@ def _flush_folder(folder: Path) -> None:
 
 
 SAFE = (
-    "run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.stall_seconds", "run.exchange",
-    "rollout.workers", "rollout.most_workers", "rollout.wait_share",
-    "rollout.cpus", "rollout.gpus", "rollout.resources",
-    "rollout.start_seconds", "rollout.sample_seconds", "rollout.sync_seconds", "rollout.beat_seconds",
-    "reward.servers", "reward.cpus", "reward.gpus", "reward.resources", "reward.decoders",
-    "reward.start_seconds", "reward.score_seconds", "reward.beat_seconds",
-    "reward.missing_limit", "reward.missing_window",
-    "learner.cpus", "learner.gpus", "learner.resources", "learner.strategy",
-    "learner.start_seconds", "learner.step_seconds", "learner.skips_in_a_row", "learner.gradient_checkpointing",
-    "evaluation.recordings", "evaluation.listen_every", "metrics.host", "metrics.port", "cluster.address",
+    "train.num_steps", "checkpoint.interval", "checkpoint.max_to_keep", "run.stall_timeout_s", "weight_sync.backend",
+    "rollout.num_workers", "rollout.autoscale.max_workers", "rollout.autoscale.target_wait",
+    "rollout.num_cpus", "rollout.num_gpus", "rollout.resources",
+    "rollout.start_timeout_s", "rollout.generate_timeout_s", "rollout.sync_timeout_s", "rollout.heartbeat_timeout_s",
+    "reward.num_servers", "reward.num_cpus", "reward.num_gpus", "reward.resources", "reward.decoders",
+    "reward.start_timeout_s", "reward.score_timeout_s", "reward.heartbeat_timeout_s",
+    "reward.max_missing_rate", "reward.missing_window",
+    "learner.num_cpus", "learner.num_gpus", "learner.resources", "learner.placement_strategy",
+    "learner.start_timeout_s", "learner.step_timeout_s", "learner.max_consecutive_skips",
+    "learner.gradient_checkpointing",
+    "validation.num_recordings", "validation.recording_interval", "metrics.host", "metrics.port", "cluster.address",
 )  # fmt: skip
 """Keys that may change: they decide no number that the run computes."""
 
 
-SIZES = {"rollout.workers": "rollout", "reward.servers": "reward", "reward.decoders.members": "decoder"}
+SIZES = {"rollout.num_workers": "rollout", "reward.num_servers": "reward", "reward.decoders.num_workers": "decoder"}
 """Pools by the key that says how many members they have at the start."""
 
 
@@ -207,18 +207,18 @@ class ResumePlan:
     """Where it goes on; None: no checkpoint was written, and it begins again."""
 
 
-def plan_resume(run: Path, overrides: list[str], config_file: Path | None = None) -> ResumePlan:
-    """What `duet train --resume RUN` goes on with. config_file: a configuration that is to hold from now on, compared
+def plan_resume(run: Path, overrides: list[str], config_files: Sequence[Path] = ()) -> ResumePlan:
+    """What `duet train --resume RUN` goes on with. config_files: a configuration that is to hold from now on, compared
     with the run's own.
 
     Raises InputError when there is no such run, when it has come to its end, or when a setting changes that may not.
     """
     directory = run_directory(run)
     own = load_config(directory / "config.yaml", [])
-    wanted = load_config(config_file or directory / "config.yaml", overrides)
+    wanted = load_config(config_files or directory / "config.yaml", overrides)
     for config in (own, wanted):
         make_absolute(config)
-    if config_file is not None:
+    if config_files:
         wanted.run.name, wanted.run.directory = own.run.name, own.run.directory
     changes = changed_settings(own, wanted)
     refused = {key: change for key, change in changes.items() if not _may_change(key, own)}
@@ -230,13 +230,13 @@ def plan_resume(run: Path, overrides: list[str], config_file: Path | None = None
         )
     checkpoint = CheckpointManager(directory).newest()
     done = checkpoint.iteration if checkpoint is not None else 0
-    if done >= wanted.run.iterations and is_finished(directory):
+    if done >= wanted.train.num_steps and is_finished(directory):
         raise InputError(
             f"{directory.name} has finished its {done} iterations; to go on, ask for more: "
-            f"run.iterations={done + own.run.iterations}"
+            f"train.num_steps={done + own.train.num_steps}"
         )
-    if done > wanted.run.iterations:
-        raise InputError(f"run.iterations: {wanted.run.iterations}, but {directory.name} has done {done} already")
+    if done > wanted.train.num_steps:
+        raise InputError(f"train.num_steps: {wanted.train.num_steps}, but {directory.name} has done {done} already")
     for key in SIZES:
         size = attrgetter(key)(wanted)
         if any(override.partition("=")[0] == key for override in overrides):
@@ -291,8 +291,8 @@ def seconds_before(directory: Path) -> float:
 
 
 def overrides_after(directory: Path, iteration: int) -> dict[int, list[float | str]]:
-    """λ as it was set from outside (`duet mix`) in later iterations, by iteration. They are done again, and take it
-    again."""
+    """λ as it was set from outside (`duet set-lambda`) in later iterations, by iteration. They are done again, and take
+    it again."""
     found: dict[int, list[float | str]] = {}
     for event in read_events(directory):
         if event["kind"] == "mix" and event["iteration"] > iteration:
@@ -301,9 +301,9 @@ def overrides_after(directory: Path, iteration: int) -> dict[int, list[float | s
 
 
 def _may_change(key: str, own: Config) -> bool:
-    if key == "run.iterations":
+    if key == "train.num_steps":
         # The length of the cosine is the length of the run.
-        return own.learner.final_rate == 1.0
+        return own.learner.min_lr_ratio == 1.0
     return any(key == safe or key.startswith(f"{safe}.") for safe in SAFE)  # of a table, every name in it
 
 
@@ -323,5 +323,5 @@ def _flat(config: Config) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    add("", OmegaConf.to_container(OmegaConf.structured(config)))
+    add("", config.model_dump())
     return flat

@@ -34,19 +34,19 @@ class RunInputs:
     held_out: dict[str, list[Prompt]]
     """Asked all at once, and so in memory."""
     pairs: Dataset[PreferencePair] | list[PreferencePair]
-    """From `preference.pairs.file`; empty when replies are sampled."""
+    """From `algorithm.dpo.pairs_file`; empty when replies are sampled."""
 
 
 def read_inputs(config: Config) -> RunInputs:
     """Reads the data. Raises InputError naming what does not fit."""
     chosen = family(config.model.family)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), chosen.tokens)
     inputs = RunInputs(
         family=chosen,
         vocabulary=vocabulary,
         prompts=open_prompts(data_paths(config.data.prompts), vocabulary),
-        demonstrations=open_demonstrations(data_paths(config.data.demonstrations), vocabulary),
-        held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.held_out.items()},
+        demonstrations=open_demonstrations(data_paths(config.data.sft), vocabulary),
+        held_out={name: read_prompts(Path(path), vocabulary) for name, path in config.data.validation.items()},
         pairs=_pairs(config, vocabulary),
     )
     check_weights(config, vocabulary)
@@ -57,36 +57,35 @@ def read_inputs(config: Config) -> RunInputs:
     longest = max([inputs.prompts.longest, *asked])
     if longest > longest_prompt(config):
         raise InputError(
-            f"model.max_length: {config.model.max_length} is too short for the longest prompt, {longest} tokens, plus "
-            f"rollout.max_tokens = {config.rollout.max_tokens}"
+            f"model.max_model_len: {config.model.max_model_len} is too short for the longest prompt, {longest} tokens, "
+            "plus "
+            f"rollout.max_new_tokens = {config.rollout.max_new_tokens}"
         )
-    source = config.preference.pairs.file or source_name(config.data.prompts)
-    if len(inputs.pairs or inputs.prompts) < config.rollout.prompts:
+    source = config.algorithm.dpo.pairs_file or source_name(config.data.prompts)
+    if len(inputs.pairs or inputs.prompts) < config.rollout.batch_size:
         raise InputError(
-            f"rollout.prompts: {config.rollout.prompts} an iteration, but {source} has only "
+            f"rollout.batch_size: {config.rollout.batch_size} an iteration, but {source} has only "
             f"{len(inputs.pairs or inputs.prompts)}"
         )
     return inputs
 
 
 def _pairs(config: Config, vocabulary: Vocabulary) -> Dataset[PreferencePair] | list[PreferencePair]:
-    if not config.preference.pairs.file:
+    if not config.algorithm.dpo.pairs_file:
         return []
-    path = Path(config.preference.pairs.file)
+    path = Path(config.algorithm.dpo.pairs_file)
     return read_pairs(path, vocabulary) if path.suffix == ".jsonl" else open_pairs([path], vocabulary)
 
 
 def build_samplers(config: Config, inputs: RunInputs) -> tuple[Sampler, Sampler]:
     """Of prompts, or pairs from a file, and of demonstrations: a run's order of its data, from the beginning."""
     seed, pairs = config.run.seed, inputs.pairs
-    weights = {
-        key: [one.weight for one in data_sources(getattr(config.data, key))] for key in ("prompts", "demonstrations")
-    }
+    weights = {key: [one.weight for one in data_sources(getattr(config.data, key))] for key in ("prompts", "sft")}
     return (
         build_sampler([len(pairs)], [1.0], seed, PROMPTS)
         if pairs
         else build_sampler(inputs.prompts.counts, weights["prompts"], seed, PROMPTS),
-        build_sampler(inputs.demonstrations.counts, weights["demonstrations"], seed, DEMONSTRATIONS),
+        build_sampler(inputs.demonstrations.counts, weights["sft"], seed, DEMONSTRATIONS),
     )
 
 
@@ -95,13 +94,14 @@ def _check_streams(config: Config, inputs: RunInputs) -> None:
     streams, name = inputs.family.streams, inputs.family.name
     if streams == 1:
         return
-    if config.rollout.tensor_parallel > 1:
+    if config.rollout.tensor_parallel_size > 1:
         raise InputError(
-            f"rollout.tensor_parallel: {config.rollout.tensor_parallel}, but the engine of family {name} keeps its "
+            f"rollout.tensor_parallel_size: {config.rollout.tensor_parallel_size}, but the engine of family {name} "
+            "keeps its "
             "model on one device; set it to 1"
         )
-    if config.run.exchange == "broadcast":
-        raise InputError(f"run.exchange: broadcast reaches no engine of family {name}; use memory or objects")
+    if config.weight_sync.backend == "broadcast":
+        raise InputError(f"weight_sync.backend: broadcast reaches no engine of family {name}; use shm or object_store")
     begin = 0
     for table in inputs.prompts.stream("token_ids"):
         lengths = id_lists(table["token_ids"]).lengths
@@ -112,7 +112,7 @@ def _check_streams(config: Config, inputs: RunInputs) -> None:
     for held_out, prompts in inputs.held_out.items():
         for row, prompt in enumerate(prompts, 1):
             if len(prompt.token_ids) % streams:
-                place = f"{config.data.held_out[held_out]} row {row}"
+                place = f"{config.data.validation[held_out]} row {row}"
                 raise InputError(f"{place}: field 'token_ids' {_half(inputs.family, len(prompt.token_ids))}")
 
 
@@ -122,11 +122,12 @@ def _half(chosen: Family, tokens: int) -> str:
 
 def _check_replies(config: Config, inputs: RunInputs) -> None:
     """Replies to learn from must fit into the model and, where sampling is held to a structure, follow it."""
-    wanted = config.preference.objective == "dpo" and config.preference.pairs.chosen == "demonstration"
+    wanted = config.algorithm.name == "dpo" and config.algorithm.dpo.chosen_source == "demonstration"
     if wanted and not np.isin(inputs.prompts.hashes("id"), inputs.demonstrations.hashes("prompt_id")).any():
         raise InputError(
-            f"preference.pairs.chosen: demonstration, but no prompt of {source_name(config.data.prompts)} has one in "
-            f"{source_name(config.data.demonstrations)} (column prompt_id)"
+            f"algorithm.dpo.chosen_source: demonstration, but no prompt of {source_name(config.data.prompts)} has one "
+            "in "
+            f"{source_name(config.data.sft)} (column prompt_id)"
         )
     held_to = reply_structure(config, inputs.family, inputs.vocabulary)
     _check_all(config, held_to, inputs.demonstrations, ["reply_ids"])
@@ -135,14 +136,14 @@ def _check_replies(config: Config, inputs: RunInputs) -> None:
         return
     for row, pair in enumerate(inputs.pairs, start=1):
         for name, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
-            place = f"{config.preference.pairs.file} row {row}"
+            place = f"{config.algorithm.dpo.pairs_file} row {row}"
             check_reply(config, held_to, place, name, pair.prompt_ids, ids)
 
 
 def _check_all(config: Config, held_to: Structure | None, rows: Dataset, names: list[str]) -> None:
     """`check_reply` of these columns of all rows; of those that were prepared for this family and fit, none."""
     loose = held_to is None and family(config.model.family).streams == 1
-    if rows.longest <= config.model.max_length and (loose or rows.families == {config.model.family}):
+    if rows.longest <= config.model.max_model_len and (loose or rows.families == {config.model.family}):
         return
     begin, streams = 0, family(config.model.family).streams
     for table in rows.stream("prompt_ids", *names):
@@ -151,7 +152,7 @@ def _check_all(config: Config, held_to: Structure | None, rows: Dataset, names: 
         for name in names:
             ids = id_lists(table[name])
             good &= ids.lengths % streams == 0
-            good &= prompts.lengths + ids.lengths <= config.model.max_length
+            good &= prompts.lengths + ids.lengths <= config.model.max_model_len
             if held_to is not None:
                 good &= follow_grammar(ids.values, ids.offsets, *held_to)
         for row in np.flatnonzero(~good).tolist():
@@ -168,10 +169,10 @@ def check_reply(
 
     held_to: what sampling is held to. place: file and row. field: where in it the reply stands.
     """
-    if len(prompt_ids) + len(ids) > config.model.max_length:
+    if len(prompt_ids) + len(ids) > config.model.max_model_len:
         raise InputError(
-            f"{place}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than model.max_length = "
-            f"{config.model.max_length}"
+            f"{place}: prompt and {field} have {len(prompt_ids) + len(ids)} tokens, more than model.max_model_len = "
+            f"{config.model.max_model_len}"
         )
     chosen = family(config.model.family)
     for name, part in (("prompt_ids", prompt_ids), (field, ids)):
@@ -187,12 +188,12 @@ def fingerprints(inputs: RunInputs) -> dict[str, str]:
     pairs = inputs.pairs
     return {
         "data.prompts": _mark(inputs.prompts),
-        "data.demonstrations": _mark(inputs.demonstrations),
-        "preference.pairs.file": _mark(pairs)
+        "data.sft": _mark(inputs.demonstrations),
+        "algorithm.dpo.pairs_file": _mark(pairs)
         if isinstance(pairs, Dataset)
         else fingerprint_of_rows([p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs),
         **{
-            f"data.held_out.{n}": fingerprint_of_rows([p.token_ids] for p in prompts)
+            f"data.validation.{n}": fingerprint_of_rows([p.token_ids] for p in prompts)
             for n, prompts in inputs.held_out.items()
         },
     }
@@ -207,7 +208,9 @@ def _mark(rows: Dataset) -> str:
 
 def is_constrained(config: Config, chosen: Family) -> bool:
     """Whether sampling is held to the family's interleave structure."""
-    return config.rollout.structure == "on" or (config.rollout.structure == "auto" and not chosen.follows_pattern)
+    return config.rollout.constrained_decoding == "on" or (
+        config.rollout.constrained_decoding == "auto" and not chosen.follows_pattern
+    )
 
 
 def reply_structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> Structure | None:
@@ -218,7 +221,7 @@ def reply_structure(config: Config, chosen: Family, vocabulary: Vocabulary) -> S
 def check_learner(config: Config, checkpoint: Path) -> None:
     """Raises InputError unless the learner can go on from the checkpoint; before anything starts."""
     learner = config.learner
-    check_checkpoint(checkpoint, ranks=learner.ranks, zero_stage=learner.zero_stage, dtype=config.model.dtype)
+    check_checkpoint(checkpoint, ranks=learner.num_workers, zero_stage=learner.zero_stage, dtype=config.model.dtype)
 
 
 def newest_checkpoint(config: Config, run: Path) -> Checkpoint | None:

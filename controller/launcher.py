@@ -107,9 +107,9 @@ def _introduce(console: Console, config: Config, directory: Path, prompts: int, 
         *batch_summary(config),
         (
             "members",
-            f"{config.rollout.workers} rollout, {config.reward.servers} reward, "
-            + (f"{config.reward.decoders.members} decoder, " if config.reward.decoders.members else "")
-            + f"{config.learner.ranks} learner (ZeRO {config.learner.zero_stage})",
+            f"{config.rollout.num_workers} rollout, {config.reward.num_servers} reward, "
+            + (f"{config.reward.decoders.num_workers} decoder, " if config.reward.decoders.num_workers else "")
+            + f"{config.learner.num_workers} learner (ZeRO {config.learner.zero_stage})",
         ),
         ("directory", str(directory)),
     ]
@@ -194,7 +194,7 @@ class RunMonitor:
 
     def __init__(self, config: Config, directory: Path, console: Console) -> None:
         self._config, self._directory = config, directory
-        self._display = Display(config.run.name, console, scores=list(config.reward.total))
+        self._display = Display(config.run.name, console, scores=list(config.reward.weights))
         self._stopping = False
 
     def to_the_end(self, changes: Changes | None) -> dict:
@@ -215,7 +215,7 @@ class RunMonitor:
                         raise
                     changes = {}
                     RunDirectory.open(self._directory).add_event(
-                        "controller lost", reason=str(error), iteration=lost[-1]
+                        "controller_died", reason=str(error), iteration=lost[-1]
                     )
                     self._display.note(f"{error}; a new one goes on after iteration {lost[-1]}")
 
@@ -262,7 +262,7 @@ class RunMonitor:
     def _stop(self, controller) -> None:
         self._stopping = True
         ray.get(controller.stop.remote(), timeout=ANSWER_SECONDS)
-        total = self._config.run.iterations
+        total = self._config.train.num_steps
         self._display.update(Progress(stage="stopping after this iteration", iterations_total=total))
 
     def _follow(self, controller, job: ray.ObjectRef) -> None:

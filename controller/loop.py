@@ -72,15 +72,15 @@ class PrefetchedBatch:
 class TrainingLoop:
     """One run: the pools, the mix ratio, and the steps of an iteration."""
 
-    def __init__(self, config: Config, inputs: RunInputs, run: str, tell: build.Tell) -> None:
-        """tell: takes events, a kind and fields."""
-        self.config, self.inputs, self._run, self._tell = config, inputs, run, tell
+    def __init__(self, config: Config, inputs: RunInputs, run: str, emit_event: build.EventSink) -> None:
+        """emit_event: takes a kind and fields."""
+        self.config, self.inputs, self._run, self._emit_event = config, inputs, run, emit_event
         # First of all, and for good: pools that grow, or replace a member, cannot take what the learner needs.
         self._learners = build.learner_place(config)
         self.learner = build.learner_group(config, inputs.family, run, self._learners)
         company: list[ActorPool] = []
-        self.rollout = build.rollout_pool(config, inputs.family, tell, company)
-        self.reward = build.reward_pool(config, inputs.family, tell, company)
+        self.rollout = build.rollout_pool(config, inputs.family, emit_event, company)
+        self.reward = build.reward_pool(config, inputs.family, emit_event, company)
         self.flow = Pipeline(self.rollout, self.reward, company)
         self._pools: dict[str, SpeechPool] = {"rollout": self.rollout, "reward": self.reward}
         if self.reward.decoders is not None:
@@ -108,8 +108,8 @@ class TrainingLoop:
             try:
                 self.reward.load_cache(checkpoint.directory / JUDGES)
             except InputError as error:  # they will be asked again
-                self._tell("judges forgotten", reason=str(error))
-        group_size, sampling = self.config.rollout.group_size, build.sampling(self.config)
+                self._emit_event("judge_cache_dropped", reason=str(error))
+        group_size, sampling = self.config.rollout.n, build.sampling(self.config)
         self.rollout.begin(self.inputs.prompts[:1], group_size, sampling, strict=strict)
         self.reward.begin(strict=strict)
         self.learner.start()
@@ -123,7 +123,7 @@ class TrainingLoop:
         config, inputs = self.config, self.inputs
         self.seconds = {}
         version = self.learner.version
-        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.rows)]
+        demonstrations = [inputs.demonstrations[index] for index in self.demonstrations.take(config.anchor.batch_size)]
 
         busy = self._busy()
         with self._timed("rollout"):
@@ -163,11 +163,12 @@ class TrainingLoop:
 
     def _order(self, number: int) -> "PrefetchedBatch":
         """Has this iteration's replies drawn and rated, and those of the iterations after it that may be drawn under
-        weights so old. Each iteration is a step: what is ordered now has at most `rollout.staleness` before its own."""
-        last = min(number + self.config.rollout.staleness, max(number, self.config.run.iterations))
+        weights so old. Each iteration is a step: what is ordered now has at most
+        `rollout.max_staleness_steps` before its own."""
+        last = min(number + self.config.rollout.max_staleness_steps, max(number, self.config.train.num_steps))
         while self._ordered < last:
             self._ordered += 1
-            position, indices = self.prompts.position, self.prompts.take(self.config.rollout.prompts)
+            position, indices = self.prompts.position, self.prompts.take(self.config.rollout.batch_size)
             prompts = [] if self.inputs.pairs else [self.inputs.prompts[index] for index in indices]
             batch = self._draw(prompts, draw_seeds(self.config.run.seed, PROMPTS, self._ordered, len(prompts)))
             self._ahead[self._ordered] = PrefetchedBatch(position=position, indices=indices, batch=batch)
@@ -183,7 +184,7 @@ class TrainingLoop:
 
     def _draw(self, prompts: list[Prompt], seeds: list[int], group_size: int | None = None) -> RolloutBatch:
         """Orders a group for each prompt."""
-        size = group_size or self.config.rollout.group_size
+        size = group_size or self.config.rollout.n
         return self.flow.order(prompts, seeds, size, build.sampling(self.config))
 
     def call_off(self) -> None:
@@ -197,7 +198,7 @@ class TrainingLoop:
     def judge(self, groups: list[ReplyGroup], cards: list[list[Scorecard]] | None = None) -> list[list[ScoredReply]]:
         """Replies with scores and advantages. cards: None asks the raters."""
         cards = self.reward.score(groups) if cards is None else cards
-        scoring, kind = build.scoring(self.config), self.config.preference.advantage
+        scoring, kind = build.scoring(self.config), self.config.algorithm.advantage_estimator
         return [
             score_groups(group, card, scoring, self.routes, kind) for group, card in zip(groups, cards, strict=True)
         ]
@@ -245,17 +246,17 @@ class TrainingLoop:
 
     def standing(self) -> RunStatus:
         """How the loop stands; may be asked from another thread."""
-        learner = replace(self.learner.census(), restarts=self.learner_restarts)
+        learner = replace(self.learner.status(), restarts=self.learner_restarts)
         return RunStatus(
             phase=self.phase,
             seconds=time.monotonic() - self.since,
-            pools={name: pool.census() for name, pool in self._pools.items()} | {"learner": learner},
+            pools={name: pool.status() for name, pool in self._pools.items()} | {"learner": learner},
             versions={"learner": self.learner.version, "rollout": self.rollout.oldest_version},
         )
 
-    def awaited(self) -> list[PendingCall]:
+    def pending_calls(self) -> list[PendingCall]:
         """Everybody, with what each was asked to do."""
-        return [w for pool in self._pools.values() for w in pool.awaited()] + self.learner.awaited()
+        return [w for pool in self._pools.values() for w in pool.pending_calls()] + self.learner.pending_calls()
 
     def restart_learner(self, checkpoint: Checkpoint | None) -> None:
         """A new learner group where the checkpoint left off; everybody else goes on living."""
@@ -264,7 +265,7 @@ class TrainingLoop:
             self.learner.stop()
         # Whoever waits for a place would take the next that there is, and a rank may have lost its own with its node.
         for pool in self._pools.values():
-            pool.withdraw()
+            pool.cancel_pending_starts()
         self.learner = build.learner_group(self.config, self.inputs.family, self._run, self._learners)
         self.learner_restarts += 1
         self.learner.start()
@@ -288,7 +289,7 @@ class TrainingLoop:
             with suppress(RuntimeError):
                 stop()
         with suppress(RuntimeError):
-            self._learners.give_up()
+            self._learners.release()
 
     def _busy(self) -> dict[str, float]:
         """Seconds that the members of each pool have worked, all together."""

@@ -64,7 +64,8 @@ class MissingScoreLimit:
         lost, over = counted.total() - counted[None], f"{self._window} iterations" if self._window > 1 else "iteration"
         raise TooManyMissingScores(
             f"rater {name!r} failed to give {lost} of {counted.total()} scores ({self._share(counted):.0%}) in the "
-            f"last {over}, more than reward.missing_limit = {self._limit:g} allows; most common reasons: {told}; see "
+            f"last {over}, more than reward.max_missing_rate = {self._limit:g} allows; most common reasons: {told}; "
+            "see "
             "that it is up and answers as it should, then go on with `duet train --resume RUN`, or raise "
-            "reward.missing_limit"
+            "reward.max_missing_rate"
         )

@@ -4,31 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ConfigDict
 from scipy.special import expit
 
-from configs.schema import MODES
+from configs.schema import MODES, Config, MixRatioSection
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixRatioConfig:
-    """The constants of λ. `configs.schema.Mix` explains each."""
+class MixRatioConfig(MixRatioSection):
+    """Section `mix_ratio` of the configuration, with the scale of the scores."""
 
-    mode: str
-    fixed: float
-    switch: int
-    largest: float
-    slope: float
-    threshold: float
-    lowest_score: float
-    highest_score: float
-    smoothing: float
-    first: float | None
-    per_group: bool
+    model_config = ConfigDict(frozen=True)
+
+    score_min: float
+    score_max: float
+
+    @classmethod
+    def from_config(cls, config: Config) -> "MixRatioConfig":
+        scale = {"score_min": config.reward.score_min, "score_max": config.reward.score_max}
+        return cls(**config.mix_ratio.model_dump(), **scale)
 
     @property
-    def largest_variance(self) -> float:
+    def max_variance(self) -> float:
         """The largest population variance on the scale: half of the scores at either end."""
-        return ((self.highest_score - self.lowest_score) / 2.0) ** 2
+        return ((self.score_max - self.score_min) / 2.0) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class MixRatioStats:
     gate_information: float | None
     """v: do the replies of the group differ?"""
     overridden: bool
-    """Whether somebody set λ from outside (`duet mix`)."""
+    """Whether somebody set λ from outside (`duet set-lambda`)."""
     shares: list[float]
     """What each group's preference counts relative to the others, mean 1: its own λ over their mean in per-group mode,
     else 1."""
@@ -63,8 +61,8 @@ class MixRatioState:
 
 def gates(scores: Sequence[float], settings: MixRatioConfig) -> tuple[float, float]:
     """(g, v) of one group's scores: g = sigmoid(k (max R − threshold)), v = clip(Var R / largest variance, 0, 1)."""
-    information = float(np.clip(np.var(scores) / settings.largest_variance, 0.0, 1.0))
-    quality = float(expit(settings.slope * (max(scores) - settings.threshold)))
+    information = float(np.clip(np.var(scores) / settings.max_variance, 0.0, 1.0))
+    quality = float(expit(settings.gate_slope * (max(scores) - settings.gate_threshold)))
     return quality, information
 
 
@@ -77,7 +75,7 @@ class MixRatio:
     def __init__(self, settings: MixRatioConfig, state: MixRatioState | None = None) -> None:
         """state: of the checkpoint to go on from; None at the start of a run."""
         self._settings = settings
-        self.state = state or MixRatioState(smoothed=settings.first)
+        self.state = state or MixRatioState(smoothed=settings.initial)
 
     def obey(self, request: object) -> float | str:
         """Overrides λ as a request says, {"kind": "mix", "value": 0.3}. Returns the value. Raises ValueError for any
@@ -95,7 +93,7 @@ class MixRatio:
         if isinstance(wanted, str):
             if wanted not in MODES:
                 raise ValueError(f"unknown mode {wanted!r}; allowed: {', '.join(MODES)}")
-            self.state.override = None if wanted == self._settings.mode else wanted
+            self.state.override = None if wanted == self._settings.schedule else wanted
         elif not 0.0 <= wanted <= 1.0:
             raise ValueError(f"λ = {wanted} is outside [0, 1]")
         else:
@@ -109,7 +107,7 @@ class MixRatio:
         s, state = self._settings, self.state
         measured = [gates(scores, s) if len(scores) >= 2 else None for scores in groups]
         found = [pair for pair in measured if pair is not None]
-        raw = [s.largest * g * v for g, v in found]
+        raw = [s.max * g * v for g, v in found]
         before = state.smoothed
         if raw:
             state.smoothed = self._smooth(float(np.mean(raw)), before)
@@ -129,12 +127,12 @@ class MixRatio:
         )
 
     def _smooth(self, raw: float, before: float | None) -> float:
-        smoothing = self._settings.smoothing
-        return raw if before is None else (1.0 - smoothing) * raw + smoothing * before
+        decay = self._settings.ema_decay
+        return raw if before is None else (1.0 - decay) * raw + decay * before
 
     @property
     def _mode(self) -> float | str:
-        return self._settings.mode if self.state.override is None else self.state.override
+        return self._settings.schedule if self.state.override is None else self.state.override
 
     def _choose(self) -> float:
         """λ of this step."""
@@ -142,7 +140,7 @@ class MixRatio:
         if not isinstance(mode, str):
             return mode
         if mode == "fixed":
-            return s.fixed
+            return s.value
         if mode == "two_stage":
-            return 0.0 if state.updates <= s.switch else s.fixed
+            return 0.0 if state.updates <= s.warmup_steps else s.value
         return state.smoothed if state.smoothed is not None else 0.0

@@ -20,17 +20,17 @@ from speech.types import Prompt, Reply, ReplyGroup
 class RolloutSource(Protocol):
     """What a flow needs of the rollout pool."""
 
-    def order(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
+    def submit(self, prompt: Prompt, group_size: int, sampling: SamplingConfig, seed: int) -> int: ...
     def replies(self) -> list[tuple[int, Reply]]: ...
-    def abandon(self) -> None: ...
+    def abort_all(self) -> None: ...
 
 
 class RewardSource(Protocol):
     """What a flow needs of the reward pool."""
 
-    def order(self, prompt: Prompt, reply: Reply) -> int: ...
-    def cards(self) -> list[tuple[int, Scorecard]]: ...
-    def abandon(self) -> None: ...
+    def submit(self, prompt: Prompt, reply: Reply) -> int: ...
+    def collect(self) -> list[tuple[int, Scorecard]]: ...
+    def abort_all(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Pipeline:
         """A group for each prompt. seeds: one a prompt, fix the draws."""
         batch = RolloutBatch(prompts, group_size)
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            self._drawing[self._rollout.order(prompt, group_size, sampling, seed)] = batch, place
+            self._drawing[self._rollout.submit(prompt, group_size, sampling, seed)] = batch, place
         return batch
 
     def pump(self, until: Callable[[], bool], others: Sequence[ray.ObjectRef] = ()) -> None:
@@ -101,14 +101,14 @@ class Pipeline:
             batch.replies[place][reply.index] = reply
             if len(batch.replies[place]) == batch.group_size:
                 del self._drawing[number]
-            self._rating[self._reward.order(batch.prompts[place], reply)] = batch, place, reply.index
-        for number, card in self._reward.cards():
+            self._rating[self._reward.submit(batch.prompts[place], reply)] = batch, place, reply.index
+        for number, card in self._reward.collect():
             batch, place, index = self._rating.pop(number)
             batch.cards[place][index] = card
 
     def abandon(self) -> None:
         """Gives up all batches."""
-        self._rollout.abandon()
-        self._reward.abandon()
+        self._rollout.abort_all()
+        self._reward.abort_all()
         self._drawing.clear()
         self._rating.clear()

@@ -110,7 +110,7 @@ def send_request(
             f"{run.name} did not take the request within {seconds:g} s; it was taken back. An iteration may take "
             "longer: --wait gives more time"
         )
-    if answer["kind"] == "refused":
+    if answer["kind"] == "request_rejected":
         raise InputError(f"{run.name} refused: {answer.get('reason', 'no reason is given')}")
     if type(answer.get("iteration")) is not int:
         raise InputError(f"{run / 'events.jsonl'} answers the request by {answer}, which names no iteration")
@@ -144,7 +144,8 @@ def _refuse_ended(run: Path) -> None:
 
 
 def parse_mix_value(words: str) -> float | str:
-    """What `duet mix` was given: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises InputError."""
+    """Parse the value of `duet set-lambda`: "fixed=0.3" → 0.3; "adaptive", "fixed", "two_stage" → that mode. Raises
+    InputError."""
     from configs.schema import MODES
 
     name, equals, number = words.partition("=")

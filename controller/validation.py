@@ -33,8 +33,8 @@ class Validator:
         provenance: Callable[[], ReplyProvenance],
     ) -> None:
         self._config, self._sets, self._records, self._loop = config, inputs.held_out, records, loop
-        few = config.evaluation.recordings
-        self._listened = {len(self._sets): _shown(inputs, few) if config.evaluation.listen_every else []}
+        few = config.validation.num_recordings
+        self._listened = {len(self._sets): _shown(inputs, few) if config.validation.recording_interval else []}
         """Prompts that are listened to, by the place of their set."""
         self._between = {place: ps[:few] for place, (name, ps) in enumerate(self._sets.items()) if name == HEADLINE}
         """The held-out ones, which an evaluation answers before and after."""
@@ -54,13 +54,13 @@ class Validator:
 
     def listen(self, iteration: int) -> None:
         """Answers between before and after, of the iterations that are listened to."""
-        every = self._config.evaluation.listen_every
-        if every and iteration % every == 0 and iteration < self._config.run.iterations:
+        every = self._config.validation.recording_interval
+        if every and iteration % every == 0 and iteration < self._config.train.num_steps:
             self._answer(self._between | self._listened, iteration)
 
     def _answer(self, prompts: Mapping[int, list[Prompt]], iteration: int) -> None:
         """With the seeds of the sampler that they always have: what differs between iterations is the weights."""
-        if not self._config.evaluation.listen_every:
+        if not self._config.validation.recording_interval:
             return
         judged = [one for place, few in prompts.items() if few for one in self._loop.evaluate(few, place)[1]]
         if judged:
@@ -88,7 +88,7 @@ class Validator:
             self._measure_signal(judged[HEADLINE], when)
 
     def _write_recordings(self, prompts: list[Prompt], judged: list[ScoredReply], when: str) -> None:
-        few = self._config.evaluation.recordings
+        few = self._config.validation.num_recordings
         for prompt, answer in zip(prompts[:few], judged[:few], strict=True):
             stem = self._records.directory / "audio" / safe_name(prompt.id)
             sounds = {when: answer.reply.token_ids}
@@ -101,10 +101,10 @@ class Validator:
                     aside.replace(path)
 
     def _measure_signal(self, judged: list[ScoredReply], when: str) -> None:
-        if not self._config.reward.signal:
+        if not self._config.reward.audio_quality_fn:
             return
-        chosen = [answer.reply.token_ids for answer in judged[: self._config.evaluation.signal_samples]]
-        values = self._loop.reward.measure(self._config.reward.signal, chosen)
+        chosen = [answer.reply.token_ids for answer in judged[: self._config.validation.num_quality_samples]]
+        values = self._loop.reward.measure(self._config.reward.audio_quality_fn, chosen)
         self.signal[when] = float(np.mean(values)) if values else None
 
 

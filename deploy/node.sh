@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts Ray on this machine, as a node of a cluster that answers nobody without its token.
+# Starts Ray on this machine, as a node of a cluster that requires a token.
 #   deploy/node.sh head [options of `ray start`]
 #   deploy/node.sh worker HEAD:6379 --resources='{"rollout": 8}'
 # The token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, the same on every machine
@@ -13,12 +13,12 @@ if [[ -z ${RAY_AUTH_TOKEN:-} && ! -s ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_toke
         "(\`ray get-auth-token --generate\` on one machine, then the same file on all)"
 fi
 export RAY_AUTH_MODE=token
-# How long `ray job stop` waits for a run to end with a checkpoint before it kills the driver; jobs inherit it.
+# Seconds that `ray job stop` waits for a run to write its checkpoint before it kills the driver; jobs inherit it.
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-3600}
-# Members without a GPU of Ray's see the node's devices as they are, which Ray will do by itself some day.
+# Actors without a Ray GPU see the node's devices; a later version of Ray makes this the default.
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
-# Jobs call `python`, which must be the one that Duet was set up with.
+# Jobs call `python`, which must be the Python of Duet's environment.
 [[ -d .venv/bin ]] && PATH=$PWD/.venv/bin:$PATH
 case ${1:-} in
     head)
@@ -31,5 +31,5 @@ case ${1:-} in
         shift 2
         exec ray start --address="$address" --disable-usage-stats "$@"
         ;;
-    *) stop "the first argument is head or worker, not '${1:-}'" ;;
+    *) stop "the first argument must be head or worker, not '${1:-}'" ;;
 esac

@@ -1,1 +1,1 @@
-"""The command line: one file a command, arguments and printing."""
+"""The command line: one module per command, with its options and what it prints."""

@@ -1,23 +1,17 @@
-"""`duet judge calibrate FILE`: judges against human ratings of the same replies.
+"""`duet judge calibrate`: judges compared with human ratings of the same replies."""
 
-    duet judge calibrate ratings.csv
-    duet judge calibrate ratings.parquet --human mean_opinion --judges gemini,local --out calibration.json
-
-FILE is .parquet, .jsonl, .csv or .tsv with a row a reply: prompt_id, reply_id, the human score, and a column for each
-judge. Scores that are missing stay missing, and are counted.
-"""
-
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError
-from configs.schema import Mix
+from configs.schema import MixRatioSection, RewardSection
 from controller.mix_ratio import MixRatioConfig
 from evaluation.diagnosis.page import Cell, write_diagnosis
 from evaluation.judge_agreement import (
@@ -30,69 +24,89 @@ from evaluation.judge_agreement import (
     read_ratings,
 )
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `duet judge`."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    calibrate = actions.add_parser("calibrate", help="judges against human ratings of the same replies")
-    calibrate.add_argument("file", type=Path, metavar="FILE", help=".parquet, .jsonl, .csv or .tsv, a row a reply")
-    calibrate.add_argument("--human", default="human", metavar="COLUMN", help="of people's scores (default: human)")
-    calibrate.add_argument(
-        "--judges", metavar="COLUMN,COLUMN", help="of judges' scores (default: all other columns that hold numbers)"
-    )
-    calibrate.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there as well")
-    mix = Mix()
-    for name, value, what in (
-        ("lowest", mix.lowest_score, "lowest score of the scale"),
-        ("highest", mix.highest_score, "highest score of the scale"),
-        ("largest", mix.largest, "λ_max"),
-        ("slope", mix.slope, "k of λ's quality gate"),
-    ):
-        calibrate.add_argument(f"--{name}", type=float, default=value, help=f"{what} (default: %(default)s)")
-    calibrate.add_argument("--threshold", type=float, help="of the quality gate (default: the middle of the scale)")
+app = typer.Typer()
+judge = typer.Typer(help="Compare judges with human ratings.")
+app.add_typer(judge, name="judge")
+MIX, REWARD = MixRatioSection(), RewardSection.model_fields
+"""Defaults of the options."""
 
 
-def run(options: argparse.Namespace) -> None:
-    """Prints the comparison and writes it. Raises InputError for a file that will not do."""
-    settings = _settings(options)
-    names = None if options.judges is None else [name.strip() for name in options.judges.split(",")]
-    ratings = read_ratings(options.file, options.human, names, settings.lowest_score, settings.highest_score)
-    found = [compare_judges(ratings, judge, settings) for judge in ratings.judges]
+@judge.command()
+def calibrate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".parquet, .jsonl, .csv or .tsv, one row per reply")],
+    human: Annotated[str, typer.Option(metavar="COLUMN", help="column of the human scores")] = "human",
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN,…", help="columns of the judges' scores", show_default="all other columns of numbers"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="file to write the numbers to")] = None,
+    lowest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="lowest score of the scale")] = REWARD[
+        "score_min"
+    ].default,
+    highest: Annotated[float, typer.Option(min=-1e6, max=1e6, help="highest score of the scale")] = REWARD[
+        "score_max"
+    ].default,
+    largest: Annotated[float, typer.Option(min=0.0, max=1.0, help="λ_max")] = MIX.max,
+    slope: Annotated[float, typer.Option(min=0.0, max=1e6, help="slope k of λ's quality gate")] = MIX.gate_slope,
+    threshold: Annotated[
+        float | None, typer.Option(help="threshold of the quality gate", show_default="the middle of the scale")
+    ] = None,
+) -> None:
+    """Compare judges with human ratings of the same replies.
+
+    FILE has one row per reply with the columns prompt_id, reply_id, the human score, and one column per judge.
+    Missing scores stay missing and are counted.
+
+        duet judge calibrate ratings.csv
+        duet judge calibrate ratings.parquet --human mean_opinion --judges gemini,local --out calibration.json
+    """
+    settings = mix_settings(lowest=lowest, highest=highest, largest=largest, slope=slope, threshold=threshold)
+    names = None if judges is None else [name.strip() for name in judges.split(",")]
+    ratings = read_ratings(file, human, names, lowest, highest)
+    found = [compare_judges(ratings, name, settings) for name in ratings.judges]
     people = human_agreement(ratings, settings)
     show(Console(highlight=False), ratings, people, found)
-    if options.out is not None:
-        _write(options.out, options.file, ratings, people, found, settings)
+    if out is not None:
+        _write(out, file, ratings, people, found, settings)
 
 
-def _settings(options: argparse.Namespace) -> MixRatioConfig:
-    low, high = options.lowest, options.highest
-    if not -1e6 < low < high < 1e6:
-        raise InputError(f"--lowest: {low:g} must be below --highest, {high:g}")
-    if not 0 <= options.largest <= 1:
-        raise InputError(f"--largest: {options.largest:g} is outside [0, 1]")
-    if not 0 < options.slope < 1e6:
-        raise InputError(f"--slope: {options.slope:g} must be above 0")
-    threshold = (low + high) / 2 if options.threshold is None else options.threshold
-    if not low <= threshold <= high:
-        raise InputError(f"--threshold: {threshold:g} is outside the scale, {low:g} to {high:g}")
-    mix = Mix()
+def mix_settings(
+    *,
+    lowest: float = REWARD["score_min"].default,
+    highest: float = REWARD["score_max"].default,
+    largest: float = MIX.max,
+    slope: float = MIX.gate_slope,
+    threshold: float | None = None,
+) -> MixRatioConfig:
+    """Return the settings of λ for the scale of the ratings. Raises InputError if the values contradict each other."""
+    if lowest >= highest:
+        raise InputError(f"--lowest: {lowest:g} is not below --highest, {highest:g}; give a lower score")
+    if slope <= 0:
+        raise InputError(f"--slope: {slope:g} is too small; give a number above 0")
+    threshold = (lowest + highest) / 2 if threshold is None else threshold
+    if not lowest <= threshold <= highest:
+        raise InputError(
+            f"--threshold: {threshold:g} is outside the scale; give a number from {lowest:g} to {highest:g}"
+        )
     return MixRatioConfig(
-        mode=mix.mode,
-        fixed=mix.fixed,
-        switch=mix.switch,
-        largest=options.largest,
-        slope=options.slope,
-        threshold=threshold,
-        lowest_score=low,
-        highest_score=high,
-        smoothing=mix.smoothing,
-        first=mix.first,
-        per_group=mix.per_group,
+        schedule=MIX.schedule,
+        value=MIX.value,
+        warmup_steps=MIX.warmup_steps,
+        max=largest,
+        gate_slope=slope,
+        gate_threshold=threshold,
+        score_min=lowest,
+        score_max=highest,
+        ema_decay=MIX.ema_decay,
+        initial=MIX.initial,
+        per_group=MIX.per_group,
     )
 
 
 def show(console: Console, ratings: Ratings, people: ScoreSpread, found: Sequence[JudgeAgreement]) -> None:
-    """Two tables, how far each judge agrees and what its scale is like, and what they say."""
+    """Print each judge's agreement with humans and the properties of its scale."""
     prompts = int(ratings.prompts[-1]) + 1
     rated = int((ratings.human == ratings.human).sum())
     console.print(
@@ -163,8 +177,8 @@ def _write(
 ) -> None:
     content = {
         "file": str(file),
-        "scale": [settings.lowest_score, settings.highest_score],
-        "mix": {"largest": settings.largest, "slope": settings.slope, "threshold": settings.threshold},
+        "scale": [settings.score_min, settings.score_max],
+        "mix": {"largest": settings.max, "slope": settings.gate_slope, "threshold": settings.gate_threshold},
         "replies": len(ratings.human),
         "prompts": int(ratings.prompts[-1]) + 1,
         "without_human_score": int((ratings.human != ratings.human).sum()),

@@ -1,34 +1,23 @@
-"""`duet pairs`: preference pairs from scored replies, for DPO from a file (method §5).
+"""`duet pairs`: preference pairs from scored replies, for DPO from a file (method §5)."""
 
-    duet pairs RUN --out pairs.parquet            the replies that a run recorded
-    duet pairs --scored FILE.jsonl --config CONFIG --out pairs.parquet      replies scored elsewhere
-    (data.scored_replies)
-
-Of each group of replies the best and the worst are a pair, or there is none: `data.pairing` decides. In a run, a
-prompt that came up in several iterations gives a pair in each. Only replies that ended by themselves and are
-well-formed take part. A run is read as far as it has come; nothing else of it is needed than its replies, and
-`model` and `data.prompts` of its configuration.
-"""
-
-import argparse
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError
-from configs.load import load_resolved_config
+from configs.load import load_yaml
 from configs.validate import check_path, check_sources, data_paths, source_name
 from data.dataset import DatasetIndex
 from data.open_dataset import open_prompts
@@ -40,100 +29,131 @@ from speech.families import Family, family
 from speech.types import PreferencePair, Prompt
 from speech.vocabulary import Vocabulary
 
+app = typer.Typer()
+
 
 @dataclass(kw_only=True)
 class PairCounts:
-    """What became of the prompts and their replies."""
+    """Counts of the prompts and replies that were read."""
 
-    prompts: int = 0
+    num_prompts: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Prompts without a pair, by reason."""
     unfit: Counter[str] = field(default_factory=Counter)
-    """Replies that could not be in a pair, by reason."""
+    """Replies that a pair cannot use, by reason."""
     gaps: list[float] = field(default_factory=list)
     names: set[str] = field(default_factory=lambda: {"total"})
-    """Scores that some reply has or should have."""
+    """Names of the scores of the replies, missing scores included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSources:
-    """What a configuration says about the replies' tokens."""
+    """The parts of a configuration that say how to read the replies' tokens."""
 
     family: Family
     vocabulary: Vocabulary
     prompts: Mapping[str, Prompt]
-    """The training data, by id."""
+    """Training prompts by id."""
     source: str
-    """Its file."""
+    """File of the prompts."""
     raters: Sequence[str]
-    """Those of the total score, most important as configured first."""
+    """Raters of the total score, in the configured order."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `duet pairs`."""
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
-    parser.add_argument("--scored", type=Path, metavar="FILE", help="scored replies in the form of WavAlign's release")
-    parser.add_argument("--config", type=Path, help="with --scored: the configuration that names model and prompts")
-    parser.add_argument("--out", type=Path, required=True, help="Parquet, or JSONL when the name ends in .jsonl")
-    parser.add_argument("--iterations", metavar="A-B", help="of the run; default: all that it has")
-    parser.add_argument("--margin", type=float, default=0.5, help="smallest gap of the scores (default: %(default)s)")
-    parser.add_argument("--score", default="total", help="the score that decides (default: %(default)s)")
-    parser.add_argument(
-        "--ties",
-        metavar="A,B",
-        help="scores that decide among equals, in order (default: the raters of reward.total; semantic,acoustic with "
-        "--scored)",
-    )
+@app.command()
+def pairs(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="directory of a run, or its name under runs/")
+    ] = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Parquet file to write, or JSONL if the name ends in .jsonl")
+    ],
+    scored: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="scored replies in the format of WavAlign's release")
+    ] = None,
+    config: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            default_factory=list,
+            show_default=False,
+            help="with --scored: YAML file that names the model and the prompts; later files change earlier ones",
+        ),
+    ],
+    iterations: Annotated[
+        str | None, typer.Option(metavar="A-B", help="iterations of the run to read", show_default="all")
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0.0, max=1e9, help="smallest gap between the two scores")] = 0.5,
+    score: Annotated[str, typer.Option(help="score that ranks the replies")] = "total",
+    ties: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="scores that break ties, in this order",
+            show_default="raters of reward.weights; semantic,acoustic with --scored",
+        ),
+    ] = None,
+) -> None:
+    """Build preference pairs from scored replies.
 
+    The best and the worst reply of a group are a pair if their scores differ enough. A prompt that occurs in several
+    iterations gives one pair per iteration. Only well-formed replies that ended by themselves take part.
 
-def run(options: argparse.Namespace) -> None:
-    """Writes the pairs and prints what came of it. Raises InputError, and writes nothing, when there are none."""
-    _check(options)
-    if options.run is not None:
-        directory = run_directory(options.run)
-        numbers = select_iterations(directory, options.iterations)
-        material = read_material(directory / "config.yaml")
-        groups = read_run(directory, numbers, material.prompts, material.source, options.score)
+    The run may still be in progress. Of its files only the replies and `model` and `data.prompts` of its
+    configuration are read.
+
+        duet pairs RUN --out pairs.parquet
+        duet pairs --scored FILE.jsonl --config CONFIG --out pairs.parquet
+    """
+    _check(run, scored, config, iterations, out)
+    if run is not None:
+        directory = run_directory(run)
+        numbers = select_iterations(directory, iterations)
+        sources = read_pair_sources(directory / "config.yaml")
+        groups = read_run(directory, numbers, sources.prompts, sources.source, score)
         source = f"{directory}, iterations {numbers[0]} to {numbers[-1]}"
-        usual = list(material.raters)
+        tie_breakers = list(sources.raters)
     else:
-        material = read_material(options.config)
-        groups = read_scored(options.scored, material.family, material.vocabulary, material.prompts, options.score)
-        source, usual = str(options.scored), list(SCORES)
-    ties = usual if options.ties is None else [name for name in options.ties.split(",") if name]
-    tally = PairCounts()
-    pairs = list(pair_up(groups, ties, options.margin, tally))
-    for key, name in (("--score", options.score), *(("--ties", name) for name in ties)):
-        if name not in tally.names:
+        assert scored is not None
+        sources = read_pair_sources(config)
+        groups = read_scored(scored, sources.family, sources.vocabulary, sources.prompts, score)
+        source, tie_breakers = str(scored), list(SCORES)
+    if ties is not None:
+        tie_breakers = [name for name in ties.split(",") if name]
+    counts = PairCounts()
+    found = list(pair_up(groups, tie_breakers, margin, counts))
+    for key, name in (("--score", score), *(("--ties", name) for name in tie_breakers)):
+        if name not in counts.names:
             raise InputError(
-                f"{key}: no reply of {source} has the score {name!r}; scores: {', '.join(sorted(tally.names))}"
+                f"{key}: no reply of {source} has the score {name!r}; scores: {', '.join(sorted(counts.names))}"
             )
-    if not pairs:
-        raise InputError(f"{source}: no pair among {tally.prompts} prompts; {_counts(tally.dropped)}")
-    write_pairs(options.out, pairs)
-    print(f"{source}: {tally.prompts} prompts seen, {len(pairs)} pairs written to {options.out}")
-    print(f"prompts dropped   {_counts(tally.dropped)}")
-    print(f"replies left out  {_counts(tally.unfit)}")
-    print(f"mean gap          {np.mean(tally.gaps):.3f} in {options.score}")
+    if not found:
+        raise InputError(f"{source}: no pair among {counts.num_prompts} prompts; {_format_counts(counts.dropped)}")
+    write_pairs(out, found)
+    print(f"{source}: {counts.num_prompts} prompts read, {len(found)} pairs written to {out}")
+    print(f"prompts dropped   {_format_counts(counts.dropped)}")
+    print(f"replies left out  {_format_counts(counts.unfit)}")
+    print(f"mean gap          {np.mean(counts.gaps):.3f} in {score}")
 
 
 def pair_up(
-    groups: Iterable[ReplyScores], ties: Sequence[str], margin: float, tally: PairCounts
+    groups: Iterable[ReplyScores], ties: Sequence[str], margin: float, counts: PairCounts
 ) -> Iterator[PreferencePair]:
-    """A pair for each prompt that has one. Counts everything else in `tally`."""
+    """Yield a pair for each prompt that has one, and count the rest in `counts`."""
     for group in groups:
-        tally.prompts += 1
-        tally.names |= group.names
-        tally.unfit.update(group.unfit)
-        tally.unfit["without a score"] += sum(candidate.score is None for candidate in group.candidates)
+        counts.num_prompts += 1
+        counts.names |= group.names
+        counts.unfit.update(group.unfit)
+        counts.unfit["without a score"] += sum(candidate.score is None for candidate in group.candidates)
         picked = pick_best(group.candidates, ties, margin)
         if isinstance(picked, PairRefusal):
-            tally.dropped[str(picked)] += 1
+            counts.dropped[str(picked)] += 1
             continue
         best, worst = (group.candidates[index] for index in picked)
         assert best.score is not None
         assert worst.score is not None
-        tally.gaps.append(best.score - worst.score)
+        counts.gaps.append(best.score - worst.score)
         yield PreferencePair(
             prompt_id=group.prompt_id,
             prompt_ids=group.prompt_ids,
@@ -148,9 +168,10 @@ def pair_up(
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
-    """Writes `PAIRS` as Parquet, or as JSONL when the name ends in .jsonl; `speech.types.read_pairs` reads both.
+    """Write pairs in the schema `PAIRS` as Parquet, or as JSONL if the name ends in .jsonl.
 
-    The file is whole or not there: it is written aside, flushed to the disk and renamed.
+    The write is atomic: the file is written beside its place, flushed to disk and renamed. `data.records.read_pairs`
+    reads both formats.
     """
     rows = [{name: _plain(value) for name, value in asdict(pair).items()} for pair in pairs]
     aside = path.with_name(f".{path.name}.part")
@@ -170,23 +191,24 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
         raise InputError(f"--out: {path} cannot be written: {error}") from error
 
 
-def read_material(path: Path) -> PairSources:
-    """What a configuration says about tokens and prompts.
+def read_pair_sources(paths: Path | list[Path]) -> PairSources:
+    """Read the model, the prompts and the raters that a configuration names.
 
-    Only these keys are read, so that the records of a run stay readable when other keys of the configuration have
-    changed since. Raises InputError naming the file and the key.
+    Other keys are ignored, so the records of an older run stay readable. Raises InputError that names the file and
+    the key.
     """
-    config = load_resolved_config(path)
+    config = load_yaml(paths)
+    path = paths if isinstance(paths, Path) else ", ".join(map(str, paths))
     try:
         checkpoint, name, data = (
-            OmegaConf.select(config, key) for key in ("model.checkpoint", "model.family", "data.prompts")
+            OmegaConf.select(config, key) for key in ("model.path", "model.family", "data.prompts")
         )
-        weights = OmegaConf.select(config, "reward.total")
+        weights = OmegaConf.select(config, "reward.weights")
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    for key, value in (("model.checkpoint", checkpoint), ("model.family", name), ("data.prompts", data)):
+    for key, value in (("model.path", checkpoint), ("model.family", name), ("data.prompts", data)):
         if not isinstance(value, str) and not (key == "data.prompts" and OmegaConf.is_list(value)):
-            raise InputError(f"{path}: {key} is missing; it says how the replies' tokens are to be read")
+            raise InputError(f"{path}: {key} is missing; set it, because it says how to read the replies' tokens")
     data = OmegaConf.to_container(data) if OmegaConf.is_list(data) else data
     check_sources("data.prompts", data, check_path)
     chosen = family(name)
@@ -200,27 +222,26 @@ def read_material(path: Path) -> PairSources:
     )
 
 
-def _check(options: argparse.Namespace) -> None:
-    if (options.run is None) == (options.scored is None):
-        raise InputError("duet pairs takes either the directory of a run or --scored FILE")
-    if options.scored is not None and options.config is None:
+def _check(run: Path | None, scored: Path | None, config: list[Path], iterations: str | None, out: Path) -> None:
+    """Raise InputError for options that do not go together."""
+    if (run is None) == (scored is None):
+        raise InputError("duet pairs takes either the directory of a run or --scored FILE; give one of them")
+    if scored is not None and not config:
         raise InputError("--scored needs --config, the configuration that names the model and its prompts")
-    if options.run is not None and options.config is not None:
+    if run is not None and config:
         raise InputError("--config goes with --scored; a run has its own configuration")
-    if options.scored is not None and options.iterations is not None:
+    if scored is not None and iterations is not None:
         raise InputError("--iterations goes with a run; a scored file has none")
-    if not 0 <= options.margin < math.inf:
-        raise InputError(f"--margin: {options.margin} is not possible; at least 0, and finite")
     try:
-        if options.out.is_dir():
-            raise InputError(f"--out: {options.out} is a directory; the name of a file was expected")
+        if out.is_dir():
+            raise InputError(f"--out: {out} is a directory; name a file")
     except OSError as error:
-        raise InputError(f"--out: {options.out} cannot be written: {error}") from error
+        raise InputError(f"--out: {out} cannot be written: {error}") from error
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _counts(counter: Mapping[str, int]) -> str:
+def _format_counts(counter: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counter.items()) if count) or "none"

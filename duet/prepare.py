@@ -1,30 +1,13 @@
-"""`duet prepare`: dialogues in words and sound files become token ids, once, in files that a run reads by row.
+"""`duet prepare`: dialogues in text and sound files, encoded once as token ids in files that a run reads by row."""
 
-    duet prepare talks.jsonl --config my.yaml --to data/talks
-    duet prepare talks.jsonl=3 jokes.parquet=1 --config my.yaml --to data/mixed --workers 8
-    duet prepare --from-hf /data/spoken-squad --column question_audio=audio --column sft_target_text=answer …
-
-Each source is JSON lines or Parquet of the schema that docs/own-data.md shows, or a folder of such files. Recordings
-are encoded by the codec of the configuration, and turns spelt by its model's family, by Ray Data on this machine or on
-the cluster that is joined. What comes of a source lies in a folder of its name below --to: prompts/, demonstrations/
-for rows with a target, pairs/ for rows with a worse reply as well, and refused.jsonl, which says of each row that
-cannot be used why. The configuration with these data is written to config.yaml there, sources mixed by their weights:
-
-    duet train --config data/mixed/config.yaml
-
-Called again, it does what is new, and nothing where source, recordings, codec, tokenizer and lengths are as they were.
-
-All sources of a call of `duet prepare`, and the configuration that comes of them.
-"""
-
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from omegaconf import OmegaConf
 
 from common.errors import InputError
@@ -38,112 +21,209 @@ from speech.families import Family, family
 from speech.registry import load_object
 from speech.vocabulary import Vocabulary
 
+app = typer.Typer()
+
 CONFIG = "config.yaml"
+
+DATA_KEYS = {"prompts": "prompts", "sft": "demonstrations"}
+"""Kinds of prepared rows by the key of section `data` that names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """A source as it was given."""
+class Source:
+    """A source from the command line."""
 
     path: Path
     weight: float
     name: str
-    """Of its folder."""
+    """Name of its directory below --to."""
     converted: bool = False
-    """Whether its recordings were written beside it."""
+    """True if a conversion wrote its recordings beside it."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `duet prepare`."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE[=WEIGHT]", help=".jsonl, .parquet, or a folder of them")
-    parser.add_argument("--from-hf", action="append", default=[], metavar="DIR[=WEIGHT]",
-                        help="a source that Hugging Face datasets saved to disk")  # fmt: skip
-    parser.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN",
-                        help="with --from-hf: of a field; also of question_audio, facts.NAME")  # fmt: skip
-    parser.add_argument("--split", help="with --from-hf: of a dataset that has several")
-    parser.add_argument("--config", type=Path, help="YAML file that names checkpoint, family and codec")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the data are written")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
-                        help="for example --set model.max_length=4096")  # fmt: skip
-    parser.add_argument("--only-convert", action="store_true", help="with --from-hf: write dialogues, and stop")
-    parser.add_argument("--audio-root", type=Path, metavar="DIR",
-                        help="that names of recordings start from (default: the folder of their source)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=0, help="actors that encode (default: a core each)")
-    parser.add_argument("--worker-cpus", type=float, default=1.0, help="Ray CPUs of each (default: %(default)s)")
-    parser.add_argument("--worker-gpus", type=float, default=0.0, help="and GPUs (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=4096, help="rows of a file, at least (default: %(default)s)")
-    parser.add_argument("--most-refused", type=float, default=0.01, metavar="SHARE",
-                        help="of the rows of a source that may be of no use (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--part-seconds", type=float, default=3600.0, help="deadline for a file (default: %(default)s)")
-    parser.add_argument("--trust-recordings", action="store_true",
-                        help="do not look whether sound files have changed since")  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Options that hold for all sources."""
+
+    config: list[Path]
+    to: Path
+    overrides: list[str]
+    audio_root: Path | None
+    workers: int
+    worker_cpus: float
+    worker_gpus: float
+    rows: int
+    most_refused: float
+    part_seconds: float
+    trust_recordings: bool
 
 
-def run(options: argparse.Namespace) -> None:
-    """Prints what is done. Raises InputError, or TimeoutError when no part is finished in time."""
-    _check(options)
-    given = _given(options.sources, taken=set())
-    for one in _given(options.from_hf, taken={source.name for source in given}):
-        from data.prepare.from_huggingface import convert  # which needs `datasets`, as nothing else does
+@app.command()
+def prepare(
+    *,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE[=WEIGHT]",
+            help=".jsonl or .parquet file, or a folder of them",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    from_hf: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DIR[=WEIGHT]",
+            help="source that Hugging Face datasets saved to disk",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    column: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="with --from-hf: column of a field; question_audio and facts.NAME are fields too",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    split: Annotated[str | None, typer.Option(help="with --from-hf: split of a dataset that has several")] = None,
+    config: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            default_factory=list,
+            show_default=False,
+            help="YAML file that names checkpoint, family and codec; later files change earlier ones",
+        ),
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="directory to write the data to")],
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="key=value",
+            help="configuration key to override, for example model.max_model_len=4096",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    only_convert: Annotated[
+        bool, typer.Option("--only-convert", help="with --from-hf: write the dialogues and stop")
+    ] = False,
+    audio_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="directory that names of recordings are relative to",
+            show_default="folder of their source",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, max=4096, help="number of encoders; 0: one per core")] = 0,
+    worker_cpus: Annotated[float, typer.Option(min=0.01, max=4096, help="Ray CPUs of an encoder")] = 1.0,
+    worker_gpus: Annotated[float, typer.Option(min=0.0, max=4096, help="Ray GPUs of an encoder")] = 0.0,
+    rows: Annotated[int, typer.Option(min=1, max=1_000_000, help="smallest number of rows in a file")] = 4096,
+    most_refused: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="largest share of unusable rows in a source")
+    ] = 0.01,
+    part_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1.0, max=604_800, help="deadline for one file")
+    ] = 3600.0,
+    trust_recordings: Annotated[
+        bool, typer.Option("--trust-recordings", help="do not check if sound files have changed")
+    ] = False,
+) -> None:
+    """Encode dialogues and sound files as training data.
 
-        folder = options.to / one.name / "dialogues"
-        print(f"{one.path}: {convert(one.path, folder, options.column, options.split, options.audio_root)}")
-        given.append(PrepareOptions(path=folder, weight=one.weight, name=one.name, converted=True))
-    if options.only_convert:
+    A source is JSON lines or Parquet in the schema of docs/own-data.md, or a folder of such files. The codec of the
+    configuration encodes the recordings, and the model's family encodes the turns. Ray Data runs both on this machine
+    or on the cluster that is joined.
+
+        duet prepare talks.jsonl --config my.yaml --to data/talks
+        duet prepare talks.jsonl=3 jokes.parquet=1 --config my.yaml --to data/mixed --workers 8
+        duet prepare --from-hf /data/spoken-squad --column question_audio=audio --config my.yaml --to data/squad
+
+    The data of a source lie in a folder with its name below --to: prompts/, demonstrations/ for rows with a target,
+    pairs/ for rows that also have a worse reply, and refused.jsonl with the reason for each unusable row. config.yaml
+    below --to extends the configuration by these data, and mixes the sources by their weights:
+
+        duet train --config data/mixed/config.yaml
+
+    A second call encodes only what is new. It does nothing if source, recordings, codec, tokenizer and lengths are
+    unchanged.
+    """
+    _check(sources, from_hf, config, conversion=bool(column or split or only_convert), only_convert=only_convert)
+    given = _parse_sources(sources, taken=set())
+    for source in _parse_sources(from_hf, taken={source.name for source in given}):
+        from data.prepare.from_huggingface import convert  # imports `datasets`
+
+        folder = to / source.name / "dialogues"
+        print(f"{source.path}: {convert(source.path, folder, column, split, audio_root)}")
+        given.append(Source(path=folder, weight=source.weight, name=source.name, converted=True))
+    if only_convert:
         return
-    pass  # Ray, once the arguments are known to be good
-
+    options = PrepareOptions(
+        config=config,
+        to=to,
+        overrides=overrides,
+        audio_root=audio_root,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        worker_gpus=worker_gpus,
+        rows=rows,
+        most_refused=most_refused,
+        part_seconds=part_seconds,
+        trust_recordings=trust_recordings,
+    )
     prepare_all(options, given)
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Raises InputError for arguments that cannot be meant."""
-    if not options.sources and not options.from_hf:
+def _check(sources: list[str], from_hf: list[str], config: list[Path], *, conversion: bool, only_convert: bool) -> None:
+    """Raise InputError for options that do not go together. `conversion`: an option of --from-hf is given."""
+    if not sources and not from_hf:
         raise InputError("duet prepare needs a source: a .jsonl or .parquet file, a folder of them, or --from-hf DIR")
-    if options.config is None and not options.only_convert:
+    if not config and not only_convert:
         raise InputError("duet prepare needs --config, which names the checkpoint, its family and the codec")
-    if (options.column or options.split or options.only_convert) and not options.from_hf:
-        raise InputError("--column, --split and --only-convert are for --from-hf")
-    if options.sources and options.only_convert:
-        raise InputError(f"--only-convert: {options.sources[0]} needs no conversion; name sources of --from-hf alone")
-    bounds: list[tuple[str, float, float, float]] = [
-        ("--workers", options.workers, 0, 4096), ("--rows", options.rows, 1, 1_000_000),
-        ("--most-refused", options.most_refused, 0.0, 1.0), ("--worker-cpus", options.worker_cpus, 0.01, 4096),
-        ("--worker-gpus", options.worker_gpus, 0.0, 4096), ("--part-seconds", options.part_seconds, 1.0, 604_800),
-    ]  # fmt: skip
-    for name, value, low, high in bounds:
-        if not low <= value <= high:
-            raise InputError(f"{name}: {value} is outside [{low:g}, {high:g}]")
+    if conversion and not from_hf:
+        raise InputError("--column, --split and --only-convert go with --from-hf")
+    if sources and only_convert:
+        raise InputError(f"--only-convert: {sources[0]} needs no conversion; give sources with --from-hf only")
 
 
-def _given(texts: list[str], taken: set[str]) -> list[PrepareOptions]:
-    """Sources with their weights, each with a name of its own."""
-    found: list[PrepareOptions] = []
+def _parse_sources(texts: list[str], taken: set[str]) -> list[Source]:
+    """Parse SOURCE[=WEIGHT] arguments. Raises InputError if two sources have the same name."""
+    found: list[Source] = []
     for text in texts:
-        path, weight = _weighted(text)
+        path, weight = _split_weight(text)
         name = path.resolve().stem if path.suffix in (".jsonl", ".parquet") else path.resolve().name
         if name in taken or name in (CONFIG, ""):
-            raise InputError(f"{path}: another source is called {name!r} as well; rename one, its folder is named so")
+            raise InputError(
+                f"{path}: another source is named {name!r}, too; rename one, because its folder gets this name"
+            )
         taken.add(name)
-        found.append(PrepareOptions(path=path, weight=weight, name=name))
+        found.append(Source(path=path, weight=weight, name=name))
     return found
 
 
-def _weighted(text: str) -> tuple[Path, float]:
+def _split_weight(text: str) -> tuple[Path, float]:
     before, equals, after = text.rpartition("=")
     try:
         weight = float(after)
     except ValueError:
-        return Path(text), 1.0  # a name with "=" in it
+        return Path(text), 1.0  # a file name with "=" in it
     if not equals or not before:
         return Path(text), 1.0
     if not isfinite(weight) or weight <= 0:
-        raise InputError(f"{text}: the weight {after} is not possible; a positive number")
+        raise InputError(f"{text}: the weight {after} is not allowed; give a finite number above 0")
     return Path(before), weight
 
 
 def joiner(address: str, workers: int, cpus: float) -> Callable[[], None]:
-    """Joins Ray, once: the cluster at an address or in RAY_ADDRESS, else one that is started here."""
+    """Return a function that connects to Ray on its first call.
+
+    It joins the cluster at `address` or in RAY_ADDRESS, and starts a cluster on this machine without either.
+    """
     joined = False
 
     def join() -> None:
@@ -164,32 +244,32 @@ def joiner(address: str, workers: int, cpus: float) -> Callable[[], None]:
     return join
 
 
-def prepare_all(options: argparse.Namespace, given: Sequence[PrepareOptions]) -> None:
-    """Prepares each source, and writes the configuration. Raises InputError, TimeoutError."""
-    config = _configured(options, given)
+def prepare_all(options: PrepareOptions, given: Sequence[Source]) -> None:
+    """Prepare each source and write the configuration. Raises InputError and TimeoutError."""
+    config = _load_config(options, given)
     chosen = family(config.model.family)
-    vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), chosen.tokens)
+    vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), chosen.tokens)
     codec = load_codec(config, vocabulary)
     workers = options.workers or max(1, os.cpu_count() or 1)
     join = joiner(config.cluster.address, workers, options.worker_cpus)
-    done: list[tuple[PrepareOptions, Manifest]] = []
+    done: list[tuple[Source, Manifest]] = []
     try:
-        for one in given:
+        for source in given:
             recipe = EncodingConfig(
                 family=chosen,
-                checkpoint=str(Path(config.model.checkpoint).absolute()),
-                codec=config.reward.codec.use,
-                codec_arguments=config.reward.codec.arguments
-                | {"path": str(Path(config.reward.codec.arguments["path"]).absolute())},
+                checkpoint=str(Path(config.model.path).absolute()),
+                codec=config.reward.codec.target,
+                codec_arguments=config.reward.codec.kwargs
+                | {"path": str(Path(config.reward.codec.kwargs["path"]).absolute())},
                 hearing=config.data.encoder,
                 hearing_path=str(Path(config.data.encoder_path).absolute()),
                 longest_prompt=longest_prompt(config),
-                longest=config.model.max_length,
-                root=options.audio_root.absolute() if options.audio_root and not one.converted else None,
-                folder=(options.to / one.name).absolute(),
+                longest=config.model.max_model_len,
+                root=options.audio_root.absolute() if options.audio_root and not source.converted else None,
+                folder=(options.to / source.name).absolute(),
             )
             preparation = Preparation(
-                source=one.path.absolute(),
+                source=source.path.absolute(),
                 recipe=recipe,
                 vocabulary=vocabulary,
                 codec_version=codec.version,
@@ -204,60 +284,61 @@ def prepare_all(options: argparse.Namespace, given: Sequence[PrepareOptions]) ->
                 most_refused=options.most_refused,
                 trust=options.trust_recordings,
             )
-            done.append((one, preparation.run(join, print)))
+            done.append((source, preparation.run(join, print)))
     finally:
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
-    for one, manifest in done:
-        print(f"{one.name:<24}{_described(manifest)}")
+    for source, manifest in done:
+        print(f"{source.name:<24}{_describe(manifest)}")
         if manifest.refused:
-            print(f"{'':<24}why: {options.to / one.name / REFUSED}")
+            print(f"{'':<24}why: {options.to / source.name / REFUSED}")
     path = options.to / CONFIG
-    path.write_text(_config(options, done), encoding="utf-8")
+    path.write_text(_format_config(options, done), encoding="utf-8")
     print(f"duet train --config {path}")
 
 
 def _encoder_version(config: Config, chosen: Family) -> str:
-    """Of the speech encoder; empty where there is none. Raises InputError for a family that needs one."""
+    """Return the version of the speech encoder, or "" without one. Raises InputError if the family needs one."""
     if chosen.hears == "features" and not config.data.encoder:
-        raise InputError(f"data.encoder: family {chosen.name} hears features; name the encoder that makes them")
+        raise InputError(f"data.encoder: family {chosen.name} hears features; name the encoder that computes them")
     if chosen.hears != "features" and config.data.encoder:
-        raise InputError(f"data.encoder: {config.data.encoder}, but family {chosen.name} hears codes")
+        raise InputError(f"data.encoder: {config.data.encoder}, but family {chosen.name} hears codes; leave it empty")
     if not config.data.encoder:
         return ""
     try:
         return str(load_object(config.data.encoder).load(Path(config.data.encoder_path)).version)
-    except Exception as error:  # an encoder of the user's own may raise anything
+    except Exception as error:  # a custom encoder may raise anything
         raise InputError(
-            f"data.encoder: {config.data.encoder} is no encoder that loads {config.data.encoder_path!r}: "
+            f"data.encoder: {config.data.encoder} cannot load an encoder from {config.data.encoder_path!r}: "
             f"{str(error) or type(error).__name__}"
         ) from error
 
 
-def _configured(options: argparse.Namespace, given: Sequence[PrepareOptions]) -> Config:
-    """The configuration as it will be: one of data that are only being made need not name any."""
+def _load_config(options: PrepareOptions, given: Sequence[Source]) -> Config:
+    """Load the configuration with the data of the first source, so that it need not name existing data."""
     folder = options.to / given[0].name
-    data = [f"data.{name}={folder / name}" for name in ("prompts", "demonstrations")]
+    data = [f"data.{key}={folder / name}" for key, name in DATA_KEYS.items()]
     return load_config(options.config, [*options.overrides, *data])
 
 
-def _described(manifest: Manifest) -> str:
+def _describe(manifest: Manifest) -> str:
     kept = ", ".join(f"{folder.rows:,} {name}" for name, folder in manifest.folders.items())
     why = ", ".join(f"{reason} {count:,}" for reason, count in manifest.refused.items())
     return f"{manifest.rows:,} rows: {kept}" + (f"; refused: {why}" if why else "")
 
 
-def _config(options: argparse.Namespace, done: Sequence[tuple[PrepareOptions, Manifest]]) -> str:
-    """YAML that extends the one that was given."""
+def _format_config(options: PrepareOptions, done: Sequence[tuple[Source, Manifest]]) -> str:
+    """Return YAML that extends the given configuration by the data."""
     data: dict[str, Any] = {}
-    for name in ("prompts", "demonstrations"):
+    for key, name in DATA_KEYS.items():
         found = [
-            {"path": str((options.to / one.name / name).absolute()), "weight": one.weight}
-            for one, manifest in done
+            {"path": str((options.to / source.name / name).absolute()), "weight": source.weight}
+            for source, manifest in done
             if name in manifest.folders
         ]
         if found:
-            data[name] = found[0]["path"] if len(found) == 1 else found
-    return OmegaConf.to_yaml(OmegaConf.create({"extends": str(options.config.absolute()), "data": data}))
+            data[key] = found[0]["path"] if len(found) == 1 else found
+    files = [str(path.absolute()) for path in options.config]
+    return OmegaConf.to_yaml(OmegaConf.create({"extends": files if len(files) > 1 else files[0], "data": data}))

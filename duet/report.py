@@ -1,52 +1,63 @@
-"""`duet report RUN`: one HTML page to see and hear a run, which opens without a network; of a running job, too."""
+"""`duet report`: one HTML page with a run's plots and recordings."""
 
-import argparse
 import contextlib
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from common.errors import InputError
+from duet.options import Run
 from observability.report.audio import ReportAudio
 from observability.report.html import build_report
 from observability.report.server import CurrentReport, ReportServer
 from observability.report.source import ReportSource
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or its name under runs/")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the page (default: RUN/report.html)")
-    parser.add_argument("--serve", action="store_true", help="serve the page instead, always current, until Ctrl-C")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to serve on (default: %(default)s, this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=0, help="port to serve on (default: any free one)")
+app = typer.Typer()
 
 
-def run(options: argparse.Namespace) -> Path | None:
-    """Writes the page and returns where, or serves it. Raises InputError for a directory that is no run."""
-    source = ReportSource.open(options.run)
-    if options.serve:
-        serve(source, options.host, options.port)
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="file of the page", show_default="RUN/report.html")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the page, always current, until Ctrl-C instead of writing it")
+    ] = False,
+    host: Annotated[str, typer.Option(help="address to serve on; the default is reachable from this machine only")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to serve on; 0 takes a free one")] = 0,
+) -> Path | None:
+    """Write or serve an HTML page with a run's plots and recordings.
+
+    The page is one file and needs no network. The run may still be in progress.
+    """
+    source = ReportSource.open(run)
+    if serve:
+        serve_report(source, host, port)
         return None
-    path = write(source, options.out or source.directory / "report.html")
+    path = write(source, out or source.directory / "report.html")
     print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
     return path
 
 
 def write(source: ReportSource, path: Path) -> Path:
-    """The page as a file, whole or not at all."""
+    """Write the page atomically and return its path."""
     aside = path.with_name(f".{path.name}.part")
     try:
         aside.write_text(build_report(source, ReportAudio.of(source.config, source.world.vocabulary)), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error}; name a file in a folder that can be") from error
+        raise InputError(f"--out: {path} cannot be written: {error}; name a file in a writable directory") from error
     return path
 
 
-def serve(source: ReportSource, host: str, port: int) -> None:
-    """Until it is interrupted."""
-    sounds = ReportAudio.of(source.config, source.world.vocabulary)
-    current = CurrentReport(lambda: build_report(source.renewed(), sounds), source.state_of_files)
+def serve_report(source: ReportSource, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C."""
+    audio = ReportAudio.of(source.config, source.world.vocabulary)
+    current = CurrentReport(lambda: build_report(source.renewed(), audio), source.state_of_files)
     with ReportServer(host, port, current) as server:
         print(f"the report of {source.name} is at {server.address} until Ctrl-C", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -79,7 +79,7 @@ def check_checkpoint(directory: Path, *, ranks: int, zero_stage: int, dtype: str
     """Raise InputError unless such a group can resume from the checkpoint."""
     manifest = read_manifest(directory)
     for key, then, now in (
-        ("learner.ranks", manifest.ranks, ranks),
+        ("learner.num_workers", manifest.ranks, ranks),
         ("learner.zero_stage", manifest.zero_stage, zero_stage),
         ("model.dtype", manifest.dtype, dtype),
     ):

@@ -102,8 +102,8 @@ def check_saved_state(model: nn.Module, directory: Path, saved: str, adapters: A
         check_adapters(adapters, directory / ADAPTER_FOLDER)  # first: it can name the difference
     if saved != model_fingerprint(model):
         raise InputError(
-            f"{directory} was saved of other parameters, or with others frozen or adapted, than model.checkpoint, "
-            "model.frozen and learner.lora have now; resume with the values it was saved with"
+            f"{directory} was saved of other parameters, or with others frozen or adapted, than model.path, "
+            "model.freeze and learner.lora have now; resume with the values it was saved with"
         )
 
 

@@ -1,7 +1,7 @@
 """Collates training rows, and their prompts' encoder features, into the tensors of a micro-batch.
 
-Rows are packed into one sequence (`learner.packing`). A model that does not support this gets rows padded on the right.
-That needs no attention mask: attention is causal, and padding comes after every real token.
+Rows are packed into one sequence (`learner.sequence_packing`). A model that does not support this gets rows padded on
+the right. That needs no attention mask: attention is causal, and padding comes after every real token.
 """
 
 from collections.abc import Callable, Iterable, Sequence

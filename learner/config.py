@@ -12,14 +12,15 @@ from weight_sync.update import Exchange
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    r: int
+    """Rank of the adapters."""
+    lora_alpha: float
+    target_modules: tuple[str, ...]
     """Shell-style patterns of the names of linear layers that get an adapter."""
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.lora_alpha / self.r
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,10 @@ class LearnerConfig:
     """Adapters to train instead of the weights. None: train the weights."""
     trust_remote_code: bool = False
     """Allow code that comes with the checkpoint to run."""
-    exchange: Exchange = "memory"
+    exchange: Exchange = "shm"
     """Transport of the weights to the workers."""
     folder: Path | None = None
-    """This run's folder for weights; used with exchange "directory"."""
+    """This run's folder for weights; used with exchange "filesystem"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ class LearnerGroup:
         self._activity = ("waiting for resources", time.monotonic())
         if not self._place.wait(deadline):
             self._state = ReplicaState.DEAD
-            missing = missing_resources(self._place.needs)
+            missing = missing_resources(self._place.resources)
             raise LearnerLost(list(self._ranks), f"no resources to start {', '.join(self._ranks)}: {missing}")
         host, port = self._wait_for_ranks({first: leader.address.remote()}, deadline, "starting")[first]
         answers = {name: rank.connect.remote(host, port) for name, rank in self._ranks.items()}
@@ -258,7 +258,8 @@ class LearnerGroup:
         except OSError as error:
             dump = f"its batch could not be written: {error}"
         raise NonFiniteStep(
-            f"{self._consecutive_skips} steps in a row were skipped, as many as learner.skips_in_a_row allows: the "
+            f"{self._consecutive_skips} steps in a row were skipped, as many as learner.max_consecutive_skips "
+            "allows: the "
             f"{batch.reason} of step {batch.version} is not finite; {dump}"
         )
 
@@ -337,12 +338,12 @@ class LearnerGroup:
         self._wait_for_ranks(answers, self._settings.start_seconds, "loading a checkpoint")
         self._version, self._consecutive_skips = version, manifest.skips
 
-    def census(self) -> PoolStatus:
+    def status(self) -> PoolStatus:
         """Return the status of the ranks, which start and fail together. Thread-safe."""
         ranks = len(self._ranks)
-        return PoolStatus(wanted=ranks, members={self._state: ranks}, restarts=0)
+        return PoolStatus(target=ranks, replicas={self._state: ranks}, restarts=0)
 
-    def awaited(self) -> list[PendingCall]:
+    def pending_calls(self) -> list[PendingCall]:
         """Return all ranks with their current call. Thread-safe."""
         doing, since = self._activity
         broadcast = self._broadcast

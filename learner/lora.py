@@ -47,7 +47,7 @@ class Adapters:
         """Add an adapter to each layer that the configuration names.
 
         Args:
-            model: A model to which `model.frozen` was applied. It is changed in place.
+            model: A model to which `model.freeze` was applied. It is changed in place.
 
         Raises InputError as `adapted_layers` does.
         """
@@ -63,8 +63,8 @@ class Adapters:
         found = adapted_layers({name: tuple(layer.weight.shape) for name, layer in linear.items()}, config, frozen)
         lora = peft.LoraConfig(
             task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by r; any number will do
+            r=config.r,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; any number will do
             target_modules="|".join(map(re.escape, found)),  # a list would also match by the end of a name
         )
         with torch.random.fork_rng(devices=[]):
@@ -121,12 +121,12 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
     """Raise InputError unless the saved adapters have the same rank, alpha and layers."""
     try:
         then = json.loads((directory / CONFIG_NAME).read_text())
-        numbers = {"rank": then["r"], "alpha": then["lora_alpha"]}
+        numbers = {key: then[key] for key in ("r", "lora_alpha")}
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.rank: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; "
-            "resume with learner.lora.rank=0 if the checkpoint was saved without"
+            f"learner.lora.r: {adapters.config.r}, but {directory} holds no readable adapters: {error!r}; "
+            "resume with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
         if (now := getattr(adapters.config, key)) != saved:
@@ -136,8 +136,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             )
     if other := sorted(layers ^ adapters.layers.keys()):
         raise InputError(
-            f"learner.lora.targets: {', '.join(adapters.config.targets)} and model.frozen do not name the layers "
-            f"that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
+            f"learner.lora.target_modules: {', '.join(adapters.config.target_modules)} and model.freeze do not name the "
+            f"layers that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 
 

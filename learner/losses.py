@@ -14,7 +14,7 @@ from learner.config import Objective, PairLoss
 from learner.step_metrics import StepMetrics
 from speech.vocabulary import select
 
-RATIOS = ("truncated", "behaviour", "one")
+RATIOS = ("truncated", "rollout", "none")
 """Denominators of the probability ratio, see `grpo_loss`."""
 
 
@@ -42,8 +42,8 @@ def grpo_loss(
             "truncated"  w · min(ρA, clip(ρ)A), ρ = exp(logp − old), w = min(exp(old − rollout), cap). The difference
                          between sampler and learner is corrected per token and bounded, never as a product over the
                          reply.
-            "behaviour"  min(ρA, clip(ρ)A), ρ = exp(logp − rollout).
-            "one"        ρ = 1 and no clipping, as in the authors' released code.
+            "rollout"    min(ρA, clip(ρ)A), ρ = exp(logp − rollout).
+            "none"       ρ = 1 and no clipping, as in the authors' released code.
         cap: Upper bound of the importance weight w.
 
     Returns:
@@ -52,7 +52,7 @@ def grpo_loss(
     if ratio not in RATIOS:
         raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(RATIOS)}")
     advantage = advantage[:, None]
-    if ratio == "one":
+    if ratio == "none":
         return -torch.exp(logp - logp.detach()) * advantage, torch.zeros_like(logp, dtype=torch.bool)
     rho = torch.exp(logp - (old_logprobs if ratio == "truncated" else rollout_logprobs))
     free, clipped = rho * advantage, rho.clamp(1.0 - clip, 1.0 + clip_high) * advantage

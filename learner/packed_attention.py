@@ -1,4 +1,4 @@
-"""Attention within packed rows (`learner.packing`): rows in one sequence, without padding, each prompt once.
+"""Attention within packed rows (`learner.sequence_packing`): rows in one sequence, without padding, each prompt once.
 
 All other layers treat each token separately. Attention lays queries, keys and values out by row, [R, L], for its kernel
 only. This is a fraction of the work, and needs no [N, N] mask.
@@ -183,7 +183,7 @@ def attend(
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError(
-            f"{type(module).__name__} needs a mask or soft-capped scores: set learner.packing=false"
+            f"{type(module).__name__} needs a mask or soft-capped scores: set learner.sequence_packing=false"
         )
     if packing is not None:
         query = packing.lay_out(query, prompts=False)
@@ -214,8 +214,8 @@ def use_packing(model: nn.Module) -> None:
 
     Raises InputError for a model that does not support it.
     """
-    refusal = f"learner.packing: {type(model).__name__} does not support packed rows, "
-    remedy = "; set learner.packing=false to pad rows"
+    refusal = f"learner.sequence_packing: {type(model).__name__} does not support packed rows, "
+    remedy = "; set learner.sequence_packing=false to pad rows"
     setter: Any = getattr(model, "set_attn_implementation", None)
     if setter is not None:
         setter(PACKED)

@@ -25,11 +25,11 @@ def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             raise InputError(
-                f"model.frozen: {pattern!r} matches no parameter; the model has {', '.join(_examples(names))}"
+                f"model.freeze: {pattern!r} matches no parameter; the model has {', '.join(_examples(names))}"
             )
         found |= matched
     if names and len(found) == len(names):
-        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
+        raise InputError(f"model.freeze: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return found
 
 
@@ -40,30 +40,32 @@ def adapted_layers(
 
     Args:
         layers: Weight shape [outputs, inputs] of each linear layer, by name.
-        frozen: Layers that `model.frozen` excludes.
+        frozen: Layers that `model.freeze` excludes.
 
     Raises InputError for a pattern that matches no layer, for a rank above a layer's size, or if no layer is left.
     """
     names: set[str] = set()
-    for pattern in settings.targets:
+    for pattern in settings.target_modules:
         matched = {name for name in layers if fnmatchcase(name, pattern)}
         if not matched:
             endings = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
             raise InputError(
-                f"learner.lora.targets: {pattern!r} matches no linear layer with an untied weight; the names of those "
+                f"learner.lora.target_modules: {pattern!r} matches no linear layer with an untied weight; the names "
+                "of those "
                 f"layers end with {endings}"
             )
         names |= matched
     found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
     if not found:
         raise InputError(
-            f"learner.lora.targets: {', '.join(settings.targets)} match only layers that model.frozen freezes"
+            f"learner.lora.target_modules: {', '.join(settings.target_modules)} match only layers that model.freeze "
+            "freezes"
         )
     smallest = min(found, key=lambda name: min(found[name]))
-    if settings.rank > min(found[smallest]):
+    if settings.r > min(found[smallest]):
         inputs, outputs = found[smallest]
         raise InputError(
-            f"learner.lora.rank: {settings.rank} exceeds {smallest}, which has {inputs} inputs and {outputs} outputs; "
+            f"learner.lora.r: {settings.r} exceeds {smallest}, which has {inputs} inputs and {outputs} outputs; "
             f"use at most {min(found[smallest])}"
         )
     return found
@@ -83,5 +85,5 @@ def freeze(model: "nn.Module", patterns: Sequence[str]) -> int:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         # Tied parameters share one tensor: freezing it under one name freezes all its names.
-        raise InputError(f"model.frozen: {', '.join(patterns)} freeze every parameter; nothing is left to train")
+        raise InputError(f"model.freeze: {', '.join(patterns)} freeze every parameter; nothing is left to train")
     return len(found)

@@ -107,20 +107,20 @@ def format_signed(change: float | None, digits: int) -> str:
 
 
 WORDS = {
-    "lost": "{member} {reason}; its work goes to another",
-    "starting": "{member} is being started",
-    "joined": "{member} is at work",
-    "left": "{member} has left",
-    "no room": "{member} waits for a place: {reason}",
-    "work failed": "{member} failed while {doing}: {error}; it is tried once more",
-    "interrupted": "{member} was interrupted while {doing}: {reason}; it goes on when that is sent again",
+    "actor_died": "{member} {reason}; its work goes to another",
+    "actor_starting": "{member} is being started",
+    "actor_ready": "{member} is at work",
+    "actor_removed": "{member} has left",
+    "waiting_for_resources": "{member} waits for a place: {reason}",
+    "task_failed": "{member} failed while {doing}: {error}; it is tried once more",
+    "sync_interrupted": "{member} was interrupted while {doing}: {reason}; it goes on when that is sent again",
     "mix": "λ from outside, from iteration {iteration} on: {value}",
-    "resized": "{pool}: {before} → {after} members",
-    "learner lost": "{reason}; the learner starts again from {where}",
-    "learner back": "the learner is back after {seconds:.0f} s",
-    "checkpoint failed": "{reason}; the run goes on and tries again",
-    "step skipped": "iteration {iteration}: {reason}; the step was skipped",
-    "judges forgotten": "what judges said before is lost, and they are asked again: {reason}",
+    "pool_resized": "{pool}: {before} → {after} members",
+    "learner_died": "{reason}; the learner starts again from {where}",
+    "learner_restarted": "the learner is back after {seconds:.0f} s",
+    "checkpoint_failed": "{reason}; the run goes on and tries again",
+    "step_skipped": "iteration {iteration}: {reason}; the step was skipped",
+    "judge_cache_dropped": "what judges said before is lost, and they are asked again: {reason}",
     "stalled": "{summary}",
 }
 """A sentence by kind of event, with its fields; other kinds are not for people."""

@@ -25,7 +25,7 @@ class IterationStats:
     mix_raw: float | None
     """λ before smoothing, mean over groups (column `lambda_raw`)."""
     mix_overridden: int
-    """1 while λ, or its mode, is set from outside (`duet mix`)."""
+    """1 while λ, or its mode, is set from outside (`duet set-lambda`)."""
     gate_quality: float | None
     """Mean over groups of g = sigmoid(k (max R − threshold))."""
     gate_information: float | None

@@ -67,7 +67,7 @@ Judgements = Mapping[str, list[ScoredReply]]
 """Held-out replies by evaluation set."""
 
 
-FAULTS = ("lost", "learner lost", "checkpoint failed", "step skipped", "work failed", "controller lost")
+FAULTS = ("actor_died", "learner_died", "checkpoint_failed", "step_skipped", "task_failed", "controller_died")
 """Kinds of events that are counted as faults."""
 
 
@@ -88,7 +88,7 @@ def summarise_run(
     before, after: held-out replies. signal: signal quality by "before" and "after". raters: their versions. members: by
     role, at the end. seconds: wall time of the whole run, earlier parts of a resumed one included.
     """
-    table, highest = read_iterations(directory), config.mix.highest_score
+    table, highest = read_iterations(directory), config.reward.score_max
 
     def column(name: str) -> np.ndarray:
         return np.asarray(table[name].to_pylist(), dtype=float)
@@ -134,8 +134,8 @@ def plot_run(directory: Path, config: Config, summary: Mapping) -> None:
         table,
         directory / "scores.png",
         {when: headline[when] for when in ("before", "after") if when in headline},
-        [r.name for r in config.reward.raters if f"score_{r.name}" in table.column_names],
-        (config.mix.lowest_score, config.mix.highest_score),
+        [r.name for r in config.reward.functions if f"score_{r.name}" in table.column_names],
+        (config.reward.score_min, config.reward.score_max),
     )
 
 

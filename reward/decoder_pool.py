@@ -1,11 +1,11 @@
-"""Decoders: Ray actors that turn speech tokens into sound for the reward servers, and their pool.
+"""A pool of Ray actors that decode speech tokens to audio for the reward servers.
 
-    reply ──▶ decoder pool ──sound──▶ reward server ──▶ card
+    reply ──▶ decoder pool ──audio──▶ reward server ──▶ scorecard
 
-With decoders the servers hold no codec: speech decoders that need a GPU, and raters that do not, come in numbers of
-their own. A sound stays in Ray's object store where it was made, and goes to the server that rates it; the controller
-hands on references. They belong to the controller, so that a decoder may die when its work is done; a sound that is
-lost with its node is made again.
+With decoders the reward servers hold no codec, so GPU decoders and CPU raters scale separately. Audio stays in Ray's
+object store on the node that made it and goes straight to the server that rates it; the controller passes references.
+The controller owns the objects, so a decoder may die after its work is done. Audio lost with its node is decoded
+again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool
+from cluster.actor_pool import ActorPool, SpeechPool
 from cluster.monitored_actor import MonitoredActor
 from cluster.placement import Placement
-from cluster.task_queue import LENT_TIMES, TaskQueue
-from cluster.waiting import FETCH_SECONDS, CallTimeout
+from cluster.pool_calls import ActorPoolConfig
+from cluster.task_queue import MAX_ATTEMPTS, TaskQueue
+from cluster.waiting import FETCH_TIMEOUT_S, CallTimeout
 from speech.audio import Waveform
 from speech.codecs.base import Codec
 from speech.families import Family
@@ -30,75 +31,78 @@ from speech.registry import ClassSpec, build_codec
 from speech.vocabulary import Vocabulary
 
 SHARE = 4
-"""Replies that a decoder is lent at once: they come back together, and servers wait for the first of them."""
+"""Replies per call to a decoder. They return together, so a larger number delays the first of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     decoders: int
     needs: Mapping[str, float]
-    """Ray's resources of each decoder."""
+    """Ray resources of each decoder."""
     start_seconds: float
 
 
 @dataclass(frozen=True)
 class DecodeFailed:
-    """In the place of a sound, or of what would be known of it: it is lost, and must be decoded again."""
+    """Placeholder for audio, or for the scorecard of it, that was lost and must be decoded again."""
 
     reason: str
 
 
-def audio_of(token_ids: np.ndarray, vocabulary: Vocabulary, codec: Codec) -> Waveform | None:
-    """The waveform of the speech tokens among ids [T], or None when there are none."""
+def decode_audio(token_ids: np.ndarray, vocabulary: Vocabulary, codec: Codec) -> Waveform | None:
+    """Return the waveform of the speech tokens among ids [T], or None without speech tokens."""
     codes = vocabulary.codes(token_ids)
     return codec.decode(codes) if len(codes) else None
 
 
-def fetch_audio(sounds: Sequence[ray.ObjectRef | None]) -> list[Waveform | DecodeFailed | None]:
-    """Sounds by their references; of a reply without speech there is none."""
-    wanted = [sound for sound in sounds if sound is not None]
+def fetch_audio(refs: Sequence[ray.ObjectRef | None]) -> list[Waveform | DecodeFailed | None]:
+    """Fetch audio by reference; None stays None (a reply without speech)."""
+    present = [ref for ref in refs if ref is not None]
     try:
-        came: list[Any] = ray.get(wanted, timeout=FETCH_SECONDS)
+        values: list[Any] = ray.get(present, timeout=FETCH_TIMEOUT_S)
     except RayError:
-        came = [_one(sound) for sound in wanted]
-    found = iter(came)
-    return [None if sound is None else _own(next(found)) for sound in sounds]
+        values = [_fetch_one(ref) for ref in present]
+    fetched = iter(values)
+    return [None if ref is None else _writable(next(fetched)) for ref in refs]
 
 
-def _one(sound: ray.ObjectRef) -> Waveform | DecodeFailed:
+def _fetch_one(ref: ray.ObjectRef) -> Waveform | DecodeFailed:
     try:
-        return ray.get(sound, timeout=FETCH_SECONDS)
-    except RayError as error:  # with the node that had it
+        return ray.get(ref, timeout=FETCH_TIMEOUT_S)
+    except RayError as error:  # lost with its node
         return DecodeFailed(f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _own(sound: Waveform | DecodeFailed) -> Waveform | DecodeFailed:
-    """Ray's store hands out arrays that cannot be written to; a rater may want to."""
-    return sound if isinstance(sound, DecodeFailed) else Waveform(sound.samples.copy(), sound.rate)
+def _writable(audio: Waveform | DecodeFailed) -> Waveform | DecodeFailed:
+    """Copy the samples: arrays from Ray's object store are read-only, and a rater may write to them."""
+    return audio if isinstance(audio, DecodeFailed) else Waveform(audio.samples.copy(), audio.rate)
 
 
 class SpeechDecoder(MonitoredActor):
-    """Holds the codec, and nothing of the raters."""
+    """Hold the codec and decode replies; no raters."""
 
     def __init__(self, checkpoint: str, codec: ClassSpec, family: Family) -> None:
-        """checkpoint: for its tokenizer."""
+        """checkpoint: source of the tokenizer."""
         super().__init__()
         self._vocabulary = Vocabulary.from_checkpoint(Path(checkpoint), family.tokens)
-        self._codec = build_codec(codec.use, codec.arguments)
+        self._codec = build_codec(codec.target, codec.kwargs)
 
     def version(self) -> str:
-        """Of the codec."""
+        """Return the version of the codec."""
         return self._codec.version
 
     def decode(self, replies: list[np.ndarray]) -> list[Any]:
-        """Of ids [T] of each reply: first a list that says which have speech, then the waveform of each or None. To be
-        asked for as so many objects, so that sounds can be handed on without being fetched."""
-        sounds = [audio_of(ids, self._vocabulary, self._codec) for ids in replies]
-        return [[sound is not None for sound in sounds], *sounds]
+        """Return a list of flags that say which replies have speech, then one waveform or None per reply.
+
+        Call it with `num_returns=1 + len(replies)`: each waveform is then an object of its own, which the caller can
+        pass on without fetching it.
+        """
+        audio = [decode_audio(ids, self._vocabulary, self._codec) for ids in replies]
+        return [[waveform is not None for waveform in audio], *audio]
 
 
 class DecoderPool(SpeechPool):
-    """Decoders by name. One that dies is replaced, and what it was decoding is decoded by another."""
+    """A pool of decoders. A dead decoder is replaced and its replies are decoded by another."""
 
     def __init__(
         self,
@@ -112,8 +116,14 @@ class DecoderPool(SpeechPool):
         tell: Callable[..., None],
         company: list[ActorPool] | None = None,
     ) -> None:
-        """work_seconds: deadline for a share of replies. beat_seconds: how long a decoder may give no sign of life.
-        tell: takes events, a kind and fields. company: see `ActorPool`."""
+        """Set up the pool without starting it.
+
+        Args:
+            work_seconds: Time limit for one call of `SHARE` replies.
+            beat_seconds: Heartbeat timeout of a decoder.
+            tell: Called with each event: a kind and fields.
+            company: See `ActorPool`.
+        """
         threads = str(max(1, int(settings.needs.get("CPU", 1))))
         environment = {"env_vars": {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}}
 
@@ -121,91 +131,90 @@ class DecoderPool(SpeechPool):
             remote = ray.remote(SpeechDecoder).options(runtime_env=environment, **place.options())
             return remote.remote(checkpoint, codec, family)
 
-        self._crew = ActorPool(
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="decoder",
-                members=settings.decoders,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=work_seconds,
-                beat_seconds=beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.decoders,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=work_seconds,
+                heartbeat_timeout_s=beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda decoder: decoder.version.remote(),
-            tell=tell,
-            company=company,
+            create=make,
+            warm_up=lambda decoder: decoder.version.remote(),
+            emit_event=tell,
+            pools=company,
         )
-        self._ordered: dict[int, np.ndarray] = {}
-        """Token ids of what is not decoded yet, by number."""
-        self._made: dict[int, ray.ObjectRef] = {}
-        """Where the sound of each will be, or is: of whoever was asked last."""
-        self._job = TaskQueue(
-            partial(self._ask, replies=self._ordered, made=self._made), "decoding replies", share=SHARE
+        self._pending: dict[int, np.ndarray] = {}
+        """Token ids of replies that are not decoded yet, by task number."""
+        self._audio_refs: dict[int, ray.ObjectRef] = {}
+        """Reference to the audio of each task, from the latest call."""
+        self._tasks = TaskQueue(
+            partial(self._call, replies=self._pending, refs=self._audio_refs), "decoding replies", max_batch=SHARE
         )
-        self._crew.open(self._job)
+        self._actor_pool.add_queue(self._tasks)
 
     def begin(self, *, strict: bool = True) -> None:
-        """As `ActorPool.begin`."""
-        self._crew.begin(strict=strict)
+        """See `ActorPool.begin`."""
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> str:
-        """As `ActorPool.start`. Returns the version of the codec."""
-        return next(iter(self._crew.start(strict=strict).values()))
+        """See `ActorPool.start`. Return the version of the codec."""
+        return next(iter(self._actor_pool.start(strict=strict).values()))
 
-    def order(self, name: str, token_ids: np.ndarray) -> int:
-        """A reply to be decoded by whoever is free. name: for messages. Returns its number."""
-        number = self._job.add(name)
-        self._ordered[number] = token_ids
+    def submit(self, name: str, token_ids: np.ndarray) -> int:
+        """Queue a reply for decoding. Return its task number. name: shown in messages."""
+        number = self._tasks.add(name)
+        self._pending[number] = token_ids
         return number
 
-    def sounds(self) -> list[tuple[int, ray.ObjectRef | None]]:
-        """Those that were made since the last call, each with the number of its order; None without speech."""
-        found = []
-        for number, spoken in self._job.leases.collect().items():
-            del self._ordered[number]
-            made = self._made.pop(number)
-            found.append((number, made if spoken else None))
-        return found
+    def collect(self) -> list[tuple[int, ray.ObjectRef | None]]:
+        """Return (task number, audio reference) of the tasks finished since the last call; None without speech."""
+        finished = []
+        for number, has_speech in self._tasks.leases.collect().items():
+            del self._pending[number]
+            ref = self._audio_refs.pop(number)
+            finished.append((number, ref if has_speech else None))
+        return finished
 
-    def abandon(self) -> None:
-        """Gives up everything that was ordered and is not there."""
-        self._job.call_off()
-        self._job.leases.collect()
-        self._ordered.clear()
-        self._made.clear()
+    def abort_all(self) -> None:
+        """Cancel all unfinished tasks and drop finished ones."""
+        self._tasks.cancel()
+        self._tasks.leases.collect()
+        self._pending.clear()
+        self._audio_refs.clear()
 
-    def waveforms(self, replies: Sequence[np.ndarray]) -> list[Waveform | None]:
-        """Has these decoded, waits for them and fetches them; None without speech. Those that are lost on the way are
-        decoded again."""
-        found: dict[int, Waveform | None] = {}
-        for _ in range(LENT_TIMES):
-            places = [place for place in range(len(replies)) if place not in found]
-            if not places:
+    def decode(self, replies: Sequence[np.ndarray]) -> list[Waveform | None]:
+        """Decode replies and wait for their audio; None without speech. Lost audio is decoded again."""
+        decoded: dict[int, Waveform | None] = {}
+        for _ in range(MAX_ATTEMPTS):
+            missing = [index for index in range(len(replies)) if index not in decoded]
+            if not missing:
                 break
-            made: dict[int, ray.ObjectRef] = {}
-            asked = {item: replies[place] for item, place in enumerate(places)}
-            spoken = self._crew.work(
-                [f"reply {place + 1}" for place in places],
-                partial(self._ask, replies=asked, made=made),
-                f"decoding {len(places)} replies",
+            refs: dict[int, ray.ObjectRef] = {}
+            batch = {item: replies[index] for item, index in enumerate(missing)}
+            flags = self._actor_pool.run(
+                [f"reply {index + 1}" for index in missing],
+                partial(self._call, replies=batch, refs=refs),
+                f"decoding {len(missing)} replies",
             )
-            sounds = fetch_audio([made[item] if speaks else None for item, speaks in enumerate(spoken)])
-            found |= {place: s for place, s in zip(places, sounds, strict=True) if not isinstance(s, DecodeFailed)}
-        if len(found) < len(replies):
-            raise CallTimeout(f"the sound of {len(replies) - len(found)} replies was lost {LENT_TIMES} times")
-        return [found[place] for place in range(len(replies))]
+            audio = fetch_audio([refs[item] if has_speech else None for item, has_speech in enumerate(flags)])
+            decoded |= {index: a for index, a in zip(missing, audio, strict=True) if not isinstance(a, DecodeFailed)}
+        if len(decoded) < len(replies):
+            raise CallTimeout(f"the audio of {len(replies) - len(decoded)} replies was lost {MAX_ATTEMPTS} times")
+        return [decoded[index] for index in range(len(replies))]
 
-    def _ask(
+    def _call(
         self,
         decoder: Any,
         items: list[int],
         replies: Mapping[int, np.ndarray],
-        made: dict[int, ray.ObjectRef],
+        refs: dict[int, ray.ObjectRef],
     ) -> ray.ObjectRef:
-        """Returns the reference to what is known when all of these are decoded; notes those to the sounds."""
-        asked = decoder.decode.options(num_returns=1 + len(items))
-        known, *sounds = asked.remote([replies[item] for item in items])
-        made.update(zip(items, sounds, strict=True))
-        return known
+        """Call a decoder with these items. Store the audio references in `refs`; return the reference to the flags."""
+        method = decoder.decode.options(num_returns=1 + len(items))
+        flags, *audio_refs = method.remote([replies[item] for item in items])
+        refs.update(zip(items, audio_refs, strict=True))
+        return flags

@@ -1,4 +1,4 @@
-"""The pool of reward servers, and of the decoders that work for them: replies are ordered, and cards come."""
+"""The pool of reward servers and their decoders: submit replies, collect scorecards."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,25 +10,26 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig, SpeechPool, WeightUpdateRequest, poll_once
+from cluster.actor_pool import ActorPool, SpeechPool, poll_once
 from cluster.placement import Placement
-from cluster.task_queue import LENT_TIMES, TaskQueue
+from cluster.pool_calls import ActorPoolConfig, WeightUpdateRequest
+from cluster.task_queue import MAX_ATTEMPTS, TaskQueue
 from cluster.waiting import CallTimeout
 from reward.decoder_pool import DecodeFailed, DecoderPool
 from reward.remote.cache import merge_answers, read_answers, write_answers
-from reward.server import RewardServer, RewardServerConfig, add_derived_scores
+from reward.server import RewardServer, RewardServerConfig, sum_counters
 from reward.types import Scorecard, SpokenReply
 from speech.audio import Waveform
 from speech.families import Family
 from speech.types import Prompt, Reply, ReplyGroup
 
-MOST_ANSWERS = 200_000
-"""Judges' answers that a checkpoint keeps, some 20 MB; the ones of no use for the longest time go first."""
+MAX_SAVED_ANSWERS = 200_000
+"""Judge answers kept in a checkpoint, about 20 MB; least recently used ones are dropped first."""
 
 
 class RewardPool(SpeechPool):
-    """Reward servers by name, and the decoders that work for them, if any. One that dies is replaced, and what it was
-    rating is rated by another."""
+    """A pool of reward servers, with decoders if configured. A dead server is replaced and its replies are rated by
+    another."""
 
     def __init__(
         self,
@@ -37,9 +38,14 @@ class RewardPool(SpeechPool):
         tell: Callable[..., None],
         company: list[ActorPool] | None = None,
     ) -> None:
-        """tell: takes events, a kind and fields. company: see `ActorPool`."""
+        """Set up the pool without starting it.
+
+        Args:
+            tell: Called with each event: a kind and fields.
+            company: See `ActorPool`.
+        """
         self._company = [] if company is None else company
-        self.decoders = self._decoders(settings, family, tell, self._company)
+        self.decoders = self._build_decoders(settings, family, tell, self._company)
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
         def make(name: str, place: Placement) -> Any:
@@ -48,43 +54,43 @@ class RewardPool(SpeechPool):
 
         self._start_seconds = settings.start_seconds
         self._answers: ray.ObjectRef | None = None
-        """Of remote raters, as last saved or loaded: what a new server starts with."""
+        """Answers of remote raters, as last saved or loaded; new servers start with them."""
         self._counters: dict[tuple[str, float], dict[str, dict[str, float]]] = {}
-        """As last heard, by name and birth of a server: what a lost one did goes on counting."""
-        self.left_alone: dict[str, int] = {}
-        """Servers that do not ask a remote rater now, as they said when `counters` was called last."""
-        self._crew = ActorPool(
+        """Latest counters by name and start time of a server, so that dead servers still count."""
+        self.circuit_open: dict[str, int] = {}
+        """Servers whose circuit to a remote rater is open, by rater, as of the last call of `counters`."""
+        self._actor_pool = ActorPool(
             ActorPoolConfig(
                 role="reward",
-                members=settings.servers,
-                start_seconds=settings.start_seconds,
-                renew_seconds=settings.start_seconds,
-                work_seconds=settings.score_seconds,
-                beat_seconds=settings.beat_seconds,
-                renewed=False,
-                needs=settings.needs,
+                num_replicas=settings.servers,
+                start_timeout_s=settings.start_seconds,
+                update_timeout_s=settings.start_seconds,
+                task_timeout_s=settings.score_seconds,
+                heartbeat_timeout_s=settings.beat_seconds,
+                needs_update=False,
+                resources=settings.needs,
             ),
-            make=make,
-            warm=lambda server: server.versions.remote(),
-            tell=tell,
-            company=self._company,
+            create=make,
+            warm_up=lambda server: server.versions.remote(),
+            emit_event=tell,
+            pools=self._company,
         )
-        self._ordered: dict[int, ReplyGroup] = {}
-        """What is not rated yet, by number: a prompt with one of its replies each."""
+        self._pending: dict[int, ReplyGroup] = {}
+        """Submissions without a scorecard yet, by number: a prompt with one reply each."""
         self._numbers = count()
         self._decoding: dict[int, int] = {}
-        """Numbers of those that decoders have, by the decoders' own."""
+        """Number of each submission in the decoder pool, by decoding task."""
         self._rating: dict[int, tuple[int, ray.ObjectRef | None]] = {}
-        """Numbers of those that can be rated, each with its sound where decoders make it, by the job's own."""
+        """Number and audio reference (with decoders) of each submission in the rating queue, by rating task."""
         self._lost: Counter[int] = Counter()
-        """How often the sound of each was lost."""
+        """Times that the audio of each submission was lost."""
         self._cards: dict[int, Scorecard] = {}
-        """That nobody has asked for yet."""
-        self._job = TaskQueue(self._have_rated, "scoring replies")
-        self._crew.open(self._job)
+        """Scorecards that were not collected yet."""
+        self._tasks = TaskQueue(self._call_server, "scoring replies")
+        self._actor_pool.add_queue(self._tasks)
 
     @staticmethod
-    def _decoders(
+    def _build_decoders(
         settings: RewardServerConfig, family: Family, tell: Callable[..., None], company: list[ActorPool]
     ) -> DecoderPool | None:
         if settings.decoders is None:
@@ -101,166 +107,168 @@ class RewardPool(SpeechPool):
         )
 
     def begin(self, *, strict: bool = True) -> None:
-        """Has every server start. strict: whether one that fails ends the start."""
+        """Begin to start every server. strict: whether one failure aborts the start."""
         if self.decoders is not None:
             self.decoders.begin(strict=strict)
-        self._crew.begin(strict=strict)
+        self._actor_pool.begin(strict=strict)
 
     def start(self, *, strict: bool = True) -> dict[str, str]:
-        """Waits for every server. Returns the versions of raters and codec. strict: whether one that fails ends the
+        """Wait for every server. Return the versions of raters and codec. strict: whether one failure aborts the
         start."""
         codec = {} if self.decoders is None else {"codec": self.decoders.start(strict=strict)}
-        return next(iter(self._crew.start(strict=strict).values())) | codec
+        return next(iter(self._actor_pool.start(strict=strict).values())) | codec
 
-    def order(self, prompt: Prompt, reply: Reply) -> int:
-        """A reply to be rated by whoever is free. Returns its number."""
+    def submit(self, prompt: Prompt, reply: Reply) -> int:
+        """Queue a reply for decoding and rating. Return its number."""
         number = next(self._numbers)
-        self._ordered[number] = ReplyGroup(prompt=prompt, replies=[reply])
-        self._pass_on(number)
+        self._pending[number] = ReplyGroup(prompt=prompt, replies=[reply])
+        self._route(number)
         return number
 
-    def cards(self) -> list[tuple[int, Scorecard]]:
-        """Those that came since the last call, each with the number of its order."""
-        self._hand_on()
-        found, self._cards = list(self._cards.items()), {}
-        return found
+    def collect(self) -> list[tuple[int, Scorecard]]:
+        """Return (number, scorecard) of the replies finished since the last call."""
+        self._handle_results()
+        finished, self._cards = list(self._cards.items()), {}
+        return finished
 
-    def abandon(self) -> None:
-        """Gives up everything that was ordered and is not there."""
+    def abort_all(self) -> None:
+        """Cancel all unfinished replies and drop finished ones."""
         if self.decoders is not None:
-            self.decoders.abandon()
-        self._job.call_off()
-        self._job.leases.collect()
-        for kept in (self._ordered, self._decoding, self._rating, self._lost, self._cards):
-            kept.clear()
+            self.decoders.abort_all()
+        self._tasks.cancel()
+        self._tasks.leases.collect()
+        for state in (self._pending, self._decoding, self._rating, self._lost, self._cards):
+            state.clear()
 
     def stop(self) -> None:
         if self.decoders is not None:
             self.decoders.stop()
         super().stop()
 
-    def _hand_on(self) -> None:
-        """What decoders and servers have done since the last call."""
+    def _handle_results(self) -> None:
+        """Take what decoders and servers finished since the last call: queue audio for rating, store scorecards."""
         if self.decoders is not None:
-            for item, sound in self.decoders.sounds():
-                self._to_be_rated(self._decoding.pop(item), sound)
-        for item, [card] in self._job.leases.collect().items():
+            for item, audio_ref in self.decoders.collect():
+                self._queue_rating(self._decoding.pop(item), audio_ref)
+        for item, [card] in self._tasks.leases.collect().items():
             number, _ = self._rating.pop(item)
             if not isinstance(card, DecodeFailed):
                 self._cards[number] = card
-                del self._ordered[number]
+                del self._pending[number]
                 self._lost.pop(number, None)
                 continue
             self._lost[number] += 1
-            if self._lost[number] >= LENT_TIMES:
-                raise CallTimeout(f"the sound of {self._name(number)} was lost {LENT_TIMES} times: {card.reason}")
-            self._pass_on(number)
+            if self._lost[number] >= MAX_ATTEMPTS:
+                raise CallTimeout(f"the audio of {self._name(number)} was lost {MAX_ATTEMPTS} times: {card.reason}")
+            self._route(number)
 
-    def _pass_on(self, number: int) -> None:
-        """To the decoders where there are any, else to be rated at once."""
+    def _route(self, number: int) -> None:
+        """Send a submission to the decoders, or straight to the rating queue without decoders."""
         if self.decoders is None:
-            self._to_be_rated(number, None)
+            self._queue_rating(number, None)
             return
-        [reply] = self._ordered[number].replies
-        self._decoding[self.decoders.order(self._name(number), reply.token_ids)] = number
+        [reply] = self._pending[number].replies
+        self._decoding[self.decoders.submit(self._name(number), reply.token_ids)] = number
 
-    def _to_be_rated(self, number: int, sound: ray.ObjectRef | None) -> None:
-        self._rating[self._job.add(self._name(number))] = number, sound
+    def _queue_rating(self, number: int, audio_ref: ray.ObjectRef | None) -> None:
+        self._rating[self._tasks.add(self._name(number))] = number, audio_ref
 
-    def _have_rated(self, server: Any, items: list[int]) -> ray.ObjectRef:
-        groups = [self._ordered[self._rating[item][0]] for item in items]
+    def _call_server(self, server: Any, items: list[int]) -> ray.ObjectRef:
+        groups = [self._pending[self._rating[item][0]] for item in items]
         if self.decoders is None:
             return server.score.remote(groups)
         return server.score.remote(groups, [self._rating[item][1] for item in items])
 
     def _name(self, number: int) -> str:
-        group = self._ordered[number]
+        group = self._pending[number]
         return f"reply {group.replies[0].index} to prompt {group.prompt.id}"
 
     def score(self, groups: list[ReplyGroup]) -> list[list[Scorecard]]:
-        """Cards by group and reply, in the order given."""
+        """Return a scorecard per reply, by group, in the order given."""
         if self.decoders is None:
-            return self._crew.work(
+            return self._actor_pool.run(
                 [f"prompt {group.prompt.id}" for group in groups],
                 lambda server, items: server.score.remote([groups[i] for i in items]),
                 f"scoring {len(groups)} groups",
             )
-        numbers = [[self.order(group.prompt, reply) for reply in group.replies] for group in groups]
-        while any(number in self._ordered for row in numbers for number in row):
+        numbers = [[self.submit(group.prompt, reply) for reply in group.replies] for group in groups]
+        while any(number in self._pending for row in numbers for number in row):
             poll_once(self._company)
-            self._hand_on()
+            self._handle_results()
         return [[self._cards.pop(number) for number in row] for row in numbers]
 
     def rate(self, spoken: list[SpokenReply], raters: list[str]) -> list[Scorecard]:
-        """A card for each reply, which is there already, from the raters of these names alone, in the order given."""
-        return self._crew.work(
-            [f"reply to {one.prompt.id}" for one in spoken],
+        """Return a scorecard per decoded reply, from the named raters only, in the order given."""
+        return self._actor_pool.run(
+            [f"reply to {reply.prompt.id}" for reply in spoken],
             lambda server, items: server.rate.remote([spoken[i] for i in items], raters),
             f"rating {len(spoken)} replies",
         )
 
     def decode(self, replies: list[np.ndarray]) -> list[Waveform | None]:
-        """Waveforms of a few replies."""
+        """Decode a few replies. A reply without speech gives None."""
         if self.decoders is not None:
-            return self.decoders.waveforms(replies)
-        return self._crew.work(
-            _numbered(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
+            return self.decoders.decode(replies)
+        return self._actor_pool.run(
+            _task_names(replies), lambda server, items: server.decode.remote([replies[i] for i in items]), "decoding"
         )
 
     def measure(self, function: str, replies: list[np.ndarray]) -> list[float]:
-        """A function of a waveform, named "module:function", of each of a few replies that has speech."""
-        sounds = [sound for sound in self.decode(replies) if sound is not None]
-        return self._crew.work(
-            _numbered(sounds),
-            lambda server, items: server.measure.remote(function, [sounds[i] for i in items]),
+        """Apply a function of a waveform, named "module:function", to each of a few replies that has speech."""
+        waveforms = [waveform for waveform in self.decode(replies) if waveform is not None]
+        return self._actor_pool.run(
+            _task_names(waveforms),
+            lambda server, items: server.measure.remote(function, [waveforms[i] for i in items]),
             "measuring",
         )
 
     def share_cache(self) -> pa.Table:
-        """Every server, and those that are still to come, get what the judges answered any of them. Returns it.
+        """Merge the judge answers of all servers and give them to every current and future server. Return them.
 
-        What a server was answered after that goes with it when it is lost or leaves, and is asked again.
+        Answers that a server gets later are lost with that server, and judges are asked again.
         """
         before = [] if self._answers is None else [ray.get(self._answers, timeout=self._start_seconds)]
-        found = self._everybody(lambda server: server.cache_entries.remote(), "handing over the judges' answers")
-        table = merge_answers([*before, *found.values()], MOST_ANSWERS)
-        self._hand_out(table)
+        tables = self._call_all(lambda server: server.cache_entries.remote(), "collecting judge answers")
+        table = merge_answers([*before, *tables.values()], MAX_SAVED_ANSWERS)
+        self._distribute(table)
         return table
 
     def save_cache(self, path: Path) -> int:
-        """Shares what the judges answered so far, and writes it as one Parquet file. Returns how many answers."""
+        """Share the judge answers and write them to one Parquet file. Return the number of answers."""
         table = self.share_cache()
         write_answers(path, table)
         return table.num_rows
 
     def load_cache(self, path: Path) -> int:
-        """Gives every server, and those that are still to come, the answers of a file; before `start` or after it.
-        Returns how many. Raises InputError for a file that is none."""
+        """Give the answers of a file to every current and future server; works before and after `start`.
+
+        Return the number of answers. Raise InputError for a file of another format.
+        """
         table = read_answers(path)
-        self._hand_out(table)
+        self._distribute(table)
         return table.num_rows
 
-    def _hand_out(self, table: pa.Table) -> None:
+    def _distribute(self, table: pa.Table) -> None:
         self._answers = ray.put(table)
-        if table.num_rows and self._crew.names:
-            self._everybody(lambda server: server.load_cache.remote(self._answers), "taking the judges' answers")
+        if table.num_rows and self._actor_pool.names:
+            self._call_all(lambda server: server.load_cache.remote(self._answers), "loading judge answers")
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """What happened with each remote rater since the start of the run, all servers together; none goes down."""
-        found = self._everybody(lambda server: server.counters.remote(), "counting")
-        alone: Counter[str] = Counter()
-        for name, (born, by_rater, left) in found.items():
-            self._counters[name, born] = by_rater
-            alone.update({rater: int(is_left) for rater, is_left in left.items()})
-        self.left_alone = dict(alone)
-        return add_derived_scores(self._counters.values())
+        """Return the counters of each remote rater since the start of the run, summed over servers; monotonic."""
+        answers = self._call_all(lambda server: server.counters.remote(), "reading judge counters")
+        open_circuits: Counter[str] = Counter()
+        for name, (started_at, by_rater, circuits) in answers.items():
+            self._counters[name, started_at] = by_rater
+            open_circuits.update({rater: int(is_open) for rater, is_open in circuits.items()})
+        self.circuit_open = dict(open_circuits)
+        return sum_counters(self._counters.values())
 
-    def _everybody(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
-        """Asks every server that is up. Returns their answers by name, without those of servers lost meanwhile."""
-        found: dict[str, Any] = {}
-        self._crew.renew(WeightUpdateRequest(call=call, check=found.__setitem__, doing=doing))
-        return found
+    def _call_all(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
+        """Call every server that is up. Return the answers by name, without those of servers that died."""
+        answers: dict[str, Any] = {}
+        self._actor_pool.update_all(WeightUpdateRequest(call=call, check=answers.__setitem__, doing=doing))
+        return answers
 
 
-def _numbered(replies: Sequence[Any]) -> list[str]:
+def _task_names(replies: Sequence[Any]) -> list[str]:
     return [f"reply {number}" for number in range(1, len(replies) + 1)]

@@ -1,4 +1,4 @@
-"""From scorecards to what trains: combined scores, group statistics, advantages. Pure."""
+"""Turn scorecards into training signals: combined scores, group statistics, advantages. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ UNRATED = MissingScore("not rated")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How raters' scores combine."""
+    """Weights that combine rater scores."""
 
     total: Mapping[str, float]
-    """Weight by rater of the score that λ is measured from."""
+    """Weight per rater of the total, the score that λ is computed from."""
     others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Further combined scores by name."""
+    """Weights of further combined scores, by name."""
     combine: str = "sum"
     """"sum" or "harmonic"."""
 
     def apply(self, card: Scorecard) -> dict[str, Score]:
-        """Every score of a card by name: the raters' own, and those combined from them, "total" last.
+        """Return every score of a card by name: first the raters' scores, then the combined ones, "total" last.
 
-        A combined score that is on the card already (recorded with a pair) stays as it is.
+        A combined score that the card already holds (recorded with a pair) is kept.
         """
         scores = dict(card.scores)
         for name, weights in {**self.others, "total": self.total}.items():
@@ -42,55 +42,56 @@ class ScoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredReply:
-    """A reply with its scores and what they make of it."""
+    """A reply with its scores and advantages."""
 
     reply: Reply
     card: Scorecard
     scores: Mapping[str, Score]
-    """The card's and the combined ones."""
+    """Rater scores and combined scores."""
     advantages: tuple[float | None, ...]
-    """One a route; None where the reply gives that route no preference gradient."""
+    """One per route; None where the reply gives that route no preference gradient."""
 
     @property
     def total(self) -> Score:
         return self.scores["total"]
 
     def number(self, name: str) -> float | None:
-        """A score, or None where it is missing."""
+        """Return a score, or None if it is missing."""
         score = self.scores.get(name, UNRATED)
         return None if isinstance(score, MissingScore) else score
 
 
 def combine_scores(scores: Mapping[str, Score], weights: Mapping[str, float], how: str) -> Score:
-    """Weighted mean of the raters' scores, arithmetic ("sum") or "harmonic", on the raters' own scale.
+    """Return the weighted mean of the scores, arithmetic ("sum") or "harmonic", on the raters' scale.
 
-    Missing as soon as one that counts is missing (method §7, rule 1). A harmonic mean exists for positive scores only;
-    without, it is Missing by the rater's fault.
+    The result is missing if any score with a weight is missing (method §7, rule 1). A harmonic mean needs positive
+    scores; otherwise it is missing with the rater at fault.
     """
-    found: list[tuple[float, float]] = []
+    weighted: list[tuple[float, float]] = []
     for name, weight in weights.items():
         score = scores.get(name, UNRATED)
         if not weight:
             continue
         if isinstance(score, MissingScore):
             return score
-        found.append((weight, score))
-    total = sum(weight for weight, _ in found)
+        weighted.append((weight, score))
+    total = sum(weight for weight, _ in weighted)
     if how == "sum":
-        return sum(weight * score for weight, score in found) / total
+        return sum(weight * score for weight, score in weighted) / total
     if how != "harmonic":
         raise ValueError(f"unknown combination {how!r}; allowed: {', '.join(COMBINATIONS)}")
-    if any(score <= 0 for _, score in found):
+    if any(score <= 0 for _, score in weighted):
         return MissingScore("score not positive in a harmonic mean", fault="rater")
-    return total / sum(weight / score for weight, score in found)
+    return total / sum(weight / score for weight, score in weighted)
 
 
 def advantages(scores: Sequence[float], kind: str = "grpo") -> np.ndarray:
-    """float64 [n], the advantages of n ≥ 2 replies of one group.
+    """Return the advantages of n ≥ 2 replies of one group, float64 [n].
 
-    "grpo": (R − mean) / (population standard deviation + 1e-4) (method §3). "dr_grpo": R − mean, which does not blow up
-    nearly equal scores (Liu et al. 2025, arXiv 2503.20783). "rloo": R − mean of the others (Ahmadian et al. 2024,
-    arXiv 2402.14740).
+    Args:
+        kind: "grpo": (R − mean) / (population standard deviation + 1e-4) (method §3). "dr_grpo": R − mean, which does
+            not amplify nearly equal scores (Liu et al. 2025, arXiv 2503.20783). "rloo": R − mean of the other replies
+            (Ahmadian et al. 2024, arXiv 2402.14740).
     """
     if kind not in ADVANTAGES:
         raise ValueError(f"unknown advantage {kind!r}; allowed: {', '.join(ADVANTAGES)}")
@@ -108,13 +109,15 @@ def score_groups(
     routes: Sequence[ScoreRoute],
     kind: str = "grpo",
 ) -> list[ScoredReply]:
-    """A group's replies with their scores and, by route, advantages of the given kind.
+    """Return a group's replies with their scores and one advantage of the given kind per route.
 
-    For each route by itself: a reply whose score is missing leaves the group's mean and deviation, and with fewer than
-    two scores there are no advantages at all (method §7, rule 1).
+    Each route is computed separately: a reply with a missing score does not enter mean and deviation. Fewer than two
+    scores give no advantages (method §7, rule 1).
     """
     scores = [scoring.apply(card) for card in cards]
-    columns = [_column([of_reply.get(route.score, UNRATED) for of_reply in scores], kind) for route in routes]
+    columns = [
+        _route_advantages([reply_scores.get(route.score, UNRATED) for reply_scores in scores], kind) for route in routes
+    ]
     return [
         ScoredReply(
             reply=reply,
@@ -126,7 +129,7 @@ def score_groups(
     ]
 
 
-def _column(scores: Sequence[Score], kind: str) -> list[float | None]:
+def _route_advantages(scores: Sequence[Score], kind: str) -> list[float | None]:
     present = {index: score for index, score in enumerate(scores) if not isinstance(score, MissingScore)}
     if len(present) < 2:
         return [None] * len(scores)
@@ -134,18 +137,20 @@ def _column(scores: Sequence[Score], kind: str) -> list[float | None]:
     return [found.get(index) for index in range(len(scores))]
 
 
-def group_scores(judged: Sequence[ScoredReply]) -> list[float]:
-    """The totals that a group has."""
-    return [j.total for j in judged if not isinstance(j.total, MissingScore)]
+def group_scores(scored: Sequence[ScoredReply]) -> list[float]:
+    """Return the totals of a group, without missing ones."""
+    return [reply.total for reply in scored if not isinstance(reply.total, MissingScore)]
 
 
-def mean_scores(judged: Sequence[ScoredReply]) -> dict[str, float | None]:
-    """Mean by score over those that exist; None when there is none."""
-    names = list(dict.fromkeys(name for j in judged for name in j.scores))
-    present = {name: [n for j in judged if (n := j.number(name)) is not None] for name in names}
+def mean_scores(scored: Sequence[ScoredReply]) -> dict[str, float | None]:
+    """Return the mean of each score over the replies that have it; None if no reply has it."""
+    names = list(dict.fromkeys(name for reply in scored for name in reply.scores))
+    present = {name: [n for reply in scored if (n := reply.number(name)) is not None] for name in names}
     return {name: float(np.mean(numbers)) if numbers else None for name, numbers in present.items()}
 
 
-def missing_reasons(judged: Sequence[ScoredReply]) -> dict[str, int]:
-    """How many of the raters' scores are missing, by reason."""
-    return dict(Counter(s.reason for j in judged for s in j.card.scores.values() if isinstance(s, MissingScore)))
+def missing_reasons(scored: Sequence[ScoredReply]) -> dict[str, int]:
+    """Count missing rater scores by reason."""
+    return dict(
+        Counter(s.reason for reply in scored for s in reply.card.scores.values() if isinstance(s, MissingScore))
+    )

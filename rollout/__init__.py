@@ -1,1 +1,1 @@
-"""Rollouts: vLLM engines as Ray actors, constrained sampling, and weights that arrive while they live."""
+"""Rollouts: generation engines as Ray actors, constrained sampling, and weight updates while they run."""

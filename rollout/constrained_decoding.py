@@ -1,7 +1,7 @@
-"""Keeps sampled replies to the interleave structure: a vLLM logits processor driven by `speech.grammar.grammar_table`.
+"""Restricts sampling to the interleave grammar: a vLLM logits processor driven by `speech.grammar.grammar_table`.
 
-This is the interface of vLLM's model runner V1, which CPU builds use. `rollout.vllm_engine` selects that runner
-wherever the structure is enforced.
+Uses the interface of vLLM's model runner V1, the one of CPU builds. `rollout.vllm_engine` selects that runner if the
+grammar is enforced.
 """
 
 import json
@@ -16,11 +16,11 @@ from speech.grammar import TokenKind, grammar_table, token_kinds
 from speech.vocabulary import Vocabulary
 
 CONFIG_KEY = "duet_structure"
-"""Key of vLLM's `additional_config` that says which checkpoint and family the structure is for."""
+"""Key of vLLM's `additional_config` with the checkpoint and family of the grammar."""
 
 
-class _Follower:
-    """One request: the state of its automaton, and the output list that vLLM keeps appending to."""
+class _GrammarState:
+    """Automaton state of one request, and its output list, to which vLLM appends."""
 
     __slots__ = ("outputs", "seen", "state")
 
@@ -31,10 +31,9 @@ class _Follower:
 
 
 class StructureProcessor(LogitsProcessor):
-    """Sets the logits of every token that the structure does not allow next to minus infinity.
+    """Sets the logits of every token that the grammar does not allow next to minus infinity.
 
-    `processed_logprobs` then are log-probabilities of the masked distribution, the one that was sampled (method §7,
-    rule 3).
+    `processed_logprobs` are then log-probabilities of the masked distribution, the sampled one (method §7, rule 3).
     """
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool) -> None:
@@ -44,10 +43,10 @@ class StructureProcessor(LogitsProcessor):
         self._table = grammar_table(chosen.interleave)
         kinds = token_kinds(vocabulary)
         self._kinds: list[int] = kinds.tolist()
-        self._followers: dict[int, _Follower] = {}
+        self._states: dict[int, _GrammarState] = {}
         forbidden = [((kinds & allowed) == 0) for allowed in range(int(max(TokenKind)) * 2)]
         self._forbidden = torch.from_numpy(np.stack(forbidden)).to(device)
-        """bool [sets of kinds, size]: row s marks what the set s of kinds forbids."""
+        """bool [sets of kinds, vocabulary size]: row s marks the tokens that the set s of kinds forbids."""
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -56,26 +55,26 @@ class StructureProcessor(LogitsProcessor):
         if batch_update is None:
             return
         for index in batch_update.removed:
-            self._followers.pop(index, None)
+            self._states.pop(index, None)
         for index, _, _, outputs in batch_update.added:
-            self._followers[index] = _Follower(outputs)
+            self._states[index] = _GrammarState(outputs)
         for source, target, direction in batch_update.moved:
-            moved, displaced = self._followers.pop(source, None), self._followers.pop(target, None)
+            moved, displaced = self._states.pop(source, None), self._states.pop(target, None)
             if moved is not None:
-                self._followers[target] = moved
+                self._states[target] = moved
             if displaced is not None and direction == MoveDirectionality.SWAP:
-                self._followers[source] = displaced
+                self._states[source] = displaced
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits [requests, size], changed in place."""
-        allowed = torch.tensor([self._allowed(self._followers[index]) for index in range(logits.shape[0])])
+        """Mask logits [requests, vocabulary size] in place."""
+        allowed = torch.tensor([self._allowed(self._states[index]) for index in range(logits.shape[0])])
         return logits.masked_fill_(self._forbidden[allowed.to(logits.device)], float("-inf"))
 
-    def _allowed(self, follower: _Follower) -> int:
-        """The set of kinds that may come next."""
-        for token in follower.outputs[follower.seen :]:
-            follower.state = self._table.after[follower.state][self._kinds[token]]
-            if follower.state < 0:
-                raise ValueError(f"token {token} was sampled where the structure does not allow it")
-        follower.seen = len(follower.outputs)
-        return self._table.allowed[follower.state]
+    def _allowed(self, request: _GrammarState) -> int:
+        """Advance a request's automaton over new outputs. Return the set of kinds allowed next."""
+        for token in request.outputs[request.seen :]:
+            request.state = self._table.after[request.state][self._kinds[token]]
+            if request.state < 0:
+                raise ValueError(f"token {token} was sampled but the grammar does not allow it here")
+        request.seen = len(request.outputs)
+        return self._table.allowed[request.state]

@@ -1,7 +1,7 @@
-"""The process of a vLLM engine that does not run in its worker: its death is noticed, and whoever waits is woken.
+"""Detects the death of a vLLM engine process and fails the calls that wait for it.
 
-vLLM 0.32 notices too, but its synchronous client goes on waiting: for outputs on a queue (SyncMPClient.get_output), for
-the answer to a call on a future (call_utility). A killed engine would hold its worker until the lease runs out.
+vLLM 0.32 detects it too, but its synchronous client keeps waiting: for outputs on a queue (SyncMPClient.get_output),
+for the result of a call on a future (call_utility). A killed engine would block its worker until the task's deadline.
 """
 
 import os
@@ -12,38 +12,38 @@ from typing import Any
 from cluster.exit_watcher import exit_status
 from cluster.post_mortem import read_exit
 
-LOOK_SECONDS = 0.25
+POLL_INTERVAL_S = 0.25
 
 
 class EngineLiveness:
-    """Looks after the engine process of an LLM; one that runs in this process has none."""
+    """Watches the engine process of an LLM. Has no effect if the engine runs in this process."""
 
     def __init__(self, llm: Any) -> None:
-        self.end: str | None = None
-        """How the engine ended; None while it lives."""
+        self.exit_reason: str | None = None
+        """How the engine exited; None while it is alive."""
         core = llm.llm_engine.engine_core
         manager = getattr(getattr(core, "resources", None), "engine_manager", None)
         if manager is None:
             return
-        # Ray has its workers ignore their children, so that waitpid never tells how one ended; a pidfd may.
+        # Ray's workers ignore SIGCHLD, so that waitpid returns no exit status of children; a pidfd may.
         self._handles = {process.pid: os.pidfd_open(process.pid) for process in manager.processes}
-        # Not the client itself, which would then never be collected.
+        # Not the client itself: the thread would keep it from being garbage-collected.
         parts = (core.resources, core.outputs_queue, core.utility_results)
-        threading.Thread(target=self._look, args=parts, name="engine life", daemon=True).start()
+        threading.Thread(target=self._watch, args=parts, name="engine liveness", daemon=True).start()
 
-    def _look(self, resources: Any, outputs: Any, calls: dict[Any, Any]) -> None:
+    def _watch(self, resources: Any, outputs: Any, calls: dict[Any, Any]) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        while not resources.engine_dead:  # vLLM sets it, also when it shuts down as it should
-            time.sleep(LOOK_SECONDS)
-        self.end = "; ".join(self._ended(pid, handle) for pid, handle in self._handles.items())
+        while not resources.engine_dead:  # set by vLLM, also on a regular shutdown
+            time.sleep(POLL_INTERVAL_S)
+        self.exit_reason = "; ".join(self._describe(pid, handle) for pid, handle in self._handles.items())
         outputs.put_nowait(EngineDeadError())
-        for answer in list(calls.values()):
-            if not answer.done():
-                answer.set_exception(EngineDeadError())
+        for result in list(calls.values()):
+            if not result.done():
+                result.set_exception(EngineDeadError())
 
-    def _ended(self, pid: int, handle: int) -> str:
+    def _describe(self, pid: int, handle: int) -> str:
         status = exit_status(handle)
         os.close(handle)
-        how = "ended, exit status not known" if status is None else read_exit(status)
-        return f"engine process {pid} {how}"
+        reason = "exited, exit status unknown" if status is None else read_exit(status)
+        return f"engine process {pid} {reason}"

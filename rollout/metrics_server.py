@@ -1,63 +1,68 @@
-"""Where a worker serves what vLLM counts in it, for Prometheus to scrape.
+"""Serves the vLLM metrics of a worker to Prometheus.
 
-vLLM keeps its metrics in the process that calls it, also when its core runs in another one: what the core says of
-itself comes with the tokens. A thread of the worker answers scrapes; the engine does not notice.
+vLLM keeps its metrics in the calling process, even if its core runs in another one: the core sends its counts with the
+tokens. A thread of the worker answers scrapes, without calls to the engine.
 """
 
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 ANYWHERE = ("0.0.0.0", "::", "")
-"""Hosts that stand for every address of a machine."""
+"""Hosts that mean every address of a machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Where to listen, and what to call it."""
+    """Address to bind and host to advertise."""
 
     bind: str
-    told: str
-    """Host under which others find it; empty: whatever they call the controller's machine."""
+    advertised: str
+    """Host for Prometheus; empty: the name by which it knows the controller's machine."""
 
 
 def bind_port(host: str, node: str, home: str) -> Listener | None:
-    """Where a worker on `node` serves its metrics, by `metrics.host`, which is the controller's at `home`.
+    """Return where a worker serves its metrics. None: the worker serves none.
 
-    Nothing opens to a network unless that was asked for: with a local host, only a worker on the controller's own
-    machine can be scraped, and others serve nothing. node, home: addresses of their machines.
+    No port opens to a network by default: with a loopback host, workers on other machines than the controller's serve
+    no metrics.
+
+    Args:
+        host: `metrics.host` of the configuration.
+        node: IP address of the worker's machine.
+        home: IP address of the controller's machine.
     """
     here = node == home
     if is_local(host) and not here:
         return None
     bind = host if here or host in ANYWHERE else node
-    return Listener(bind=bind, told="" if here else node)
+    return Listener(bind=bind, advertised="" if here else node)
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine as nobody else can reach it."""
+    """Return True for a loopback host, which other machines cannot reach."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def serve_metrics(where: Listener | None) -> str | None:
-    """Serves what vLLM counts in this process, on any free port. Returns "host:port", the host as `told`; None where
-    there is no door."""
-    if where is None:
+def serve_metrics(listener: Listener | None) -> str | None:
+    """Serve this process's vLLM metrics on a free port. Return "host:port" with the advertised host, or None without a
+    listener."""
+    if listener is None:
         return None
     from prometheus_client import disable_created_metrics, start_http_server
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-    disable_created_metrics()  # a series beside every counter and histogram, which nothing asks for
-    server, _ = start_http_server(0, where.bind, get_prometheus_registry())
-    # Always the plain text format: for OpenMetrics, which Prometheus would rather have, prometheus-client writes an
-    # underscore for the colon in vLLM's names.
-    answer = server.get_app()
-    server.set_app(lambda environ, respond: answer({**environ, "HTTP_ACCEPT": "text/plain"}, respond))
-    return metrics_address(where.told, server.server_port)
+    disable_created_metrics()  # unused extra series of every counter and histogram
+    server, _ = start_http_server(0, listener.bind, get_prometheus_registry())
+    # Always the plain text format: in OpenMetrics, which Prometheus prefers, prometheus-client replaces the colon in
+    # vLLM's names by an underscore.
+    app = server.get_app()
+    server.set_app(lambda environ, respond: app({**environ, "HTTP_ACCEPT": "text/plain"}, respond))
+    return metrics_address(listener.advertised, server.server_port)
 
 
 def metrics_address(host: str, port: int) -> str:
-    """host:port, with the brackets that an IPv6 address needs."""
+    """Return "host:port", with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,10 +1,8 @@
-"""An engine for models with several streams, which vLLM serves one of: the learner's own model class, drawing all.
+"""An engine for models with several streams, of which vLLM serves only one. Runs the learner's model class.
 
-Replies that are under way are drawn together, a step at a time, as many as there is room for; when one ends, the next
-takes its place. The prompt of a group is computed once, for the first of its replies that is drawn under the same
-weights. Interface and behaviour are those of `rollout.vllm_engine.VllmEngine`. No Ray and no vLLM here.
-
-Keys and values of the replies that are under way: a row for each, the rows in use in front.
+Running replies are batched continuously, one step at a time, up to the number of KV cache rows. A prompt is computed
+once for all replies of its group that start with the same weights. Interface and behaviour are those of
+`rollout.vllm_engine.VllmEngine`. Without Ray and vLLM.
 """
 
 import itertools
@@ -32,33 +30,34 @@ from weight_sync.lora_merge import merge_lora
 
 
 class KVCache:
-    """What layers of a transformers model take for a cache, in memory that is taken once. Whoever uses the rows knows
-    which is whose; a step is everything that the model takes at once."""
+    """Preallocated KV cache in the shape transformers expects. The caller maps rows to replies, with the rows in use
+    first. A step is one token of each stream."""
 
     def __init__(
         self, *, layers: int, rows: int, heads: int, steps: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """heads, width: of the keys of a layer."""
+        """heads, width: shape of a layer's keys. steps: capacity of a row."""
         self._rows = torch.arange(rows, device=device)
         self._both = [torch.zeros(2, rows, heads, steps, width, dtype=dtype, device=device) for _ in range(layers)]
-        """By layer: keys, values."""
+        """Keys and values by layer."""
         self._lengths = torch.zeros(0, dtype=torch.int64, device=device)
         self._longest = 0
 
     @staticmethod
     def row_bytes(*, layers: int, heads: int, steps: int, width: int, dtype: torch.dtype) -> int:
+        """Return the size of one row."""
         return 2 * layers * heads * steps * width * dtype.itemsize
 
     def begin(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """The first rows each take a step more, behind so many. Returns positions int64 [n, 1], and which keys the step
-        sees, bool [n, 1, 1, longest]."""
+        """Begin a step of the first n rows, which hold `lengths` steps. Return positions int64 [n, 1] and the attention
+        mask bool [n, 1, 1, longest]."""
         self._lengths = torch.tensor(lengths, device=self._rows.device)
         self._longest = max(lengths) + 1
         seen = torch.arange(self._longest, device=self._rows.device) <= self._lengths[:, None]
         return self._lengths[:, None], seen[:, None, None]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keeps a step's [n, heads, 1, width]; returns all [n, heads, longest, width]. transformers' layers call it."""
+        """Store a step's [n, heads, 1, width]. Return all [n, heads, longest, width]. Called by transformers."""
         rows = self._rows[: len(self._lengths)]
         both = self._both[layer]
         both[0, rows, :, self._lengths] = keys[:, :, 0]
@@ -66,92 +65,95 @@ class KVCache:
         return both[0, : len(rows), :, : self._longest], both[1, : len(rows), :, : self._longest]
 
     def put(self, row: int, layer: int, keys: Tensor, values: Tensor) -> None:
-        """The first steps of a row: [heads, steps, width]."""
+        """Store the first steps of a row: [heads, steps, width]."""
         self._both[layer][0, row, :, : keys.shape[1]] = keys
         self._both[layer][1, row, :, : keys.shape[1]] = values
 
     def copy(self, row: int, target: int, steps: int) -> None:
-        """So many steps of a row to another."""
+        """Copy the first steps of a row to another."""
         for both in self._both:
             both[:, target, :, :steps] = both[:, row, :, :steps]
 
 
-LOGITS = 2**25
-"""Logits that a probe holds at once."""
+MAX_LOGITS = 2**25
+"""Logits held at once by `probe`."""
 
 
 @dataclass(kw_only=True, eq=False)
 class RunningReply:
-    """A reply under way."""
+    """State of a running reply."""
 
-    order: RolloutRequest
+    request: RolloutRequest
     index: int
     generator: np.random.Generator
-    most: int
-    """Steps at most."""
+    max_steps: int
     pending: list[int]
-    """Ids of the step that the model takes next."""
+    """Ids of the model's next step."""
     length: int
-    """Steps that it has taken."""
-    began: int
+    """Steps in the KV cache."""
+    prompt_version: int
     """Weight version that computed its prompt."""
     state: int = 0
-    """Of the structure."""
+    """Grammar state."""
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     versions: tuple[int, int] | None = None
-    """Weight versions of its first and of its last token."""
+    """Weight versions of its first and last token."""
     finish: Finish | None = None
 
 
 class MultiStreamEngine:
-    """A loaded model. Until the first update it holds the checkpoint's weights under version 0."""
+    """A loaded model. Until the first update it holds the checkpoint's weights as version 0."""
 
-    def __init__(self, settings: EngineConfig, family: Family, vocabulary: Vocabulary) -> None:
-        if settings.tensor_parallel > 1:
+    def __init__(self, config: EngineConfig, family: Family, vocabulary: Vocabulary) -> None:
+        if config.tensor_parallel_size > 1:
             raise InputError(
-                f"rollout.tensor_parallel: {settings.tensor_parallel}, but the engine of family {family.name} keeps "
+                f"rollout.tensor_parallel_size: {config.tensor_parallel_size}, but the engine of family {family.name} "
+                "keeps "
                 "its model on one device; set it to 1"
             )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
-            torch.set_num_threads(settings.threads)
+            torch.set_num_threads(config.num_threads)
         self._streams, self._vocabulary, self._pattern = family.streams, vocabulary, family.interleave
         self._kinds, self._channels = token_kinds(vocabulary), vocabulary.channel_table()
-        self._max_length = settings.max_length
-        dtype = getattr(torch, settings.dtype)
-        model = load_pretrained(settings.checkpoint, family, dtype=dtype, trust_remote_code=settings.trust_remote_code)
-        self._checkpoint = Path(settings.checkpoint)
+        self._max_model_len = config.max_model_len
+        dtype = getattr(torch, config.dtype)
+        model = load_pretrained(config.checkpoint, family, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        self._checkpoint = Path(config.checkpoint)
         self._model = model.to(self._device).eval().requires_grad_(False)
-        self._chooser = MultiStreamSampler(
-            family.interleave, self._kinds, family.streams, constrained=settings.constrained, device=self._device
+        self._sampler = MultiStreamSampler(
+            family.interleave, self._kinds, family.streams, constrained=config.constrained, device=self._device
         )
-        self._rows, self._slots = self._room(settings)
+        self._rows, self._cache = self._allocate_cache(config)
         self._version = 0
         self._waiting: deque[tuple[RolloutRequest, int]] = deque()
         self._running: list[RunningReply] = []
-        """By row of the slots."""
+        """By row of the KV cache."""
         self._finished: list[RunningReply] = []
 
-    def _room(self, settings: EngineConfig) -> tuple[int, KVCache]:
-        """Rows for replies at once, and their keys and values. Raises InputError where there is no room for one."""
-        config, parameter = self._model.config, next(self._model.parameters())
+    def _allocate_cache(self, config: EngineConfig) -> tuple[int, KVCache]:
+        """Allocate the KV cache. Return the number of rows and the cache. Raise InputError without memory for one
+        row."""
+        model, parameter = self._model.config, next(self._model.parameters())
         shape = {
             "layers": sum(1 for module in self._model.modules() if hasattr(module, "layer_idx")),
-            "heads": config.num_key_value_heads,
-            "steps": settings.max_length // self._streams,
-            "width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            "heads": model.num_key_value_heads,
+            "steps": config.max_model_len // self._streams,
+            "width": getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads,
         }
-        key, room = "rollout.kv_cache_gib", settings.kv_cache_gib * 2**30
+        key, value, memory = "rollout.cpu_kv_cache_gib", config.cpu_kv_cache_gib, config.cpu_kv_cache_gib * 2**30
         if self._device.type == "cuda":
-            # Drawing takes a few arrays as large as the logits of all replies, which no row may take the room of.
-            whole, used = torch.cuda.mem_get_info(self._device)[1], torch.cuda.memory_allocated(self._device)
-            logits = 4.0 * 4 * settings.max_sequences * config.vocab_size
-            key, room = "rollout.gpu_memory_share", whole * settings.gpu_memory_share - used - logits
-        rows = min(settings.max_sequences, int(room // KVCache.row_bytes(**shape, dtype=parameter.dtype)))
+            # Sampling needs a few arrays of the size of all replies' logits.
+            total, used = torch.cuda.mem_get_info(self._device)[1], torch.cuda.memory_allocated(self._device)
+            logits = 4.0 * 4 * config.max_num_seqs * model.vocab_size
+            key, value = "rollout.gpu_memory_utilization", config.gpu_memory_utilization
+            memory = total * value - used - logits
+        rows = min(config.max_num_seqs, int(memory // KVCache.row_bytes(**shape, dtype=parameter.dtype)))
         if rows < 1:
             raise InputError(
-                f"{key}: no room for the keys and values of a reply of model.max_length = {settings.max_length} tokens"
+                f"{key}: no room for the keys and values of a reply of model.max_model_len = {config.max_model_len} "
+                "tokens"
             )
         return rows, KVCache(rows=rows, **shape, dtype=parameter.dtype, device=self._device)
 
@@ -159,141 +161,143 @@ class MultiStreamEngine:
     def weight_version(self) -> int:
         return self._version
 
-    def ended(self, error: Exception) -> str | None:
-        """As of an engine in a process of its own, which this one has not."""
+    def exit_reason(self, error: Exception) -> str | None:
+        """Return None: the engine runs in this process. For the interface of `VllmEngine`."""
         return None
 
-    def submit(self, orders: Sequence[RolloutRequest]) -> None:
-        """Groups to be drawn, beside those that are under way. Raises ValueError for one that does not fit."""
-        for order in orders:
-            tokens = len(order.prompt.token_ids)
-            if tokens % self._streams or not 0 < tokens <= self._max_length - self._streams:
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """Add groups to the running ones. Raise ValueError for a prompt that does not fit."""
+        for request in requests:
+            tokens = len(request.prompt.token_ids)
+            if tokens % self._streams or not 0 < tokens <= self._max_model_len - self._streams:
                 raise ValueError(
-                    f"prompt {order.prompt.id} has {tokens} tokens; {self._streams} for each step, and at most "
-                    f"{self._max_length - self._streams}, are possible"
+                    f"prompt {request.prompt.id} has {tokens} tokens; allowed: multiples of {self._streams} up to "
+                    f"{self._max_model_len - self._streams}"
                 )
-            self._waiting.extend((order, index) for index in range(order.group_size))
+            self._waiting.extend((request, index) for index in range(request.group_size))
 
-    def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]:
-        """Draws for so long, or until nothing is under way. Returns the replies that came to their end, each with the
-        number of its order."""
-        end = perf_counter() + seconds
+    def run_for(self, duration_s: float, worker: str) -> list[tuple[int, Reply]]:
+        """Generate for a duration, or until no reply is running. Return finished replies with the number of their
+        request."""
+        end = perf_counter() + duration_s
         while (self._waiting or self._running) and perf_counter() < end:
             self._step()
         finished, self._finished = self._finished, []
-        return [(drawn.order.number, self._reply(drawn, worker)) for drawn in finished]
+        return [(running.request.number, self._reply(running, worker)) for running in finished]
 
-    def abandon(self) -> None:
-        """Gives up everything that is under way."""
+    def abort_all(self) -> None:
+        """Abort all requests."""
         for part in (self._waiting, self._running, self._finished):
             part.clear()
 
-    def sample(
+    def generate(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig, seeds: list[int], worker: str
     ) -> list[ReplyGroup]:
-        """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
+        """Generate a complete group for each prompt. The engine must have no other requests. seeds: one per prompt."""
         return generate_groups(self, prompts, group_size, sampling, seeds, worker)
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """One step of everything that is under way, and of what there is room for."""
+        """Admit waiting replies, run one step of all running ones, and collect those that finish."""
         while self._waiting and len(self._running) < self._rows:
             self._admit(*self._waiting.popleft())
-        running = self._running
-        positions, seen = self._slots.begin([drawn.length for drawn in running])
-        ids = torch.tensor([drawn.pending for drawn in running], device=self._device)
-        hidden = self._outputs(ids, position_ids=positions, attention_mask=seen, past_key_values=self._slots)
-        for drawn in running:
-            drawn.length, drawn.pending = drawn.length + 1, []
-            drawn.versions = (drawn.versions or (self._version, 0))[0], self._version
-        temperatures = [drawn.order.sampling.temperature for drawn in running]
-        generators = [drawn.generator for drawn in running]
+        replies = self._running
+        positions, mask = self._cache.begin([reply.length for reply in replies])
+        ids = torch.tensor([reply.pending for reply in replies], device=self._device)
+        hidden = self._outputs(ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache)
+        for reply in replies:
+            reply.length, reply.pending = reply.length + 1, []
+            reply.versions = (reply.versions or (self._version, 0))[0], self._version
+        temperatures = [reply.request.sampling.temperature for reply in replies]
+        generators = [reply.generator for reply in replies]
         for stream, layer in enumerate(self._model.output_layers):
-            states = [drawn.state for drawn in running]
-            found = self._chooser.draw(stream, layer, hidden[:, stream], states, temperatures, generators)
-            for drawn, token, logp in zip(running, *found, strict=True):
-                drawn.state = self._chooser.after(drawn.state, token)
-                drawn.pending.append(token)
-                drawn.logps.append(logp)
-        self._settle()
+            states = [reply.state for reply in replies]
+            sampled = self._sampler.sample(stream, layer, hidden[:, stream], states, temperatures, generators)
+            for reply, token, logp in zip(replies, *sampled, strict=True):
+                reply.state = self._sampler.after(reply.state, token)
+                reply.pending.append(token)
+                reply.logps.append(logp)
+        self._collect_finished()
 
     def _outputs(self, ids: Tensor, **where: Any) -> Tensor:
-        """[n, streams, width] of the last step."""
+        """Return the outputs [n, streams, width] of the last step."""
         found = self._model.model(input_ids=ids, use_cache=True, **where).last_hidden_state
         return found[:, -self._streams :]
 
-    def _admit(self, order: RolloutRequest, index: int) -> None:
-        """Gives a reply a row, with the keys and values of its prompt but for the last step, which is still to be
-        taken: its outputs are what the first tokens are drawn from."""
-        ids, row = order.prompt.token_ids, len(self._running)
+    def _admit(self, request: RolloutRequest, index: int) -> None:
+        """Give a reply a row that holds its prompt except the last step. That step runs next; its outputs give the
+        first tokens."""
+        ids, row = request.prompt.token_ids, len(self._running)
         steps = len(ids) // self._streams - 1
-        like = (
-            other for other, drawn in enumerate(self._running) if drawn.order is order and drawn.began == self._version
+        siblings = (
+            other
+            for other, reply in enumerate(self._running)
+            if reply.request is request and reply.prompt_version == self._version
         )
-        if (sibling := next(like, None)) is not None:
-            self._slots.copy(sibling, row, steps)
+        if (sibling := next(siblings, None)) is not None:
+            self._cache.copy(sibling, row, steps)
         elif steps:
             self._prefill(row, ids[: -self._streams])
         self._running.append(
             RunningReply(
-                order=order,
+                request=request,
                 index=index,
-                generator=np.random.default_rng(order.seed + index),
-                most=min(order.sampling.max_tokens, self._max_length - len(ids)) // self._streams,
+                generator=np.random.default_rng(request.seed + index),
+                max_steps=min(request.sampling.max_tokens, self._max_model_len - len(ids)) // self._streams,
                 pending=ids[-self._streams :].tolist(),
                 length=steps,
-                began=self._version,
+                prompt_version=self._version,
             )
         )
 
     def _prefill(self, row: int, ids: np.ndarray) -> None:
-        """Keys and values of a prompt [P]. What an encoder made of a speaker's sound would be added to the model's
-        embeddings here (`heard` of speech.modeling.kimi_audio)."""
+        """Compute the KV cache of a prompt [P]. Audio features of an encoder would be added to the model's embeddings
+        here (`heard` of speech.modeling.kimi_audio)."""
         from transformers import DynamicCache
 
         cache: Any = DynamicCache()
         self._outputs(torch.from_numpy(ids.astype(np.int64))[None].to(self._device), past_key_values=cache)
         for layer, held in enumerate(cache.layers):
-            self._slots.put(row, layer, held.keys[0], held.values[0])
+            self._cache.put(row, layer, held.keys[0], held.values[0])
 
-    def _settle(self) -> None:
-        """Keeps the step's tokens; takes replies that have ended out of their rows, the last rows into the gaps."""
+    def _collect_finished(self) -> None:
+        """Append the step's tokens. Remove finished replies and move the last rows into the gaps."""
         for row in reversed(range(len(self._running))):
-            drawn = self._running[row]
-            drawn.tokens += drawn.pending
-            if self._vocabulary.end_reply in drawn.pending:
-                drawn.finish = Finish.STOP
-            elif len(drawn.tokens) >= drawn.most * self._streams:
-                drawn.finish = Finish.LENGTH
-            if drawn.finish is not None:
-                self._finished.append(drawn)
+            reply = self._running[row]
+            reply.tokens += reply.pending
+            if self._vocabulary.end_reply in reply.pending:
+                reply.finish = Finish.STOP
+            elif len(reply.tokens) >= reply.max_steps * self._streams:
+                reply.finish = Finish.LENGTH
+            if reply.finish is not None:
+                self._finished.append(reply)
                 last = self._running.pop()
-                if last is not drawn:
-                    self._slots.copy(len(self._running), row, last.length)
+                if last is not reply:
+                    self._cache.copy(len(self._running), row, last.length)
                     self._running[row] = last
 
-    def _reply(self, drawn: RunningReply, worker: str) -> Reply:
-        ids = np.asarray(drawn.tokens, dtype=np.int32)
-        first, newest = drawn.versions or (self._version, self._version)
+    def _reply(self, running: RunningReply, worker: str) -> Reply:
+        ids = np.asarray(running.tokens, dtype=np.int32)
+        first, newest = running.versions or (self._version, self._version)
         return Reply(
-            prompt_id=drawn.order.prompt.id,
-            index=drawn.index,
+            prompt_id=running.request.prompt.id,
+            index=running.index,
             token_ids=ids,
             channels=self._channels[ids],
-            logps=np.asarray(drawn.logps, dtype=np.float32),
+            logps=np.asarray(running.logps, dtype=np.float32),
             weight_version=first,
             newest_version=newest,
-            finish=drawn.finish or Finish.ABORTED,
+            finish=running.finish or Finish.ABORTED,
             defect=check_reply_grammar(ids, self._pattern, self._kinds),
             worker=worker,
-            seed=drawn.order.seed,
+            seed=running.request.seed,
         )
 
     @torch.no_grad()
     def load_weights(
         self, files: Iterable[Path], version: int, *, whole: bool = True, scale: float | None = None
     ) -> None:
-        """As `rollout.vllm_engine.VllmEngine.load_weights`: takes the weights in safetensors files as this version."""
+        """Load the weights of a version from safetensors files, like `rollout.vllm_engine.VllmEngine.load_weights`."""
         files = iter(files)
         first = next(files)
         try:
@@ -311,15 +315,15 @@ class MultiStreamEngine:
                 for name, weight in merge_lora(self._checkpoint, adapters, scale):
                     own[name].copy_(weight)
             elif whole and missing:
-                raise KeyError(f"nothing came for {', '.join(sorted(missing)[:3])}")
-        except Exception as error:  # of a file, of the file system, of a name: whatever it is, half is in
-            raise PartialWeightUpdate(f"weights {version} were not taken to the end: {error!r}") from error
+                raise KeyError(f"the update lacks {', '.join(sorted(missing)[:3])}")
+        except Exception as error:  # any error leaves a partial update
+            raise PartialWeightUpdate(f"weights {version} were loaded partially: {error!r}") from error
         self._version = version
 
     @torch.inference_mode()
     def probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
-        """Log-probability of each token but those of the first step, given the steps before, under the full
-        distribution.
+        """Return the log-probability of each token except those of the first step, given the steps before it, under the
+        full distribution.
 
         sequences: int32 [L] each. Returns float32 [L − streams] each.
         """
@@ -330,8 +334,8 @@ class MultiStreamEngine:
         targets = ids[self._streams :]
         found = torch.empty(len(targets), dtype=torch.float32, device=self._device)
         for stream, layer in enumerate(self._model.output_layers):
-            places = torch.arange(stream, len(targets), self._streams, device=self._device)
-            for part in places.split(max(1, LOGITS // layer.out_features)):
+            positions = torch.arange(stream, len(targets), self._streams, device=self._device)
+            for part in positions.split(max(1, MAX_LOGITS // layer.out_features)):
                 logps = torch.log_softmax(layer(hidden[part]).float(), dim=-1)
                 found[part] = logps.gather(-1, targets[part][:, None])[:, 0]
         return found.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Draws tokens from a model's outputs where each stream has an output layer of its own, held to a structure or not."""
+"""Samples tokens for models with one output layer per stream, with or without a grammar."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,40 +10,40 @@ from torch import Tensor, nn
 from speech.grammar import Grammar, TokenKind, grammar_table
 
 BLOCK = 256
-"""Tokens of a block in which one is drawn."""
+"""Tokens per block of two-stage sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRange:
-    """Ids that a stream may have: only their rows of the output layer are used."""
+    """Ids that a stream can contain. Other rows of the output layer are not computed."""
 
     first: int
     end: int
     forbidden: Tensor | None
-    """bool [sets of kinds, end − first]: row s marks what the set s of kinds forbids. None: nothing is forbidden."""
+    """bool [sets of kinds, end − first]: row s marks the ids that the set s of kinds forbids. None: all are allowed."""
 
 
 class MultiStreamSampler:
-    """One structure on one vocabulary. The state of a reply is a number, 0 at its start
+    """Sampler for one grammar and vocabulary. The state of a reply is a number, 0 at its start
     (`speech.grammar.grammar_table`)."""
 
     def __init__(
         self, pattern: Grammar, kinds: np.ndarray, streams: int, *, constrained: bool, device: torch.device
     ) -> None:
-        """kinds: int8 [V], of every id."""
+        """kinds: int8 [V], the kind of every id."""
         self._table = grammar_table(pattern)
         self._kinds: list[int] = kinds.tolist()
         self._constrained = constrained
         counts = {kind: int((kinds == kind).sum()) for kind in TokenKind}
         self._only: dict[int, int | None] = {}
-        """By set of kinds: the id that is all it allows, if it is one."""
+        """By set of kinds: its id, if it allows a single one."""
         for allowed in set(self._table.allowed):
             one = sum(count for kind, count in counts.items() if kind & allowed) == 1
             self._only[allowed] = int(np.flatnonzero(kinds & allowed)[0]) if one else None
         self._ranges = [self._range(kinds, union, device) for union in self._unions(streams)]
 
     def _unions(self, streams: int) -> list[int]:
-        """The kinds that a stream may have in any state."""
+        """Return the kinds that each stream can contain in any state."""
         found, seen, waiting = [0] * streams, set(), [(0, 0)]
         while waiting:
             state, stream = waiting.pop()
@@ -64,10 +64,10 @@ class MultiStreamSampler:
         return TokenRange(first=first, end=end, forbidden=torch.from_numpy(forbidden).to(device))
 
     def after(self, state: int, token: int) -> int:
-        """The state that follows; without a structure there is only one."""
+        """Return the next state. Without a grammar there is only one."""
         return self._table.after[state][self._kinds[token]] if self._constrained else state
 
-    def draw(
+    def sample(
         self,
         stream: int,
         layer: nn.Linear,
@@ -76,16 +76,18 @@ class MultiStreamSampler:
         temperatures: Sequence[float],
         generators: Sequence[np.random.Generator],
     ) -> tuple[list[int], list[float]]:
-        """A token of a stream for each of n replies, from outputs [n, width], and its log-probability under what it was
-        drawn from: softmax(logits / temperature) over what the structure allows. Where that is one token, nothing is
-        drawn."""
+        """Sample one token of a stream for each of n replies from outputs [n, width].
+
+        Return tokens and their log-probabilities under softmax(logits / temperature) over the allowed tokens. A single
+        allowed token is taken without sampling.
+        """
         sets = [self._table.allowed[state] for state in states]
         tokens = [self._only[allowed] if self._constrained else None for allowed in sets]
         logps = [0.0] * len(tokens)
         free = [row for row, token in enumerate(tokens) if token is None]
         if free:
             ids = self._ranges[stream]
-            chosen, found = _draw(
+            chosen, found = _sample(
                 self._logits(
                     ids,
                     layer,
@@ -104,27 +106,27 @@ class MultiStreamSampler:
         logits = nn.functional.linear(hidden, layer.weight[ids.first : ids.end]).float().div_(temperatures[:, None])
         if ids.forbidden is None:
             return logits
-        # Mostly all replies are at the same point of the structure, and need no mask each.
-        alike = sets[0] if len(set(sets)) == 1 else torch.tensor(sets, device=logits.device)
-        return logits.masked_fill_(ids.forbidden[alike], float("-inf"))
+        # Usually all replies are in the same state and share one mask.
+        rows = sets[0] if len(set(sets)) == 1 else torch.tensor(sets, device=logits.device)
+        return logits.masked_fill_(ids.forbidden[rows], float("-inf"))
 
 
-def _draw(logits: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
-    """An index for each row of logits [n, C], which are used up, and its log-probability.
+def _sample(logits: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+    """Sample an index for each row of logits [n, C], which are overwritten. Return indices and log-probabilities.
 
-    The first of several clocks to ring, clock i at a rate p_i, is i with probability p_i. Here blocks of tokens race by
-    their sums, then the tokens of the block that won: a few hundred random numbers instead of C. Rounding decides only
-    a race as close as itself, so that a reply does not depend on what was computed beside it, as it would where one
-    number is held against sums over the whole vocabulary.
+    Exponential race: of arrival times with rates p_i, time i is the first with probability p_i. Blocks of tokens race
+    by their sums, then the tokens of the winning block: a few hundred random numbers instead of C. Rounding errors
+    decide only races that are as close as the errors. So a reply does not depend on the other replies of its batch, as
+    it would if one random number were compared with cumulative sums over the whole vocabulary.
     """
     rows, size = logits.shape
     largest = logits.amax(-1, keepdim=True)
     shares = nn.functional.pad(logits.sub_(largest).exp_(), (0, -size % BLOCK)).view(rows, -1, BLOCK)
     sums = shares.sum(-1)
-    clocks = np.stack([one.standard_exponential(sums.shape[1] + BLOCK, dtype=np.float32) for one in generators])
-    late = torch.from_numpy(clocks).to(logits.device).clamp_(min=torch.finfo(torch.float32).tiny)
-    block = (sums / late[:, :-BLOCK]).argmax(-1)
+    noise = np.stack([one.standard_exponential(sums.shape[1] + BLOCK, dtype=np.float32) for one in generators])
+    times = torch.from_numpy(noise).to(logits.device).clamp_(min=torch.finfo(torch.float32).tiny)
+    block = (sums / times[:, :-BLOCK]).argmax(-1)
     within = shares[torch.arange(rows, device=logits.device), block]
-    place = (within / late[:, -BLOCK:]).argmax(-1)
-    share = within.gather(-1, place[:, None])[:, 0]
-    return block * BLOCK + place, (share / sums.sum(-1)).log()
+    index = (within / times[:, -BLOCK:]).argmax(-1)
+    share = within.gather(-1, index[:, None])[:, 0]
+    return block * BLOCK + index, (share / sums.sum(-1)).log()

@@ -1,7 +1,7 @@
-"""One vLLM engine, as rollouts need it: draw replies, take weights, answer probes. No Ray here.
+"""A vLLM engine for rollouts: generates replies, takes weights, computes log-probabilities. Without Ray.
 
-The engine goes a step at a time, in `turn`, so that between turns it can be given more to draw, or other weights: the
-replies that are under way are kept, and go on with those.
+The engine runs for a limited time per call of `run_for`. Between calls it takes further requests and new weights;
+running replies continue with those.
 """
 
 import itertools
@@ -29,33 +29,33 @@ from weight_sync.update import WeightUpdate
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What an engine is started with."""
+    """Settings of an engine."""
 
     checkpoint: str
     """A Hugging Face checkpoint; its weights are replaced by the learner's before the first reply."""
     dtype: str
-    max_length: int
+    max_model_len: int
     """Longest prompt plus reply, tokens."""
-    max_sequences: int
+    max_num_seqs: int
     """Replies in flight at once."""
     constrained: bool
-    """Whether sampling is held to the family's interleave structure."""
+    """Restrict sampling to the family's interleave grammar."""
     in_process: bool
-    """Runs vLLM's core in this process: a small machine starts it in a third of the time."""
-    threads: int
+    """Run vLLM's core in this process: on a small machine it starts in a third of the time."""
+    num_threads: int
     """CPU threads of the engine."""
-    kv_cache_gib: float
-    """CPU memory for keys and values."""
-    gpu_memory_share: float
+    cpu_kv_cache_gib: float
+    """CPU memory of the KV cache."""
+    gpu_memory_utilization: float
     """Share of the GPU's memory; ignored on CPU."""
-    tensor_parallel: int
+    tensor_parallel_size: int
     trust_remote_code: bool = False
-    """Whether code that comes with the checkpoint may be run."""
+    """Allow to run code that comes with the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """The distribution that replies are drawn from."""
+    """Sampling parameters."""
 
     temperature: float
     max_tokens: int
@@ -63,23 +63,23 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRequest:
-    """A group to be drawn."""
+    """Request for a group of replies to one prompt."""
 
     number: int
-    """Whoever orders tells groups apart by it."""
+    """Identifies the group to the caller."""
     prompt: Prompt
     group_size: int
     sampling: SamplingConfig
     seed: int
-    """Fixes the draws: that of a reply is this plus its index."""
+    """Base seed; the seed of a reply is this plus its index."""
 
 
 class RolloutEngine(Protocol):
-    """What draws replies."""
+    """Interface of the engines."""
 
-    def submit(self, orders: Sequence[RolloutRequest]) -> None: ...
+    def submit(self, requests: Sequence[RolloutRequest]) -> None: ...
 
-    def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]: ...
+    def run_for(self, duration_s: float, worker: str) -> list[tuple[int, Reply]]: ...
 
 
 def generate_groups(
@@ -90,7 +90,7 @@ def generate_groups(
     seeds: list[int],
     worker: str,
 ) -> list[ReplyGroup]:
-    """A group for each prompt, drawn to the end; nothing else may be under way. seeds: one a prompt."""
+    """Generate a complete group for each prompt. The engine must have no other requests. seeds: one per prompt."""
     engine.submit(
         [
             RolloutRequest(number=number, prompt=prompt, group_size=group_size, sampling=sampling, seed=seed)
@@ -98,76 +98,75 @@ def generate_groups(
         ]
     )
     replies: list[list[Reply]] = [[] for _ in prompts]
-    for number, reply in engine.turn(float("inf"), worker):
+    for number, reply in engine.run_for(float("inf"), worker):
         replies[number].append(reply)
     return [
-        ReplyGroup(prompt=prompt, replies=sorted(drawn, key=lambda reply: reply.index))
-        for prompt, drawn in zip(prompts, replies, strict=True)
+        ReplyGroup(prompt=prompt, replies=sorted(group, key=lambda reply: reply.index))
+        for prompt, group in zip(prompts, replies, strict=True)
     ]
 
 
 class PartialWeightUpdate(RuntimeError):
-    """Some parameters may be new and others old, or nowhere: the engine is of no more use."""
+    """The engine holds a mix of new and old parameters. It must be restarted."""
 
 
 class VllmEngine:
     """A started vLLM engine.
 
-    Weights pass through vLLM's life cycle: start, update, finish with the version. Until the first update the engine
-    holds the checkpoint's weights under version 0.
+    Weight updates use vLLM's life cycle: start, update, finish with the version. Until the first update the engine
+    holds the checkpoint's weights as version 0.
     """
 
-    def __init__(self, settings: EngineConfig, family: Family, vocabulary: Vocabulary, seed: int) -> None:
-        _set_environment(settings)
-        from vllm import LLM  # after the environment: vLLM reads it on import
+    def __init__(self, config: EngineConfig, family: Family, vocabulary: Vocabulary, seed: int) -> None:
+        _set_environment(config)
+        from vllm import LLM  # vLLM reads the environment on import
 
         from rollout.constrained_decoding import CONFIG_KEY, StructureProcessor
         from weight_sync import vllm_receiver
 
-        structure = {CONFIG_KEY: json.dumps({"family": family.name, "checkpoint": settings.checkpoint})}
+        structure = {CONFIG_KEY: json.dumps({"family": family.name, "checkpoint": config.checkpoint})}
         self._vocabulary = vocabulary
         self._pattern = family.interleave
         self._kinds = token_kinds(vocabulary)
         self._channels = vocabulary.channel_table()
         self._version = 0
-        self._in_process, self._dtype = settings.in_process, settings.dtype
-        self._drawing: dict[str, tuple[RolloutRequest, int]] = {}
-        """Replies under way by vLLM's name for the request: their order, and their index in its group."""
+        self._in_process, self._dtype = config.in_process, config.dtype
+        self._running: dict[str, tuple[RolloutRequest, int]] = {}
+        """Running replies by vLLM's request id: their request, and their index in its group."""
         self._finished: list[tuple[RolloutRequest, int, Any]] = []
         self._probing: dict[str, Any] = {}
-        self._names = itertools.count()
+        self._request_ids = itertools.count()
         self._llm = LLM(
-            model=settings.checkpoint,
+            model=config.checkpoint,
             skip_tokenizer_init=True,
-            load_format="safetensors",  # and nothing that is unpickled
-            trust_remote_code=settings.trust_remote_code,
-            dtype=settings.dtype,
+            load_format="safetensors",  # never unpickle
+            trust_remote_code=config.trust_remote_code,
+            dtype=config.dtype,
             seed=seed,
-            max_model_len=settings.max_length,
-            max_num_seqs=settings.max_sequences,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
             block_size=_block_size(),
-            tensor_parallel_size=settings.tensor_parallel,
-            # In a placement group vLLM would start Ray actors for the others, and find no room for them in it.
-            distributed_executor_backend="mp" if settings.tensor_parallel > 1 else None,
-            gpu_memory_utilization=settings.gpu_memory_share,
+            tensor_parallel_size=config.tensor_parallel_size,
+            # In a placement group vLLM would start Ray actors for the other ranks, which do not fit into it.
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
+            gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=True,
-            # A seeded request whose prompt is cut in two rewinds its generator, which CPU generators cannot do.
+            # Chunked prefill rewinds the generator of a seeded request, which CPU generators do not support.
             enable_chunked_prefill=False,
-            disable_log_stats=False,  # counted for Prometheus; nothing is printed below the log level INFO
-            # A group has one prompt, which is computed once.
+            disable_log_stats=False,  # for Prometheus; printed at the log level INFO only
+            # The prompt of a group is computed once.
             enable_prefix_caching=True,
-            # Log-probabilities of the very distribution that was sampled; the default is the raw one (method §7,
-            # rule 3).
+            # Log-probabilities of the sampled distribution; vLLM's default is the raw one (method §7, rule 3).
             logprobs_mode="processed_logprobs",
-            logits_processors=[StructureProcessor] if settings.constrained else None,
-            additional_config=structure if settings.constrained else {},
+            logits_processors=[StructureProcessor] if config.constrained else None,
+            additional_config=structure if config.constrained else {},
             weight_transfer_config={"backend": vllm_receiver.BACKEND},
             enable_prompt_embeds=family.hears == "features",
             worker_extension_cls="weight_sync.vllm_receiver.WorkerExtension",
         )
-        self.life = EngineLiveness(self._llm)
+        self.liveness = EngineLiveness(self._llm)
         self._broadcasts = BroadcastReceiver(self._llm)
-        self._stands_still = False
+        self._paused = False
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._llm.update_weight_version("0")
 
@@ -175,37 +174,38 @@ class VllmEngine:
     def weight_version(self) -> int:
         return self._version
 
-    def submit(self, orders: Sequence[RolloutRequest]) -> None:
-        """Groups to be drawn, beside those that are under way."""
-        for order in orders:
-            for index in range(order.group_size):
-                request = self._add(
-                    order.prompt.token_ids,
-                    order.prompt.features,
-                    temperature=order.sampling.temperature,
-                    max_tokens=order.sampling.max_tokens,
-                    seed=order.seed + index,
-                    logprobs=0,  # the sampled token's own log-probability, nothing more
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """Add groups to the running ones."""
+        for request in requests:
+            for index in range(request.group_size):
+                request_id = self._add(
+                    request.prompt.token_ids,
+                    request.prompt.features,
+                    temperature=request.sampling.temperature,
+                    max_tokens=request.sampling.max_tokens,
+                    seed=request.seed + index,
+                    logprobs=0,  # the sampled token alone
                     stop_token_ids=[self._vocabulary.end_reply],
                 )
-                self._drawing[request] = order, index
+                self._running[request_id] = request, index
 
     def _add(self, token_ids: np.ndarray, features: str | None = None, **parameters: Any) -> str:
-        """A request for vLLM. Returns its name. Raises InputError for features that cannot be read."""
+        """Add a vLLM request. Return its id. Raise InputError for unreadable features."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        name = str(next(self._names))
+        request_id = str(next(self._request_ids))
         prompt = self._input(token_ids, features)
         kind = RequestOutputKind.FINAL_ONLY
-        self._llm.llm_engine.add_request(name, prompt, SamplingParams(detokenize=False, output_kind=kind, **parameters))
-        return name
+        sampling = SamplingParams(detokenize=False, output_kind=kind, **parameters)
+        self._llm.llm_engine.add_request(request_id, prompt, sampling)
+        return request_id
 
     def _input(self, token_ids: np.ndarray, features: str | None) -> Any:
-        """A prompt as vLLM takes it: ids and, in the slots among them, an encoder's frames."""
+        """Return a prompt in vLLM's form: ids, with an encoder's frames in their slots."""
         from vllm.inputs import tokens_input
 
-        # What the old weights computed of a prompt must not be taken for what the new ones would.
+        # Prefix-cache entries of older weights must not be used.
         salt = str(self._version)
         if features is None:
             return tokens_input(token_ids.tolist(), cache_salt=salt)
@@ -220,52 +220,52 @@ class VllmEngine:
             embedded, cache_salt=salt, prompt_token_ids=token_ids.tolist(), is_token_ids=(~slots).tolist()
         )
 
-    def turn(self, seconds: float, worker: str) -> list[tuple[int, Reply]]:
-        """Draws for so long, or until nothing is under way. Returns the replies that came to their end, each with the
-        number of its order."""
-        end = time.perf_counter() + seconds
-        while self._drawing and time.perf_counter() < end:
+    def run_for(self, duration_s: float, worker: str) -> list[tuple[int, Reply]]:
+        """Generate for a duration, or until no reply is running. Return finished replies with the number of their
+        request."""
+        end = time.perf_counter() + duration_s
+        while self._running and time.perf_counter() < end:
             self._step()
         finished, self._finished = self._finished, []
-        return [(order.number, self._reply(order, index, drawn, worker)) for order, index, drawn in finished]
+        return [(request.number, self._reply(request, index, output, worker)) for request, index, output in finished]
 
-    def abandon(self) -> None:
-        """Gives up everything that is under way."""
-        self._llm.llm_engine.abort_request(list(self._drawing), internal=False)
-        self._drawing.clear()
+    def abort_all(self) -> None:
+        """Abort all requests."""
+        self._llm.llm_engine.abort_request(list(self._running), internal=False)
+        self._running.clear()
         self._finished.clear()
 
-    def sample(
+    def generate(
         self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig, seeds: list[int], worker: str
     ) -> list[ReplyGroup]:
-        """Draws a group for each prompt, to the end; nothing else may be under way. seeds: one a prompt."""
+        """Generate a complete group for each prompt. The engine must have no other requests. seeds: one per prompt."""
         return generate_groups(self, prompts, group_size, sampling, seeds, worker)
 
-    def ended(self, error: Exception) -> str | None:
-        """How the engine ended, where that is what made a call fail."""
+    def exit_reason(self, error: Exception) -> str | None:
+        """Return how the engine process exited, if that made a call fail."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        return self.life.end or (str(error) if isinstance(error, EngineDeadError) else None)
+        return self.liveness.exit_reason or (str(error) if isinstance(error, EngineDeadError) else None)
 
     def _step(self) -> None:
-        """One step of everything that is under way."""
+        """Run one engine step."""
         for output in self._llm.llm_engine.step():
             if output.finished:
-                if (drawn := self._drawing.pop(output.request_id, None)) is not None:
-                    self._finished.append((*drawn, output.outputs[0]))
+                if (running := self._running.pop(output.request_id, None)) is not None:
+                    self._finished.append((*running, output.outputs[0]))
                 elif output.request_id in self._probing:
                     self._probing[output.request_id] = output
 
-    def _reply(self, order: RolloutRequest, index: int, drawn: Any, worker: str) -> Reply:
-        ids = np.asarray(drawn.token_ids, dtype=np.int32)
+    def _reply(self, request: RolloutRequest, index: int, output: Any, worker: str) -> Reply:
+        ids = np.asarray(output.token_ids, dtype=np.int32)
         logps = np.asarray(
-            [step[token].logprob for step, token in zip(drawn.logprobs, drawn.token_ids, strict=True)],
+            [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)],
             dtype=np.float32,
         )
-        versions = [int(span.version) for span in drawn.weight_versions or ()]
-        finish = Finish(drawn.finish_reason) if drawn.finish_reason in ("stop", "length") else Finish.ABORTED
+        versions = [int(span.version) for span in output.weight_versions or ()]
+        finish = Finish(output.finish_reason) if output.finish_reason in ("stop", "length") else Finish.ABORTED
         return Reply(
-            prompt_id=order.prompt.id,
+            prompt_id=request.prompt.id,
             index=index,
             token_ids=ids,
             channels=self._channels[ids],
@@ -275,58 +275,70 @@ class VllmEngine:
             finish=finish,
             defect=check_reply_grammar(ids, self._pattern, self._kinds),
             worker=worker,
-            seed=order.seed,
+            seed=request.seed,
         )
 
     def load_weights(
         self, files: Iterable[Path], version: int, *, whole: bool = True, scale: float | None = None
     ) -> None:
-        """Takes the weights in safetensors files as this version; each file is read before the next is asked for. What
-        is under way goes on with them, and with the keys and values that the old ones computed. whole: whether all
-        parameters are in them; those that are not stay as they are. scale: of adapters, if they are those (see
-        `weight_sync.update.WeightUpdate`). Raises HalfTaken when something failed after the first file; before it,
-        nothing has happened to the engine."""
+        """Load the weights of a version from safetensors files, one file at a time. Running replies continue with them,
+        and with the KV cache of the old weights.
+
+        Args:
+            whole: All parameters are included. Parameters left out keep their values.
+            scale: Scale of adapters, if the files hold adapters (see `weight_sync.update.WeightUpdate`).
+
+        Raises:
+            PartialWeightUpdate: Failure after the first file. Errors before leave the engine unchanged.
+        """
         files = iter(files)
         first = next(files)
-        with self._still():
+        with self._generation_paused():
             try:
                 self._llm.start_weight_update()
                 for path in itertools.chain([first], files):
                     self._llm.update_weights({"update_info": {"path": str(path), "whole": whole, "scale": scale}})
                 self._llm.finish_weight_update(weight_version=str(version))
-            except Exception as error:  # of vLLM, of Ray, of the file system: whatever it is, half is in
-                raise PartialWeightUpdate(f"weights {version} were not taken to the end: {error!r}") from error
+            except Exception as error:  # any error, of vLLM, Ray or the file system, leaves a partial update
+                raise PartialWeightUpdate(f"weights {version} were loaded partially: {error!r}") from error
         self._version = version
 
     def take_broadcast(self, parcel: WeightUpdate, worker: str) -> None:
-        """Takes the weights that the learner broadcasts, while it does. What is under way goes on as after
-        `load_weights`. worker: whose engine it is. Raises Interrupted when not all came: called with the same parcel it
-        goes on where it was, and until then nothing may be drawn. Raises HalfTaken for what cannot go on."""
-        with self._still():
+        """Receive weights during the learner's broadcast. Running replies continue as after `load_weights`.
+
+        worker: name of the engine's worker.
+
+        Raises:
+            SyncInterrupted: Some groups did not arrive. A call with the same update continues; generate nothing until
+                then.
+            PartialWeightUpdate: The update cannot continue.
+        """
+        with self._generation_paused():
             try:
                 self._broadcasts.receive(parcel, worker)
             except SyncInterrupted:
                 raise
             except Exception as error:  # as in `load_weights`
-                raise PartialWeightUpdate(f"weights {parcel.version} were not taken to the end: {error!r}") from error
+                raise PartialWeightUpdate(f"weights {parcel.version} were loaded partially: {error!r}") from error
         self._version = parcel.version
 
     @contextmanager
-    def _still(self) -> Iterator[None]:
-        """An engine process of its own draws by itself; weights change while it does not."""
+    def _generation_paused(self) -> Iterator[None]:
+        """Pause an engine that generates in its own process, while weights change."""
         core = self._llm.llm_engine.engine_core
-        if not self._in_process and self._drawing and not self._stands_still:
+        if not self._in_process and self._running and not self._paused:
             core.call_utility("pause_scheduler", "keep", False)
-            self._stands_still = True
+            self._paused = True
         try:
             yield
         finally:
-            if self._stands_still and not self._broadcasts.is_partial:
+            if self._paused and not self._broadcasts.is_partial:
                 core.call_utility("resume_scheduler")
-                self._stands_still = False
+                self._paused = False
 
     def probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
-        """Log-probability of each token but the first, given those before it, under the full distribution.
+        """Return the log-probability of each token except the first, given the tokens before it, under the full
+        distribution.
 
         sequences: int32 [L] each. Returns float32 [L − 1] each.
         """
@@ -348,36 +360,36 @@ class VllmEngine:
 
 
 def _block_size() -> int | None:
-    """Tokens of a block of keys and values, the unit in which a group shares those of its prompt.
+    """Return the KV cache's block size, the unit in which a group shares its prompt.
 
-    On a CPU vLLM takes 128 by itself, longer than many a prompt, of which then nothing is shared; 32 is the least that
-    its kernels know. On a GPU its own choice is 16.
+    vLLM's default is 128 on a CPU, longer than many prompts, which then share nothing; its kernels support 32 and
+    above. On a GPU the default is 16.
     """
     import torch
 
     return None if torch.cuda.is_available() else 32
 
 
-def process_environment(settings: EngineConfig) -> dict[str, str]:
-    """What the process of an engine must be started with: set later, it is too late for torch and the C library."""
+def process_environment(config: EngineConfig) -> dict[str, str]:
+    """Return the environment of an engine's process. torch and the C library read it at their start."""
     return {
-        "OMP_NUM_THREADS": str(settings.threads),
-        # New weights pass through new memory, most of it packed anew for the kernels. In huge pages that takes two
-        # thirds of the time; the first is for what the C library gives out, the second for torch's tensors.
+        "OMP_NUM_THREADS": str(config.num_threads),
+        # Weight updates allocate new memory, most of it repacked for the kernels. Huge pages take two thirds of the
+        # time. The first variable is for the C library, the second for torch's tensors.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "THP_MEM_ALLOC_ENABLE": "1",
     }
 
 
-def _set_environment(settings: EngineConfig) -> None:
-    """Settings that vLLM reads from the environment only."""
+def _set_environment(config: EngineConfig) -> None:
+    """Set what vLLM reads from the environment alone."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.in_process else "1"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
-    # Unset, every engine binds itself to the same cores and starves the others.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.cpu_kv_cache_gib)))
+    # If unset, all engines bind to the same cores and starve each other.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
-    if settings.constrained:
-        # Model runner V2 refuses logits processors of the V1 interface.
+    os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
+    if config.constrained:
+        # Model runner V2 rejects logits processors of the V1 interface.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"

@@ -1,4 +1,4 @@
-"""Architectures that transformers has and this release of vLLM has not. Importing this module makes them known."""
+"""Registers architectures that transformers has and this release of vLLM lacks. Import it for the effect."""
 
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
@@ -7,8 +7,8 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 
 class GlmForCausalLM(LlamaForCausalLM):
-    """GLM-4 as transformers lays it out: Llama's layers, with rotary positions that turn neighbouring pairs, on half of
-    each head, and with no bias where heads come together."""
+    """GLM-4 in the layout of transformers: Llama layers with interleaved rotary embeddings on half of each head, and
+    without a bias in the output projection."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

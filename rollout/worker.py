@@ -1,4 +1,4 @@
-"""A rollout worker: the Ray actor around one engine. It only moves data between Ray and `rollout.vllm_engine`."""
+"""A rollout worker: the Ray actor around one engine. Moves data between Ray and the engine, nothing else."""
 
 import time
 from collections.abc import Iterator
@@ -26,88 +26,88 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightCheck:
-    """Sequences whose log-probabilities must be the same on the learner and on every worker."""
+    """Sequences whose log-probabilities must be equal on the learner and on every worker."""
 
     sequences: list[np.ndarray]
     """int32 [L] each."""
     logps: list[np.ndarray]
-    """float32 [L − 1] each: the learner's, under the full distribution, of all tokens but those of the first step."""
+    """float32 [L − 1] each: the learner's, under the full distribution, without tokens of the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """How a worker took new weights."""
+    """Report of a worker that took new weights."""
 
     version: int
-    probe_gap: float
-    """Largest |worker − learner| over the probe's tokens."""
+    logprob_diff: float
+    """Largest |worker − learner| over the tokens of the weight check."""
     seconds: float
     metrics: str | None = None
-    """Where its engine's metrics are served, as `rollout.metrics_server.serve_metrics` says; None: nowhere."""
+    """Address of the engine's metrics server (`rollout.metrics_server.serve_metrics`); None: no server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutResult:
-    """What a worker's turn brought."""
+    """Result of `RolloutWorker.run_for`."""
 
     replies: list[tuple[int, Reply]]
-    """Those that came to their end, each with the number of its order."""
-    refused: list[tuple[int, str]]
-    """Numbers of orders that the engine does not take, with the reason."""
+    """Finished replies, each with the number of its request."""
+    rejected: list[tuple[int, str]]
+    """Numbers of requests that the engine rejected, with the reason."""
 
 
 class RolloutWorker(MonitoredActor):
-    """Holds an engine, the version of its weights and the mix ratio it was last told."""
+    """Holds an engine, the version of its weights and the newest mix ratio."""
 
     def __init__(
-        self, name: str, settings: EngineConfig, family: Family, seed: int, metrics_host: str, home: str
+        self, name: str, config: EngineConfig, family: Family, seed: int, metrics_host: str, home: str
     ) -> None:
-        """metrics_host: of the configuration. home: the address of the controller's machine."""
+        """metrics_host: `metrics.host` of the configuration. home: IP address of the controller's machine."""
         super().__init__()
-        vocabulary = Vocabulary.from_checkpoint(Path(settings.checkpoint), family.tokens)
+        vocabulary = Vocabulary.from_checkpoint(Path(config.checkpoint), family.tokens)
         self._name = name
         self._engine: VllmEngine | MultiStreamEngine
-        where = None
+        listener = None
         if family.streams > 1:
-            from rollout import multistream_engine  # and with it torch
+            from rollout import multistream_engine  # imports torch
 
-            self._engine = multistream_engine.MultiStreamEngine(settings, family, vocabulary)
+            self._engine = multistream_engine.MultiStreamEngine(config, family, vocabulary)
         else:
-            self._engine = VllmEngine(settings, family, vocabulary, seed)
-            where = bind_port(metrics_host, ray.util.get_node_ip_address(), home)  # what is counted is vLLM's
+            self._engine = VllmEngine(config, family, vocabulary, seed)
+            listener = bind_port(metrics_host, ray.util.get_node_ip_address(), home)  # the metrics are vLLM's
         self._mix: float | None = None
-        self._metrics = serve_metrics(where)
+        self._metrics = serve_metrics(listener)
 
     def warm_up(self, prompts: list[Prompt], group_size: int, sampling: SamplingConfig) -> str:
-        """Samples once so that the first real batch does not pay for compilation. Returns the worker's name."""
-        self._engine.sample(prompts, group_size, sampling, list(range(len(prompts))), self._name)
+        """Generate once, so that the first batch does not wait for compilation. Return the worker's name."""
+        self._engine.generate(prompts, group_size, sampling, list(range(len(prompts))), self._name)
         return self._name
 
-    def turn(self, orders: list[RolloutRequest], seconds: float) -> RolloutResult:
-        """Takes up what is new, and draws for so long, or until nothing is under way."""
-        refused = []
-        with self._living():
-            for order in orders:
+    def run_for(self, requests: list[RolloutRequest], duration_s: float) -> RolloutResult:
+        """Add requests, then generate for a duration, or until no reply is running."""
+        rejected = []
+        with self._engine_errors():
+            for request in requests:
                 try:
-                    self._engine.submit([order])
-                except ValueError as error:  # of this order, not of the engine
-                    refused.append((order.number, repr(error)))
+                    self._engine.submit([request])
+                except ValueError as error:  # caused by this request, not by the engine
+                    rejected.append((request.number, repr(error)))
             try:
-                return RolloutResult(replies=self._engine.turn(seconds, self._name), refused=refused)
-            except Exception:  # whatever it is: others will draw what was under way here, and it must not go on
-                self._engine.abandon()
+                return RolloutResult(replies=self._engine.run_for(duration_s, self._name), rejected=rejected)
+            except Exception:  # the pool requeues all requests of this worker, so none may continue here
+                self._engine.abort_all()
                 raise
 
-    def abandon(self) -> None:
-        """Gives up everything that is under way."""
-        with self._living():
-            self._engine.abandon()
+    def abort_all(self) -> None:
+        """Abort all requests."""
+        with self._engine_errors():
+            self._engine.abort_all()
 
     def update(self, parcel: WeightUpdate, mix: float | None, probe: WeightCheck) -> SyncReport:
-        """Takes new weights and the mix ratio, and measures how far the worker is from the learner on the probe. Raises
-        Interrupted when a broadcast of them broke off."""
+        """Take new weights and the mix ratio, and compare log-probabilities with the learner's. Raise SyncInterrupted
+        if a broadcast broke off."""
         start = time.perf_counter()
-        with self._living():
+        with self._engine_errors():
             if parcel.call is not None and isinstance(self._engine, VllmEngine):
                 self._engine.take_broadcast(parcel, self._name)
             else:
@@ -115,28 +115,29 @@ class RolloutWorker(MonitoredActor):
                 self._engine.load_weights(files, parcel.version, whole=parcel.whole, scale=parcel.scale)
             self._mix = mix
             own = self._engine.probe(probe.sequences)
-        gaps = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]
-        # np.max lets not-a-number through, where Python's max may drop it.
+        diffs = [np.abs(mine - theirs).max() for mine, theirs in zip(own, probe.logps, strict=True)]
+        # np.max keeps not-a-number; Python's max may drop it.
         return SyncReport(
             version=self._engine.weight_version,
-            probe_gap=float(np.max(gaps)),
+            logprob_diff=float(np.max(diffs)),
             seconds=time.perf_counter() - start,
             metrics=self._metrics,
         )
 
     def state(self) -> dict[str, object]:
+        """Return name, weight version, mix ratio and metrics address."""
         version = self._engine.weight_version
         return {"name": self._name, "weight_version": version, "mix": self._mix, "metrics": self._metrics}
 
     @contextmanager
-    def _living(self) -> Iterator[None]:
-        """Raises MemberBroken for whatever fails because the engine is dead, or leaves it with half of its weights."""
+    def _engine_errors(self) -> Iterator[None]:
+        """Raise ActorUnusable for errors of a dead engine and for partial weight updates."""
         try:
             yield
-        except Exception as error:  # an engine that is gone lets calls fail in many ways
-            end = self._engine.ended(error)
-            if isinstance(error, PartialWeightUpdate) and end is None:
+        except Exception as error:  # calls to a dead engine fail in many ways
+            exit_reason = self._engine.exit_reason(error)
+            if isinstance(error, PartialWeightUpdate) and exit_reason is None:
                 raise ActorUnusable(f"{self._name}: {error}") from error
-            if end is None:
+            if exit_reason is None:
                 raise
-            raise ActorUnusable(f"{self._name} has lost its engine: {end}") from error
+            raise ActorUnusable(f"{self._name} has lost its engine: {exit_reason}") from error

@@ -32,12 +32,12 @@ def check_checkpoint(path: Path, *, trust_remote_code: bool) -> list[Path]:
             if pickled
             else ""
         )
-        raise InputError(f"model.checkpoint: {path} holds no *.safetensors file{instead}")
+        raise InputError(f"model.path: {path} holds no *.safetensors file{instead}")
     if not trust_remote_code:
         for name in _DESCRIPTIONS:
             if code := _own_code(path / name):
                 raise InputError(
-                    f"model.checkpoint: {path / name} wants code of its own to be run (auto_map: {code}); set "
+                    f"model.path: {path / name} wants code of its own to be run (auto_map: {code}); set "
                     "model.trust_remote_code=true if you trust whoever wrote it"
                 )
     return files
@@ -49,7 +49,7 @@ def _own_code(file: Path) -> str:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"model.checkpoint: {file} is not JSON: {error}") from error
+        raise InputError(f"model.path: {file} is not JSON: {error}") from error
     named = found.get("auto_map") if isinstance(found, dict) else None
     return ", ".join(map(str, named.values() if isinstance(named, dict) else [named])) if named else ""
 

@@ -13,15 +13,15 @@ from speech.codecs.base import Codec
 class ClassSpec:
     """Something named in the configuration."""
 
-    use: str
+    target: str
     """"module:Class"."""
-    arguments: dict[str, Any]
+    kwargs: dict[str, Any]
     name: str = ""
     """What a rater's score is called."""
 
     def build(self) -> Any:
         """Calls the class. Raises InputError when the name leads nowhere."""
-        return load_object(self.use)(**self.arguments)
+        return load_object(self.target)(**self.kwargs)
 
 
 def load_object(name: str) -> Any:
@@ -35,7 +35,7 @@ def load_object(name: str) -> Any:
         raise InputError(f"{name!r} cannot be loaded: {str(error) or type(error).__name__}") from error
 
 
-def build_codec(use: str, arguments: dict[str, Any]) -> Codec:
+def build_codec(target: str, kwargs: dict[str, Any]) -> Codec:
     """Loads a codec: `path` says where it is, further arguments are its class's own."""
-    further = {name: value for name, value in arguments.items() if name != "path"}
-    return load_object(use).load(Path(arguments["path"]), **further)
+    further = {name: value for name, value in kwargs.items() if name != "path"}
+    return load_object(target).load(Path(kwargs["path"]), **further)

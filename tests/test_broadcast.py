@@ -41,14 +41,14 @@ def told() -> list[tuple[str, dict]]:
 def pool(world, told):
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     settings = RolloutPoolConfig(
-        workers=2,
-        needs={"CPU": 0.5},
-        start_seconds=200.0,
-        sample_seconds=100.0,
-        groups_at_once=8,
-        sync_seconds=SYNC_SECONDS,
-        probe_limit=1e-4,
-        beat_seconds=60.0,
+        num_workers=2,
+        resources={"CPU": 0.5},
+        start_timeout_s=200.0,
+        generate_timeout_s=100.0,
+        max_groups=8,
+        sync_timeout_s=SYNC_SECONDS,
+        max_logprob_diff=1e-4,
+        heartbeat_timeout_s=60.0,
         metrics_host="127.0.0.1",
     )
     made = RolloutPool(
@@ -111,7 +111,7 @@ def sync(pool: RolloutPool, group: LearnerGroup, rows: list, **more) -> tuple[di
 
 
 def pids(pool: RolloutPool) -> dict[str, int]:
-    calls = {name: actor.__ray_call__.remote(lambda _: os.getpid()) for name, actor in pool._crew._actors.items()}
+    calls = {name: actor.__ray_call__.remote(lambda _: os.getpid()) for name, actor in pool._actor_pool._actors.items()}
     return {name: ray.get(call, timeout=60) for name, call in calls.items()}
 
 
@@ -119,7 +119,7 @@ def until(what: Callable[[], bool], pool: RolloutPool, told: list) -> None:
     deadline = time.monotonic() + 150
     while not what():
         assert time.monotonic() < deadline, told
-        poll_once([pool._crew])
+        poll_once([pool._actor_pool])
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -131,7 +131,7 @@ def test_every_worker_computes_what_the_learner_does(pool, world, rows, stage):
         group.step(rows, 0.4)
         reports, size = sync(pool, group, rows, strict=True)
         assert {name: report.version for name, report in reports.items()} == {FIRST: version, SECOND: version}
-        gaps += [report.probe_gap for report in reports.values()]
+        gaps += [report.logprob_diff for report in reports.values()]
     group.stop()
     assert max(gaps) < 1e-4
     assert size == 4 * sum(np.prod(shape) for shape in shapes(world))
@@ -152,21 +152,21 @@ def test_one_that_dies_in_the_middle_is_replaced_and_the_others_go_on(pool, worl
     before = pids(pool)
     group.step(rows, 0.4)
     told.clear()
-    dying = pool._crew._actors[SECOND]
+    dying = pool._actor_pool._actors[SECOND]
     ray.get(dying.__ray_call__.remote(_die_after(2)), timeout=60)
     reports, _ = sync(pool, group, rows)
-    assert [fields["member"] for kind, fields in told if kind == "lost"] == [SECOND]
-    [interrupted] = [fields for kind, fields in told if kind == "interrupted"]
+    assert [fields["member"] for kind, fields in told if kind == "actor_died"] == [SECOND]
+    [interrupted] = [fields for kind, fields in told if kind == "sync_interrupted"]
     assert interrupted["member"] == FIRST
     assert "2 of " in interrupted["reason"]
     assert reports[FIRST].version == 2
-    assert reports[FIRST].probe_gap < 1e-4
+    assert reports[FIRST].logprob_diff < 1e-4
 
     # Its replacement gets the weights between syncs: another broadcast, to it alone.
-    until(lambda: "joined" in [kind for kind, _ in told], pool, told)
-    newest = pool._reports[SECOND, pool._crew.fleet.members[SECOND].incarnation]
+    until(lambda: "actor_ready" in [kind for kind, _ in told], pool, told)
+    newest = pool._reports[SECOND, pool._actor_pool.replicas.by_name[SECOND].incarnation]
     assert newest.version == 2
-    assert newest.probe_gap < 1e-4
+    assert newest.logprob_diff < 1e-4
     # No broadcast during a step, nor after it: then the weights are outdated.
     assert group.can_broadcast()
     group.begin(rows, 0.4)
@@ -176,7 +176,7 @@ def test_one_that_dies_in_the_middle_is_replaced_and_the_others_go_on(pool, worl
     reports, _ = sync(pool, group, rows, strict=True)
     group.stop()
     assert {name: report.version for name, report in reports.items()} == {FIRST: 3, SECOND: 3}
-    assert max(report.probe_gap for report in reports.values()) < 1e-4
+    assert max(report.logprob_diff for report in reports.values()) < 1e-4
     after = pids(pool)
     assert after[FIRST] == before[FIRST]
     assert after[SECOND] != before[SECOND]

@@ -9,7 +9,7 @@ from data.records import PAIRS
 from tests.commands import duet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(660)]
-SMALL = ("reward.servers=1", "learner.ranks=1", "evaluation.signal_samples=0")
+SMALL = ("reward.num_servers=1", "learner.num_workers=1", "validation.num_quality_samples=0")
 """Fewer members: what is shown here does not depend on them, and they start sooner."""
 
 
@@ -20,8 +20,8 @@ def compared(root, few, tmp_path_factory) -> Path:
     kept: dict[Path, int] = {}
     for arms in ("anchor_only,fixed_text", "anchor_only,fixed_text,adaptive"):
         done = duet(
-            root, "compare", "--arms", arms, "--seeds", "1", "--iterations", "2",
-            "--directory", str(directory), f"data.held_out={{held_out: {few}}}", *SMALL, seconds=400,
+            root, "ablate", "--arms", arms, "--seeds", "1", "--iterations", "2",
+            "--directory", str(directory), f"data.validation={{held_out: {few}}}", *SMALL, seconds=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         for summary, time in kept.items():
@@ -76,10 +76,11 @@ def test_pairs_of_a_run_train_another_offline(root, few, compared, tmp_path):
     bare = pairs.select(["prompt_id", "prompt_ids", "chosen_ids", "rejected_ids", "origin"])
     pq.write_table(bare, tmp_path / "bare.parquet")
     done = duet(
-        root, "train", "run.iterations=2", "run.name=offline", f"run.directory={tmp_path}",
-        f"data.held_out={{held_out: {few}}}", *SMALL, "preference.objective=dpo",
-        f"preference.pairs.file={tmp_path / 'bare.parquet'}", "mix.mode=fixed", "mix.fixed=1", "rollout.prompts=4",
-        "preference.pairs.channel=all",
+        root, "train", "train.num_steps=2", "run.name=offline", f"run.directory={tmp_path}",
+        f"data.validation={{held_out: {few}}}", *SMALL, "algorithm.name=dpo",
+        f"algorithm.dpo.pairs_file={tmp_path / 'bare.parquet'}", "mix_ratio.schedule=fixed", "mix_ratio.value=1",
+        "rollout.batch_size=4",
+        "algorithm.dpo.channel=all",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     rows = pq.read_table(tmp_path / "offline/iterations.parquet").to_pylist()

@@ -97,8 +97,9 @@ def test_a_job_is_scaled_stopped_and_resumed_by_another(root, cluster, few, tmp_
     environment, address = cluster
     run = tmp_path / "runs/job"
     settings = (
-        "--config", "configs/cpu-cluster.yaml", "run.iterations=3", "run.name=job", f"run.directory={run.parent}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "reward.servers=1", "rollout.prompts=48",
+        "--config", "configs/cpu-cluster.yaml", "train.num_steps=3", "run.name=job", f"run.directory={run.parent}",
+        f"data.validation={{held_out: {few}}}", "validation.num_quality_samples=0", "reward.num_servers=1",
+        "rollout.batch_size=48",
     )  # fmt: skip
 
     def job(*arguments: str) -> str:
@@ -125,7 +126,7 @@ def test_a_job_is_scaled_stopped_and_resumed_by_another(root, cluster, few, tmp_
     assert "duet train  job" in logs
     assert "48 prompts × 4 = 192" in logs
     until((run / "summary.json").is_file, "a run that was stopped to end", (run / "events.jsonl").read_text)
-    assert [len(events(kind)) for kind in ("stop requested", "failed")] == [1, 0]
+    assert [len(events(kind)) for kind in ("stop_requested", "failed")] == [1, 0]
     done = json.loads((run / "summary.json").read_text())["iterations"]
     assert done in (1, 2)
     assert (run / f"checkpoints/{done:06d}/controller.json").is_file()

@@ -20,9 +20,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 def run(root, tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     done = duet(
-        root, "train", "run.iterations=2", "run.name=adapted", f"run.directory={runs}", "learner.lora.rank=8",
-        "learner.warmup=0", "data.held_out={}", "evaluation.listen_every=0", "evaluation.signal_samples=0",
-        "preference.objective=dpo", "preference.pairs.chosen=demonstration", "rollout.prompts=8", "reward.servers=1",
+        root, "train", "train.num_steps=2", "run.name=adapted", f"run.directory={runs}", "learner.lora.r=8",
+        "learner.warmup_steps=0", "data.validation={}", "validation.recording_interval=0",
+        "validation.num_quality_samples=0",
+        "algorithm.name=dpo", "algorithm.dpo.chosen_source=demonstration", "rollout.batch_size=8",
+        "reward.num_servers=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return runs / "adapted"

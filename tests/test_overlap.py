@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.sampler import PROMPTS, EpochSampler
-from deploy.preflight.memory import HOLDS, MIB
+from deploy.preflight.memory import MIB, PROCESS_BYTES
 from observability.run_directory import read_events
 from playground.codec import PlaygroundCodec
 from speech.families import PLAYGROUND
@@ -34,17 +34,18 @@ def run(root, tmp_path_factory) -> Path:
     """Its directory. A decoder was killed after the first iteration."""
     runs = tmp_path_factory.mktemp("runs")
     settings = (
-        f"run.iterations={ITERATIONS}", "run.name=ahead", f"run.directory={runs}", "data.held_out={}",
-        "rollout.staleness=1", "run.exchange=objects", "model.frozen=[model.layers.0.*, model.embed_tokens.weight]",
-        "reward.servers=1", "reward.decoders.members=2", "reward.decoders.cpus=0.25",
-        "evaluation.signal_samples=0", "evaluation.recordings=1", "evaluation.listen_every=0",
+        f"train.num_steps={ITERATIONS}", "run.name=ahead", f"run.directory={runs}", "data.validation={}",
+        "rollout.max_staleness_steps=1", "weight_sync.backend=object_store",
+        "model.freeze=[model.layers.0.*, model.embed_tokens.weight]",
+        "reward.num_servers=1", "reward.decoders.num_workers=2", "reward.decoders.num_cpus=0.25",
+        "validation.num_quality_samples=0", "validation.num_recordings=1", "validation.recording_interval=0",
     )  # fmt: skip
     with Job(root, runs / "output.txt", "train", *settings) as job:
         job.until(lambda output: f"1/{ITERATIONS}" in output, "the first iteration")
         mates = decoders(job)
         assert len(mates) == 2
         # What the doctor reckons with for each, without the weights of a codec.
-        assert max(megabytes(mate) for mate in mates) < HOLDS["reward"] / MIB
+        assert max(megabytes(mate) for mate in mates) < PROCESS_BYTES["reward"] / MIB
         mates[0].kill()
         assert job.process.wait(timeout=200) == 0, job.output
     return runs / "ahead"

@@ -32,8 +32,8 @@ def run(tmp_path_factory) -> Path:
 def job(root, few, run) -> Iterator[Job]:
     """A run without an end, in its iterations, started from a shell that had switched Ray's token off."""
     arguments = (
-        "train", "run.iterations=500", "run.name=stopped", f"run.directory={run.parent}",
-        f"data.held_out={{held_out: {few}}}", "evaluation.signal_samples=0", "reward.servers=1",
+        "train", "train.num_steps=500", "run.name=stopped", f"run.directory={run.parent}",
+        f"data.validation={{held_out: {few}}}", "validation.num_quality_samples=0", "reward.num_servers=1",
     )  # fmt: skip
     with Job(root, run.parent / "output.txt", *arguments, RAY_AUTH_MODE="disabled") as started:
         started.until(lambda output: "1/500" in output, "the first iteration")
@@ -91,7 +91,7 @@ def test_the_cluster_answers_nobody_without_the_token(job):
 
 
 def test_it_takes_another_lambda_and_size_and_a_signal_ends_it_in_order(root, job, run):
-    for asked in (("mix", str(run), "fixed=0.123"), ("scale", str(run), "reward=2")):
+    for asked in (("set-lambda", str(run), "fixed=0.123"), ("scale", str(run), "reward=2")):
         answer = duet(root, *asked, "--wait", "60")
         assert answer.returncode == 0, answer.stderr
     # A row with the λ that was asked for.
@@ -110,6 +110,6 @@ def test_it_takes_another_lambda_and_size_and_a_signal_ends_it_in_order(root, jo
     assert summary["workers"] == {"rollout": 1, "reward": 2, "learner": 2}
     scaled = [e for e in read_events(run) if e["kind"] in ("scale", "starting")]
     assert [(e["kind"], e.get("member", "")) for e in scaled] == [("scale", ""), ("starting", "reward-1")]
-    refused = duet(root, "mix", str(run), "adaptive")
+    refused = duet(root, "set-lambda", str(run), "adaptive")
     assert refused.returncode == 2
     assert "has finished" in refused.stderr

@@ -79,7 +79,7 @@ def trap(world, tmp_path, monkeypatch):
 
 
 def test_code_of_a_checkpoint_is_not_run(root, trap):
-    config = load_config(root / "configs/playground.yaml", [f"model.checkpoint={trap.checkpoint}"])
+    config = load_config(root / "configs/playground.yaml", [f"model.path={trap.checkpoint}"])
     assert config.model.trust_remote_code is False
     kinds = token_kinds(Vocabulary.from_checkpoint(trap.checkpoint, PLAYGROUND.tokens))
     with pytest.raises(InputError, match=r"spring\.Config.*model\.trust_remote_code=true"):
@@ -95,7 +95,7 @@ def test_learner_and_engine_are_told_what_the_configuration_says(root, world, mo
     for name in ("RolloutPool", "LearnerGroup"):
         monkeypatch.setattr(build, name, lambda *given: given)
     for said in (False, True):
-        overrides = [f"model.checkpoint={world / 'base'}", *(["model.trust_remote_code=true"] if said else [])]
+        overrides = [f"model.path={world / 'base'}", *(["model.trust_remote_code=true"] if said else [])]
         config = load_config(root / "configs/playground.yaml", overrides)
         _, engine, *_ = build.rollout_pool(config, PLAYGROUND, lambda kind, **fields: None)
         _, rank, *_ = build.learner_group(config, PLAYGROUND, "x", None)
@@ -105,7 +105,7 @@ def test_learner_and_engine_are_told_what_the_configuration_says(root, world, mo
 def test_pickled_weights_are_refused(root, world, tmp_path):
     shutil.copytree(world / "base", tmp_path / "old")
     (tmp_path / "old/model.safetensors").rename(tmp_path / "old/pytorch_model.bin")
-    config = load_config(root / "configs/playground.yaml", [f"model.checkpoint={tmp_path / 'old'}"])
+    config = load_config(root / "configs/playground.yaml", [f"model.path={tmp_path / 'old'}"])
     with pytest.raises(InputError, match=r"only pytorch_model\.bin, which could run code when it is read"):
         read_inputs(config)
 

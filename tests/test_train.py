@@ -25,14 +25,14 @@ def run(root, few, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]
     done = duet(
         root,
         "train",
-        "run.iterations=3",
+        "train.num_steps=3",
         "run.name=short",
         "run.seed=7",
         f"run.directory={runs}",
-        f"data.held_out={{held_out: {few}}}",
-        "rollout.workers=2",
-        "evaluation.signal_samples=2",
-        "evaluation.listen_every=2",
+        f"data.validation={{held_out: {few}}}",
+        "rollout.num_workers=2",
+        "validation.num_quality_samples=2",
+        "validation.recording_interval=2",
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return runs / "short", done
@@ -140,7 +140,7 @@ def test_the_checkpoint_is_a_hugging_face_one_with_the_new_weights(run, world):
         "data": state["data"],
     }
     assert set(state["data"]) == {
-        "data.prompts", "data.demonstrations", "preference.pairs.file", "data.held_out.held_out",
+        "data.prompts", "data.sft", "algorithm.dpo.pairs_file", "data.validation.held_out",
     }  # fmt: skip
 
 
@@ -180,9 +180,9 @@ def test_a_run_that_is_killed_goes_on_to_the_numbers_that_it_would_have_had(root
     """SIGKILL to the driver and to all that it started, in the third iteration; then --resume. To the digit."""
     straight, _ = run
     settings = (
-        "run.iterations=3", "run.name=short", "run.seed=7", f"run.directory={tmp_path}",
-        f"data.held_out={{held_out: {few}}}", "rollout.workers=2", "evaluation.signal_samples=2",
-        "run.checkpoint_every=1", "run.keep_checkpoints=0",
+        "train.num_steps=3", "run.name=short", "run.seed=7", f"run.directory={tmp_path}",
+        f"data.validation={{held_out: {few}}}", "rollout.num_workers=2", "validation.num_quality_samples=2",
+        "checkpoint.interval=1", "checkpoint.max_to_keep=0",
     )  # fmt: skip
     with Job(root, tmp_path / "output.txt", "train", *settings) as job:
         # The iteration is on record, and shown, before its checkpoint is written.

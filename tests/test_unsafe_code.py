@@ -20,7 +20,7 @@ LOADERS = {
 }
 """Calls that load a checkpoint, and what each must say itself."""
 ALLOWED = {
-    # What a configuration names by `use: module:Class` is run, by design (docs/security.md).
+    # What a configuration names by `target: module:Class` is run, by design (docs/security.md).
     ("speech/registry.py", "importlib.import_module"),
     # Released codecs: the code of their authors, in the folder that the configuration names (docs/own-model.md).
     ("speech/codecs/external_package.py", "importlib.import_module"),

@@ -36,7 +36,9 @@ def merge_lora(checkpoint: Path, adapters: Mapping[str, Tensor], scale: float) -
             file = stack.enter_context(safe_open(path, framework="pt", device=device))
             files |= {name: file for name in file.keys() if load_unit(name) in units}  # noqa: SIM118
         if missing := sorted(set(layers) - set(files)):
-            raise InputError(f"learner.lora.targets: {checkpoint} has no {missing[0]}, for which an adapter was sent")
+            raise InputError(
+                f"learner.lora.target_modules: {checkpoint} has no {missing[0]}, for which an adapter was sent"
+            )
         for name in sorted(files, key=lambda name: (load_unit(name), name)):
             weight = files[name].get_tensor(name)
             if name in layers:
@@ -52,7 +54,7 @@ def add_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """
     if weight.shape != (b.shape[0], a.shape[1]):
         raise InputError(
-            f"model.checkpoint: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
+            f"model.path: an adapter for {b.shape[0]} outputs and {a.shape[1]} inputs was sent of a layer with a "
             f"weight of {list(weight.shape)}"
         )
     start = weight.to(a.dtype).float()  # as the learner loaded it

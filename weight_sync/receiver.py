@@ -33,8 +33,10 @@ def fetch_files(update: WeightUpdate, worker: str) -> Iterator[Path]:
     if update.path is not None:
         if not update.path.is_file():
             raise InputError(
-                f"run.exchange: {worker}, on the node {os.uname().nodename}, does not see the weights {update.path}; "
-                "for actors on several nodes, set run.exchange=objects, or run.exchange=directory and "
+                f"weight_sync.backend: {worker}, on the node {os.uname().nodename}, does not see the weights "
+                f"{update.path}; "
+                "for actors on several nodes, set weight_sync.backend=object_store, or "
+                "weight_sync.backend=filesystem and "
                 "run.directory to storage that all of them see"
             )
         yield update.path

@@ -223,13 +223,13 @@ class ObjectSender:
 
 
 def new_sender(exchange: Exchange, run: str, folder: Path | None) -> FileSender:
-    """Make the sender of an exchange. folder: This run's folder for weights, for exchange "directory"."""
-    if exchange == "objects":
+    """Make the sender of an exchange. folder: This run's folder for weights, for exchange "filesystem"."""
+    if exchange == "object_store":
         return ObjectSender()
-    if exchange == "memory":
+    if exchange == "shm":
         return SharedMemorySender(run)
     if exchange == "broadcast":
         raise ValueError("exchange 'broadcast' writes no files; use weight_sync.broadcast.BroadcastSender")
     if folder is None:
-        raise ValueError("exchange 'directory' needs a folder")
+        raise ValueError("exchange 'filesystem' needs a folder")
     return DirectorySender(folder)

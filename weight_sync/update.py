@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Exchange = Literal["memory", "directory", "objects", "broadcast"]
+Exchange = Literal["shm", "filesystem", "object_store", "broadcast"]
 """Transport: shared memory of rank 0's node, a folder that all nodes see, Ray's object store, or a broadcast to all
 workers at once (`weight_sync.broadcast`)."""
 

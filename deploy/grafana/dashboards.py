@@ -1,4 +1,4 @@
-"""Writes Grafana's dashboards as JSON, from `panels`.
+"""Write the Grafana dashboards as JSON from `panels`.
 
 python -m deploy.grafana.dashboards
 """
@@ -14,14 +14,14 @@ from observability.metrics.registry import METRICS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "duet-prometheus"}
-"""As provisioning/datasources/prometheus.yml calls it."""
+"""The data source of provisioning/datasources/prometheus.yml."""
 HEIGHT, STAT_HEIGHT = 8, 4
 MEANINGS = {metric.name: metric.meaning for metric in METRICS}
 NAMES = re.compile(r"\bduet_[a-z0-9_]+|\bvllm:[a-z0-9_]+|\bprocess_[a-z0-9_]+")
 
 
 def expressions(title: str) -> Iterator[tuple[Panel, str]]:
-    """Every query of a dashboard, with its panel."""
+    """Yield every query of a dashboard with its panel."""
     for panels in ROWS[title].values():
         for panel in panels:
             for expression in panel.queries.values():
@@ -29,6 +29,7 @@ def expressions(title: str) -> Iterator[tuple[Panel, str]]:
 
 
 def dashboard(title: str) -> dict[str, Any]:
+    """Return a dashboard as Grafana's JSON model."""
     placed: list[dict[str, Any]] = []
     left = top = below = 0
     for heading, panels in ROWS[title].items():
@@ -58,7 +59,7 @@ def dashboard(title: str) -> dict[str, Any]:
 
 
 def name(title: str) -> str:
-    """Of its file."""
+    """Return the file name of a dashboard, without suffix."""
     return title.lower().replace(" ", "-")
 
 
@@ -71,8 +72,8 @@ def _run() -> dict[str, Any]:
         "datasource": SOURCE,
         "query": {"query": query, "refId": "run"},
         "definition": query,
-        "refresh": 2,  # whenever the time range changes
-        "sort": 2,  # names made of a date: the newest first
+        "refresh": 2,  # on every change of the time range
+        "sort": 2,  # names start with a date; newest first
     }
 
 
@@ -103,14 +104,14 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _description(panel: Panel) -> str:
-    """What the metrics mean, each once, and how to read the panel."""
+    """Return the meaning of each metric once, and the panel's note."""
     used = [found for query in panel.queries.values() for found in NAMES.findall(query)]
     meanings = [MEANINGS[metric] for metric in dict.fromkeys(used) if metric in MEANINGS]
     return " ".join([*meanings, panel.note]).strip()
 
 
 def text(title: str) -> str:
-    """The whole file."""
+    """Return the content of a dashboard's file."""
     return json.dumps(dashboard(title), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""The panels of the three dashboards: what each asks Prometheus, and how the answer reads.
+"""Panels of the three dashboards: their Prometheus queries and units.
 
-`$run` is the run that is chosen at the top of a dashboard. Counters are shown as what they grew by in `WINDOW`, which
-is longer than an iteration usually takes.
+`$run` is the run selected at the top of a dashboard. Counters are shown as their increase in `WINDOW`, which is longer
+than a typical iteration.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ WINDOW = "15m"
 class Panel:
     title: str
     queries: dict[str, str]
-    """Expression by legend."""
+    """Expressions by legend."""
     unit: str = "none"
-    """In Grafana's words."""
+    """Grafana's name of the unit."""
     width: int = 8
-    """Of 24."""
+    """Columns, of 24."""
     kind: str = "timeseries"
-    """timeseries, or stat: one number."""
+    """`timeseries`, or `stat` for a single number."""
     stacked: bool = False
     logarithmic: bool = False
     note: str = ""
-    """How to read it, where the metrics' own meaning does not say."""
+    """How to read the panel, if the descriptions of its metrics do not say."""
 
 
 def gauge(name: str, **labels: str) -> str:
@@ -31,7 +31,7 @@ def gauge(name: str, **labels: str) -> str:
     return f"{name}{{{', '.join(matchers)}}}"
 
 
-def grown(name: str) -> str:
+def increase(name: str) -> str:
     return f"increase({gauge(name)}[{WINDOW}])"
 
 
@@ -40,7 +40,7 @@ def rate(name: str) -> str:
 
 
 def per_reply(name: str) -> str:
-    return f"{grown(name)} / on (run) group_left () {grown('duet_replies_total')}"
+    return f"{increase(name)} / on (run) group_left () {increase('duet_replies_total')}"
 
 
 def beside_start(name: str) -> dict[str, str]:
@@ -97,17 +97,17 @@ TRAINING = (
     ),
     Panel(title="Gradient norm", queries={"": gauge("duet_gradient_norm")}),
     Panel(title="Learning rate", queries={"": gauge("duet_learning_rate")}),
-    Panel(title=f"Steps skipped in {WINDOW}", width=12, queries={"": grown("duet_steps_skipped_total")}),
+    Panel(title=f"Steps skipped in {WINDOW}", width=12, queries={"": increase("duet_steps_skipped_total")}),
     Panel(
         title=f"Pairs in {WINDOW}", width=12,
-        queries={"pairs": grown("duet_pairs_total"), "in the right order": gauge("duet_pair_accuracy_ratio")},
-        note="Only where pairs train (preference.objective=dpo).",
+        queries={"pairs": increase("duet_pairs_total"), "in the right order": gauge("duet_pair_accuracy_ratio")},
+        note="Only where pairs train (algorithm.name=dpo).",
     ),
 )  # fmt: skip
 SPEECH = (
     Panel(
         title="Heard against said", unit="percentunit", width=12, queries=beside_start("duet_heard_word_error_ratio"),
-        note="Needs a rater that notes what it heard.",
+        note="Needs a rater that records its transcript.",
     ),
     Panel(
         title="Divergence of the voice", unit="nats", width=12,
@@ -153,7 +153,7 @@ ITERATIONS = (
         },
     ),
     Panel(title="Tokens per second", width=8, queries={"{{channel}}": gauge("duet_tokens_per_second")}),
-    Panel(title=f"Tokens in {WINDOW}", queries={"{{channel}}": grown("duet_tokens_total")}),
+    Panel(title=f"Tokens in {WINDOW}", queries={"{{channel}}": increase("duet_tokens_total")}),
     Panel(
         title="Weights",
         queries={
@@ -179,8 +179,8 @@ POOLS = (
         queries={"{{role}} {{state}}": f"{gauge('duet_members')} > 0"},
     ),
     Panel(title="Members wanted", queries={"{{role}}": gauge("duet_members_wanted")}),
-    Panel(title=f"Restarts in {WINDOW}", width=12, queries={"{{role}}": grown("duet_restarts_total")}),
-    Panel(title=f"Faults in {WINDOW}", width=12, queries={"{{kind}}": grown("duet_faults_total")}),
+    Panel(title=f"Restarts in {WINDOW}", width=12, queries={"{{role}}": increase("duet_restarts_total")}),
+    Panel(title=f"Faults in {WINDOW}", width=12, queries={"{{kind}}": increase("duet_faults_total")}),
 )
 JUDGES = (
     Panel(
@@ -189,12 +189,12 @@ JUDGES = (
     ),
     Panel(
         title="Judge: seconds an answer", unit="s", width=12,
-        queries={"{{rater}}": f"{grown('duet_judge_seconds_total')} / {grown('duet_judge_requests_total')}"},
+        queries={"{{rater}}": f"{increase('duet_judge_seconds_total')} / {increase('duet_judge_requests_total')}"},
     ),
     Panel(
         title=f"Judge: requests in {WINDOW}", width=12,
         queries={
-            f"{{{{rater}}}} {what}": grown(f"duet_judge_{name}_total")
+            f"{{{{rater}}}} {what}": increase(f"duet_judge_{name}_total")
             for name, what in (
                 ("requests", "requests"), ("retries", "retries"), ("cache_hits", "known already"),
                 ("failures", "failures"), ("unavailable", "not asked"),
@@ -205,16 +205,16 @@ JUDGES = (
         title="Judge: left alone", width=12,
         queries={
             "{{rater}}, servers now": gauge("duet_judge_left_alone_servers"),
-            f"{{{{rater}}}}, times in {WINDOW}": grown("duet_judge_breaker_openings_total"),
+            f"{{{{rater}}}}, times in {WINDOW}": increase("duet_judge_breaker_openings_total"),
         },
     ),
     Panel(
         title="Judge: tokens", width=12,
         queries={
-            "{{rater}} read": grown("duet_judge_input_tokens_total"),
-            "{{rater}} written": grown("duet_judge_output_tokens_total"),
+            "{{rater}} read": increase("duet_judge_input_tokens_total"),
+            "{{rater}} written": increase("duet_judge_output_tokens_total"),
         },
-        note="Where the judge tells it.",
+        note="If the judge reports it.",
     ),
     Panel(
         title="Judge: cost", width=12,
@@ -222,7 +222,7 @@ JUDGES = (
             "{{rater}}, an hour": f"3600 * {rate('duet_judge_cost_total')}",
             "{{rater}}, so far": gauge("duet_judge_cost_total"),
         },
-        note="In the judge's own currency, where it tells it; so far: since the controller was started.",
+        note="In the judge's own currency, if it reports costs. So far: since the start of the controller.",
     ),
 )  # fmt: skip
 PROCESSES = (
@@ -245,7 +245,7 @@ PROCESSES = (
             f"({rate('vllm:e2e_request_latency_seconds_bucket')}))",
         },
     ),
-    Panel(title=f"vLLM: preemptions in {WINDOW}", queries={"{{instance}}": grown("vllm:num_preemptions_total")}),
+    Panel(title=f"vLLM: preemptions in {WINDOW}", queries={"{{instance}}": increase("vllm:num_preemptions_total")}),
     Panel(title="Memory", unit="bytes", queries={"{{instance}}": gauge("process_resident_memory_bytes")}),
     Panel(
         title="Cost of metrics", unit="percentunit", width=12,

@@ -1,4 +1,4 @@
-"""What a run needs against what there is: memory by role, memory to hand weights on in, room for checkpoints. Pure."""
+"""Compares needs with capacity: memory by role, memory for weight sync, disk space for checkpoints. Pure."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,33 +10,36 @@ from deploy.preflight.finding import CheckReporter, Finding, format_size
 from deploy.preflight.memory import MemoryNeed, ModelShape
 
 MEMORY, SHARED, DISK = CheckReporter("memory"), CheckReporter("shared memory"), CheckReporter("disk")
-TIGHT = 0.9
-"""Share of what is free above which an estimate is too near to it to be trusted."""
+TIGHT_SHARE = 0.9
+"""Share of the free space above which an estimate is not safe."""
 TOKEN_BYTES = 9
-"""Of a recorded token: id, channel, log-probability, before compression."""
-VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
-"""Of the weights that are there at once, by `run.exchange`: in memory each is written over the one before; elsewhere
-the one before goes when the next is there; what is broadcast lies nowhere."""
-ANSWERS = 20 * memory.MIB
-"""What a checkpoint keeps of what judges said, at most (`reward.pool.MOST_ANSWERS`)."""
-SMALLER = "lower learner.micro_batch_tokens, rollout.kv_cache_gib or the number of members, or raise learner.zero_stage"
+"""Bytes of a recorded token before compression: id, channel, log-probability."""
+NUM_WEIGHT_VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
+"""Versions of the weights that exist at once, by `weight_sync.backend`. In memory a version overwrites the one
+before. Files and objects of a version are removed after the next version is complete. A broadcast stores nothing."""
+MAX_JUDGE_CACHE = 20 * memory.MIB
+"""Largest judge cache in a checkpoint (`reward.pool.MAX_SAVED_ANSWERS`)."""
+REDUCE = (
+    "lower learner.max_tokens_per_micro_batch, rollout.cpu_kv_cache_gib or the number of actors, "
+    "or raise learner.zero_stage"
+)
 
 
 def check_memory(config: Config, model: ModelShape, needs: Sequence[MemoryNeed], machine: Machine) -> Iterator[Finding]:
-    """All members on this machine."""
+    """Check the memory of all actors on this machine."""
     for need in needs:
         if need.role not in ("driver", "controller"):
-            yield MEMORY.fine(_of(need))
+            yield MEMORY.fine(_describe(need))
     yield from check_cache(config, model, machine.gpus[0].total if machine.gpus else None)
-    total = sum(need.members * need.host for need in needs)
-    total += _handed_on(config, model, "memory") + _handed_on(config, model, "objects")
-    said = f"all members together need about {format_size(total)} of the machine's {format_size(machine.memory)}"
+    total = sum(need.count * need.host for need in needs)
+    total += _weight_bytes(config, model, "memory") + _weight_bytes(config, model, "objects")
+    text = f"all actors together need about {format_size(total)} of the machine's {format_size(machine.memory)}"
     if total > machine.memory:
-        yield MEMORY.error(said, SMALLER)
-    elif total > TIGHT * machine.memory_free:
-        yield MEMORY.warning(f"{said}, of which {format_size(machine.memory_free)} are free now", SMALLER)
+        yield MEMORY.error(text, REDUCE)
+    elif total > TIGHT_SHARE * machine.memory_free:
+        yield MEMORY.warning(f"{text}; {format_size(machine.memory_free)} are free now", REDUCE)
     else:
-        yield MEMORY.fine(f"{said}, of which {format_size(machine.memory_free)} are free now")
+        yield MEMORY.fine(f"{text}; {format_size(machine.memory_free)} are free now")
     if machine.gpus:
         yield from _check_gpus(needs, min(gpu.total for gpu in machine.gpus), min(gpu.free for gpu in machine.gpus))
 
@@ -44,124 +47,130 @@ def check_memory(config: Config, model: ModelShape, needs: Sequence[MemoryNeed],
 def check_nodes(
     config: Config, model: ModelShape, needs: Sequence[MemoryNeed], nodes: Sequence[Node]
 ) -> Iterator[Finding]:
-    """All members on a cluster. What its GPUs have, Ray does not say."""
+    """Check the memory of all actors on a cluster. Ray does not report GPU memory."""
     for need in needs:
         if need.role not in ("driver", "controller"):
-            yield MEMORY.fine(_of(need))
+            yield MEMORY.fine(_describe(need))
     yield from check_cache(config, model, None)
     total, largest = sum(node.memory for node in nodes), max(node.memory for node in nodes)
-    wanted = sum(need.members * need.host for need in needs) + _handed_on(config, model, "memory")
-    said = f"all members together need about {format_size(wanted)} of the cluster's {format_size(total)}"
+    wanted = sum(need.count * need.host for need in needs) + _weight_bytes(config, model, "memory")
+    text = f"all actors together need about {format_size(wanted)} of the cluster's {format_size(total)}"
     if wanted > total:
-        yield MEMORY.warning(f"{said} now", "add nodes, or lower the numbers of members")
+        yield MEMORY.warning(f"{text} now", "add nodes, or lower the number of actors")
     else:
-        yield MEMORY.fine(said)
+        yield MEMORY.fine(text)
     for need in needs:
         if need.host > largest:
-            said = f"one {need.role} member needs {format_size(need.host)}, "
-            said += f"and no node has more than {format_size(largest)} now"
-            yield MEMORY.warning(said, f"take larger nodes, or {SMALLER}")
-    passed = _handed_on(config, model, "objects")
+            text = f"one {need.role} actor needs {format_size(need.host)}; the largest node has {format_size(largest)}"
+            yield MEMORY.warning(text, f"use larger nodes, or {REDUCE}")
+    stored = _weight_bytes(config, model, "objects")
     store = min(node.resources.get("object_store_memory", 0.0) for node in nodes)
-    if passed > store:
+    if stored > store:
         yield SHARED.warning(
-            f"weights are handed on in Ray's object store: two versions, {format_size(passed)}; "
-            f"a node has {format_size(store)}, and "
-            "writes to disk what is too much",
-            "start nodes with more (ray start --object-store-memory), or set run.exchange=directory",
+            f"weights are sent through Ray's object store: two versions, {format_size(stored)}; a node has "
+            f"{format_size(store)} and spills the rest to disk",
+            "start nodes with a larger store (ray start --object-store-memory), or set weight_sync.backend=filesystem",
         )
 
 
 def check_cache(config: Config, model: ModelShape, gpu: float | None) -> Iterator[Finding]:
-    """Keys and values of the replies in flight, in what an engine has for them. gpu: bytes of one; None: not known."""
-    r, each, replies = config.rollout, memory.cache_of_sequence(config, model), memory.in_flight(config)
-    if r.gpus > 0:
+    """Check the KV cache against the replies in flight. `gpu`: bytes of one GPU; None if unknown."""
+    r, sequence, replies = config.rollout, memory.cache_of_sequence(config, model), memory.in_flight(config)
+    if r.num_gpus > 0:
         if gpu is None:
             return
-        have = r.tensor_parallel * (r.gpu_memory_share * gpu - memory.rollout_memory(config, model).on_gpu)
-        key = "rollout.gpu_memory_share"
-    else:
-        have, key = max(1, round(r.kv_cache_gib)) * memory.GIB, "rollout.kv_cache_gib"
-    if have < each:
-        yield MEMORY.error(
-            f"{key}: {format_size(max(have, 0.0))} are left for keys and values, and one reply of model.max_length = "
-            f"{config.model.max_length} takes {format_size(each)}; the engine would not start",
-            f"raise {key}, or lower model.max_length",
+        available = r.tensor_parallel_size * (
+            r.gpu_memory_utilization * gpu - memory.rollout_memory(config, model).on_gpu
         )
-    elif have < replies * each:
+        key = "rollout.gpu_memory_utilization"
+    else:
+        available, key = max(1, round(r.cpu_kv_cache_gib)) * memory.GIB, "rollout.cpu_kv_cache_gib"
+    if available < sequence:
+        yield MEMORY.error(
+            f"{key}: {format_size(max(available, 0.0))} are left for the KV cache, and one reply of "
+            "model.max_model_len = "
+            f"{config.model.max_model_len} takes {format_size(sequence)}; the engine cannot start",
+            f"raise {key}, or lower model.max_model_len",
+        )
+    elif available < replies * sequence:
         yield MEMORY.warning(
-            f"{key}: {format_size(have)} hold keys and values of "
-            f"{int(have // each)} of the {replies} replies that a worker "
-            "has in flight, should all come to their greatest length; the others wait",
+            f"{key}: {format_size(available)} hold the KV cache of "
+            f"{int(available // sequence)} of a worker's {replies} replies in flight, if all "
+            "reach the greatest length; the others wait",
             f"raise {key}, or add workers",
         )
 
 
 def check_shared_memory(config: Config, model: ModelShape, machine: Machine) -> Iterator[Finding]:
-    """Room to hand weights on in."""
-    wanted = _handed_on(config, model, "memory")
+    """Check the shared memory for one version of the weights."""
+    wanted = _weight_bytes(config, model, "memory")
     free = format_size(machine.shared_free)
-    said = f"weights are handed on in {machine.shared}: one version, {format_size(wanted)}; {free} are free"
+    text = f"weights are sent through {machine.shared}: one version, {format_size(wanted)}; {free} are free"
     if wanted > machine.shared_free:
-        yield SHARED.error(said, "give the container more (docker run --shm-size, a memory emptyDir on Kubernetes)")
+        yield SHARED.error(text, "enlarge it (docker run --shm-size, or a memory emptyDir on Kubernetes)")
     else:
-        yield SHARED.fine(said)
+        yield SHARED.fine(text)
 
 
 def check_disk(config: Config, model: ModelShape, directory: Path, free: float) -> Iterator[Finding]:
-    """Room for checkpoints and records. directory: where runs are; free: bytes there."""
-    each, run = memory.checkpoint(config, model) + ANSWERS, config.run
-    made = -(-run.iterations // run.checkpoint_every) if run.checkpoint_every else 1
-    # One is written whole before the oldest goes.
-    kept = made if run.keep_checkpoints == 0 else min(made, run.keep_checkpoints + 1)
-    records = TOKEN_BYTES * run.iterations * config.replies * config.rollout.max_tokens
-    weights = _handed_on(config, model, "directory")
-    wanted = kept * each + records + weights
-    on_their_way = f", {format_size(weights)} of weights on their way" if weights else ""
-    said = (
-        f"{directory}: {kept} checkpoints × {format_size(each)}{on_their_way} "
-        f"and at most {format_size(records)} of replies, "
-        f"{format_size(wanted)} in all; {format_size(free)} are free"
+    """Check the disk space for checkpoints and records. `directory`: of the runs. `free`: free bytes there."""
+    size, steps, checkpoint = (
+        memory.checkpoint(config, model) + MAX_JUDGE_CACHE,
+        config.train.num_steps,
+        config.checkpoint,
+    )
+    written = -(-steps // checkpoint.interval) if checkpoint.interval else 1
+    # The oldest checkpoint is removed after a new one is complete.
+    kept = written if checkpoint.max_to_keep == 0 else min(written, checkpoint.max_to_keep + 1)
+    records = TOKEN_BYTES * steps * config.replies * config.rollout.max_new_tokens
+    weights = _weight_bytes(config, model, "filesystem")
+    wanted = kept * size + records + weights
+    published = f", {format_size(weights)} of published weights" if weights else ""
+    text = (
+        f"{directory}: {kept} checkpoints × {format_size(size)}{published} and at most "
+        f"{format_size(records)} of replies, {format_size(wanted)} in all; {format_size(free)} are free"
     )
     if wanted > free:
-        remedy = "lower run.keep_checkpoints (0 keeps all), raise run.checkpoint_every, or name another run.directory"
-        yield DISK.error(said, remedy)
-    elif wanted > TIGHT * free:
-        yield DISK.warning(said, "make room, or name another run.directory")
+        remedy = "lower checkpoint.max_to_keep (0 keeps all), raise checkpoint.interval, or set another run.directory"
+        yield DISK.error(text, remedy)
+    elif wanted > TIGHT_SHARE * free:
+        yield DISK.warning(text, "free some space, or set another run.directory")
     else:
-        yield DISK.fine(said)
+        yield DISK.fine(text)
 
 
 def _check_gpus(needs: Sequence[MemoryNeed], total: float, free: float) -> Iterator[Finding]:
     for need in needs:
         if not need.gpus:
             continue
-        together = max(1, int(1 / need.gpus))
-        wanted = together * need.on_gpu
-        said = (
-            f"{need.role}: {together} × {format_size(need.on_gpu)} on a GPU, "
+        sharing = max(1, int(1 / need.gpus))
+        wanted = sharing * need.on_gpu
+        text = (
+            f"{need.role}: {sharing} × {format_size(need.on_gpu)} on a GPU, "
             f"{format_size(wanted)} of its {format_size(total)}"
         )
         if wanted > total:
-            yield MEMORY.error(said, f"raise {need.role}.gpus" + (f"; {SMALLER}" if need.role == "learner" else ""))
-        elif wanted > TIGHT * free:
-            yield MEMORY.warning(f"{said}, of which {format_size(free)} are free now", SMALLER)
+            yield MEMORY.error(text, f"raise {need.role}.num_gpus" + (f"; {REDUCE}" if need.role == "learner" else ""))
+        elif wanted > TIGHT_SHARE * free:
+            yield MEMORY.warning(f"{text}; {format_size(free)} are free now", REDUCE)
         else:
-            yield MEMORY.fine(said)
+            yield MEMORY.fine(text)
 
 
-def _handed_on(config: Config, model: ModelShape, exchange: str) -> float:
-    """Bytes of weights on their way, where they go this way."""
-    return VERSIONS[exchange] * model.sent * memory.width_of(config) if config.run.exchange == exchange else 0.0
+def _weight_bytes(config: Config, model: ModelShape, exchange: str) -> float:
+    """Return the bytes of published weights if `weight_sync.backend` is `exchange`, else 0."""
+    if config.weight_sync.backend != exchange:
+        return 0.0
+    return NUM_WEIGHT_VERSIONS[exchange] * model.sent * memory.width_of(config)
 
 
-def _of(need: MemoryNeed) -> str:
-    """What a member holds, largest first."""
+def _describe(need: MemoryNeed) -> str:
+    """Describe the memory of one actor by its parts, largest first."""
 
     def listed(parts: dict[str, float]) -> str:
         return ", ".join(f"{what} {format_size(n)}" for what, n in sorted(parts.items(), key=lambda part: -part[1]))
 
-    text = f"{need.role}: {need.members} × {format_size(need.host)} ({listed(need.memory)})"
+    text = f"{need.role}: {need.count} × {format_size(need.host)} ({listed(need.memory)})"
     return text + (
         f", and {format_size(need.on_gpu)} of GPU memory each ({listed(need.device)})" if need.device else ""
     )

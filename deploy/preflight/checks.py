@@ -1,6 +1,6 @@
-"""A setup under examination: what one check finds out, for those that build on it.
+"""The pre-flight checks in their order, and the context in which a check leaves results for later checks.
 
-All checks, in the order in which one builds on another. Whatever goes wrong in a check is a finding of it.
+An exception in a check becomes a finding of this check.
 """
 
 import itertools
@@ -36,19 +36,20 @@ from speech.vocabulary import Vocabulary
 
 
 class CheckUnknown(Exception):
-    """What a check builds on was not found out. The message says what."""
+    """An earlier check did not provide a result that this check needs. The message names the result."""
 
 
 @dataclass(kw_only=True)
 class CheckContext:
-    """What is known of a setup so far. None: not yet, or it could not be found out."""
+    """Results of the checks so far. None: not checked yet, or the check failed."""
 
-    path: Path
+    files: Path | list[Path]
+    """Configuration files."""
     overrides: list[str]
     config: Config | None = None
     machine: Machine | None = None
     cluster: list[Node] = field(default_factory=list)
-    """Nodes of the cluster that a run would join; none where it starts its own."""
+    """Nodes of the cluster that a run joins; empty if the run starts its own."""
     settings: dict[str, Any] | None = None
     """The checkpoint's config.json."""
     family: Family | None = None
@@ -56,21 +57,21 @@ class CheckContext:
     shape: ModelShape | None = None
     codec: Codec | None = None
     prompts: list[Prompt] | None = None
-    """A few, for an example."""
+    """A few prompts for the rater's example."""
     demonstrations: list[Demonstration] | None = None
-    """The first few with speech."""
+    """The first few demonstrations with speech."""
     findings: list[Finding] = field(default_factory=list)
-    """So far."""
+    """Findings so far."""
 
-    def need(self, name: str) -> Any:
-        """What is known by that name. Raises NotKnown."""
+    def require(self, name: str) -> Any:
+        """Return a result of an earlier check. Raises CheckUnknown without one."""
         found = getattr(self, name)
         if found is None or found == []:
-            raise CheckUnknown(WORDS[name])
+            raise CheckUnknown(DESCRIPTIONS[name])
         return found
 
 
-WORDS = {
+DESCRIPTIONS = {
     "config": "the configuration",
     "machine": "the machine",
     "settings": "the checkpoint's config.json",
@@ -81,44 +82,44 @@ WORDS = {
     "prompts": "a prompt",
     "demonstrations": "a demonstration with speech",
 }
-"""What each part of a case is called."""
+"""Names of the results in findings."""
 
 
-LIMIT = 600.0
-"""Seconds for a check: data of millions of rows take minutes, nothing takes longer than this."""
+CHECK_TIMEOUT_S = 600.0
+"""Deadline for one check. Data of millions of rows take minutes."""
 
 
-def examine(path: Path, overrides: list[str], seconds: float = LIMIT) -> Iterator[Finding]:
-    """Everything that is found of a configuration, as it is found. Raises nothing."""
-    case = CheckContext(path=path, overrides=overrides)
+def examine(files: Path | list[Path], overrides: list[str], timeout_s: float = CHECK_TIMEOUT_S) -> Iterator[Finding]:
+    """Run all checks on a configuration and yield each finding at once. Raises nothing."""
+    case = CheckContext(files=files, overrides=overrides)
     for name, check in CHECKS.items():
-        for finding in run_with_timeout(seconds, name, partial(check, case)):
+        for finding in run_with_timeout(timeout_s, name, partial(check, case)):
             case.findings.append(finding)
             yield finding
         if case.config is None and name == "configuration":
             return
 
 
-def run_with_timeout(seconds: float, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """The findings of a check; the last one says how it failed when it raised, or was not done in so many seconds."""
-    voice, page, found = CheckReporter(name), PAGES.get(name, ""), list[Finding]()
+def run_with_timeout(timeout_s: float, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Run a check in a thread and return its findings. An exception or a timeout becomes the last finding."""
+    reporter, page, found = CheckReporter(name), PAGES.get(name, ""), list[Finding]()
 
     def run() -> None:
         try:
             for finding in check():
                 found.append(finding)
-        except CheckUnknown as lack:
-            found.append(voice.warning(f"not examined: {lack} is not known", "mend what is wrong above, and ask again"))
+        except CheckUnknown as missing:
+            found.append(reporter.warning(f"not checked: {missing} is not known", "fix the errors above and run again"))
         except InputError as error:
-            found.append(voice.error(str(error), page))
-        except Exception as error:  # a fault of the check, or of code that the configuration names
-            said = " ".join(redact(f"{type(error).__name__}: {error}").split())
-            found.append(voice.error(f"could not be examined: {said}", page))
+            found.append(reporter.error(str(error), page))
+        except Exception as error:  # an error of the check, or of code that the configuration names
+            message = " ".join(redact(f"{type(error).__name__}: {error}").split())
+            found.append(reporter.error(f"the check failed: {message}", page))
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
-    thread.join(seconds)
-    late = [voice.error(f"not done within {seconds:g} s", page)] if thread.is_alive() else []
+    thread.join(timeout_s)
+    late = [reporter.error(f"the check did not finish within {timeout_s:g} s", page)] if thread.is_alive() else []
     return [*found, *late]
 
 
@@ -130,51 +131,51 @@ PAGES = {
     "codec": "see docs/own-model.md",
     "raters": "see docs/own-judge.md",
 }
-"""Where to read on, by check."""
+"""Documentation, by check."""
 
 
 def _configuration(case: CheckContext) -> Iterator[Finding]:
-    case.config = load_config(case.path, case.overrides)
+    case.config = load_config(case.files, case.overrides)
     yield from settings.check_settings(case.config)
     yield from settings.check_arithmetic(case.config)
 
 
 def _versions(case: CheckContext) -> Iterator[Finding]:
     yield from environment.check_versions(*environment.required(), environment.installed)
-    yield from environment.check_tools(case.need("config"))
+    yield from environment.check_tools(case.require("config"))
 
 
 def _cluster(case: CheckContext) -> Iterator[Finding]:
-    """What there is to run on."""
-    config, voice = case.need("config"), CheckReporter("cluster")
+    """Check the machine, or the cluster that a run joins."""
+    config, reporter = case.require("config"), CheckReporter("cluster")
     case.machine, engine = environment.inspect_machine(), environment.engine()
     address = environment.address(config)
     if not address:
         yield from settings.check_schedule(config, case.machine, engine)
         return
     if address.startswith(("http://", "https://")):
-        yield voice.warning(
-            f"RAY_ADDRESS is {address}, where jobs are handed in; what the cluster has can be seen from inside alone",
-            "hand the doctor in as a job: ray job submit --working-dir . -- python -m duet doctor …",
+        yield reporter.warning(
+            f"RAY_ADDRESS is {address}, for job submission; the cluster's resources are visible from inside only",
+            "submit the doctor as a job: ray job submit --working-dir . -- python -m duet doctor …",
         )
         return
     case.cluster = environment.nodes(address)
     hosts = ", ".join(node.host for node in case.cluster)
-    yield voice.fine(f"{address}: {len(case.cluster)} node{'s' if len(case.cluster) > 1 else ''}, {hosts}")
+    yield reporter.fine(f"{address}: {len(case.cluster)} node{'s' if len(case.cluster) > 1 else ''}, {hosts}")
     yield from settings.check_cluster(config, case.cluster)
     yield from settings.check_engine(config, engine)
 
 
 def _network(case: CheckContext) -> Iterator[Finding]:
-    config = case.need("config")
-    if not case.cluster:  # else the controller is where Ray puts it
+    config = case.require("config")
+    if not case.cluster:  # on a cluster Ray chooses the controller's node
         yield from environment.check_metrics(config)
     yield from environment.check_hosts(config)
 
 
 def _model(case: CheckContext) -> Iterator[Finding]:
-    config = case.need("config")
-    directory = Path(config.model.checkpoint)
+    config = case.require("config")
+    directory = Path(config.model.path)
     case.family = family(config.model.family)
     case.vocabulary = Vocabulary.from_checkpoint(directory, case.family.tokens)
     case.settings = _object(directory / "config.json")
@@ -183,8 +184,8 @@ def _model(case: CheckContext) -> Iterator[Finding]:
         case.vocabulary, _object(generation) if check_exists(generation) else case.settings
     )
     tensors = check_weights(config, case.vocabulary)
-    frozen = family(config.model.family).parameters(config.model.frozen)
-    rank, adapted = config.learner.lora.rank, check_adapters_fit(config, tensors)
+    frozen = family(config.model.family).parameters(config.model.freeze)
+    rank, adapted = config.learner.lora.r, check_adapters_fit(config, tensors)
     case.shape = memory.read_model_shape(case.settings, tensors, frozen, rank, adapted)
     yield from model.check_weights(config, case.shape, case.settings)
 
@@ -197,67 +198,70 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _memory(case: CheckContext) -> Iterator[Finding]:
-    config, shape, here = case.need("config"), case.need("shape"), case.need("machine")
+    config, shape, here = case.require("config"), case.require("shape"), case.require("machine")
     needs = memory.needs(config, shape, reference=build_objective(config).needs_reference)
     if case.cluster:
         yield from capacity.check_nodes(config, shape, needs, case.cluster)
         return
     if not environment.address(config):
         yield from capacity.check_memory(config, shape, needs, here)
-    if config.run.exchange == "memory":
+    if config.weight_sync.backend == "shm":
         yield from capacity.check_shared_memory(config, shape, here)
 
 
 def _disk(case: CheckContext) -> Iterator[Finding]:
-    config, shape = case.need("config"), case.need("shape")
-    near = directory = Path(config.run.directory).absolute()
-    while not near.is_dir():
-        near = near.parent
+    config, shape = case.require("config"), case.require("shape")
+    existing = directory = Path(config.run.directory).absolute()
+    while not existing.is_dir():
+        existing = existing.parent
     if config.run.name != "auto" and (directory / config.run.name / "config.yaml").exists():
         yield capacity.DISK.error(
-            f"run.name: {directory / config.run.name} already holds a run", "choose another run.name"
+            f"run.name: {directory / config.run.name} already holds a run", "set another run.name"
         )
-    if not os.access(near, os.W_OK):
-        yield capacity.DISK.error(f"run.directory: {near} cannot be written to", "name another run.directory")
+    if not os.access(existing, os.W_OK):
+        yield capacity.DISK.error(f"run.directory: {existing} is not writable", "set another run.directory")
         return
-    yield from capacity.check_disk(config, shape, directory, shutil.disk_usage(near).free)
+    yield from capacity.check_disk(config, shape, directory, shutil.disk_usage(existing).free)
 
 
 def _codec(case: CheckContext) -> Iterator[Finding]:
-    case.codec = load_codec(case.need("config"), case.need("vocabulary"))
-    yield from codec.check_codec(case.codec, case.vocabulary, case.need("demonstrations"))
+    case.codec = load_codec(case.require("config"), case.require("vocabulary"))
+    yield from codec.check_codec(case.codec, case.vocabulary, case.require("demonstrations"))
 
 
 def _data(case: CheckContext) -> Iterator[Finding]:
-    config, vocabulary = case.need("config"), case.need("vocabulary")
-    held_to = reply_structure(config, case.need("family"), vocabulary)
-    shown = _scanned(
+    config, vocabulary = case.require("config"), case.require("vocabulary")
+    structure = reply_structure(config, case.require("family"), vocabulary)
+    replies = _scan(
         lambda: data.scan_demonstrations(
-            config, vocabulary, held_to, _each(scan_demonstrations, data_paths(config.data.demonstrations), vocabulary)
+            config,
+            vocabulary,
+            structure,
+            _chain(scan_demonstrations, data_paths(config.data.sft), vocabulary),
         )
     )
-    yield from shown.findings
-    case.demonstrations = shown.demonstrations
-    keep = {demonstration.prompt_id for demonstration in shown.demonstrations}
+    yield from replies.findings
+    case.demonstrations = replies.demonstrations
+    keep = {demonstration.prompt_id for demonstration in replies.demonstrations}
     scans = {}
     for key, files in _prompt_files(config).items():
         recordings = Recordings(files[0].parent)
-        scans[key] = _scanned(
+        scans[key] = _scan(
             lambda key=key, files=files, recordings=recordings: data.scan_prompts(
-                config, vocabulary, key, recordings.watch(_each(scan_prompts, files, vocabulary)), keep
+                config, vocabulary, key, recordings.watch(_chain(scan_prompts, files, vocabulary)), keep
             )
         )
         yield from scans[key].findings
         yield from recordings.findings(key, _rate(config, vocabulary))
     train = scans.pop("data.prompts")
     case.prompts = train.prompts
-    yield from data.check_overlap(train, {key.removeprefix("data.held_out."): scan for key, scan in scans.items()})
-    if pairs := config.preference.pairs.file:
-        yield from data.scan_pairs(config, held_to, scan_pairs(Path(pairs), vocabulary))
+    yield from data.check_overlap(train, {key.removeprefix("data.validation."): scan for key, scan in scans.items()})
+    if pairs := config.algorithm.dpo.pairs_file:
+        yield from data.scan_pairs(config, structure, scan_pairs(Path(pairs), vocabulary))
 
 
-def _scanned(scan: Callable[[], DataScan]) -> DataScan:
-    """A file's scan; of one that cannot be read at all, what is wrong with it."""
+def _scan(scan: Callable[[], DataScan]) -> DataScan:
+    """Run a scan. A file that cannot be read becomes a finding."""
     try:
         return scan()
     except InputError as error:
@@ -265,17 +269,17 @@ def _scanned(scan: Callable[[], DataScan]) -> DataScan:
 
 
 def _prompt_files(config: Config) -> dict[str, list[Path]]:
-    held_out = {f"data.held_out.{name}": [Path(file)] for name, file in config.data.held_out.items()}
+    held_out = {f"data.validation.{name}": [Path(file)] for name, file in config.data.validation.items()}
     return {"data.prompts": data_paths(config.data.prompts)} | held_out
 
 
-def _each(scan: Callable, files: list[Path], vocabulary: Vocabulary) -> Iterator:
-    """The rows of all, one behind another."""
+def _chain(scan: Callable, files: list[Path], vocabulary: Vocabulary) -> Iterator:
+    """Yield the rows of all files, one file after another."""
     return itertools.chain.from_iterable(scan(file, vocabulary) for file in files)
 
 
 def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
-    """The codec's sample rate; None where it cannot be had, which its own check says."""
+    """Return the codec's sample rate; None if it is unknown, which the codec's check reports."""
     try:
         return inspect_codec(config, vocabulary).rate
     except InputError:
@@ -283,27 +287,26 @@ def _rate(config: Config, vocabulary: Vocabulary) -> int | None:
 
 
 def _raters(case: CheckContext) -> Iterator[Finding]:
-    config, vocabulary, codec = case.need("config"), case.need("vocabulary"), case.need("codec")
-    one = raters.example_reply(case.need("prompts"), case.need("demonstrations")[0], vocabulary, codec)
-    if not one.own:
+    config, vocabulary, codec = case.require("config"), case.require("vocabulary"), case.require("codec")
+    example = raters.example_reply(case.require("prompts"), case.require("demonstrations")[0], vocabulary, codec)
+    if not example.own:
         yield raters.RATER.warning(
-            f"no prompt of {source_name(config.data.prompts)} has the id of the first demonstration; "
-            "below, it is rated as a "
-            "reply to another",
-            "name the prompt of each demonstration in its column prompt_id",
+            f"no prompt of {source_name(config.data.prompts)} has the prompt_id of the first demonstration; the raters "
+            "below score it as a reply to another prompt",
+            "set the column prompt_id of each demonstration",
         )
-    yield from raters.check_raters(config, one)
+    yield from raters.check_raters(config, example)
 
 
 def _start(case: CheckContext) -> Iterator[Finding]:
-    """What `duet train` itself reads before anything starts: nothing that it refuses may be left unsaid here."""
-    voice = CheckReporter("start")
+    """Read what `duet train` reads at its start, so that no error is left for the run."""
+    reporter = CheckReporter("start")
     if worst(case.findings) is Severity.ERROR:
         return
-    inputs = read_inputs(case.need("config"))
+    inputs = read_inputs(case.require("config"))
     pairs = f", {len(inputs.pairs):,} pairs" if inputs.pairs else ""
-    yield voice.fine(
-        f"a run would start: {len(inputs.prompts):,} prompts, {len(inputs.demonstrations):,} demonstrations{pairs}"
+    yield reporter.fine(
+        f"a run can start: {len(inputs.prompts):,} prompts, {len(inputs.demonstrations):,} demonstrations{pairs}"
     )
 
 
@@ -320,4 +323,4 @@ CHECKS: dict[str, Callable[[CheckContext], Iterator[Finding]]] = {
     "raters": _raters,
     "start": _start,
 }
-"""By name, in order."""
+"""Checks by name, in their order."""

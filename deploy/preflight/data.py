@@ -1,9 +1,8 @@
-"""Data files, row by row: all that `duet train` would refuse at the first such row, and what it would not notice.
+"""Checks of the data files, row by row, and of the sound files that they name.
 
-Rows are passed through once, and no more of one is kept than its lengths, and of the first million a digest, so that a
-file may be larger than memory.
-
-Sound files that facts of prompts name, for raters that compare with them.
+`duet train` stops at the first bad row; these checks count them all, and also find rows that a run accepts but that are
+probably wrong. Each row is read once. Only lengths are kept, and a digest of the first million rows, so a file may be
+larger than memory.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from common.errors import InputError
 from common.files import resolve_within
 from configs.schema import Config, longest_prompt
 from controller.inputs import check_reply
-from deploy.preflight.finding import FEW, CheckReporter, Finding, RowErrors
+from deploy.preflight.finding import MAX_EXAMPLES, CheckReporter, Finding, RowErrors
 from speech.grammar import Structure
 from speech.types import Demonstration, PreferencePair, Prompt
 from speech.vocabulary import Channel, Vocabulary
@@ -27,61 +26,62 @@ from speech.vocabulary import Channel, Vocabulary
 DATA = CheckReporter("data")
 
 
-SOME = 0.01
-"""Share of the rows that may be the same as others, as happens where rows are drawn."""
+MAX_DUPLICATE_SHARE = 0.01
+"""Share of the rows that may be duplicates without a finding. Sampled data have a few."""
 
 
-COMPARED = 1_000_000
-"""Rows that others are compared with, the first ones: a digest and a place take about 200 bytes."""
+MAX_DIGESTS = 1_000_000
+"""Rows with a stored digest, the first ones. A digest and its place take about 200 bytes."""
 
 
 PAGE = "see docs/own-data.md for what each column must hold"
 
 
-KEEP_ONE = "leave them out, unless they are meant to count twice"
+DEDUPLICATE = "remove them, unless they should count twice"
 
 
 @dataclass(kw_only=True)
 class DataScan:
-    """What was seen in a file."""
+    """Result of the scan of a data file."""
 
     rows: int = 0
     findings: list[Finding] = field(default_factory=list)
-    marks: dict[bytes, str] = field(default_factory=dict)
-    """Digests of what the first `COMPARED` rows say, each with the first row that says it."""
+    digests: dict[bytes, str] = field(default_factory=dict)
+    """Digests of the first `MAX_DIGESTS` rows, each with the first row that has it."""
     prompts: list[Prompt] = field(default_factory=list)
-    """Those that were to be kept, and the first."""
+    """The first prompt, and the requested ones."""
     demonstrations: list[Demonstration] = field(default_factory=list)
-    """The first few with speech."""
+    """The first few demonstrations with speech."""
 
-    def same(self, place: str, *parts: np.ndarray) -> str | None:
-        """The row that said the same before, if one did."""
+    def find_duplicate(self, place: str, *parts: np.ndarray) -> str | None:
+        """Return the first row with the same content, if there is one, and store the digest."""
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
             digest.update(len(part).to_bytes(8) + part.tobytes())
-        if len(self.marks) >= COMPARED:
-            return self.marks.get(digest.digest())
-        first = self.marks.setdefault(digest.digest(), place)
+        if len(self.digests) >= MAX_DIGESTS:
+            return self.digests.get(digest.digest())
+        first = self.digests.setdefault(digest.digest(), place)
         return None if first == place else first
 
 
 def scan_prompts(
     config: Config, vocabulary: Vocabulary, key: str, found: Iterable[tuple[str, Prompt | InputError]], keep: set[str]
 ) -> DataScan:
-    """Looks at each prompt. key: where the configuration names the file. keep: ids of prompts that are wanted."""
-    scan, room, lengths = DataScan(), longest_prompt(config), array("q")
-    faults = bad, long, foreign, twice, empty = (
+    """Scan prompts. `key`: the file's configuration key. `keep`: ids of prompts to return."""
+    scan, max_length, lengths = DataScan(), longest_prompt(config), array("q")
+    errors = bad, long, foreign, duplicate, empty = (
         RowErrors(DATA.error, "rows cannot be used", PAGE),
         RowErrors(
             DATA.error,
-            f"prompts have more than the {room} tokens that model.max_length = {config.model.max_length} leaves beside "
-            f"rollout.max_tokens = {config.rollout.max_tokens}",
-            "leave them out, raise model.max_length, or lower rollout.max_tokens",
+            f"prompts have more than the {max_length} tokens that model.max_model_len = {config.model.max_model_len} "
+            "leaves "
+            f"next to rollout.max_new_tokens = {config.rollout.max_new_tokens}",
+            "remove them, raise model.max_model_len, or lower rollout.max_new_tokens",
         ),
         _foreign(),
-        RowErrors(DATA.warning, "prompts have the very tokens of another", KEEP_ONE, bearable=SOME),
+        RowErrors(DATA.warning, "prompts have the same tokens as another", DEDUPLICATE, max_share=MAX_DUPLICATE_SHARE),
         RowErrors(
-            DATA.warning, "prompts have no text for raters and reports", "write the question's words into `text`"
+            DATA.warning, "prompts have no text for raters and reports", "set `text` to the transcript of the question"
         ),
     )
     for place, prompt in found:
@@ -92,17 +92,17 @@ def scan_prompts(
         if prompt.id in keep or not scan.prompts:
             scan.prompts.append(prompt)
         lengths.append(len(prompt.token_ids))
-        if lengths[-1] > room:
+        if lengths[-1] > max_length:
             long.add(f"{place} has {lengths[-1]}")
         if which := _padding(prompt.token_ids, vocabulary):
             foreign.add(f"{place} has {which}")
-        if before := scan.same(place, prompt.token_ids):
-            twice.add(f"{place} as {_row(before)}")
+        if before := scan.find_duplicate(place, prompt.token_ids):
+            duplicate.add(f"{place} as {_row(before)}")
         if not prompt.text.strip():
             empty.add(place)
-    scan.findings += [finding for fault in faults for finding in fault.findings(key, scan.rows)]
+    scan.findings += [finding for error in errors for finding in error.findings(key, scan.rows)]
     if not scan.findings:
-        also = f"; {twice.count:,} have the very tokens of another" if twice.count else ""
+        also = f"; {duplicate.count:,} have the same tokens as another" if duplicate.count else ""
         scan.findings.append(DATA.fine(f"{key}: {scan.rows:,} prompts of {_spread(lengths)}{also}"))
     return scan
 
@@ -110,27 +110,30 @@ def scan_prompts(
 def scan_demonstrations(
     config: Config,
     vocabulary: Vocabulary,
-    held_to: Structure | None,
+    structure: Structure | None,
     found: Iterable[tuple[str, Demonstration | InputError]],
 ) -> DataScan:
-    """Looks at each demonstration. held_to: the structure that sampling is held to."""
-    key, scan, lengths, codes = "data.demonstrations", DataScan(), array("q"), array("q")
-    faults = bad, wrong, foreign, long, silent, twice = (
+    """Scan demonstrations. `structure`: the grammar that constrains sampling, if any."""
+    key, scan, lengths, codes = "data.sft", DataScan(), array("q"), array("q")
+    errors = bad, wrong, foreign, long, silent, duplicate = (
         RowErrors(DATA.error, "rows cannot be used", PAGE),
-        RowErrors(DATA.error, "replies cannot be learnt from", PAGE),
+        RowErrors(DATA.error, "replies cannot be trained on", PAGE),
         _foreign(),
         RowErrors(
             DATA.warning,
-            f"replies are longer than rollout.max_tokens = {config.rollout.max_tokens}; the anchor would teach lengths "
-            "at which samples are cut off",
-            "raise rollout.max_tokens, or leave them out",
+            f"replies are longer than rollout.max_new_tokens = {config.rollout.max_new_tokens}; the anchor would "
+            "train lengths "
+            "at which samples are truncated",
+            "raise rollout.max_new_tokens, or remove them",
         ),
         RowErrors(
             DATA.warning,
-            "replies have no speech for the anchor to hold",
-            "leave them out, or set anchor.weight_speech=0 where no speech is wanted",
+            "replies have no speech for the anchor",
+            "remove them, or set anchor.speech_weight=0 for a model without speech",
         ),
-        RowErrors(DATA.warning, "are the same as another, prompt and reply", KEEP_ONE, bearable=SOME),
+        RowErrors(
+            DATA.warning, "have the same prompt and reply as another", DEDUPLICATE, max_share=MAX_DUPLICATE_SHARE
+        ),
     )
     for place, row in found:
         scan.rows += 1
@@ -138,22 +141,22 @@ def scan_demonstrations(
             bad.add(str(row))
             continue
         try:
-            check_reply(config, held_to, place, "reply_ids", row.prompt_ids, row.reply_ids)
+            check_reply(config, structure, place, "reply_ids", row.prompt_ids, row.reply_ids)
         except InputError as error:
             wrong.add(str(error))
         lengths.append(len(row.reply_ids))
         codes.append(int((vocabulary.channels(row.reply_ids) == Channel.SPEECH).sum()))
-        if codes[-1] and len(scan.demonstrations) < FEW:
+        if codes[-1] and len(scan.demonstrations) < MAX_EXAMPLES:
             scan.demonstrations.append(row)
         if which := _padding(row.prompt_ids, vocabulary):
             foreign.add(f"{place} has {which}")
-        if lengths[-1] > config.rollout.max_tokens:
+        if lengths[-1] > config.rollout.max_new_tokens:
             long.add(f"{place} has {lengths[-1]}")
-        if not codes[-1] and config.anchor.weight_speech > 0:
+        if not codes[-1] and config.anchor.speech_weight > 0:
             silent.add(place)
-        if before := scan.same(place, row.prompt_ids, row.reply_ids):
-            twice.add(f"{place} as {_row(before)}")
-    scan.findings += [finding for fault in faults for finding in fault.findings(key, scan.rows)]
+        if before := scan.find_duplicate(place, row.prompt_ids, row.reply_ids):
+            duplicate.add(f"{place} as {_row(before)}")
+    scan.findings += [finding for error in errors for finding in error.findings(key, scan.rows)]
     if not scan.findings:
         share = f"{sum(codes) / sum(lengths):.0%} of all their tokens are speech"
         scan.findings.append(DATA.fine(f"{key}: {scan.rows:,} replies of {_spread(lengths)}; {share}"))
@@ -161,12 +164,12 @@ def scan_demonstrations(
 
 
 def scan_pairs(
-    config: Config, held_to: Structure | None, found: Iterable[tuple[str, PreferencePair | InputError]]
+    config: Config, structure: Structure | None, found: Iterable[tuple[str, PreferencePair | InputError]]
 ) -> Iterator[Finding]:
-    """Looks at each pair of a file. held_to: the structure that sampling is held to."""
+    """Scan preference pairs. `structure`: the grammar that constrains sampling, if any."""
     rows = 0
     bad = RowErrors(DATA.error, "rows cannot be used", PAGE)
-    wrong = RowErrors(DATA.error, "pairs cannot be learnt from", PAGE)
+    wrong = RowErrors(DATA.error, "pairs cannot be trained on", PAGE)
     for place, pair in found:
         rows += 1
         if isinstance(pair, InputError):
@@ -174,59 +177,59 @@ def scan_pairs(
             continue
         try:
             for name, ids in (("chosen_ids", pair.chosen_ids), ("rejected_ids", pair.rejected_ids)):
-                check_reply(config, held_to, place, name, pair.prompt_ids, ids)
+                check_reply(config, structure, place, name, pair.prompt_ids, ids)
         except InputError as error:
             wrong.add(str(error))
-    key = "preference.pairs.file"
-    faults = [finding for fault in (bad, wrong) for finding in fault.findings(key, rows)]
-    yield from faults or [DATA.fine(f"{key}: {rows:,} pairs")]
+    key = "algorithm.dpo.pairs_file"
+    findings = [finding for error in (bad, wrong) for finding in error.findings(key, rows)]
+    yield from findings or [DATA.fine(f"{key}: {rows:,} pairs")]
 
 
 def check_overlap(train: DataScan, held_out: dict[str, DataScan]) -> Iterator[Finding]:
-    """Held-out prompts that are trained on."""
+    """Check for held-out prompts that are also training prompts."""
     for name, scan in held_out.items():
         both = RowErrors(
             DATA.warning,
-            "prompts are trained on, so that their scores say little of others",
-            "leave them out of data.prompts",
+            "prompts are also training prompts, so their scores do not measure generalisation",
+            "remove them from data.prompts",
         )
-        for mark, place in scan.marks.items():
-            if mark in train.marks:
-                both.add(f"{place} is {_row(train.marks[mark])} of data.prompts")
-        yield from both.findings(f"data.held_out.{name}", scan.rows)
+        for mark, place in scan.digests.items():
+            if mark in train.digests:
+                both.add(f"{place} is {_row(train.digests[mark])} of data.prompts")
+        yield from both.findings(f"data.validation.{name}", scan.rows)
 
 
 def _foreign() -> RowErrors:
     return RowErrors(
         DATA.warning,
-        "prompts hold ids of no token of the tokenizer, whose embeddings were never trained",
-        "make the ids with the checkpoint's own tokenizer",
+        "prompts contain ids that the tokenizer does not have; their embeddings are untrained",
+        "encode the prompts with the checkpoint's own tokenizer",
     )
 
 
 def _padding(ids: np.ndarray, vocabulary: Vocabulary) -> str:
-    """The first id that is a padding row of the embedding; "" when there is none."""
+    """Return the first id that is a padding row of the embedding, or ""."""
     beyond = ids[ids >= vocabulary.text_size]
     return str(beyond[0]) if len(beyond) else ""
 
 
 def _row(place: str) -> str:
-    """A place without its file."""
+    """Return a place without its file name."""
     return place[place.rindex("row ") :] if "row " in place else place
 
 
 def _spread(lengths: array) -> str:
-    """Shortest, longest and middle, in words."""
+    """Describe the shortest, longest and median length."""
     ordered = np.sort(lengths)
     return f"{ordered[0]} to {ordered[-1]} tokens, half of them up to {ordered[len(ordered) // 2]}"
 
 
 ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
-"""How a fact ends that names a sound file."""
+"""Suffixes of facts that name a sound file."""
 
 
 class Recordings:
-    """Those of one data file, below whose folder they lie."""
+    """Checks the sound files that the facts of one data file name, relative to its folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -234,33 +237,33 @@ class Recordings:
         self._rates: Counter[int] = Counter()
         """Files by sample rate, Hz."""
         self._missing = RowErrors(
-            DATA.error, "sound files are not there", f"put them below {folder}, or take the fact out"
+            DATA.error, "sound files do not exist", f"put them below {folder}, or remove the fact"
         )
-        self._broken = RowErrors(DATA.error, "sound files cannot be read", "write them anew, as WAV or FLAC")
+        self._broken = RowErrors(DATA.error, "sound files cannot be read", "convert them to WAV or FLAC")
 
     def watch(self, found: Iterable[tuple[str, Prompt | InputError]]) -> Iterator[tuple[str, Prompt | InputError]]:
-        """Passes the rows on, and looks at what their facts name."""
+        """Yield the rows unchanged, and check the sound files of their facts."""
         for place, prompt in found:
             if isinstance(prompt, Prompt):
                 for fact, value in prompt.facts.items():
                     if value.lower().endswith(ENDINGS):
-                        self._look(f"{place}, fact {fact!r}", value)
+                        self._check(f"{place}, fact {fact!r}", value)
             yield place, prompt
 
     def findings(self, key: str, rate: int | None) -> Iterator[Finding]:
-        """key: where the configuration names the data file. rate: of the codec, Hz; None: not known."""
+        """Yield the findings. `key`: the file's configuration key. `rate`: the codec's rate in Hz; None if unknown."""
         yield from self._missing.findings(key, self._files)
         yield from self._broken.findings(key, self._files)
-        said = ", ".join(f"{count:,} of {found:,} Hz" for found, count in sorted(self._rates.items()))
+        listed = ", ".join(f"{count:,} of {found:,} Hz" for found, count in sorted(self._rates.items()))
         if rate is not None and set(self._rates) - {rate}:
             yield DATA.warning(
-                f"{key}: sound files have other rates than the codec's {rate:,} Hz: {said}",
+                f"{key}: sound files have other rates than the codec's {rate:,} Hz: {listed}",
                 "resample them, unless the rater that reads them takes the rate from the file",
             )
         elif self._rates:
-            yield DATA.fine(f"{key}: sound files that facts name: {said}")
+            yield DATA.fine(f"{key}: sound files that facts name: {listed}")
 
-    def _look(self, place: str, value: str) -> None:
+    def _check(self, place: str, value: str) -> None:
         import soundfile
 
         self._files += 1

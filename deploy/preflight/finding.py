@@ -1,4 +1,4 @@
-"""What a check found: a line that says fine, a warning or an error, and what to do about it. Pure."""
+"""Findings of the pre-flight checks: fine, warning or error, each with a remedy. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from enum import StrEnum
 class Severity(StrEnum):
     FINE = "fine"
     WARNING = "warning"
-    """A run would start, and may go badly."""
+    """A run starts, but may go wrong."""
     ERROR = "error"
-    """A run would not start, or would end before its end."""
+    """A run does not start, or fails later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +18,17 @@ class Finding:
     """One line of the report."""
 
     check: str
-    """Whose it is, a word or two."""
+    """Name of the check, one or two words."""
     state: Severity
     text: str
-    """What was found, with the numbers."""
+    """The observation, with its numbers."""
     remedy: str = ""
-    """What to do; of an error that says so itself, nothing."""
+    """What to do; empty if the text of an error says so itself."""
 
 
 @dataclass(frozen=True)
 class CheckReporter:
-    """Makes the findings of one check."""
+    """Creates the findings of one check."""
 
     check: str
 
@@ -42,52 +42,52 @@ class CheckReporter:
         return Finding(check=self.check, state=Severity.ERROR, text=text, remedy=remedy)
 
 
-FEW = 3
-"""Examples that are named of one kind of fault: the first show what is wrong, the number says how much of it."""
+MAX_EXAMPLES = 3
+"""Rows that a finding names for one kind of error. The rest is counted."""
 
 
 @dataclass
 class RowErrors:
-    """One kind of fault in the rows of a file: how many have it, and the first few."""
+    """One kind of error in the rows of a file: the number of rows, and the first few."""
 
     make: Callable[[str, str], Finding]
     """`CheckReporter.warning` or `CheckReporter.error`."""
-    what: str
-    """What is wrong with them: "prompts have no text"."""
+    error: str
+    """The error as a predicate: "prompts have no text"."""
     remedy: str
-    bearable: float = 0.0
-    """Share of the rows that may have it without a word."""
+    max_share: float = 0.0
+    """Share of the rows that may have the error without a finding."""
     count: int = 0
-    first: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
 
-    def add(self, which: str) -> None:
-        """Counts a row that has it."""
+    def add(self, row: str) -> None:
+        """Count a row."""
         self.count += 1
-        if len(self.first) < FEW:
-            self.first.append(which)
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(row)
 
     def findings(self, key: str, rows: int) -> Iterator[Finding]:
-        """A finding where there are too many. key: where the configuration names the file; rows: those in it."""
-        if self.count > self.bearable * rows:
-            more = self.count - len(self.first)
-            shown = "; ".join(self.first) + (f"; and {more:,} more" if more else "")
-            yield self.make(f"{key}: {self.count:,} of {rows:,} {self.what}: {shown}", self.remedy)
+        """Yield a finding if too many of the file's `rows` have the error. `key`: the file's configuration key."""
+        if self.count > self.max_share * rows:
+            more = self.count - len(self.examples)
+            shown = "; ".join(self.examples) + (f"; and {more:,} more" if more else "")
+            yield self.make(f"{key}: {self.count:,} of {rows:,} {self.error}: {shown}", self.remedy)
 
 
 def worst(findings: Iterable[Finding]) -> Severity:
-    """The worst state among them; fine when there are none."""
+    """Return the worst severity; FINE without findings."""
     order = list(Severity)
     return max((finding.state for finding in findings), key=order.index, default=Severity.FINE)
 
 
-def pluralise(findings: Iterable[Finding]) -> dict[Severity, int]:
-    """How many of each state."""
+def count_by_severity(findings: Iterable[Finding]) -> dict[Severity, int]:
+    """Return the number of findings of each severity."""
     states = [finding.state for finding in findings]
     return {state: states.count(state) for state in Severity}
 
 
 def format_size(count: float) -> str:
-    """Bytes for people: 7.1 MiB."""
+    """Format bytes: 7.1 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

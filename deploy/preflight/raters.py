@@ -1,4 +1,4 @@
-"""The raters: each is built as a reward server builds it, and asked about one example."""
+"""Checks of the raters: each is built as a reward server builds it, and scores one example."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from configs.schema import Config, NamedRater
+from configs.schema import Config, RewardFunctionSection
 from controller.checkpoint_checks import check_rater
 from deploy.preflight.finding import CheckReporter, Finding
 from reward.llm_judges.prompts import NO_SOUND
@@ -19,37 +19,37 @@ from speech.types import Demonstration, Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
 RATER = CheckReporter("rater")
-PATIENCE = 60.0
-"""Seconds for one example, retries of a judge included."""
+SCORE_TIMEOUT_S = 60.0
+"""Deadline for one example, including a judge's retries."""
 PAGE = "see docs/own-judge.md"
 REMEDIES: dict[str, str] = {
-    FailureReason.TIMEOUT: "see whether it is up and how long it takes; raise `timeout` if it needs longer",
-    FailureReason.CONNECTION: "see whether `url` is right and whether this machine may reach it",
-    FailureReason.SERVER: "look into the judge's own log",
-    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.servers, or raise the limit at the judge",
-    FailureReason.REFUSED: "see whether `url` is right and whether the key in the variable `api_key_env` is good",
-    FailureReason.NOT_UNDERSTOOD: "let it answer with a JSON object with the number `score`; see docs/own-judge.md",
-    FailureReason.NOT_A_NUMBER: "let it answer with a number, not with words",
+    FailureReason.TIMEOUT: "check that the judge is up and how long it takes; raise `timeout` of the rater if needed",
+    FailureReason.CONNECTION: "check `url`, and that this machine can reach it",
+    FailureReason.SERVER: "read the judge's own log",
+    FailureReason.LIMITED: "lower `concurrency` of the rater or reward.num_servers, or raise the limit at the judge",
+    FailureReason.REFUSED: "check `url`, and the key in the variable that `api_key_env` names",
+    FailureReason.NOT_UNDERSTOOD: "make it answer with a JSON object with the number `score`; see docs/own-judge.md",
+    FailureReason.NOT_A_NUMBER: "make it answer with a number instead of words",
     FailureReason.OUT_OF_RANGE: "set `lowest` and `highest` of the rater to the judge's scale",
-    NO_SOUND: "let `sounds` of the rater be the folder of the prompts' file, and the fact name a file below it",
+    NO_SOUND: "set `sounds` of the rater to the folder of the prompts' file, and the fact to a file below it",
     FailureReason.OTHER_VERSION: "set `version` of the rater to the judge's",
 }
-"""By the reason of a missing score."""
+"""Remedies by the reason of a missing score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleReply:
-    """A demonstration as a reply that a server would rate."""
+    """A demonstration in the form of a generated reply."""
 
     spoken: SpokenReply
     own: bool
-    """Whether the prompt is the demonstration's own."""
+    """True if the prompt is the demonstration's own."""
 
 
 def example_reply(
     prompts: list[Prompt], demonstration: Demonstration, vocabulary: Vocabulary, codec: Codec
 ) -> ExampleReply:
-    """The demonstration as a reply to its prompt, or to the first one when its own is not among them."""
+    """Return the demonstration as a reply to its own prompt, or to the first prompt if its own is missing."""
     own = next((prompt for prompt in prompts if prompt.id == demonstration.prompt_id), None)
     prompt, ids = own or prompts[0], demonstration.reply_ids
     reply = Reply(
@@ -67,65 +67,67 @@ def example_reply(
     return ExampleReply(spoken=spoken, own=own is not None)
 
 
-def check_raters(config: Config, one: ExampleReply) -> Iterator[Finding]:
-    """Asks each about the example."""
-    for rater in config.reward.raters:
-        yield from check_rater_answers(config, rater, one)
+def check_raters(config: Config, example: ExampleReply) -> Iterator[Finding]:
+    """Score the example with each rater."""
+    for rater in config.reward.functions:
+        yield from check_rater_answers(config, rater, example)
 
 
-def check_rater_answers(config: Config, named: NamedRater, one: ExampleReply) -> Iterator[Finding]:
-    """Builds a rater and asks it about the example."""
+def check_rater_answers(config: Config, named: RewardFunctionSection, example: ExampleReply) -> Iterator[Finding]:
+    """Build a rater and score the example with it."""
     try:
         check_rater(named)
-        rater: Rater = ClassSpec(use=named.use, arguments=dict(named.arguments), name=named.name).build()
+        rater: Rater = ClassSpec(target=named.target, kwargs=dict(named.kwargs), name=named.name).build()
         if rater.name != named.name:
-            raise InputError(f"reward.raters: {named.use} calls its score {rater.name!r}, not {named.name!r}")
+            raise InputError(
+                f"reward.functions: {named.target} names its score {rater.name!r}; use this name instead of "
+                f"{named.name!r}"
+            )
         version = rater.version
     except InputError as error:
         yield RATER.error(str(error), PAGE)
         return
-    except Exception as error:  # whatever the user's own code raises; its words may hold a key
-        yield RATER.error(f"{named.name}: {named.use} cannot be built: it raises {type(error).__name__}", PAGE)
+    except Exception as error:  # custom code may raise anything; its message may contain a key
+        yield RATER.error(f"{named.name}: {named.target} cannot be built: {type(error).__name__} was raised", PAGE)
         return
     started = time.perf_counter()
-    (card,) = score_replies([rater], [one.spoken], min(PATIENCE, config.reward.score_seconds))
+    (card,) = score_replies([rater], [example.spoken], min(SCORE_TIMEOUT_S, config.reward.score_timeout_s))
     seconds = time.perf_counter() - started
     score = card.scores[named.name]
-    about = f"the demonstration of {one.spoken.reply.prompt_id}, {one.spoken.text!r:.60}"
+    subject = f"the demonstration of {example.spoken.reply.prompt_id}, {example.spoken.text!r:.60}"
     if isinstance(score, MissingScore):
         note = card.details.get(f"{named.name}_error", "")
-        said = f"{named.name}: {version} gives no score for {about}: {score.reason}{f' ({note})' if note else ''}"
+        text = f"{named.name}: {version} gives no score for {subject}: {score.reason}{f' ({note})' if note else ''}"
         if score.fault == "rater":
-            yield RATER.error(said, REMEDIES.get(score.reason, PAGE))
+            yield RATER.error(text, REMEDIES.get(score.reason, PAGE))
         else:
-            yield RATER.warning(said, "see whether that is so; most demonstrations should have a score")
+            yield RATER.warning(text, "check the demonstration; most demonstrations should have a score")
         return
     reason = card.details.get(f"{named.name}_reason", "")
-    saying = f", saying {reason!r:.80}" if reason else ""
-    yield RATER.fine(f"{named.name}: {version} gives {score:g} for {about}{saying}, in {seconds:.2g} s")
+    explanation = f", saying {reason!r:.80}" if reason else ""
+    yield RATER.fine(f"{named.name}: {version} gives {score:g} for {subject}{explanation}, in {seconds:.2g} s")
     yield from check_score(config, named.name, score)
     if isinstance(rater, RemoteJudge):
         yield from check_pace(config, named.name, seconds, rater.settings.concurrency)
 
 
 def check_score(config: Config, name: str, score: float) -> Iterator[Finding]:
-    """The scale that λ is measured on, of a rater that counts in the total."""
-    low, high = config.mix.lowest_score, config.mix.highest_score
-    if name in config.reward.total and not low <= score <= high:
+    """Check that a score of the total is on the scale that λ uses."""
+    low, high = config.reward.score_min, config.reward.score_max
+    if name in config.reward.weights and not low <= score <= high:
         yield RATER.warning(
-            f"{name}: {score:g} is outside mix.lowest_score = {low:g} to mix.highest_score = {high:g}, the scale that "
-            "λ is measured on",
-            "set mix.lowest_score, mix.highest_score and mix.threshold to the raters' scale",
+            f"{name}: {score:g} is outside reward.score_min = {low:g} to reward.score_max = {high:g}, the scale of λ",
+            "set reward.score_min, reward.score_max and mix_ratio.gate_threshold to the raters' scale",
         )
 
 
 def check_pace(config: Config, name: str, seconds: float, concurrency: int) -> Iterator[Finding]:
-    """Whether a judge that takes so long for one reply can rate an iteration in time."""
-    at_once = config.reward.servers * concurrency
-    needed, given = -(-config.replies // at_once) * seconds, JUDGES_SHARE * config.reward.score_seconds
-    if needed > given:
+    """Check that a judge can score an iteration in time. `seconds`: its time for one reply."""
+    parallel = config.reward.num_servers * concurrency
+    needed, deadline = -(-config.replies // parallel) * seconds, JUDGES_SHARE * config.reward.score_timeout_s
+    if needed > deadline:
         yield RATER.warning(
-            f"{name}: {config.replies} replies an iteration, {at_once} at once, take {needed:.0f} s at {seconds:.2g} s "
-            f"each; after {given:.0f} s, {JUDGES_SHARE:g} of reward.score_seconds, it is not waited for",
-            "raise `concurrency` of the rater, reward.servers or reward.score_seconds",
+            f"{name}: {config.replies} replies an iteration, {parallel} at a time, take {needed:.0f} s at "
+            f"{seconds:.2g} s each; the deadline is {deadline:.0f} s, {JUDGES_SHARE:g} of reward.score_timeout_s",
+            "raise `concurrency` of the rater, reward.num_servers or reward.score_timeout_s",
         )

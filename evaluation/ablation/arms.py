@@ -5,7 +5,7 @@ but for reading config.yaml.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from common.errors import InputError
 from configs.load import load_config
-from configs.schema import Config
+from configs.schema import Config, Section, section_type
 
 HALF = "HALF"
 """Stands in an override for half of the iterations."""
@@ -40,11 +40,11 @@ class Arm:
 
 
 METHOD = {
-    "preference.objective": "grpo",
-    "preference.routes": "wavalign",
-    "mix.mode": "adaptive",
-    "mix.smoothing": "0.9",
-    "mix.per_group": "false",
+    "algorithm.name": "grpo",
+    "algorithm.score_routing": "wavalign",
+    "mix_ratio.schedule": "adaptive",
+    "mix_ratio.ema_decay": "0.9",
+    "mix_ratio.per_group": "false",
 }
 """What makes an arm; every arm states all of it, so that no configuration can make it another than it is called."""
 
@@ -56,10 +56,10 @@ def _arm(name: str, caption: str, *changes: str, in_table: bool = False) -> Arm:
     return Arm(name=name, caption=caption, overrides=overrides, in_table=in_table)
 
 
-_FIXED = ("mix.mode=fixed", "mix.fixed=0.5")
+_FIXED = ("mix_ratio.schedule=fixed", "mix_ratio.value=0.5")
 
 
-_BARE = ("mix.mode=fixed", "mix.fixed=1")
+_BARE = ("mix_ratio.schedule=fixed", "mix_ratio.value=1")
 
 
 _BOTH = "{score: total, channel: text, weight: 1.0}, {score: total, channel: speech, weight: 1.0}"
@@ -68,33 +68,39 @@ _BOTH = "{score: total, channel: text, weight: 1.0}, {score: total, channel: spe
 ARMS = {
     arm.name: arm
     for arm in (
-        _arm("anchor_only", "anchor alone", "preference.routes=anchor_only", "mix.mode=fixed", "mix.fixed=0"),
-        _arm("fixed_full", "λ 0.5, all tokens", "preference.routes=full", *_FIXED, in_table=True),
+        _arm(
+            "anchor_only",
+            "anchor alone",
+            "algorithm.score_routing=anchor_only",
+            "mix_ratio.schedule=fixed",
+            "mix_ratio.value=0",
+        ),
+        _arm("fixed_full", "λ 0.5, all tokens", "algorithm.score_routing=full", *_FIXED, in_table=True),
         _arm("fixed_text", "λ 0.5, text", *_FIXED, in_table=True),
-        _arm("fixed_text_03", "λ 0.3, text", "mix.mode=fixed", "mix.fixed=0.3", in_table=True),
-        _arm("adaptive_full", "adaptive λ, all tokens", "preference.routes=full", in_table=True),
-        _arm("adaptive_raw", "adaptive λ without moving average, text", "mix.smoothing=0", in_table=True),
+        _arm("fixed_text_03", "λ 0.3, text", "mix_ratio.schedule=fixed", "mix_ratio.value=0.3", in_table=True),
+        _arm("adaptive_full", "adaptive λ, all tokens", "algorithm.score_routing=full", in_table=True),
+        _arm("adaptive_raw", "adaptive λ without moving average, text", "mix_ratio.ema_decay=0", in_table=True),
         _arm("adaptive", "adaptive λ with moving average, text (the method)", in_table=True),
         _arm(
             "two_stage",
             "anchor alone for the first half, preference on text alone after it",
-            *("mix.mode=two_stage", f"mix.switch={HALF}", "mix.fixed=1"),
+            *("mix_ratio.schedule=two_stage", f"mix_ratio.warmup_steps={HALF}", "mix_ratio.value=1"),
         ),
         _arm(
             "dpo_full",
             "online DPO on all tokens, no anchor",
-            *("preference.objective=dpo", "preference.pairs.channel=all", *_BARE),
+            *("algorithm.name=dpo", "algorithm.dpo.channel=all", *_BARE),
         ),
         _arm(
             "dpo_text",
             "online DPO on text, no anchor",
-            *("preference.objective=dpo", "preference.pairs.channel=text", *_BARE),
+            *("algorithm.name=dpo", "algorithm.dpo.channel=text", *_BARE),
         ),
-        _arm("alpo", "adaptive λ, each score to its own tokens (ALPO)", "preference.routes=alpo"),
+        _arm("alpo", "adaptive λ, each score to its own tokens (ALPO)", "algorithm.score_routing=alpo"),
         _arm(
             "adaptive_both",
             "adaptive λ, text and speech each with its own normaliser",
-            f"preference.routes=[{_BOTH}]",
+            f"algorithm.score_routing=[{_BOTH}]",
         ),
     )
 }
@@ -142,22 +148,22 @@ def plan_runs(
     iterations: of every run; None leaves it to the file and the overrides.
     """
     _check(arms, seeds, overrides, iterations)
-    shared = [*([f"run.iterations={iterations}"] if iterations is not None else []), *overrides]
-    length = load_config(config, shared).run.iterations
+    shared = [*([f"train.num_steps={iterations}"] if iterations is not None else []), *overrides]
+    length = load_config(config, shared).train.num_steps
     meant = {arm.name: load_config(config, [*arm.settings(length), *shared]) for arm in arms}
     plans = []
     for seed in range(seeds):
         for arm in arms:
             name = f"{arm.name}-{seed}"
             own = [f"run.seed={seed}", f"run.name={name}", f"run.directory={directory}"]
-            run = replace(meant[arm.name].run, seed=seed, name=name, directory=str(directory))
+            run = meant[arm.name].run.model_copy(update={"seed": seed, "name": name, "directory": str(directory)})
             plans.append(
                 RunPlan(
                     arm=arm,
                     seed=seed,
                     directory=directory / name,
                     arguments=("--config", str(config), *own, *arm.settings(length), *shared),
-                    config=replace(meant[arm.name], run=run),
+                    config=meant[arm.name].model_copy(update={"run": run}),
                 )
             )
     return plans
@@ -168,7 +174,7 @@ def _check(arms: Sequence[Arm], seeds: int, overrides: Sequence[str], iterations
         raise InputError(f"--seeds: {seeds} is too small; at least 1")
     taken = dict.fromkeys(OWN_KEYS, "a comparison sets it itself")
     if iterations is not None:
-        taken["run.iterations"] = "--iterations says it already"
+        taken["train.num_steps"] = "--iterations says it already"
     for arm in arms:
         for setting in arm.overrides:
             taken.setdefault(setting.partition("=")[0], f"the arm {arm.name} sets it; choose --arms without it")
@@ -198,7 +204,7 @@ def check_arm_settings(plan: RunPlan, *, known_to_both: bool = False) -> list[st
     """
     path = plan.directory / "config.yaml"
     stored = _settings(OmegaConf.to_container(OmegaConf.load(path)))
-    now = _settings(asdict(plan.config))
+    now = _settings(plan.config.model_dump(mode="json"))
     left_out, differences = [], []
     for key in dict.fromkeys([*now, *stored]):
         there, here = stored.get(key, ABSENT), now.get(key, ABSENT)
@@ -222,11 +228,11 @@ def _settings(tree: Any) -> dict[str, Any]:
     return dict(_leaves(tree, Config))
 
 
-def _leaves(tree: dict, kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    sections = {f.name: f.default_factory for f in fields(kind) if is_dataclass(f.default_factory)}
+def _leaves(tree: dict, kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if name in sections and isinstance(value, dict):
-            yield from _leaves(value, sections[name], f"{prefix}{name}.")
+        field = kind.model_fields.get(name)
+        if field is not None and (section := section_type(field.annotation)) and isinstance(value, dict):
+            yield from _leaves(value, section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

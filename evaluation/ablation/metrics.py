@@ -91,14 +91,14 @@ def metric_named(directory: Path, when: str, name: str, config: Config) -> Valid
 
 def read_validation_metrics(prompts: tuple[str, ...], rows: Sequence[Mapping], config: Config) -> ValidationMetrics:
     """The measures of one reply a prompt; of a row: scores and missing (by rater), failed_raters (names)."""
-    lowest, highest = config.mix.lowest_score, config.mix.highest_score
+    lowest, highest = config.reward.score_min, config.reward.score_max
     scores = [dict(row["scores"]) for row in rows]
     missing = [dict(row["missing"]) for row in rows]
     failed = [set(row["failed_raters"] or ()) for row in rows]
     values = {}
     unratable, unrated = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     for name, kind in MEASURES.items():
-        combined = config.reward.scores.get(kind.score, {})
+        combined = config.reward.composites.get(kind.score, {})
         # A combined score has no reason of its own for being missing: its raters have.
         parts = {kind.score, *(rater for rater, weight in combined.items() if weight)}
         column = np.full(len(rows), np.nan)

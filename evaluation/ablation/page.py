@@ -237,7 +237,7 @@ def page(comparison: AblationResults, command: str, picture: str, left_out: Sequ
 
 
 def _head(comparison: AblationResults, command: str) -> list[str]:
-    scale = comparison.config.mix
+    scale = comparison.config.reward
     sets = ", ".join(f"`{name}` ({comparison.prompts(name):,} prompts)" for name in comparison.sets)
     return [
         "# The arms of the paper, side by side",
@@ -252,7 +252,7 @@ def _head(comparison: AblationResults, command: str) -> list[str]:
         f"{sets} once, in every arm with the same seeds of the sampler: everything is compared prompt by prompt.",
         "",
         *(f"- **{kind.caption}**: {kind.meaning}{_parts(comparison, kind)}" for kind in MEASURES.values()),
-        f"- Scores go from {scale.lowest_score:g} to {scale.highest_score:g}. A reply without a score through its own "
+        f"- Scores go from {scale.score_min:g} to {scale.score_max:g}. A reply without a score through its own "
         "fault (truncated, malformed, no speech) counts as wrong in a share and as the lowest score in a mean; where a "
         "rater failed, the prompt is left out of the measure. The table counts both, a mean over the runs.",
         f"- Brackets: 95 % interval of a bootstrap over prompts ({RESAMPLES:,} resamples, the same prompts for all "
@@ -264,23 +264,27 @@ def _head(comparison: AblationResults, command: str) -> list[str]:
 
 def _parts(comparison: AblationResults, kind: Metric) -> str:
     """What a combined score is made of."""
-    parts = comparison.config.reward.scores.get(kind.score)
+    parts = comparison.config.reward.composites.get(kind.score)
     return f" ({', '.join(f'{weight:g} × {rater}' for rater, weight in parts.items())})" if parts else ""
 
 
 def _settings(comparison: AblationResults, left_out: Sequence[str]) -> list[str]:
     c = comparison.config
-    combined = {"total": c.reward.total, **c.reward.scores}
+    combined = {"total": c.reward.weights, **c.reward.composites}
     rows = [
         ("model", f"{c.model.family}, {c.model.dtype}"),
         *batch_summary(c),
-        ("learning rate", f"{c.learner.learning_rate:g}, {c.learner.warmup} steps of warm-up"),
-        ("sampler", f"temperature {c.rollout.temperature:g}, at most {c.rollout.max_tokens} tokens a reply"),
+        ("learning rate", f"{c.learner.learning_rate:g}, {c.learner.warmup_steps} steps of warm-up"),
+        ("sampler", f"temperature {c.rollout.temperature:g}, at most {c.rollout.max_new_tokens} tokens a reply"),
         (
             "preference",
-            f"clip {c.preference.clip:g}, KL {c.preference.kl_text:g} text, {c.preference.kl_speech:g} speech",
+            f"clip {c.algorithm.clip_eps_low:g}, KL {c.algorithm.kl_coef_text:g} text, {c.algorithm.kl_coef_speech:g} "
+            "speech",
         ),
-        ("λ where it is adaptive", f"at most {c.mix.largest:g}; slope {c.mix.slope:g}, threshold {c.mix.threshold:g}"),
+        (
+            "λ where it is adaptive",
+            f"at most {c.mix_ratio.max:g}; slope {c.mix_ratio.gate_slope:g}, threshold {c.mix_ratio.gate_threshold:g}",
+        ),
         *(
             (f"score {name}", ", ".join(f"{w:g} × {rater}" for rater, w in parts.items()))
             for name, parts in combined.items()

@@ -45,7 +45,7 @@ class RunResult:
             raise InputError(f"{plan.directory}: λ was set from outside in this run; move it away, and it is run again")
         mix = table["lambda"].to_pylist()
         before, after = (
-            {name: metric_named(plan.directory, when, name, plan.config) for name in plan.config.data.held_out}
+            {name: metric_named(plan.directory, when, name, plan.config) for name in plan.config.data.validation}
             for when in ("before", "after")
         )
         return cls(
@@ -65,7 +65,7 @@ class AblationResults:
     def __init__(self, results: Sequence[RunResult]) -> None:
         """Raises InputError when the runs were not measured alike: other prompts, other raters, no headline set."""
         if not results:
-            raise InputError("there is no finished run to compare; run `duet compare` without --write")
+            raise InputError("there is no finished run to compare; run `duet ablate` without --write")
         _check_alike(results)
         self.results = list(results)
         self.config = results[0].plan.config
@@ -130,14 +130,14 @@ class AblationResults:
 def _check_alike(results: Sequence[RunResult]) -> None:
     first = results[0]
     if HEADLINE not in first.after:
-        raise InputError(f"data.held_out: a comparison needs the evaluation set {HEADLINE!r}")
+        raise InputError(f"data.validation: a comparison needs the evaluation set {HEADLINE!r}")
     for result in results:
         for evaluations in (result.before, result.after):
             for name, evaluation in evaluations.items():
                 if name not in first.after or evaluation.prompts != first.after[name].prompts:
                     raise InputError(
                         f"{result.plan.directory} was evaluated on other prompts of {name} than "
-                        f"{first.plan.directory}; give every run the same data.held_out"
+                        f"{first.plan.directory}; give every run the same data.validation"
                     )
         ours, theirs = result.summary.get("raters", {}), first.summary.get("raters", {})
         if ours != theirs:

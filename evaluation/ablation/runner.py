@@ -29,7 +29,7 @@ def has_summary(plan: RunPlan) -> bool:
 
 def finished(plan: RunPlan) -> bool:
     """Whether the run is there and whole."""
-    return has_summary(plan) and read_summary(plan.directory).get("iterations") == plan.config.run.iterations
+    return has_summary(plan) and read_summary(plan.directory).get("iterations") == plan.config.train.num_steps
 
 
 def run_missing(plans: Sequence[RunPlan], directory: Path) -> None:
@@ -104,7 +104,7 @@ def _run(plan: RunPlan, lock: BinaryIO) -> None:
         )
         code = _wait(child)
     if code or not finished(plan):
-        what = f"ended with exit code {code}" if code else f"ended before iteration {plan.config.run.iterations}"
+        what = f"ended with exit code {code}" if code else f"ended before iteration {plan.config.train.num_steps}"
         raise RunFailed(
             f"{plan.name} {what}: {_last_words(plan.log)}\n  its output: {plan.log}\n"
             "  the same command goes on with this run; those that are finished stay"

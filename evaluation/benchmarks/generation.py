@@ -56,14 +56,14 @@ class BenchmarkModel:
         cannot be built."""
         self._config, self._tell = config, tell
         self._family = family(config.model.family)
-        self._vocabulary = Vocabulary.from_checkpoint(Path(config.model.checkpoint), self._family.tokens)
+        self._vocabulary = Vocabulary.from_checkpoint(Path(config.model.path), self._family.tokens)
         check_weights(config, self._vocabulary)
         self._codec = load_codec(config, self._vocabulary)
-        for rater in config.reward.raters:
+        for rater in config.reward.functions:
             check_rater(rater)
         self.sampling = SamplingConfig(
             temperature=config.rollout.temperature if temperature is None else temperature,
-            max_tokens=config.rollout.max_tokens,
+            max_tokens=config.rollout.max_new_tokens,
         )
         self.versions: dict[str, str] = {}
         """Of the raters and the codec, once there are replies."""
@@ -95,7 +95,7 @@ class BenchmarkModel:
             number = 0
             if prompt is not None:
                 rollout, _ = self._open(prompt)
-                number = rollout.order(prompt, 1, self.sampling, draw_seed(self._config.run.seed, item))
+                number = rollout.submit(prompt, 1, self.sampling, draw_seed(self._config.run.seed, item))
             ordered.append((replace(item, sound=None), prompt, number))
         return ordered
 

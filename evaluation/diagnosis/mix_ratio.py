@@ -97,21 +97,21 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioCo
         return Section(title=title, findings=["No group has two totals: λ was never measured."])
     rows = _by_iteration(records, found, iterations, settings)
     variance, quality, raw = found.variance.mean(), found.quality.mean(), _raw(found, settings)
-    opened = settings.largest * found.information.mean()
-    top, low, high = settings.largest_variance, *PAPER_MIX
-    reach = settings.largest / top
+    opened = settings.max * found.information.mean()
+    top, low, high = settings.max_variance, *PAPER_MIX
+    reach = settings.max / top
     findings = [
         f"Var(R) is {variance:.3f} on average over {len(found.variance):,} groups. With the quality gate open (g = 1) "
         f"that gives a λ of {opened:.3f}; with the measured g (mean {quality:.3f}) it gives {raw:.3f}.",
         f"A λ of {low} to {high}, where the paper's settles, needs Var(R) of {low / reach:.2f} to {high / reach:.2f} "
         f"with the gate open; the human variance of {PAPER_VARIANCE} that it reports gives at most "
         f"{PAPER_VARIANCE * reach:.2f}. This run reaches {low} "
-        f"in {np.mean(settings.largest * found.quality * found.information >= low):.0%} of its groups.",
+        f"in {np.mean(settings.max * found.quality * found.information >= low):.0%} of its groups.",
     ]
     tables = [_distribution(found, settings)]
     if len(iterations) > 1:
         first, last = (found.within(part) for part in gate_ends(iterations))
-        parts = decompose(first, last, settings.largest)
+        parts = decompose(first, last, settings.max)
         start, end = _raw(first, settings), _raw(last, settings)
         names = [f"{p[0]}" if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in gate_ends(iterations)]
         findings.append(
@@ -143,7 +143,7 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioCo
 
 
 def _raw(found: Gates, settings: MixRatioConfig) -> float:
-    return float(settings.largest * (found.quality * found.information).mean())
+    return float(settings.max * (found.quality * found.information).mean())
 
 
 def _by_iteration(
@@ -154,7 +154,7 @@ def _by_iteration(
     rows = []
     for number in iterations:
         here = found.within([number])
-        parts = decompose(baseline, here, settings.largest)
+        parts = decompose(baseline, here, settings.max)
         row = recorded.get(number, {})
         rows.append(
             {
@@ -201,7 +201,7 @@ def _distribution(found: Gates, settings: MixRatioConfig) -> Table:
         "Var(R)": found.variance,
         "v": found.information,
         "g": found.quality,
-        "λ_max · g · v": settings.largest * found.quality * found.information,
+        "λ_max · g · v": settings.max * found.quality * found.information,
     }
     columns = {"what": "", "mean": "mean"} | {f"q{q:g}": f"{q:.0%}" for q in QUANTILES}
     rows: list[Row] = [

@@ -55,7 +55,7 @@ def choose_checkpoints(run: RunFiles, wanted: str | None) -> list[CheckpointChoi
     """
     start = CheckpointChoice(
         name=START,
-        path=Path(run.config.model.checkpoint),
+        path=Path(run.config.model.path),
         iterations=tuple(run.iterations),
         version=0,
         gradients=wanted in (None, "start"),
@@ -131,12 +131,12 @@ def _gradients(
     items: Sequence[DiagnosisItem],
     demonstrations: Sequence[DiagnosisItem],
 ) -> list[ChannelGradients]:
-    boundary, anchor = run.config.preference.boundary, run.config.anchor
+    boundary, anchor = run.config.algorithm.boundary_channel, run.config.anchor
     measured = []
     if items:
         measured.append(measure_preference(choice.name, scorer, items, boundary))
     if demonstrations:
-        by_channel = {"text": anchor.weight_text, "speech": anchor.weight_speech}
+        by_channel = {"text": anchor.text_weight, "speech": anchor.speech_weight}
         measured.append(measure_anchor(choice.name, scorer, demonstrations, boundary, by_channel))
     return measured
 

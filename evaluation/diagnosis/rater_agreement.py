@@ -190,8 +190,8 @@ def variance(groups: Sequence[ScoredGroup], rater: str, settings: MixRatioConfig
         row = {
             "variance": float(np.mean([np.var(scores) for scores in scored])),
             "constant": float(np.mean([np.var(scores) < SAME for scores in scored])),
-            "open": settings.largest * float(np.mean([v for _, v in opened])),
-            "alone": settings.largest * float(np.mean([g * v for g, v in opened])),
+            "open": settings.max * float(np.mean([v for _, v in opened])),
+            "alone": settings.max * float(np.mean([g * v for g, v in opened])),
         }
     return row | {"groups": len(scored), "unscored": len(groups) - len(scored)}
 

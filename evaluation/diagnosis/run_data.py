@@ -90,7 +90,7 @@ class RunFiles:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Raises InputError when the start model is no longer where it was."""
-        return Vocabulary.from_checkpoint(Path(self.config.model.checkpoint), self.family.tokens)
+        return Vocabulary.from_checkpoint(Path(self.config.model.path), self.family.tokens)
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -105,7 +105,7 @@ class RunFiles:
     @property
     def constrained(self) -> bool:
         """Whether the sampler was held to the interleave structure (`controller.inputs.is_constrained`)."""
-        structure = self.config.rollout.structure
+        structure = self.config.rollout.constrained_decoding
         return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
 
     @cached_property
@@ -145,7 +145,7 @@ class RunFiles:
 
     def demonstrations(self, limit: int) -> list[DiagnosisItem]:
         """The first demonstrations that the run trained on, in its own order; each at most once."""
-        data = self.config.data.demonstrations
+        data = self.config.data.sft
         found = open_demonstrations(data_paths(data), self.vocabulary)
         weights = [source.weight for source in data_sources(data)]
         order = build_sampler(found.counts, weights, self.config.run.seed, DEMONSTRATIONS).take(min(limit, len(found)))

@@ -43,21 +43,21 @@ def _of_loop(read: Callable[[RunStatus], Reading]) -> Callable[[LiveMetrics], Re
 
 
 def _of_pools(read: Callable[[PoolStatus], float]) -> Callable[[LiveMetrics], Reading]:
-    return _of_loop(lambda loop: {role: read(census) for role, census in loop.pools.items()})
+    return _of_loop(lambda loop: {role: read(status) for role, status in loop.pools.items()})
 
 
 def _members(loop: RunStatus) -> Reading:
     return {
-        (role, str(life)): census.members.get(life, 0) for role, census in loop.pools.items() for life in ReplicaState
+        (role, str(life)): status.replicas.get(life, 0) for role, status in loop.pools.items() for life in ReplicaState
     }
 
 
 def _work(loop: RunStatus) -> Reading:
     return {
         (role, work): number
-        for role, census in loop.pools.items()
+        for role, status in loop.pools.items()
         if role != "learner"  # whose ranks work together
-        for work, number in (("lent", census.lent), ("waiting", census.waiting))
+        for work, number in (("lent", status.in_flight), ("waiting", status.queued))
     }
 
 
@@ -95,7 +95,7 @@ POOLS: tuple[MetricSpec[LiveMetrics], ...] = (
     MetricSpec("duet_members", "gauge", ("role", "state"), "members", "Members of the pools.", _of_loop(_members)),
     MetricSpec(
         "duet_members_wanted", "gauge", ("role",), "members", "Members that there are to be.",
-        _of_pools(lambda c: c.wanted),
+        _of_pools(lambda c: c.target),
     ),
     MetricSpec(
         "duet_restarts_total", "counter", ("role",), "members",

@@ -49,8 +49,8 @@ class LabelSpec:
 PLACES = ("rollout", "reward", "decoder", "learner")
 OTHER = "other"
 FAULTS = (
-    "lost", "learner lost", "work failed", "interrupted", "no room", "step skipped", "checkpoint failed",
-    "judges forgotten", "stalled", "refused", "failed",
+    "actor_died", "learner_died", "task_failed", "sync_interrupted", "waiting_for_resources", "step_skipped",
+    "checkpoint_failed", "judge_cache_dropped", "stalled", "request_rejected", "failed",
 )  # fmt: skip
 """Kinds of events that say that something is not as it should be (docs/reliability.md)."""
 LABELS = {

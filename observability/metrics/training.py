@@ -72,7 +72,7 @@ TRAINING = (
     _gauge("mix_ratio", (), "ratio", "λ, the weight of the preference loss.", lambda i: i.mix),
     _gauge("mix_raw_ratio", (), "ratio", "λ before smoothing, mean over groups.", lambda i: i.mix_raw),
     _gauge(
-        "mix_overridden", (), "", "1 while λ or its mode is set from outside (duet mix), else 0.",
+        "mix_overridden", (), "", "1 while λ or its mode is set from outside (duet set-lambda), else 0.",
         lambda i: i.mix_overridden,
     ),
     _gauge(

@@ -41,11 +41,11 @@ class ReportAudio:
             return cls(None, None, "the checkpoint's tokenizer is not there")
         named = config.reward.codec
         try:
-            codec = build_codec(named.use, named.arguments)
+            codec = build_codec(named.target, named.kwargs)
         except InputError as error:
             return cls(None, None, str(error))
         except Exception as error:  # a codec of the user's own may raise anything
-            return cls(None, None, f"{named.use} does not load {named.arguments['path']}: {error!r}")
+            return cls(None, None, f"{named.target} does not load {named.kwargs['path']}: {error!r}")
         return cls(codec, vocabulary, None)
 
     def form(self, replies: Sequence[np.ndarray], budget: int) -> str:

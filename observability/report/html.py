@@ -35,11 +35,11 @@ def build_report(source: ReportSource, sounds: ReportAudio) -> str:
     data = {
         "run": overview.head(source.config, source.name, table, events, summary),
         "state": overview.state(
-            summary, events, worked_on=source.worked_on, done=done, planned=source.config.run.iterations
+            summary, events, worked_on=source.worked_on, done=done, planned=source.config.train.num_steps
         ),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "series": overview.series(table),
-        "held_out": overview.held_out(judged["before"], judged["after"], source.config.mix.highest_score),
+        "held_out": overview.held_out(judged["before"], judged["after"], source.config.reward.score_max),
         "events": overview.happenings(events),
         "room": listening,
     }
@@ -77,7 +77,7 @@ def content_security_policy() -> str:
 
 def _evaluations(source: ReportSource, when: str) -> dict[str, pa.Table]:
     """By set, the headline first."""
-    names = sorted(source.config.data.held_out, key=lambda name: name != HEADLINE)
+    names = sorted(source.config.data.validation, key=lambda name: name != HEADLINE)
     found = {name: source.evaluation(when, name) for name in names}
     return {name: table for name, table in found.items() if table is not None}
 

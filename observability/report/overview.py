@@ -15,8 +15,8 @@ LINES = """iteration lambda lambda_raw gate_quality gate_information mix_overrid
 kl_text kl_speech entropy_text entropy_speech replies replies_dropped scores_missing""".split()
 """Columns of iterations.parquet that a report draws or lists; besides, every score and every phase."""
 HEAD = ("iteration", "lambda", "mix_overridden", "weight_version", "replies", "seconds_total")
-FAULT = {*FAULTS, "failed", "stalled", "judges forgotten"}
-SCALE = {"scale", "resized", "starting", "joined", "left", "no room"}
+FAULT = {*FAULTS, "failed", "stalled", "judge_cache_dropped"}
+SCALE = {"scale", "pool_resized", "actor_starting", "actor_ready", "actor_removed", "waiting_for_resources"}
 SILENT = ("time", "kind", "id", "trace", "arithmetic")
 """Fields of an event that a sentence leaves out."""
 MOST_EVENTS = 500
@@ -38,8 +38,8 @@ def state(
         return {"word": "finished", "sentence": "Ended as planned."}
     if worked_on:
         return {"word": "running", "sentence": "A job works on it now."}
-    ends = [event for event in events if event["kind"] in ("failed", "controller lost", "started", "resumed")]
-    if ends and ends[-1]["kind"] in ("failed", "controller lost"):
+    ends = [event for event in events if event["kind"] in ("failed", "controller_died", "started", "resumed")]
+    if ends and ends[-1]["kind"] in ("failed", "controller_died"):
         return {"word": "failed", "sentence": sentence(ends[-1])}
     if not events:
         return {"word": "not started", "sentence": "No job has worked on it yet."}
@@ -55,9 +55,9 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
     return {
         "name": name,
         "iteration": last.get("iteration", 0),
-        "iterations": config.run.iterations,
+        "iterations": config.train.num_steps,
         "lambda": to_json_value(last.get("lambda")),
-        "mode": config.mix.mode,
+        "mode": config.mix_ratio.schedule,
         "overridden": bool(last.get("mix_overridden")),
         "version": None if version is None else version + 1,  # the iteration's step made the next one
         "replies": sum(row.get("replies") or 0 for row in rows),
@@ -66,8 +66,8 @@ def head(config: Config, name: str, table: pa.Table | None, events: Sequence[Map
         "began": times[0] if times else None,
         "latest": times[-1] if times else None,
         "family": config.model.family,
-        "scale": [config.mix.lowest_score, config.mix.highest_score],
-        "largest": config.mix.largest,
+        "scale": [config.reward.score_min, config.reward.score_max],
+        "largest": config.mix_ratio.max,
     }
 
 

@@ -97,19 +97,19 @@ class ReportSource:
         data, lacks = self.config.data, list[str]()
         try:
             vocabulary = Vocabulary.from_checkpoint(
-                Path(self.config.model.checkpoint), family(self.config.model.family).tokens
+                Path(self.config.model.path), family(self.config.model.family).tokens
             )
         except InputError as error:
             return RunAssets(lacks=[f"Without the tokenizer there is no sound and no question: {error}."])
         prompts: list[Any] = []
-        for path in (*data_paths(data.prompts), *map(Path, data.held_out.values())):
+        for path in (*data_paths(data.prompts), *map(Path, data.validation.values())):
             try:
                 prompts.append(DatasetIndex(open_prompts([path], vocabulary), "id"))
             except InputError as error:
                 lacks.append(f"Questions are missing: {error}.")
         demonstrations: Mapping[str, Demonstration] = {}
         try:
-            demonstrations = DatasetIndex(open_demonstrations(data_paths(data.demonstrations), vocabulary), "prompt_id")
+            demonstrations = DatasetIndex(open_demonstrations(data_paths(data.sft), vocabulary), "prompt_id")
         except InputError as error:
             lacks.append(f"Demonstrations are missing: {error}.")
         return RunAssets(

@@ -1,1 +1,1 @@
-"""Raters that measure, for any family: words heard, signal quality, pitch, tempo, and likeness to a voice."""
+"""Raters that measure audio, for any family: word error, signal quality, pitch, tempo and voice similarity."""

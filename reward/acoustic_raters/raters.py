@@ -1,13 +1,12 @@
-"""The raters. Each maps one measure to 1..5 by two points that its arguments give, and notes the measure itself.
+"""Acoustic raters. Each maps one measure to 1..5 by two anchor points from its arguments and notes the measure.
 
     reward:
       raters:
-        - {name: heard, use: 'reward.acoustic_raters.raters:WordError', arguments: {recogniser: 'mine.ears:Whisper'}}
-        - {name: tempo, use: 'reward.acoustic_raters.raters:Tempo', arguments: {low: 2.0, high: 3.5}}
+        - {name: heard, target: 'reward.acoustic_raters.raters:WordError', kwargs: {recogniser: 'mine.ears:Whisper'}}
+        - {name: tempo, target: 'reward.acoustic_raters.raters:Tempo', kwargs: {low: 2.0, high: 3.5}}
 
-Without speech, or where there is nothing to measure, the score is Missing. Not thread-safe.
-
-From a measure to a score: a straight line through two points, cut off at the ends of 1..5. Pure.
+The map is a straight line through the two points, clipped to 1..5. Without speech, or without anything to measure, the
+score is missing. The raters are not thread-safe.
 """
 
 import math
@@ -36,7 +35,7 @@ LOWEST, HIGHEST = 1.0, 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreAnchors:
-    """What measure is worth a 1, and what a 5; between them the score goes in proportion, and beyond it stays."""
+    """The measures that score 1 and 5. Scores between are linear; beyond, they are clipped."""
 
     one: float
     five: float
@@ -45,16 +44,17 @@ class ScoreAnchors:
         for name in ("one", "five"):
             number(name, getattr(self, name))
         if self.one == self.five:
-            raise InputError(f"one, five: both are {self.one}; a measure that is worth both says nothing")
+            raise InputError(f"one, five: both are {self.one}; they must differ")
 
     def score(self, measure: float) -> float:
+        """Return the score of a measure."""
         share = (measure - self.one) / (self.five - self.one)
         return LOWEST + (HIGHEST - LOWEST) * min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTarget:
-    """A range in which a measure is good, and how far outside it is as bad as can be."""
+    """A range of good measures, and the distance from it that scores lowest."""
 
     low: float
     high: float
@@ -69,15 +69,15 @@ class ScoreTarget:
             raise InputError(f"tolerance: {self.tolerance} must be above 0")
 
     def score(self, measure: float) -> float:
-        """5 within the range, 1 from `tolerance` outside it on, in proportion between."""
+        """Return 5 within the range, 1 at `tolerance` or more outside it, linear in between."""
         outside = max(self.low - measure, measure - self.high, 0.0)
         return ScoreAnchors(one=self.tolerance, five=0.0).score(outside)
 
 
 def number(name: str, value: object) -> float:
-    """Raises InputError for what is no finite number."""
+    """Return the value as a float. Raise InputError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name}: {value!r} must be a number")
+        raise InputError(f"{name}: {value!r} must be a finite number")
     return float(value)
 
 
@@ -88,51 +88,59 @@ UNITS = ("word", "character")
 
 
 class AcousticRater:
-    """What they have in common: a measure of a reply, kept for `detail`, and a scale."""
+    """Base of the raters: a measure of a reply, kept for `detail`, and a scale."""
 
     unit = ""
-    """Of the measure, for people."""
+    """Unit of the measure, for people."""
 
-    def __init__(self, name: str, scale: ScoreAnchors | ScoreTarget, *parts: object) -> None:
-        """parts: what else the score depends on."""
+    def __init__(self, name: str, scale: ScoreAnchors | ScoreTarget, *version_parts: object) -> None:
+        """version_parts: everything else that the score depends on."""
         if not isinstance(name, str) or not name:
-            raise InputError(f"name: {name!r} must be text, and not empty")
+            raise InputError(f"name: {name!r} must be non-empty text")
         self.name, self._scale = name, scale
-        self.version = f"{type(self).__name__.lower()}-1-{rubric_digest(repr(scale), *parts)}"
+        self.version = f"{type(self).__name__.lower()}-1-{rubric_digest(repr(scale), *version_parts)}"
         self._last: tuple[SpokenReply | None, float | MissingScore] = (None, NO_SPEECH)
 
     def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
+        """Return the measure of a reply, or why there is none."""
         raise NotImplementedError
 
     def rate(self, spoken: SpokenReply) -> Score:
-        found = self._measured(spoken)
-        return found if isinstance(found, MissingScore) else self._scale.score(found)
+        measured = self._measure_once(spoken)
+        return measured if isinstance(measured, MissingScore) else self._scale.score(measured)
 
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
-        found = self._measured(spoken)
-        return {} if isinstance(found, MissingScore) else {f"{self.name}_measure": f"{found:.4g} {self.unit}".strip()}
+        """Return the measure as text."""
+        measured = self._measure_once(spoken)
+        if isinstance(measured, MissingScore):
+            return {}
+        return {f"{self.name}_measure": f"{measured:.4g} {self.unit}".strip()}
 
-    def _measured(self, spoken: SpokenReply) -> float | MissingScore:
+    def _measure_once(self, spoken: SpokenReply) -> float | MissingScore:
         if self._last[0] is not spoken:
             self._last = (spoken, NO_SPEECH if spoken.waveform is None else self.measure(spoken, spoken.waveform))
         return self._last[1]
 
 
 class LightRater(AcousticRater):
-    """One that loads nothing: its arguments can be tried where a run is started from."""
+    """A rater that loads nothing, so its arguments can be checked on the machine that starts the run."""
 
     @classmethod
     def check(cls, arguments: dict[str, Any]) -> None:
-        """Raises InputError for arguments that will not do."""
+        """Raise InputError for invalid arguments."""
         cls(**arguments)
 
 
 class WordError(AcousticRater):
-    """What a recogniser hears against the reply's own text: changes over the text's words or characters.
+    """Word error rate between a recogniser's transcript and the reply's text.
 
-    recogniser: "module:Class" with `hear(waveform) -> str`, or "module:function" of a waveform; recogniser_arguments:
-    of the class. unit: "character" for languages that write no blanks. Letter case, accents of form and punctuation
-    are left out on both sides. Anchors: 0 errors is a 5, every second word wrong (0.5) a 1.
+    Both sides are normalised: case, Unicode form and punctuation do not count. Default anchors: 0 errors score 5, every
+    second word wrong (0.5) scores 1.
+
+    Args:
+        recogniser: "module:Class" with `hear(waveform) -> str`, or "module:function" of a waveform.
+        recogniser_arguments: Arguments of the class.
+        unit: "word", or "character" for languages without blanks.
     """
 
     def __init__(
@@ -146,27 +154,32 @@ class WordError(AcousticRater):
     ) -> None:
         if unit not in UNITS:
             raise InputError(f"unit: {unit!r} is unknown; allowed: {', '.join(UNITS)}")
-        hears, version = _made("recogniser", recogniser, recogniser_arguments, "hear")
+        recognise, version = _load_callable("recogniser", recogniser, recogniser_arguments, "hear")
         super().__init__(name, ScoreAnchors(one=one, five=five), recogniser, recogniser_arguments or {}, version, unit)
-        self._hears, self._by = hears, unit
+        self._recognise, self._text_unit = recognise, unit
         self.unit = f"changes per {unit}"
         self._heard = ""
 
     def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
-        self._heard = self._hears(waveform)
+        self._heard = self._recognise(waveform)
         if not isinstance(self._heard, str):
-            raise TypeError(f"the recogniser gave a {type(self._heard).__name__}, not text")
-        said, heard = (_plain(words, self._by) for words in (spoken.text, self._heard))
-        return word_changes(said, heard) / len(said) if said else MissingScore("no text to compare with")
+            raise TypeError(f"the recogniser returned a {type(self._heard).__name__}; expected text")
+        reference, heard = (_normalise(text, self._text_unit) for text in (spoken.text, self._heard))
+        return word_changes(reference, heard) / len(reference) if reference else MissingScore("no text to compare with")
 
     def detail(self, spoken: SpokenReply) -> dict[str, str]:
-        found = super().detail(spoken)
-        return found | ({} if spoken.waveform is None else {HEARD: self._heard})
+        detail = super().detail(spoken)
+        return detail | ({} if spoken.waveform is None else {HEARD: self._heard})
 
 
 class SignalQuality(LightRater):
-    """DNSMOS P.835 (`reward.acoustic_raters.dnsmos`), about 0.2 s for nine seconds of sound. part: sig (the speech),
-    bak (quiet between the words) or ovr (overall). Anchors: the model's own scale, 1 to 5."""
+    """DNSMOS P.835 (`reward.acoustic_raters.dnsmos`); takes about 0.2 s for nine seconds of audio.
+
+    Default anchors: the model's own scale, 1 to 5.
+
+    Args:
+        part: sig (speech), bak (background) or ovr (overall).
+    """
 
     unit = "MOS"
 
@@ -181,8 +194,10 @@ class SignalQuality(LightRater):
 
 
 class Pitch(LightRater):
-    """Median pitch in semitones above 100 Hz (`speech.acoustics`): a 5 from `low` to `high`, a 1 from `tolerance`
-    outside on."""
+    """Median pitch in semitones above 100 Hz (`speech.acoustics`).
+
+    It scores 5 from `low` to `high`, and 1 at `tolerance` or more outside.
+    """
 
     unit = "semitones above 100 Hz"
 
@@ -190,13 +205,15 @@ class Pitch(LightRater):
         super().__init__(name, ScoreTarget(low=low, high=high, tolerance=tolerance))
 
     def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
-        found = pitch_semitones(waveform)
-        return MissingScore("no voiced sound") if found is None else found
+        pitch = pitch_semitones(waveform)
+        return MissingScore("no voiced sound") if pitch is None else pitch
 
 
 class Tempo(LightRater):
-    """Words of the text a second, from the first sound to the last: a 5 from `low` to `high`, a 1 from `tolerance`
-    outside on."""
+    """Words of the text per second, from the first sound to the last.
+
+    It scores 5 from `low` to `high`, and 1 at `tolerance` or more outside.
+    """
 
     unit = "words a second"
 
@@ -204,16 +221,22 @@ class Tempo(LightRater):
         super().__init__(name, ScoreTarget(low=low, high=high, tolerance=tolerance))
 
     def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
-        found = measures(waveform, spoken.text).get("words_per_second")
-        return MissingScore("no words or no sound to measure") if found is None else found
+        tempo = measures(waveform, spoken.text).get("words_per_second")
+        return MissingScore("no words or no sound to measure") if tempo is None else tempo
 
 
 class VoiceSimilarity(AcousticRater):
-    """Cosine between the reply's voice and a reference's, by speaker embeddings.
+    """Cosine between the speaker embeddings of the reply and of a reference.
 
-    reference: a sound file; or `fact`, the fact of a prompt that names one below `sounds`, the folder of the prompts'
-    Parquet file. embedder: "module:Class" with `embed(waveform)`, or "module:function"; none: `CepstralStatistics`,
-    which is weak. Anchors: they belong to the embedder; those here, 0.95 for a 5 and 0.6 for a 1, are the plain one's.
+    Anchors depend on the embedder; the defaults, 0.95 for a 5 and 0.6 for a 1, fit `CepstralStatistics`.
+
+    Args:
+        reference: A sound file. Give either this or `fact`.
+        fact: Fact of a prompt that names a sound file below `sounds`.
+        sounds: Folder of the prompts' Parquet file.
+        embedder: "module:Class" with `embed(waveform)`, or "module:function". Empty: `CepstralStatistics`, which is
+            weak.
+        embedder_arguments: Arguments of the class.
     """
 
     unit = "cosine"
@@ -232,31 +255,31 @@ class VoiceSimilarity(AcousticRater):
         if bool(reference) == bool(fact):
             raise InputError("reference, fact: give one of them, a sound file or the fact that names one")
         if fact and not Path(sounds or "/dev/null").is_dir():
-            raise InputError(f"sounds: {sounds!r} is no folder; fact {fact!r} names files below it")
+            raise InputError(f"sounds: {sounds!r} is not a folder; fact {fact!r} names files below it")
         if embedder:
-            embed, version = _made("embedder", embedder, embedder_arguments, "embed")
+            embed, version = _load_callable("embedder", embedder, embedder_arguments, "embed")
         else:
-            plain: Embedder = CepstralStatistics()
-            embed, version = plain.embed, plain.version
+            baseline: Embedder = CepstralStatistics()
+            embed, version = baseline.embed, baseline.version
         super().__init__(name, ScoreAnchors(one=one, five=five), embedder, embedder_arguments or {}, version, fact)
         self._embed, self._fact, self._sounds = embed, fact, sounds
-        self._of_file = lru_cache(maxsize=64)(self._embed_file)
+        self._reference_embedding = lru_cache(maxsize=64)(self._embed_file)
         if reference:
             self._reference = Path(reference)
             try:
-                known = self._of_file(self._reference)
+                embedding = self._reference_embedding(self._reference)
             except (OSError, RuntimeError, ValueError) as error:  # libsndfile's own error is a RuntimeError
                 raise InputError(f"reference: {reference!r} cannot be used: {error}") from error
-            self.version += f"-{rubric_digest([round(float(value), 4) for value in known])}"
+            self.version += f"-{rubric_digest([round(float(value), 4) for value in embedding])}"
 
     def measure(self, spoken: SpokenReply, waveform: Waveform) -> float | MissingScore:
         if self._fact:
-            named = spoken.prompt.facts.get(self._fact)
-            if named is None:
+            file = spoken.prompt.facts.get(self._fact)
+            if file is None:
                 return MissingScore("no reference voice")
-            reference = self._of_file(resolve_within(Path(self._sounds), named))
+            reference = self._reference_embedding(resolve_within(Path(self._sounds), file))
         else:
-            reference = self._of_file(self._reference)
+            reference = self._reference_embedding(self._reference)
         try:
             own = self._embed(waveform)
         except ValueError:
@@ -267,28 +290,28 @@ class VoiceSimilarity(AcousticRater):
         return np.asarray(self._embed(Waveform.read(path)), dtype=np.float64)
 
 
-def _made(key: str, use: str, arguments: dict[str, Any] | None, method: str) -> tuple[Callable, str]:
-    """The function that "module:name" leads to: itself, or a method of what the class makes. And its version."""
+def _load_callable(key: str, use: str, arguments: dict[str, Any] | None, method: str) -> tuple[Callable, str]:
+    """Load "module:name". Return the function, or the method of an instance of the class; and its version."""
     try:
-        found = load_object(use)
-        made = found(**arguments or {}) if isinstance(found, type) else found
+        loaded = load_object(use)
+        target = loaded(**arguments or {}) if isinstance(loaded, type) else loaded
     except InputError as error:
         raise InputError(f"{key}: {error}") from error
-    except Exception as error:  # whatever a class of the user's own raises
+    except Exception as error:  # a user's class may raise anything
         raise InputError(f"{key}: {use!r} cannot be built: {error or type(error).__name__}") from error
-    if arguments and not isinstance(found, type):
-        raise InputError(f"{key}_arguments: {use!r} is a function, which is called with the sound alone")
-    called = getattr(made, method, made)
-    if not callable(called):
+    if arguments and not isinstance(loaded, type):
+        raise InputError(f"{key}_arguments: {use!r} is a function, which takes the waveform only; remove the arguments")
+    function = getattr(target, method, target)
+    if not callable(function):
         raise InputError(f"{key}: {use!r} is neither a function nor a class with the method {method!r}")
-    return called, str(getattr(made, "version", ""))
+    return function, str(getattr(target, "version", ""))
 
 
-def _plain(words: str, unit: str) -> list[str]:
-    """Words or characters, without case and punctuation."""
+def _normalise(text: str, unit: str) -> list[str]:
+    """Return words or characters, without case and punctuation."""
     kept = "".join(
         " " if c.isspace() or c in "-–—" else c
-        for c in unicodedata.normalize("NFKC", words).casefold()
+        for c in unicodedata.normalize("NFKC", text).casefold()
         if unicodedata.category(c)[0] in "LNMZ" or c.isspace() or c in "-–—"
     )
     return kept.split() if unit == "word" else [c for c in kept if not c.isspace()]

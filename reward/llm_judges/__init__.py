@@ -1,1 +1,1 @@
-"""Judges that are language models: what they are asked, a chat service, and a model that vLLM serves in the cluster."""
+"""LLM judges: prompts, a client for chat services, and models that vLLM serves in the cluster."""

@@ -1,281 +1,257 @@
-"""Where questions wait for a judge that answers many at once: what comes while it is busy is answered together next.
+"""One vLLM server per judge model for all reward servers: a Ray actor that owns it, and the clients' way to it.
 
-One judge for all reward servers: a Ray actor that whoever comes first starts, and the way to it.
-
-It is found by a name that says what it was started with. It is detached, so that it outlives the reward server that
-happened to start it; it ends by itself, with its process, once nobody who uses it lives: with the job, at the latest.
+The actor's name is derived from the server's settings, so raters with the same settings share it; the first one starts
+it. The actor is detached and outlives the reward server that started it. It restarts its server when that dies. It ends
+itself and its server once no actor that uses it is alive, at the latest with the job.
 """
 
 import asyncio
+import atexit
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster import ray_cluster
-from cluster.monitored_actor import MonitoredActor, find_identity
+from cluster.monitored_actor import MonitoredActor, find_identity, logs_directory
 from cluster.placement import missing_resources
 from cluster.post_mortem import describe
 from common.errors import InputError
 from reward.llm_judges.prompts import rubric_digest
-from reward.llm_judges.vllm_engine import JudgeEngine, JudgeEngineSettings, Question, Verdict, process_environment
-from reward.remote.client import FailureReason, JudgeFailure
+from reward.llm_judges.vllm_server import Endpoint, ServerFailed, VllmServer, VllmServerConfig
 
-Asked = TypeVar("Asked")
-
-
-Answered = TypeVar("Answered")
-
-
-class Desk(Generic[Asked, Answered]):
-    """Belongs to one event loop. The judge works in an executor, so that the desk stays open meanwhile."""
-
-    def __init__(self, answer: Callable[[Sequence[Asked]], Sequence[Answered]], executor: Executor, most: int) -> None:
-        """answer: an answer for each question, in order. most: questions at once."""
-        self._answer, self._executor, self._most = answer, executor, most
-        self._waiting: list[tuple[Asked, asyncio.Future[Answered]]] = []
-        self._working: asyncio.Task[None] | None = None
-
-    async def ask(self, question: Asked, seconds: float) -> Answered:
-        """Raises TimeoutError, and whatever the judge raises. A question that nobody waits for any more is dropped."""
-        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, answer))
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work())
-        async with asyncio.timeout(seconds):
-            return await answer
-
-    async def _work(self) -> None:
-        while self._waiting:
-            taken, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            taken = [(question, answer) for question, answer in taken if not answer.done()]
-            if not taken:
-                continue
-            loop = asyncio.get_running_loop()
-            try:
-                asked = [question for question, _ in taken]
-                found = await loop.run_in_executor(self._executor, self._answer, asked)
-            except Exception as error:  # whatever it is: those who wait are told, and the next are asked about
-                for _, answer in taken:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            for (_, answer), what in zip(taken, found, strict=True):
-                if not answer.done():
-                    answer.set_result(what)
-
-
-LOOK_SECONDS = 2.0
-"""How often the judge looks whether somebody uses it."""
-
-
-LINGER_SECONDS = 20.0
-"""How long nobody may, before it ends: a new reward server may be on its way."""
-
-
-LAST_WORDS_SECONDS = 1.0
-"""For answers that are on their way when an engine has failed."""
-
-
-STARTS = 2
-"""How often a judge is looked for: the one that is found may just be ending."""
-
-
+POLL_S = 2.0
+"""Interval at which the actor checks its users."""
+LINGER_S = 20.0
+"""Time without a live user before the actor ends: a new reward server may be on its way."""
+LAST_ANSWER_S = 1.0
+"""Time for the actor's last answers to leave before it ends."""
+MAX_LOOKUPS = 2
+"""Lookups of the actor: the one that is found first may be ending."""
+LOG_TIMEOUT_S = 3.0
 DRIVER = "driver"
-"""A user that is no actor."""
+"""Name of a user that is not an actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """Where a judge may be, and for how long it may take to be there."""
+class ServerPlacement:
+    """Resources of the server's actor, and the time limit for its start."""
 
     needs: Mapping[str, float]
-    """Ray's resources."""
+    """Ray resources."""
     start_seconds: float
 
 
-class Judge(Protocol):
-    """A judge as a rater sees it."""
+class JudgeService(Protocol):
+    """A running server, as a rater sees it."""
 
-    version: str
-    """Of its engine."""
+    model: str
+    """Version of the engine, which is also the name of the served model."""
 
-    async def judge(self, question: Question, seconds: float) -> Verdict:
-        """Raises Failure when there is no verdict at all."""
+    async def endpoint(self) -> Endpoint:
+        """Return the address of the server; wait for one that is being restarted."""
+        ...
+
+    def mark_lost(self, endpoint: Endpoint) -> None:
+        """Report that this address does not answer; `endpoint` then looks for the server again."""
         ...
 
 
 class Users:
-    """Who uses a judge, by Ray's actor id. Thread-safe: a set that only grows."""
+    """The users of a server, by Ray actor id. Thread-safe: the set only grows."""
 
-    def __init__(self, linger: float) -> None:
-        """linger: seconds for which nobody may live."""
-        self._linger, self._known = linger, set[str]()
-        self._last = time.monotonic()
+    def __init__(self, linger_s: float) -> None:
+        """linger_s: time without a live user after which the server is unused."""
+        self._linger_s, self._known = linger_s, set[str]()
+        self._last_used = time.monotonic()
 
     def add(self, user: str) -> None:
         self._known.add(user)
-        self._last = time.monotonic()
+        self.touch()
 
-    def deserted(self) -> bool:
-        """Whether nobody has lived for so long."""
-        if any(_lives(user) for user in list(self._known)):
-            self._last = time.monotonic()
-        return time.monotonic() - self._last > self._linger
+    def touch(self) -> None:
+        """Restart the time without a live user."""
+        self._last_used = time.monotonic()
+
+    def all_gone(self) -> bool:
+        """Return True if no user has been alive for `linger_s`."""
+        if any(_is_alive(user) for user in list(self._known)):
+            self._last_used = time.monotonic()
+        return time.monotonic() - self._last_used > self._linger_s
 
 
-def _lives(user: str) -> bool:
+def _is_alive(user: str) -> bool:
     if user == DRIVER:
-        return not ray_cluster.gone()
+        return not ray_cluster.driver_is_dead()
     try:
-        found = find_identity(user)
-    except Exception:  # nobody can say now: a judge that is ended too late costs less than one that is missed
+        identity = find_identity(user)
+    except Exception:  # unknown for now: a late end costs less than a missing judge
         return True
-    return found is not None and not found.death
+    return identity is not None and not identity.death
 
 
 class JudgeServer(MonitoredActor):
-    """The actor: an engine, a desk before it, and a watch over its users."""
+    """The actor: it starts the server, restarts it when it dies, and ends with its last user."""
 
-    def __init__(self, settings: JudgeEngineSettings, linger: float = LINGER_SECONDS) -> None:
+    def __init__(self, config: VllmServerConfig, start_seconds: float, linger_s: float = LINGER_S) -> None:
         super().__init__()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._refusal: InputError | None = None
-        try:
-            self._engine = self._thread.submit(JudgeEngine, settings).result()
-        except InputError as error:  # for whoever asks, in one sentence
-            self._refusal = error
-        else:
-            self._desk = Desk(self._engine.answer, self._thread, settings.max_sequences)
-        self._users = Users(linger)  # from now on: loading may take longer than anybody lingers
-        threading.Thread(target=self._watch, name="users", daemon=True).start()
+        actor_id = ray.get_runtime_context().get_actor_id()
+        log = logs_directory() / f"judge-{actor_id}.log"
+        self._server = VllmServer(config, ray.util.get_node_ip_address(), log)
+        self._start_seconds = start_seconds
+        self._users = Users(linger_s)
+        self._started: Future[Endpoint] = Future()
+        threading.Thread(target=self._supervise, name="server", daemon=True).start()
 
-    async def hello(self, user: str) -> str:
-        """Somebody will ask. Returns the version of the engine. Raises InputError when there can be none."""
+    async def connect(self, user: str) -> Endpoint:
+        """Register a user and wait for the server. Raise InputError or ServerFailed if it cannot start."""
         self._users.add(user)
-        if self._refusal is not None:
-            raise self._refusal
-        return self._engine.version
+        return await asyncio.shield(asyncio.wrap_future(self._started))  # a cancelled caller must not cancel the start
 
-    async def judge(self, question: Question, seconds: float) -> Verdict:
-        """Raises TimeoutError, and what the engine raises, after which this process ends."""
-        try:
-            return await self._desk.ask(question, seconds)
-        except TimeoutError:
-            raise
-        except Exception:  # an engine that has failed once is not asked again
-            threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,)).start()
-            raise
+    async def log_tail(self) -> str:
+        """Return the end of the server's log."""
+        return self._server.log_tail()
 
-    def _watch(self) -> None:
-        while not self._users.deserted():
-            time.sleep(LOOK_SECONDS)
-        os._exit(0)
-
-
-class Here:
-    """A judge in this process, where there is no cluster: for `duet doctor`."""
-
-    def __init__(self, settings: JudgeEngineSettings) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._engine = self._thread.submit(JudgeEngine, settings).result()
-        self._desks: dict[asyncio.AbstractEventLoop, Desk[Question, Verdict]] = {}
-        self._most = settings.max_sequences
-        self.version = self._engine.version
-
-    async def judge(self, question: Question, seconds: float) -> Verdict:
-        loop = asyncio.get_running_loop()
-        desk = self._desks.setdefault(loop, Desk(self._engine.answer, self._thread, self._most))
-        try:
-            return await desk.ask(question, seconds)
-        except TimeoutError:
-            raise _late(seconds) from None
-
-
-class There:
-    """The judge that all reward servers of a job share."""
-
-    def __init__(self, settings: JudgeEngineSettings, room: Room) -> None:
-        """Waits until it is up. Raises InputError when there can be no such judge, TimeoutError when it is not up in
-        time, and RuntimeError when it died."""
-        self._settings, self._room = settings, room
-        self._user = ray.get_runtime_context().get_actor_id() or DRIVER
-        end = time.monotonic() + room.start_seconds
-        for attempt in range(1, STARTS + 1):
-            self._actor = self._start()
+    def _supervise(self) -> None:
+        """Start the server, wait for its end, start it again. Runs in its own thread for as long as the actor lives."""
+        restarted = False
+        while True:
             try:
-                self.version = self._meet(max(0.0, end - time.monotonic()))
+                endpoint = self._server.start(self._start_seconds)
+            except Exception as error:  # also of a damaged checkpoint: `connect` raises it
+                self._started.set_exception(error)
+                if restarted:  # the next caller starts another actor, perhaps on another node
+                    time.sleep(LAST_ANSWER_S)
+                    os._exit(1)
+                break
+            self._users.touch()  # the start may take longer than `linger_s`
+            self._started.set_result(endpoint)
+            while not self._server.wait(POLL_S):
+                self._end_if_unused()
+            self._started = Future()
+            restarted = True
+        while True:
+            self._end_if_unused()
+            time.sleep(POLL_S)
+
+    def _end_if_unused(self) -> None:
+        if self._users.all_gone():
+            self._server.stop()
+            os._exit(0)
+
+
+class LocalService:
+    """A server of this process, without a cluster, for `duet doctor`."""
+
+    def __init__(self, config: VllmServerConfig, start_seconds: float) -> None:
+        """Wait until the server answers. Raise InputError or ServerFailed."""
+        folder = tempfile.TemporaryDirectory(prefix="judge-")
+        self._folder = folder  # deleted with this object
+        server = VllmServer(config, "127.0.0.1", Path(folder.name) / "server.log")
+        atexit.register(server.stop)
+        self._endpoint = server.start(start_seconds)
+        self.model = self._endpoint.model
+
+    async def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def mark_lost(self, endpoint: Endpoint) -> None:
+        """Do nothing: a check is too short for a restart."""
+
+
+class SharedService:
+    """The server that all reward servers of a job share."""
+
+    def __init__(self, config: VllmServerConfig, placement: ServerPlacement) -> None:
+        """Wait until the server answers.
+
+        Raise InputError for a model that cannot be this judge, TimeoutError if the server is not up in time, and
+        RuntimeError if it failed.
+        """
+        self._config, self._placement = config, placement
+        self._user = ray.get_runtime_context().get_actor_id() or DRIVER
+        end = time.monotonic() + placement.start_seconds
+        for attempt in range(1, MAX_LOOKUPS + 1):
+            self._actor = self._find_or_start()
+            try:
+                self._endpoint: Endpoint | None = self._first_connect(max(0.0, end - time.monotonic()))
+                self.model = self._endpoint.model
                 return
             except RayActorError as error:
-                if attempt == STARTS:
+                if attempt == MAX_LOOKUPS:
                     raise RuntimeError(
-                        f"the judge {settings.checkpoint} died at its start: {describe(error)}"
+                        f"the actor of the judge {config.checkpoint} died at its start: {describe(error)}"
                     ) from error
 
-    async def judge(self, question: Question, seconds: float) -> Verdict:
-        try:
-            return await self._actor.judge.remote(question, seconds)
-        except RayActorError as error:
-            # Another one is started, by whoever is first; until it is up, questions to it wait and time out.
-            self._actor = self._start()
-            self._actor.hello.remote(self._user)
-            note = f"the judge is gone ({type(error).__name__}), and is started again"
-            raise JudgeFailure(FailureReason.CONNECTION, note, again=True, down=True) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, TimeoutError):
-                raise _late(seconds) from None
-            note = f"the judge failed: {type(error.cause).__name__}"
-            raise JudgeFailure(FailureReason.SERVER, note, again=True, down=True) from None
+    async def endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            try:
+                self._endpoint = await self._actor.connect.remote(self._user)
+            except RayActorError:  # any caller may start another actor; get_if_exists keeps it one
+                self._actor = self._find_or_start()
+                self._endpoint = await self._actor.connect.remote(self._user)
+        return self._endpoint
 
-    def _meet(self, seconds: float) -> str:
+    def mark_lost(self, endpoint: Endpoint) -> None:
+        if self._endpoint == endpoint:
+            self._endpoint = None
+
+    def _first_connect(self, timeout_s: float) -> Endpoint:
         try:
-            return ray.get(self._actor.hello.remote(self._user), timeout=seconds)
+            return ray.get(self._actor.connect.remote(self._user), timeout=timeout_s)
         except GetTimeoutError:
+            log = self._log_tail()
             ray.kill(self._actor)
             raise TimeoutError(
-                f"the judge {self._settings.checkpoint} was not up within {self._room.start_seconds:.0f} s "
-                f"(start_seconds); {missing_resources(self._room.needs)}"
+                f"the judge {self._config.checkpoint} was not up within {self._placement.start_seconds:.0f} s "
+                f"(start_seconds); {log or missing_resources(self._placement.needs)}"
             ) from None
         except RayTaskError as error:
-            if isinstance(error.cause, InputError):
+            if isinstance(error.cause, InputError | ServerFailed):
                 raise error.cause from None
             raise
 
-    def _start(self) -> Any:
-        """The actor of these settings, which is started if there is none."""
-        others = dict(self._room.needs)
+    def _log_tail(self) -> str:
+        """Return the end of the server's log, or nothing if the actor has not started."""
+        try:
+            return f"the end of its log:\n{ray.get(self._actor.log_tail.remote(), timeout=LOG_TIMEOUT_S)}"
+        except (GetTimeoutError, RayActorError, RayTaskError):
+            return ""
+
+    def _find_or_start(self) -> Any:
+        """Return the actor of these settings; start it if there is none."""
+        others = dict(self._placement.needs)
         options = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
         return (
             ray.remote(JudgeServer)
             .options(
-                name=f"judge-{rubric_digest(asdict(self._settings))}",
+                name=f"judge-{rubric_digest(asdict(self._config))}",
                 get_if_exists=True,
                 lifetime="detached",
                 max_restarts=0,
-                max_concurrency=1000,  # all may wait at the desk
-                runtime_env={"env_vars": process_environment(self._settings)},
+                max_concurrency=1000,  # many callers may wait for a restart
                 **options,
             )
-            .remote(self._settings)
+            .remote(self._config, self._placement.start_seconds)
         )
 
 
-def reach(settings: JudgeEngineSettings, room: Room) -> Judge:
-    """The judge of these settings: that of the cluster, or, where this process is in none, one of its own."""
-    return There(settings, room) if ray.is_initialized() else _here(settings)
+def connect(config: VllmServerConfig, placement: ServerPlacement) -> JudgeService:
+    """Return the server of these settings: the shared one of the cluster, or one of this process without a cluster."""
+    if ray.is_initialized():
+        return SharedService(config, placement)
+    return _local_service(config, placement.start_seconds)
 
 
 @cache
-def _here(settings: JudgeEngineSettings) -> Here:
-    return Here(settings)
-
-
-def _late(seconds: float) -> JudgeFailure:
-    return JudgeFailure(FailureReason.TIMEOUT, f"the judge did not answer within {seconds:.3g} s", again=True)
+def _local_service(config: VllmServerConfig, start_seconds: float) -> LocalService:
+    return LocalService(config, start_seconds)

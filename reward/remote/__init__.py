@@ -1,1 +1,1 @@
-"""Judges behind an interface of HTTP: client, retries, circuit breaker, cache."""
+"""Judges behind HTTP: client, retries, circuit breaker, answer cache."""

@@ -1,6 +1,6 @@
-"""What remote raters answered, so that nothing is asked twice: in memory, and as a table in a checkpoint.
+"""Cache of remote raters' answers, in memory and as a table in a checkpoint.
 
-Only scores are kept: a failure may be gone the next time, and is asked again.
+It holds scores only: a failed question is asked again.
 """
 
 import hashlib
@@ -28,20 +28,21 @@ ANSWERS = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""A row an answer, the one that was of use longest ago first."""
+"""One row per answer, least recently used first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedAnswer:
     score: float
     reason: str
-    """What the rater said about it; may be empty."""
+    """The rater's explanation; may be empty."""
 
 
 def cache_key(rater: str, version: str, spoken: SpokenReply, *, listens: bool = True) -> bytes:
-    """What an answer is found by: a SHA-256 of the rater's name and version and of everything that it is told.
+    """Return the SHA-256 of the rater's name, its version and everything that it is given.
 
-    listens: whether it is given the waveform.
+    Args:
+        listens: True if the rater gets the waveform.
     """
     prompt = spoken.prompt
     parts = [text.encode("utf-8", "surrogatepass") for text in (rater, version, prompt.id, prompt.text, spoken.text)]
@@ -50,17 +51,17 @@ def cache_key(rater: str, version: str, spoken: SpokenReply, *, listens: bool = 
         parts.append(str(spoken.waveform.rate).encode())
         parts.append(np.ascontiguousarray(spoken.waveform.samples, dtype="<f4").tobytes())
     digest = hashlib.sha256()
-    for part in parts:  # lengths, so that no two lists of parts read the same
+    for part in parts:  # with lengths, so that different lists of parts never concatenate to the same bytes
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
 
 
 class AnswerCache:
-    """One rater's answers, at most `size` of them: the one that was of no use for the longest time goes first."""
+    """LRU cache of one rater's answers."""
 
-    def __init__(self, rater: str, version: str, size: int) -> None:
-        self._rater, self._version, self._size = rater, version, size
+    def __init__(self, rater: str, version: str, max_size: int) -> None:
+        self._rater, self._version, self._max_size = rater, version, max_size
         self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
 
     def __len__(self) -> int:
@@ -75,11 +76,11 @@ class AnswerCache:
     def put(self, key: bytes, answer: CachedAnswer) -> None:
         self._answers[key] = answer
         self._answers.move_to_end(key)
-        while len(self._answers) > self._size:
+        while len(self._answers) > self._max_size:
             self._answers.popitem(last=False)
 
     def table(self) -> pa.Table:
-        """All of it, of the schema ANSWERS."""
+        """Return all answers, with the schema ANSWERS."""
         count = len(self._answers)
         columns = [
             list(self._answers),
@@ -91,22 +92,26 @@ class AnswerCache:
         return pa.table([pa.array(column, f.type) for column, f in zip(columns, ANSWERS, strict=True)], schema=ANSWERS)
 
     def load(self, table: pa.Table) -> None:
-        """Adds the answers of this rater in this version; those of others are passed over. Own answers stay."""
+        """Add the answers of this rater and version. Ignore others, and keep answers that are already here."""
         own = (pc.field("rater") == self._rater) & (pc.field("version") == self._version)
         for row in table.filter(own).to_pylist():
             if row["key"] not in self._answers:
                 self.put(row["key"], CachedAnswer(score=row["score"], reason=row["reason"]))
 
 
-def merge_answers(tables: Iterable[pa.Table], most: int | None = None) -> pa.Table:
-    """Several tables of answers as one, each answer once, at its last place. most: rows to keep, the last ones."""
-    every = pa.concat_tables([ANSWERS.empty_table(), *tables])
+def merge_answers(tables: Iterable[pa.Table], max_rows: int | None = None) -> pa.Table:
+    """Merge tables of answers. Of duplicates the last one stays.
+
+    Args:
+        max_rows: Rows to keep, from the end.
+    """
+    merged = pa.concat_tables([ANSWERS.empty_table(), *tables])
     last: dict[bytes, int] = {}
-    for index, found in enumerate(every.column("key").to_pylist()):
-        last.pop(found, None)
-        last[found] = index
+    for index, key in enumerate(merged.column("key").to_pylist()):
+        last.pop(key, None)
+        last[key] = index
     kept = list(last.values())
-    return every.take(pa.array(kept if most is None else kept[max(0, len(kept) - most) :], pa.int64()))
+    return merged.take(pa.array(kept if max_rows is None else kept[max(0, len(kept) - max_rows) :], pa.int64()))
 
 
 def write_answers(path: Path, table: pa.Table) -> None:
@@ -114,13 +119,13 @@ def write_answers(path: Path, table: pa.Table) -> None:
 
 
 def read_answers(path: Path) -> pa.Table:
-    """Reads what `write_answers` wrote. Raises InputError naming the file for anything else."""
+    """Read a file of `write_answers`. Raise InputError that names the file for anything else."""
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: the answers of the judges cannot be read: {error}") from error
+        raise InputError(f"{path}: cannot read the judge answers: {error}") from error
     if not table.schema.equals(ANSWERS):
         raise InputError(f"{path} has the columns {', '.join(table.column_names)}; expected {', '.join(ANSWERS.names)}")
     if any(column.null_count for column in table.columns) or not np.isfinite(table.column("score").to_numpy()).all():
-        raise InputError(f"{path} is damaged: a row has an empty field, or a score that is no number")
+        raise InputError(f"{path} is damaged: a row has an empty field or a score that is not a finite number")
     return table

@@ -1,13 +1,11 @@
-"""When a remote rater is not asked at all: a circuit breaker (Nygard, Release It!). Pure: the caller has the clock.
+"""Circuit breaker for a remote rater (Nygard, Release It!), and the Retry-After header.
 
-    closed ──`failures` in a row──▶ open ──after `seconds`, the next to ask tries──▶ half-open ──answer──▶ closed
-                                      ▲                                                  │
-                                      └─────────────────────failure──────────────────────┘
+    closed ──`failures` in a row──▶ open ──after `open_s`, the next call probes──▶ half-open ──success──▶ closed
+                                      ▲                                                │
+                                      └────────────────────failure─────────────────────┘
 
-Whoever may ask gets a ticket and reports with it. A report on a ticket from before the last change of state says
-nothing about the rater as it is now, and is passed over.
-
-How long to wait before a remote rater is asked again. Pure: the caller has the clock and the dice.
+Each call acquires a permit and records its outcome with it. An outcome for a permit from before the last change of
+state is ignored. Pure: the caller supplies the clock.
 """
 
 import math
@@ -18,84 +16,79 @@ from enum import StrEnum
 
 class CircuitState(StrEnum):
     CLOSED = "closed"
-    """Everybody may ask."""
+    """All calls are allowed."""
     OPEN = "open"
-    """Nobody may."""
+    """No calls are allowed."""
     HALF_OPEN = "half-open"
-    """One is asking; the others wait for what comes of it."""
+    """One call probes the rater; other calls wait for its outcome."""
 
 
-class CircuitPermit(StrEnum):
-    """Why there is no ticket."""
+class CircuitDenial(StrEnum):
+    """Why a permit is denied."""
 
-    REFUSED = "refused"
-    TRIED = "tried"
-    """Somebody is finding out; ask again in a moment."""
+    OPEN = "open"
+    PROBING = "probing"
+    """Another call is probing the rater; try again in a moment."""
 
 
 class CircuitBreaker:
-    """The breaker of one rater."""
+    """The circuit breaker of one rater."""
 
-    def __init__(self, failures: int, seconds: float) -> None:
-        """failures: in a row, until it opens. seconds: until somebody may try again."""
-        self._failures, self._seconds = failures, seconds
+    def __init__(self, failures: int, open_s: float) -> None:
+        """Create a closed breaker.
+
+        Args:
+            failures: Consecutive failures that open the circuit.
+            open_s: Seconds that it stays open before a call may probe the rater.
+        """
+        self._max_failures, self._open_s = failures, open_s
         self.state = CircuitState.CLOSED
         self.openings = 0
-        self._in_a_row = 0
-        self._until = 0.0
+        self._num_failures = 0
+        self._open_until = 0.0
         self._epoch = 0
 
-    def enter(self, now: float) -> int | CircuitPermit:
-        """A ticket to ask with; every ticket must be reported on."""
+    def acquire(self, now: float) -> int | CircuitDenial:
+        """Return a permit for one call, or why there is none. Every permit needs one `record`."""
         if self.state == CircuitState.CLOSED:
             return self._epoch
         if self.state == CircuitState.HALF_OPEN:
-            return CircuitPermit.TRIED
-        if now < self._until:
-            return CircuitPermit.REFUSED
-        self._become(CircuitState.HALF_OPEN)
+            return CircuitDenial.PROBING
+        if now < self._open_until:
+            return CircuitDenial.OPEN
+        self._set_state(CircuitState.HALF_OPEN)
         return self._epoch
 
-    def report(self, ticket: int, alive: bool | None, now: float) -> None:
-        """What came of it. alive: False when the rater seems to be down, None when it was not found out."""
-        if ticket != self._epoch:
+    def record(self, permit: int, alive: bool | None, now: float) -> None:
+        """Record the outcome of a call. alive: False if the rater seems to be down, None if unknown."""
+        if permit != self._epoch:
             return
         if alive:
-            self._in_a_row = 0
+            self._num_failures = 0
             if self.state == CircuitState.HALF_OPEN:
-                self._become(CircuitState.CLOSED)
+                self._set_state(CircuitState.CLOSED)
         elif alive is None:
-            if self.state == CircuitState.HALF_OPEN:  # the next one tries, at once
-                self._until = now
-                self._become(CircuitState.OPEN)
+            if self.state == CircuitState.HALF_OPEN:  # the next call probes, without delay
+                self._open_until = now
+                self._set_state(CircuitState.OPEN)
         else:
-            self._in_a_row += 1
-            if self.state == CircuitState.HALF_OPEN or self._in_a_row >= self._failures:
-                self._until = now + self._seconds
+            self._num_failures += 1
+            if self.state == CircuitState.HALF_OPEN or self._num_failures >= self._max_failures:
+                self._open_until = now + self._open_s
                 self.openings += 1
-                self._become(CircuitState.OPEN)
+                self._set_state(CircuitState.OPEN)
 
-    def _become(self, state: CircuitState) -> None:
+    def _set_state(self, state: CircuitState) -> None:
         self.state = state
-        self._in_a_row = 0
+        self._num_failures = 0
         self._epoch += 1
 
 
-def backoff(attempt: int, draw: float, *, first: float, longest: float, after: float | None = None) -> float:
-    """Seconds before the next attempt: exponential back-off, draw · min(longest, first · 2^(attempt − 1)).
-
-    attempt: how many were made, from 1. draw: uniform in [0, 1). after: what the rater asked for; the pause is then on
-    top of it, so that not all who were sent away come back at once. (Brooker 2015, AWS Architecture Blog, "Exponential
-    Backoff And Jitter".)
-    """
-    highest = min(longest, first * 2.0 ** min(attempt - 1, 64))
-    return (after or 0.0) + draw * highest
-
-
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date); None when it says nothing.
+    """Return the delay in a Retry-After header (RFC 9110 §10.2.3: seconds or a date), in seconds; None if invalid.
 
-    now: with a time zone.
+    Args:
+        now: Current time, with a time zone.
     """
     if value is None:
         return None
@@ -107,6 +100,6 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         then = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if then.tzinfo is None:  # "-0000": in UTC, place unknown
+    if then.tzinfo is None:  # "-0000": UTC, zone unknown
         then = then.replace(tzinfo=UTC)
     return max(0.0, (then - now).total_seconds())

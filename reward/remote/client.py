@@ -1,14 +1,12 @@
-"""What goes wrong with a remote rater, in a few fixed words, and what counts as an answer. Pure.
+"""Base of remote raters: time limits, retries, circuit breaker and cache. A failure gives MissingScore, never a number.
 
-What every remote rater goes through: time limits, retries, a breaker, a cache. A failure is Missing, never a number.
+A remote rater is a `RemoteJudge` that implements `ask`: one attempt at one reply. The base class does the rest.
 
-A remote rater is a `RemoteJudge` with `ask`: one attempt at one reply. Everything else is here.
+    reply ──▶ cache ──▶ semaphore (concurrency) ──▶ breaker ──▶ ask (timeout) ──▶ parse ──▶ score, into the cache
+                                                       ▲            │ retryable failure
+                                                       └── pause ◀──┘ at most `retries` times, within `deadline`
 
-    reply ──▶ cache ──▶ turn (concurrency) ──▶ breaker ──▶ ask (timeout) ──▶ strict ──▶ score, into the cache
-                                                  ▲            │ failed, and may get better
-                                                  └── pause ◀──┘            at most `retries` times, within `deadline`
-
-Time is the event loop's: a loop with a clock of its own tests all of this without waiting.
+All times come from the event loop, so tests run on a loop with a simulated clock.
 """
 
 import asyncio
@@ -22,58 +20,68 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_any, wait_exponential
+
 from common.errors import InputError
 from reward.remote.cache import AnswerCache, CachedAnswer, cache_key
-from reward.remote.circuit_breaker import CircuitBreaker, CircuitPermit, CircuitState, backoff
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState
 from reward.types import MissingScore, RaterOutput, Score, SpokenReply
 
-LONGEST_REASON = 2000
-"""Characters of a rater's own words that are kept."""
+MAX_REASON_CHARS = 2000
+"""Characters kept of a rater's explanation."""
 
 
 class FailureReason(StrEnum):
-    """Why there is no score. Labels a metric; what exactly happened is in the details of the card."""
+    """Reason for a missing score. Labels a metric; the details are on the scorecard."""
 
     TIMEOUT = "timeout"
     CONNECTION = "connection failed"
     SERVER = "server error"
     LIMITED = "rate limited"
     REFUSED = "refused"
-    """The rater will not answer this question, now or later: a wrong key, address or request."""
+    """The rater rejects the question for good: wrong key, address or request."""
     NOT_UNDERSTOOD = "not understood"
-    """The answer is not of the agreed form."""
+    """The answer does not have the expected format."""
     NOT_A_NUMBER = "not a number"
     OUT_OF_RANGE = "out of range"
     OTHER_VERSION = "other version"
-    """The rater is not the one that the configuration names."""
+    """The rater's version is not the configured one."""
     UNAVAILABLE = "judge unavailable"
-    """It failed again and again, and was not asked."""
+    """The circuit is open, so the rater was not called."""
 
 
 class JudgeFailure(Exception):
-    """An attempt that brought no score."""
+    """An attempt without a score."""
 
     def __init__(
         self,
         reason: FailureReason | str,
         note: str,
         *,
-        again: bool = False,
+        retryable: bool = False,
         down: bool = False,
-        after: float | None = None,
+        retry_after_s: float | None = None,
         usage: object = None,
     ) -> None:
-        """note: what happened, for people; must hold no secret. again: the same question may get an answer later.
-        down: the rater itself seems to be down. after: seconds it asked to be left alone. usage: as
-        `JudgeAnswer.usage`, of an answer that is of no use and has to be paid for."""
+        """Create a failure.
+
+        Args:
+            note: What happened, for people. Must not contain a secret.
+            retryable: True if a later attempt at the same question may succeed.
+            down: True if the rater itself seems to be down.
+            retry_after_s: Delay that the rater asked for.
+            usage: As `JudgeAnswer.usage`: an unusable answer still has a price.
+        """
         super().__init__(f"{reason}: {note}")
-        self.reason, self.note, self.again, self.down, self.after = str(reason), note, again, down, after
-        self.usage = usage
+        self.reason, self.note, self.usage = str(reason), note, usage
+        self.retryable, self.down, self.retry_after_s = retryable, down, retry_after_s
 
 
 def parse_number(score: object, reason: object, lowest: float, highest: float) -> CachedAnswer:
-    """An answer, if it is one: a finite number within the scale. Text, truth values and null are no numbers, and a
-    number off the scale is not moved onto it. reason: text or None. Raises Failure."""
+    """Return the answer if the score is a finite number on the scale and the reason text or None.
+
+    Text, booleans and null are not converted; a number off the scale is not clipped. Raise JudgeFailure otherwise.
+    """
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise JudgeFailure(FailureReason.NOT_A_NUMBER, f"the score is of type {type(score).__name__}")
     if isinstance(score, float) and math.isnan(score):
@@ -82,72 +90,73 @@ def parse_number(score: object, reason: object, lowest: float, highest: float) -
         raise JudgeFailure(FailureReason.OUT_OF_RANGE, f"the score is outside [{lowest:g}, {highest:g}]")
     if reason is not None and not isinstance(reason, str):
         raise JudgeFailure(FailureReason.NOT_UNDERSTOOD, f"the reason is of type {type(reason).__name__}")
-    # Half a surrogate pair is possible in JSON and not in a Parquet file.
-    words = (reason or "")[:LONGEST_REASON].encode("utf-8", "replace").decode("utf-8")
-    return CachedAnswer(score=float(score), reason=words)
+    # JSON allows lone surrogates, Parquet does not.
+    text = (reason or "")[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return CachedAnswer(score=float(score), reason=text)
 
 
 Result = TypeVar("Result")
 
 
-LOOK_SECONDS = 0.05
-"""How often those who wait for somebody else's try look for what came of it."""
+PROBE_POLL_S = 0.05
+"""Poll interval of calls that wait for another call's probe."""
 
 
 USAGE = ("input_tokens", "output_tokens", "cost")
-"""Tokens that a rater read and wrote for an answer, and what it charged, in its own currency."""
+"""Prompt tokens, completion tokens and price of an answer, in the rater's currency."""
 
 
-MOST_USAGE = 1e9
-"""Of one answer: more is a mistake."""
+MAX_USAGE = 1e9
+"""Largest plausible value for one answer; larger ones are ignored."""
 
 
-GRACE_SECONDS = 5.0
-"""How much longer than agreed a batch may take before it is given up from outside."""
+GRACE_S = 5.0
+"""Time beyond a batch's limit before the calling thread gives up on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteJudgeConfig:
-    """How patient to be with a remote rater. Each reward server has its own connections, breaker and cache."""
+    """Limits for a remote rater. Each reward server has its own connections, breaker and cache."""
 
     name: str
     version: str
-    """Part of what an answer is remembered by: change it whenever the rater changes."""
+    """Part of the cache key: change it whenever the rater changes."""
     lowest: float = 1.0
     highest: float = 5.0
-    """The scale; a score outside is none."""
+    """The scale; a score outside it is a failure."""
     listens: bool = True
-    """Whether it is given the waveform. A reply without speech is then not shown to it."""
+    """True if the rater gets the waveform. It is then not called for replies without speech."""
     timeout: float = 30.0
-    """Seconds for one attempt."""
+    """Seconds per attempt."""
     deadline: float = 120.0
-    """Seconds for one reply, retries and pauses included."""
+    """Seconds per reply, including retries and pauses."""
     retries: int = 3
     """Attempts after the first."""
     first_pause: float = 0.5
-    """Seconds, at most, before the second attempt; doubles."""
+    """Maximum seconds before the second attempt; doubles with every attempt."""
     longest_pause: float = 20.0
+    """Maximum seconds before an attempt."""
     concurrency: int = 8
-    """Replies that one reward server asks about at once."""
+    """Concurrent questions per reward server."""
     breaker_failures: int = 8
-    """Failures in a row after which it is left alone."""
+    """Consecutive failures that open the circuit."""
     breaker_seconds: float = 30.0
-    """For how long."""
+    """Seconds that the circuit stays open."""
     cache_size: int = 100_000
-    """Answers that are remembered."""
+    """Maximum number of cached answers."""
     seed: int = 0
-    """Of the lengths of pauses."""
-    needed: ClassVar[tuple[str, ...]] = ("name", "version")
-    """What a configuration has to say."""
+    """Seed of the pauses' jitter."""
+    required: ClassVar[tuple[str, ...]] = ("name", "version")
+    """Arguments without a default."""
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> Self:
-        """Raises InputError for an unknown argument, one that is missing, and an impossible value."""
+    def from_arguments(cls, arguments: dict[str, Any]) -> Self:
+        """Raise InputError for an unknown argument, a missing one, or an invalid value."""
         known = [f.name for f in fields(cls)]
         for name in arguments:
             if name not in known:
                 raise InputError(f"unknown argument {name!r}; allowed: {', '.join(known)}")
-        for name in cls.needed:
+        for name in cls.required:
             if name not in arguments:
                 raise InputError(f"argument {name!r} is missing")
         return cls(**arguments)
@@ -155,7 +164,7 @@ class RemoteJudgeConfig:
     def __post_init__(self) -> None:
         for name in ("name", "version"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(f"{name}: {getattr(self, name)!r} must be text, and not empty")
+                raise InputError(f"{name}: {getattr(self, name)!r} must be non-empty text")
         if not isinstance(self.listens, bool):
             raise InputError(f"listens: {self.listens!r} must be true or false")
         for name, least in (("retries", 0), ("concurrency", 1), ("breaker_failures", 1), ("cache_size", 0)):
@@ -174,46 +183,46 @@ class RemoteJudgeConfig:
 
 @dataclass
 class JudgeCounters:
-    """What happened with one rater since its server started; none goes down."""
+    """Counts for one rater since its server started; monotonic."""
 
     calls: int = 0
-    """Attempts, retries included."""
+    """Attempts, including retries."""
     retries: int = 0
     cache_hits: int = 0
     breaker_openings: int = 0
     unavailable: int = 0
-    """Replies that were not asked about, the breaker being open."""
+    """Replies not sent because the circuit was open."""
     failures: int = 0
-    """Replies that got no score."""
+    """Replies without a score."""
     latency_seconds: float = 0.0
-    """Sum over the calls."""
+    """Sum over all calls."""
     input_tokens: float | None = None
-    """What the rater says that it read, wrote and charged; None while it has not said."""
+    """Usage as reported by the rater; None until it reports any."""
     output_tokens: float | None = None
     cost: float | None = None
 
-    def charge(self, usage: object) -> None:
-        """Adds what an answer says of its own price. What is no count is passed over: it costs no score."""
+    def add_usage(self, usage: object) -> None:
+        """Add the usage reported with an answer. Invalid values are ignored and do not cost the score."""
         for name in USAGE:
-            told = usage.get(name) if isinstance(usage, Mapping) else None
-            if not isinstance(told, bool) and isinstance(told, int | float) and 0 <= told < MOST_USAGE:
-                setattr(self, name, (getattr(self, name) or 0.0) + told)
+            value = usage.get(name) if isinstance(usage, Mapping) else None
+            if not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < MAX_USAGE:
+                setattr(self, name, (getattr(self, name) or 0.0) + value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeAnswer:
-    """What a rater's answer says, not judged yet."""
+    """A rater's answer as received, not validated yet."""
 
     score: object
     reason: object = None
     version: object = None
-    """Which version it says it is; None when it does not say."""
+    """Version that the rater reports; None if it reports none."""
     usage: object = None
-    """What the answer cost: an object with the numbers `USAGE`, all of which may be left out."""
+    """Usage of the answer: an object with any of the numbers `USAGE`."""
 
 
 class RemoteJudge(ABC):
-    """A rater that may fail, be slow, or answer nonsense. Many replies are asked about at once."""
+    """A rater that may fail, be slow or answer nonsense. It rates many replies concurrently."""
 
     def __init__(self, settings: RemoteJudgeConfig) -> None:
         self.settings = settings
@@ -221,150 +230,167 @@ class RemoteJudge(ABC):
         self.cache = AnswerCache(settings.name, settings.version, settings.cache_size)
         self._counters = JudgeCounters()
         self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_seconds)
-        self._turns = asyncio.Semaphore(settings.concurrency)
+        self._semaphore = asyncio.Semaphore(settings.concurrency)
         self._random = random.Random(settings.seed)
+        self._backoff = wait_exponential(multiplier=settings.first_pause, max=settings.longest_pause)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, version {self.version!r})"
 
     @abstractmethod
     async def ask(self, spoken: SpokenReply) -> JudgeAnswer:
-        """One attempt at one reply. Raises Failure; its note, and what a rater says, must hold no secret."""
+        """Make one attempt at one reply. Raise JudgeFailure. Neither its note nor the answer may contain a secret."""
 
     def counters(self) -> dict[str, float]:
-        """`JudgeCounters` by name, without those that are not known."""
+        """Return the `JudgeCounters` by name, without unknown ones."""
         counted = asdict(self._counters) | {"breaker_openings": self._breaker.openings}
         return {name: number for name, number in counted.items() if number is not None}
 
     @property
-    def left_alone(self) -> bool:
-        """Whether its breaker keeps it from being asked."""
+    def circuit_open(self) -> bool:
+        """True while the circuit breaker is open or half-open."""
         return self._breaker.state != CircuitState.CLOSED
 
     def rate(self, spoken: SpokenReply) -> Score:
         return self.rate_all([spoken], self.settings.deadline)[0].score
 
-    def rate_all(self, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
-        """See BatchRater. Replies that are alike are asked about once."""
-        return _background().run(self.rate_batch(spoken, seconds), seconds + GRACE_SECONDS)
+    def rate_all(self, spoken: Sequence[SpokenReply], timeout_s: float) -> list[RaterOutput]:
+        """See BatchRater. Identical replies are sent once."""
+        return _background().run(self.rate_batch(spoken, timeout_s), timeout_s + GRACE_S)
 
-    async def rate_batch(self, spoken: Sequence[SpokenReply], seconds: float) -> list[RaterOutput]:
-        """The same on the running event loop, which must always be the same one."""
-        end = asyncio.get_running_loop().time() + seconds
-        keys = [cache_key(self.name, self.version, one, listens=self.settings.listens) for one in spoken]
-        different = dict(zip(keys, spoken, strict=True))
-        rated = await asyncio.gather(*(self._rated(found, one, end) for found, one in different.items()))
-        by_key = dict(zip(different, rated, strict=True))
-        return [by_key[found] for found in keys]
+    async def rate_batch(self, spoken: Sequence[SpokenReply], timeout_s: float) -> list[RaterOutput]:
+        """Do the same on the running event loop, which must be the same for all calls."""
+        batch_end = asyncio.get_running_loop().time() + timeout_s
+        keys = [cache_key(self.name, self.version, reply, listens=self.settings.listens) for reply in spoken]
+        distinct = dict(zip(keys, spoken, strict=True))
+        outputs = await asyncio.gather(*(self._rate_one(key, reply, batch_end) for key, reply in distinct.items()))
+        by_key = dict(zip(distinct, outputs, strict=True))
+        return [by_key[key] for key in keys]
 
-    async def _rated(self, found: bytes, spoken: SpokenReply, end: float) -> RaterOutput:
+    async def _rate_one(self, key: bytes, spoken: SpokenReply, batch_end: float) -> RaterOutput:
         if self.settings.listens and spoken.waveform is None:
             return RaterOutput(score=MissingScore("no speech in the reply"))
-        answer = self.cache.get(found)
+        answer = self.cache.get(key)
         if answer is not None and self.settings.lowest <= answer.score <= self.settings.highest:
             self._counters.cache_hits += 1
         else:
             try:
-                async with self._turns:
-                    answer = await self._persist(spoken, end)
+                async with self._semaphore:
+                    answer = await self._ask_with_retries(spoken, batch_end)
             except JudgeFailure as failure:
                 self._counters.failures += 1
                 return RaterOutput(
                     score=MissingScore(failure.reason, fault="rater"), details={f"{self.name}_error": failure.note}
                 )
-            self.cache.put(found, answer)
+            self.cache.put(key, answer)
         return RaterOutput(score=answer.score, details={f"{self.name}_reason": answer.reason} if answer.reason else {})
 
-    async def _persist(self, spoken: SpokenReply, end: float) -> CachedAnswer:
-        """Asks until there is an answer or no hope or time for one. end: of the batch, in the loop's time."""
-        time = asyncio.get_running_loop().time
-        end = min(end, time() + self.settings.deadline)
+    async def _ask_with_retries(self, spoken: SpokenReply, batch_end: float) -> CachedAnswer:
+        """Ask until there is an answer, a final failure or no time left. batch_end: in the loop's time."""
+        s, time = self.settings, asyncio.get_running_loop().time
+        end = min(batch_end, time() + s.deadline)
         failure: JudgeFailure | None = None
-        for attempt in range(1, self.settings.retries + 2):
-            ticket = await self._enter(end)
-            if ticket is None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, JudgeFailure) and error.retryable),
+            # The event loop's clock instead of tenacity's, so that tests can simulate it.
+            stop=stop_any(stop_after_attempt(s.retries + 1), lambda state: time() + state.upcoming_sleep >= end),
+            wait=self._pause,
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            # Outside of `attempt`: an open circuit or a passed time limit ends the retries.
+            permit = await self._acquire(end)
+            if permit is None:
                 self._counters.unavailable += failure is None
-                raise failure or JudgeFailure(FailureReason.UNAVAILABLE, "it failed again and again, and was not asked")
+                raise failure or JudgeFailure(
+                    FailureReason.UNAVAILABLE, "the circuit is open after repeated failures; the judge was not asked"
+                )
             if time() >= end:
-                self._breaker.report(ticket, None, time())
-                raise failure or JudgeFailure(FailureReason.TIMEOUT, "its turn did not come before the time was up")
-            try:
-                self._counters.retries += attempt > 1
-                return await self._attempt(spoken, ticket, end - time())
-            except JudgeFailure as error:
-                failure = error
-            s = self.settings
-            rest = backoff(
-                attempt, self._random.random(), first=s.first_pause, longest=s.longest_pause, after=failure.after
-            )
-            if not failure.again or attempt > s.retries or time() + rest >= end:
-                break
-            await asyncio.sleep(rest)
-        assert failure is not None
-        raise failure
+                self._breaker.record(permit, None, time())
+                raise failure or JudgeFailure(FailureReason.TIMEOUT, "the time limit passed while the reply was queued")
+            self._counters.retries += failure is not None
+            with attempt:
+                try:
+                    return await self._attempt(spoken, permit, end - time())
+                except JudgeFailure as error:
+                    failure = error
+                    raise
+        raise AssertionError("the retry loop returns or raises")
 
-    async def _enter(self, end: float) -> int | None:
-        """A ticket of the breaker, once it is known whether there is one; None while the rater is left alone."""
+    def _pause(self, state: RetryCallState) -> float:
+        """Return the seconds before the next attempt: exponential backoff with full jitter.
+
+        The jitter is added to the delay that the rater asked for, so that clients do not all return at the same moment
+        (Brooker 2015, AWS Architecture Blog, "Exponential Backoff And Jitter").
+        """
+        error = state.outcome.exception() if state.outcome is not None else None
+        requested = error.retry_after_s if isinstance(error, JudgeFailure) else None
+        return (requested or 0.0) + self._random.random() * self._backoff(state)
+
+    async def _acquire(self, end: float) -> int | None:
+        """Return a permit of the breaker, waiting for a probe in progress; None if the circuit is open."""
         time = asyncio.get_running_loop().time
-        while (ticket := self._breaker.enter(time())) == CircuitPermit.TRIED and time() < end:
-            await asyncio.sleep(LOOK_SECONDS)
-        return None if isinstance(ticket, CircuitPermit) else ticket
+        while (permit := self._breaker.acquire(time())) == CircuitDenial.PROBING and time() < end:
+            await asyncio.sleep(PROBE_POLL_S)
+        return None if isinstance(permit, CircuitDenial) else permit
 
-    async def _attempt(self, spoken: SpokenReply, ticket: int, left: float) -> CachedAnswer:
-        """One attempt, and what it says about the rater, told to the breaker."""
+    async def _attempt(self, spoken: SpokenReply, permit: int, left_s: float) -> CachedAnswer:
+        """Make one attempt and record its outcome with the breaker."""
         s, time = self.settings, asyncio.get_running_loop().time
         self._counters.calls += 1
         started, alive = time(), None
         try:
-            async with asyncio.timeout(min(s.timeout, left)):
-                said = await self.ask(spoken)
+            async with asyncio.timeout(min(s.timeout, left_s)):
+                answer = await self.ask(spoken)
             alive = True
-            self._counters.charge(said.usage)
-            if said.version is not None and said.version != self.version:
-                says = said.version[:80] if isinstance(said.version, str) else f"a {type(said.version).__name__}"
+            self._counters.add_usage(answer.usage)
+            if answer.version is not None and answer.version != self.version:
+                reported = answer.version
+                reported = reported[:80] if isinstance(reported, str) else f"a {type(reported).__name__}"
                 raise JudgeFailure(
-                    FailureReason.OTHER_VERSION, f"it says that it is version {says!r}, not {self.version!r}"
+                    FailureReason.OTHER_VERSION, f"the rater reports version {reported!r}, not {self.version!r}"
                 )
-            return parse_number(said.score, said.reason, s.lowest, s.highest)
+            return parse_number(answer.score, answer.reason, s.lowest, s.highest)
         except TimeoutError:
-            # A time cut short by the end of the batch says nothing about the rater.
-            alive = False if left >= s.timeout else None
+            # A time limit cut short by the end of the batch says nothing about the rater.
+            alive = False if left_s >= s.timeout else None
             raise JudgeFailure(
-                FailureReason.TIMEOUT, f"no answer in {min(s.timeout, left):.3g} s", again=True
+                FailureReason.TIMEOUT, f"no answer in {min(s.timeout, left_s):.3g} s", retryable=True
             ) from None
         except JudgeFailure as failure:
             alive = not failure.down
-            self._counters.charge(failure.usage)
+            self._counters.add_usage(failure.usage)
             raise
-        except Exception as error:  # a fault in `ask`; its words may hold anything, a key included
+        except Exception as error:  # a bug in `ask`; its message is dropped: it may contain a key
             alive = True
             raise JudgeFailure(
-                f"{self.name} raised {type(error).__name__}", "a fault of the rater's own code"
+                f"{self.name} raised {type(error).__name__}", "an exception in the rater's own code"
             ) from None
-        finally:  # a cancelled attempt, too
+        finally:  # also for a cancelled attempt
             self._counters.latency_seconds += time() - started
-            self._breaker.report(ticket, alive, time())
+            self._breaker.record(permit, alive, time())
 
 
 @dataclass
 class _Background:
-    """An event loop in a thread of its own, so that connections outlive a batch."""
+    """An event loop in its own thread, so that connections outlive a batch."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def __post_init__(self) -> None:
         threading.Thread(target=self.loop.run_forever, name="remote raters", daemon=True).start()
 
-    def run(self, doing: Coroutine[Any, Any, Result], seconds: float) -> Result:
-        """Waits for it. Raises TimeoutError."""
-        answer = asyncio.run_coroutine_threadsafe(doing, self.loop)
+    def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float) -> Result:
+        """Run a coroutine and wait for its result. Raise TimeoutError."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
-            return answer.result(seconds)
+            return future.result(timeout_s)
         finally:
-            answer.cancel()
+            future.cancel()
 
 
 @cache
 def _background() -> _Background:
-    """The loop of all remote raters of this process."""
+    """Return the event loop shared by all remote raters of this process."""
     return _Background()

@@ -29,7 +29,7 @@ class Codec(Protocol):
     def load(cls, path: Path) -> "Codec":
         """Reads the codec's own files. Raises InputError when they are missing or malformed.
 
-        May take further arguments, by name: those of `reward.codec.arguments`. A class that is heavy to load, or needs
+        May take further arguments, by name: those of `reward.codec.kwargs`. A class that is heavy to load, or needs
         a GPU, can have a class method `check` with the same arguments, which looks at files alone, and then has rate
         and codebook as attributes of its own.
         """

@@ -54,7 +54,7 @@ class CosyVoice2Codec:
                 module.get_device = lambda: device  # it asks for the best there is, at every call
             elif device.type != "cuda":
                 raise InputError(
-                    f"reward.codec.arguments.device: {device}, but the token2wav.py of {package.root} runs on a GPU "
+                    f"reward.codec.kwargs.device: {device}, but the token2wav.py of {package.root} runs on a GPU "
                     "only; newer ones of its authors ask which device there is"
                 )
             self._token2wav = module.Token2wav(str(package.root / weights))
@@ -103,9 +103,9 @@ def _voice(path: Path, prompt: object) -> Path:
     """The recording. Raises InputError when there is none."""
     if not isinstance(prompt, str) or not prompt:
         raise InputError(
-            f"reward.codec.arguments.prompt: {prompt!r} names no recording; {TITLE} speaks in the voice of a WAV file, "
+            f"reward.codec.kwargs.prompt: {prompt!r} names no recording; {TITLE} speaks in the voice of a WAV file, "
             "such as assets/default_male.wav of its authors"
         )
     if not check_exists(path / prompt):
-        raise InputError(f"reward.codec.arguments.prompt: {path / prompt} is not there; a WAV file of the voice")
+        raise InputError(f"reward.codec.kwargs.prompt: {path / prompt} is not there; a WAV file of the voice")
     return path / prompt

@@ -41,7 +41,7 @@ class ExternalPackage:
         paths = {name: self.root / name for name in files}
         if lacking := [name for name, path in paths.items() if not check_exists(path)]:
             raise InputError(
-                f"reward.codec.arguments.path: {self.root} has no {', '.join(lacking)}, which {self.title} needs; "
+                f"reward.codec.kwargs.path: {self.root} has no {', '.join(lacking)}, which {self.title} needs; "
                 "docs/own-model.md says what must lie there"
             )
         return list(paths.values())
@@ -64,7 +64,7 @@ class ExternalPackage:
             missing = isinstance(error, ModuleNotFoundError)
             said = f"needs the module {error.name!r}, which is not there" if missing else f"is not imported: {error}"
             raise InputError(
-                f"reward.codec.arguments.path: the code of {self.title} in {self.root} {said}; install what its "
+                f"reward.codec.kwargs.path: the code of {self.title} in {self.root} {said}; install what its "
                 "authors' requirements name"
             ) from error
         finally:
@@ -99,7 +99,7 @@ def check_device(device: object) -> str:
     """A device's name. Raises InputError."""
     if not isinstance(device, str) or not DEVICE.fullmatch(device):
         raise InputError(
-            f"reward.codec.arguments.device: {device!r} is not possible; allowed: auto (a GPU where the process has "
+            f"reward.codec.kwargs.device: {device!r} is not possible; allowed: auto (a GPU where the process has "
             "one), cpu, cuda, cuda:NUMBER"
         )
     return device
@@ -115,8 +115,8 @@ def device_of(name: str) -> Any:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"reward.codec.arguments.device: {name}, but this process has {torch.cuda.device_count()} GPUs; set "
-            "reward.decoders.gpus (or reward.gpus without decoders), or device: cpu"
+            f"reward.codec.kwargs.device: {name}, but this process has {torch.cuda.device_count()} GPUs; set "
+            "reward.decoders.num_gpus (or reward.num_gpus without decoders), or device: cpu"
         )
     return device
 

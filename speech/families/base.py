@@ -47,7 +47,7 @@ class Family:
     trained: tuple[Literal["text", "speech"], ...] = ("text", "speech")
     """Channels that replies have, and which can be trained."""
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parts of the model by name, as patterns of parameters: `model.frozen` may name them."""
+    """Parts of the model by name, as patterns of parameters: `model.freeze` may name them."""
     codec: str = ""
     """module:Class of the decoder that belongs to it; empty: none of ours."""
     streams: int = 1

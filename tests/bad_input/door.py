@@ -51,14 +51,14 @@ class Setup:
         self.settings = {
             "extends": str(root / "configs/playground.yaml"),
             "run": {"directory": str(self.runs), "name": "bad"},
-            "model": {"checkpoint": str(self.base)},
+            "model": {"path": str(self.base)},
             "data": {
                 "prompts": str(self.data("train")),
-                "demonstrations": str(self.data("demonstrations")),
-                "held_out": {"held_out": str(self.data("held_out"))},
+                "sft": str(self.data("demonstrations")),
+                "validation": {"held_out": str(self.data("held_out"))},
             },
             "reward": {
-                "codec": {"use": "playground.codec:PlaygroundCodec", "arguments": {"path": str(world / "codec")}}
+                "codec": {"target": "playground.codec:PlaygroundCodec", "kwargs": {"path": str(world / "codec")}}
             },
         }
         self.config.write_text(yaml.safe_dump(self.settings))

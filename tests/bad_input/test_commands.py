@@ -10,13 +10,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 CASES = {
     "a configuration that never ends": (
-        lambda s: s.config.write_text("run: &a [*a]\n"), ["train"], "mine.yaml", "holds itself",
+        lambda s: s.config.write_text("run: &a [*a]\n"), ["train"], "mine.yaml", "contains itself",
     ),
     "a rater that takes no arguments": (
         lambda s: None,
-        ["train", "reward.raters=[{name: answer, use: 'playground.raters:Answer', arguments: {key: 1}}]",
-         "reward.total={answer: 1}", "reward.scores={}"],
-        "reward.raters.answer", "'key'",
+        ["train", "reward.functions=[{name: answer, target: 'playground.raters:Answer', kwargs: {key: 1}}]",
+         "reward.weights={answer: 1}", "reward.composites={}"],
+        "reward.functions.answer", "'key'",
     ),
     "an override of a terminal's commands": (
         lambda s: None, ["train", "run.name=\x1b[31m\nred"], "run.name", r"\x1b[31m red",

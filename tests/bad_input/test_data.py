@@ -31,7 +31,7 @@ CASES = {
     "prompts without facts": ("train", lambda t: t.drop_columns(["facts"]), "has no column 'facts'"),
     "no rows": ("train", lambda t: t.slice(0, 0), "train.parquet has no rows"),
     "no columns": ("train", lambda t: t.select([]), "has no column 'id'"),
-    "too few rows": ("train", lambda t: t.slice(0, 5), "rollout.prompts: 16", "has only 5"),
+    "too few rows": ("train", lambda t: t.slice(0, 5), "rollout.batch_size: 16", "has only 5"),
     "a column twice": ("train", lambda t: t.append_column("id", t["id"]), "two columns 'id'"),
     "a null name": ("train", lambda t: rows(t, 3, "id", None), "row 3", "'id' is missing"),
     "an empty name": ("train", lambda t: rows(t, 3, "id", ""), "row 3", "'id'", "1 to 200"),
@@ -72,7 +72,9 @@ CASES = {
     "facts that are a struct": (
         "train", lambda t: column(t, "facts", [{"a": "b"}] * ROWS, pa.struct({"a": WORDS})), "expected types",
     ),
-    "a prompt too long": ("train", lambda t: rows(t, 4, "token_ids", [5] * 150), "model.max_length: 192", "150 tokens"),
+    "a prompt too long": (
+        "train", lambda t: rows(t, 4, "token_ids", [5] * 150), "model.max_model_len: 192", "150 tokens",
+    ),
     "evaluation without ids": ("held_out", lambda t: t.drop_columns(["token_ids"]), "held_out.parquet has no column"),
     "evaluation with a name twice": ("held_out", lambda t: rows(t, 9, "id", t["id"][0].as_py()), "row 9", "row 1"),
     "evaluation without rows": ("held_out", lambda t: t.slice(0, 0), "held_out.parquet has no rows"),
@@ -90,7 +92,9 @@ CASES = {
     "a reply after its end": (
         "demonstrations", lambda t: rows(t, 7, "reply_ids", t["reply_ids"][6].as_py() * 2), "row 7", "nothing more",
     ),
-    "a reply too long": ("demonstrations", lambda t: rows(t, 7, "reply_ids", [5] * 500), "row 7", "model.max_length"),
+    "a reply too long": (
+        "demonstrations", lambda t: rows(t, 7, "reply_ids", [5] * 500), "row 7", "model.max_model_len",
+    ),
     "prompts for demonstrations": (
         "demonstrations", lambda t: t.rename_columns(["id", *t.column_names[1:]]), "'prompt_id'",
     ),

@@ -1,7 +1,6 @@
 """Good input with something changed at random: it is refused in one sentence, or what is read of it is good."""
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +11,12 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from configs.load import load_config, load_resolved_config
-from configs.schema import CHOICES, NUMBERS
 from configs.validate import parse_value
 from data.records import read_demonstrations, read_prompts
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.bad_input.door import refused_or_read
+from tests.configs.keys import CHOICES, NUMBERS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -114,34 +113,35 @@ SETTINGS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-2, 2) | st.floats() | st.text(max_size=6)
     | st.sampled_from(["", "???", "${run.seed}", "${run}", "1e400", "-0x1", "1:30", "~", "<<", "*a", "&a", "\0"]),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=4) | st.integers() | st.sampled_from(["name", "use"]), inner, max_size=3),
+    | st.dictionaries(st.text(max_size=4) | st.integers() | st.sampled_from(["name", "target"]), inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
 KEYS = st.sampled_from([*NUMBERS, *CHOICES]) | st.sampled_from(
-    """run.name run.directory run model model.frozen model.family data.held_out data.prompts reward reward.raters
-    reward.total reward.scores reward.codec reward.codec.use reward.codec.arguments reward.signal preference.routes
-    preference.pairs.ties preference.pairs.score preference.pairs.file metrics.host cluster.address learner.betas
+    """run.name run.directory run model model.freeze model.family data.validation data.prompts reward reward.functions
+    reward.weights reward.composites reward.codec reward.codec.target reward.codec.kwargs reward.audio_quality_fn
+    algorithm.score_routing
+    algorithm.dpo.tie_breakers algorithm.dpo.score algorithm.dpo.pairs_file metrics.host cluster.address learner.betas
     extends nothing""".split()
 )
 
 
 def check_config(config) -> None:
     """Every number within its bound, every word among its choices."""
-    for key, bound in NUMBERS.items():
+    for key, (low, high) in NUMBERS.items():
         values = parse_value(config, key)
         for value in values if isinstance(values, list | tuple) else [values]:
-            assert value is None or bound.low <= value <= bound.high
+            assert value is None or low <= value <= high
             assert value is None or math.isfinite(value)
     for key, allowed in CHOICES.items():
         assert parse_value(config, key) in allowed
-    assert asdict(config)
+    assert config.model_dump()
 
 
 @given(key=KEYS, value=SETTINGS)
 @example(key="learner.betas", value=[0.9, 10**400])
-@example(key="reward.raters", value=[{"name": "answer", "use": "a:B"}, None])
-@example(key="preference.routes", value=[{"score": ["total"]}])
-@example(key="data.held_out", value={"a": None})
+@example(key="reward.functions", value=[{"name": "answer", "target": "a:B"}, None])
+@example(key="algorithm.score_routing", value=[{"score": ["total"]}])
+@example(key="data.validation", value={"a": None})
 def test_any_value_of_any_key(folder, root, key, value):
     tree = value
     for part in reversed(key.split(".")):

@@ -1,6 +1,5 @@
 """Pairs and scored replies that cannot be used: refused by line and field, and no file is written."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,13 +12,14 @@ from hypothesis import strategies as st
 
 from data.records import read_pairs
 from duet import pairs
+from duet.__main__ import execute
 from speech.families import PLAYGROUND
 from speech.vocabulary import Vocabulary
 from tests.bad_input.door import Setup, refused, refused_or_read
 
 pytestmark = pytest.mark.timeout(60)
 
-DPO = ("preference.objective=dpo", "mix.mode=fixed", "rollout.prompts=1")
+DPO = ("algorithm.name=dpo", "mix_ratio.schedule=fixed", "rollout.batch_size=1")
 GOOD = {
     "prompt_id": "a", "prompt_ids": [1, 2], "chosen_ids": [5, 2], "rejected_ids": [6, 2], "chosen_score": 4.5,
     "rejected_score": 1.0, "scores_chosen": {"answer": 5.0}, "scores_rejected": {}, "origin": "somewhere",
@@ -75,7 +75,7 @@ def test_files_of_pairs(setup: Setup, name: str):
     content, *mentions = LINES[name]
     path = setup.folder / "pairs.jsonl"
     path.write_bytes(content)
-    refused(setup.folder, lambda: setup.enter(*DPO, f"preference.pairs.file={path}"), "pairs.jsonl", *mentions)
+    refused(setup.folder, lambda: setup.enter(*DPO, f"algorithm.dpo.pairs_file={path}"), "pairs.jsonl", *mentions)
 
 
 def test_pairs_with_a_score_twice(setup):
@@ -87,7 +87,7 @@ def test_pairs_with_a_score_twice(setup):
     path = setup.folder / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist([row], schema=schema), path)
     refused(
-        setup.folder, lambda: setup.enter(*DPO, f"preference.pairs.file={path}"), "row 1", "'scores_chosen'", "twice"
+        setup.folder, lambda: setup.enter(*DPO, f"algorithm.dpo.pairs_file={path}"), "row 1", "'scores_chosen'", "twice"
     )
 
 
@@ -126,11 +126,8 @@ def command(setup: Setup, content: bytes, suffix: str = ".jsonl", **changes) -> 
     path = setup.folder / f"scored{suffix}"
     if not path.exists():
         path.write_bytes(content)
-    given = {
-        "run": None, "scored": path, "config": setup.config, "out": setup.folder / "out.parquet", "iterations": None,
-        "margin": 0.5, "score": "total", "ties": None,
-    }  # fmt: skip
-    pairs.run(argparse.Namespace(**(given | changes)))
+    given = {"scored": path, "config": setup.config, "out": setup.folder / "out.parquet"}
+    execute(["pairs", *(word for name, value in (given | changes).items() for word in (f"--{name}", str(value)))])
 
 
 def scored(name: str = "x", **reply) -> bytes:
@@ -207,6 +204,6 @@ def test_options(setup: Setup, name: str):
 
 
 def test_a_configuration_that_says_nothing_of_tokens(setup):
-    for section in ({"model": {"checkpoint": "${nowhere}"}}, {"model": 5}, {"data": []}):
+    for section in ({"model": {"path": "${nowhere}"}}, {"model": 5}, {"data": []}):
         setup.config.write_text(yaml.safe_dump(setup.settings | section))
-        refused(setup.folder, lambda: pairs.read_material(setup.config), "mine.yaml")
+        refused(setup.folder, lambda: pairs.read_pair_sources(setup.config), "mine.yaml")

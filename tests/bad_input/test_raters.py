@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reward.server import _checked, _words
+from reward.server import _check_score, _words
 from reward.types import MissingScore
 from tests.bad_input.door import Setup, refused
 
@@ -18,22 +18,22 @@ pytestmark = pytest.mark.timeout(60)
 
 PICKY, MUTE = "tests.bad_input.raters:Picky", "tests.bad_input.raters:Mute"
 NAMED = {
-    "a class that is not there": ("{name: a, use: 'tests.bad_input.raters:Nobody'}", "reward.raters.a", "Nobody"),
-    "a module that is not there": ("{name: a, use: 'nowhere.at.all:Nobody'}", "reward.raters.a", "nowhere"),
-    "no colon": ("{name: a, use: tests.bad_input.raters}", "reward.raters.a", "not of the form module:Class"),
-    "no module": ("{name: a, use: ':Picky'}", "reward.raters.a", "':Picky' cannot be loaded"),
-    "a relative module": ("{name: a, use: '.raters:Picky'}", "reward.raters.a", "cannot be loaded"),
-    "a module that cannot be read": ("{name: a, use: 'broken_rater:A'}", "reward.raters.a", "broken_rater"),
-    "a module that raises": ("{name: a, use: 'raising_rater:A'}", "reward.raters.a", "out of order"),
-    "a number": ("{name: a, use: 'tests.bad_input.raters:NUMBER'}", "reward.raters.a", "int", "not a class"),
-    "a class without rate": (f"{{name: mute, use: '{MUTE}'}}", "reward.raters.mute", "no method 'rate'"),
-    "another name": (f"{{name: quick, use: '{PICKY}', arguments: {{scale: 1}}}}", "'picky', not 'quick'"),
-    "too few arguments": (f"{{name: picky, use: '{PICKY}'}}", "reward.raters.picky", "no arguments", "'scale'"),
+    "a class that is not there": ("{name: a, target: 'tests.bad_input.raters:Nobody'}", "reward.functions.a", "Nobody"),
+    "a module that is not there": ("{name: a, target: 'nowhere.at.all:Nobody'}", "reward.functions.a", "nowhere"),
+    "no colon": ("{name: a, target: tests.bad_input.raters}", "reward.functions.a", "not of the form module:Class"),
+    "no module": ("{name: a, target: ':Picky'}", "reward.functions.a", "':Picky' cannot be loaded"),
+    "a relative module": ("{name: a, target: '.raters:Picky'}", "reward.functions.a", "cannot be loaded"),
+    "a module that cannot be read": ("{name: a, target: 'broken_rater:A'}", "reward.functions.a", "broken_rater"),
+    "a module that raises": ("{name: a, target: 'raising_rater:A'}", "reward.functions.a", "out of order"),
+    "a number": ("{name: a, target: 'tests.bad_input.raters:NUMBER'}", "reward.functions.a", "int", "not a class"),
+    "a class without rate": (f"{{name: mute, target: '{MUTE}'}}", "reward.functions.mute", "no method 'rate'"),
+    "another name": (f"{{name: quick, target: '{PICKY}', kwargs: {{scale: 1}}}}", "'picky', not 'quick'"),
+    "too few arguments": (f"{{name: picky, target: '{PICKY}'}}", "reward.functions.picky", "no arguments", "'scale'"),
     "unknown arguments": (
-        f"{{name: picky, use: '{PICKY}', arguments: {{scale: 1, key: s3cret}}}}", "reward.raters.picky", "'key'",
+        f"{{name: picky, target: '{PICKY}', kwargs: {{scale: 1, key: s3cret}}}}", "reward.functions.picky", "'key'",
     ),
-    "arguments that are numbers": (f"{{name: picky, use: '{PICKY}', arguments: {{1: 2}}}}", "arguments.1"),
-    "arguments that are a list": (f"{{name: picky, use: '{PICKY}', arguments: [1]}}", "reward"),
+    "a keyword that is a number": (f"{{name: picky, target: '{PICKY}', kwargs: {{1: 2}}}}", "reward.functions.picky"),
+    "kwargs that are a list": (f"{{name: picky, target: '{PICKY}', kwargs: [1]}}", "reward"),
 }  # fmt: skip
 """By name: a rater of the configuration, and what must be said of it."""
 
@@ -46,7 +46,7 @@ def test_raters_that_cannot_be_had(setup: Setup, name: str, monkeypatch):
     (setup.folder / "raising_rater.py").write_text("raise RuntimeError('out of order')\n")
     rater, *mentions = NAMED[name]
     called = rater.removeprefix("{name: ").partition(",")[0]
-    overrides = (f"reward.raters=[{rater}]", f"reward.total={{{called}: 1}}", "reward.scores={}")
+    overrides = (f"reward.functions=[{rater}]", f"reward.weights={{{called}: 1}}", "reward.composites={}")
     message = refused(setup.folder, lambda: setup.enter(*overrides), *mentions)
     assert "s3cret" not in message
 
@@ -82,7 +82,7 @@ SCORES = (
 @example(score=Strange)
 @example(score=MissingScore(["a"]))
 def test_an_answer_is_a_finite_number_or_missing(score):
-    found = _checked("judge", score)
+    found = _check_score("judge", score)
     if isinstance(found, MissingScore):
         assert isinstance(found.reason, str)
         assert found.fault in ("reply", "rater")

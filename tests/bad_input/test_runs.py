@@ -53,8 +53,8 @@ def test_events_are_read_past_garbage(tmp_path_factory, content):
 def ratio() -> MixRatio:
     return MixRatio(
         MixRatioConfig(
-            mode="adaptive", fixed=0.5, switch=0, largest=0.8, slope=5.0, threshold=3.0, lowest_score=1.0,
-            highest_score=5.0, smoothing=0.9, first=None, per_group=False,
+            schedule="adaptive", value=0.5, warmup_steps=0, max=0.8, gate_slope=5.0, gate_threshold=3.0, score_min=1.0,
+            score_max=5.0, ema_decay=0.9, initial=None, per_group=False,
         )
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_a_request_is_obeyed_or_refused_on_record(tmp_path_factory, content):
     try:
         value = mix.obey(request.content)
     except ValueError as error:
-        records.add_event("refused", id=request.id, reason=str(error))
+        records.add_event("request_rejected", id=request.id, reason=str(error))
     else:
         assert isinstance(value, str) or 0 <= value <= 1
         records.add_event("mix", id=request.id, value=value, iteration=1)
@@ -107,16 +107,16 @@ def test_what_is_no_request_is_left_alone_and_waited_for_by_nobody(records):
     (folder / os.fsdecode(b"6\xff.json")).write_text("{}")
     [request] = ControlInbox.open(run).take()
     assert request.content == {}
-    records.add_event("refused", id=request.id)  # a name that is no UTF-8 goes on record as it can
+    records.add_event("request_rejected", id=request.id)  # a name that is no UTF-8 goes on record as it can
     inbox.done(request)
-    assert [event["kind"] for event in read_events(run)] == ["started", "refused"]
+    assert [event["kind"] for event in read_events(run)] == ["started", "request_rejected"]
     assert ControlInbox.open(run).take() == []
 
 
 ANSWERS = {
     "no iteration": '{"kind": "mix", "id": "%s"}',
     "an iteration of words": '{"kind": "mix", "id": "%s", "iteration": "soon"}',
-    "a refusal without a reason": '{"kind": "refused", "id": "%s"}',
+    "a refusal without a reason": '{"kind": "request_rejected", "id": "%s"}',
 }
 
 

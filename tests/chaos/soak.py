@@ -54,8 +54,8 @@ def run(directory: Path, iterations: int) -> Samples:
     """Runs the job, and looks at everybody once an iteration."""
     command = [
         sys.executable, "-m", "duet", "train", "run.name=soak", f"run.directory={directory}",
-        f"run.iterations={iterations}", "rollout.workers=1", "rollout.prompts=8", "anchor.rows=8",
-        "run.checkpoint_every=20", "learner.final_rate=1.0",
+        f"train.num_steps={iterations}", "rollout.num_workers=1", "rollout.batch_size=8", "anchor.batch_size=8",
+        "checkpoint.interval=20", "learner.min_lr_ratio=1.0",
     ]  # fmt: skip
     samples: Samples = defaultdict(list)
     with (directory / "driver.log").open("wb") as log:

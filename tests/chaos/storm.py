@@ -28,13 +28,13 @@ FAULTY_SHARE = 0.6
 """Of the judge's answers while it fails."""
 JUDGE = {"judge-error": "error", "judge-garbage": "garbage", "judge-wrong": "wrong", "judge-slow": "slow"}
 NOTICED = {
-    "rollout": ("lost", "rollout"), "engine": ("lost", "rollout"), "stall": ("lost", "rollout"),
-    "reward": ("lost", "reward"), "learner": ("learner lost", ""), "controller": ("controller lost", ""),
-    "driver": ("resumed", ""), "disk": ("checkpoint failed", ""),
+    "rollout": ("actor_died", "rollout"), "engine": ("actor_died", "rollout"), "stall": ("actor_died", "rollout"),
+    "reward": ("actor_died", "reward"), "learner": ("learner_died", ""), "controller": ("controller_died", ""),
+    "driver": ("resumed", ""), "disk": ("checkpoint_failed", ""),
 }  # fmt: skip
 """The event by which a run says that it has noticed, and the member that it must name."""
 HEALED = {
-    "learner": "learner back", "controller": "ready", "driver": "ready", "disk": "checkpoint",
+    "learner": "learner_restarted", "controller": "ready", "driver": "ready", "disk": "checkpoint",
 }  # fmt: skip
 """The event after which all is as before; of pools it is that the member has joined."""
 
@@ -115,24 +115,25 @@ class Storm:
             "timeout": JUDGE_SECONDS, "deadline": 3 * JUDGE_SECONDS, "first_pause": 0.1, "breaker_seconds": 1.0,
         }  # fmt: skip
         raters = [
-            *own["reward"]["raters"],
-            {"name": "judge", "use": "reward.remote.http_judge:HttpJudge", "arguments": judge},
+            *own["reward"]["functions"],
+            {"name": "judge", "target": "reward.remote.http_judge:HttpJudge", "kwargs": judge},
         ]
         few = {"held_out": str(self._few())}
         settings = {
             "extends": str(ROOT / "configs/playground.yaml"),
-            "run": {
-                "name": "storm", "directory": str(self.directory), "iterations": NO_END, "seed": self.seed,
-                "checkpoint_every": 3, "stall_seconds": 60.0,
+            "run": {"name": "storm", "directory": str(self.directory), "seed": self.seed, "stall_timeout_s": 60.0},
+            "train": {"num_steps": NO_END},
+            "checkpoint": {"interval": 3},
+            "data": {"validation": few},
+            "rollout": {
+                "num_workers": 2, "engine_in_process": self.in_process, "batch_size": 8, "heartbeat_timeout_s": 10.0,
             },
-            "data": {"held_out": few},
-            "rollout": {"workers": 2, "in_process": self.in_process, "prompts": 8, "beat_seconds": 10.0},
             "reward": {
-                "raters": raters, "total": {"judge": 0.8, "heard": 0.1, "manner": 0.1}, "scores": {},
-                "beat_seconds": 10.0, "missing_limit": 0.9,
+                "functions": raters, "weights": {"judge": 0.8, "heard": 0.1, "manner": 0.1}, "composites": {},
+                "heartbeat_timeout_s": 10.0, "max_missing_rate": 0.9,
             },
-            "anchor": {"rows": 8},
-            "evaluation": {"signal_samples": 0, "recordings": 1},
+            "anchor": {"batch_size": 8},
+            "validation": {"num_quality_samples": 0, "num_recordings": 1},
         }  # fmt: skip
         path = self.directory / "storm.yaml"
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -271,7 +272,7 @@ class Storm:
         event = self.noticed(wound)
         if event is None:
             return None
-        kind = HEALED.get(wound.fault.kind, "joined")
+        kind = HEALED.get(wound.fault.kind, "actor_ready")
         later = self.events()
         later = later[later.index(event) :]
         return next((e for e in later if e["kind"] == kind and e.get("member") == event.get("member")), None)

@@ -31,11 +31,13 @@ def _series(directory: Path, config: Config, least: int) -> list[str]:
         found.append(f"iterations on record: {numbers}")
     if versions != list(range(len(rows))):
         found.append(f"weight versions on record: {versions}")
-    before: float | None = config.mix.first
+    before: float | None = config.mix_ratio.initial
     for row in rows:
         raw, mix = row["lambda_raw"], row["lambda"]
         if raw is not None:
-            before = raw if before is None else (1 - config.mix.smoothing) * raw + config.mix.smoothing * before
+            before = (
+                raw if before is None else (1 - config.mix_ratio.ema_decay) * raw + config.mix_ratio.ema_decay * before
+            )
         if mix is None or abs(mix - (before or 0.0)) > 1e-9:
             found.append(f"λ of iteration {row['iteration']} is {mix}, its moving average {before}")
     return found
@@ -44,9 +46,9 @@ def _series(directory: Path, config: Config, least: int) -> list[str]:
 def _ledger(directory: Path, config: Config, prompts: list[Prompt]) -> list[str]:
     """Every prompt that was due, in its iteration and no other, with its whole group."""
     ledger, found = EpochSampler(len(prompts), config.run.seed, PROMPTS), []
-    group = list(range(config.rollout.group_size))
+    group = list(range(config.rollout.n))
     for iteration in _iterations(directory):
-        due = [prompts[index].id for index in ledger.take(config.rollout.prompts)]
+        due = [prompts[index].id for index in ledger.take(config.rollout.batch_size)]
         rows = read_replies(directory, iteration).to_pylist()
         done: dict[str, list[int]] = {}
         for row in rows:
@@ -66,7 +68,7 @@ def _ledger(directory: Path, config: Config, prompts: list[Prompt]) -> list[str]
 
 def _scores(directory: Path, config: Config, honest: dict[str, str]) -> list[str]:
     """No score that nobody gave: on the scale, what the honest rater says, and Missing with a reason otherwise."""
-    raters, found = [rater.name for rater in config.reward.raters], []
+    raters, found = [rater.name for rater in config.reward.functions], []
     for iteration in _iterations(directory):
         for row in read_replies(directory, iteration).to_pylist():
             place = f"iteration {iteration}, {row['prompt_id']} reply {row['index']}"
@@ -74,12 +76,12 @@ def _scores(directory: Path, config: Config, honest: dict[str, str]) -> list[str
             for name in raters:
                 if (name in scores) == (name in missing):
                     found.append(f"{place}: {name} must give a score or a reason, not {scores.get(name)}")
-                elif name in scores and not config.mix.lowest_score <= scores[name] <= config.mix.highest_score:
+                elif name in scores and not config.reward.score_min <= scores[name] <= config.reward.score_max:
                     found.append(f"{place}: {name} gave {scores[name]}")
             for judge, local in honest.items():
                 if judge in scores and local in scores and scores[judge] != scores[local]:
                     found.append(f"{place}: {judge} gave {scores[judge]}, {local} {scores[local]}")
-            if any(name in missing for name in config.reward.total) and row["total"] is not None:
+            if any(name in missing for name in config.reward.weights) and row["total"] is not None:
                 found.append(f"{place}: a total of {row['total']} although {list(missing)} is missing")
     return found
 

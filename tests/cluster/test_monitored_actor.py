@@ -1,4 +1,4 @@
-"""Real actors: looked into while they are busy, and dead in many ways."""
+"""Real actors: inspected while busy, and dead in many ways."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ from cluster.post_mortem import describe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("cluster")]
 EXACT = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
-"""Whether the kernel keeps the exit status of a process for others than its parent."""
+"""True if the kernel keeps the exit status of a process for other processes than its parent."""
 
 
 class Busy(MonitoredActor):
@@ -54,7 +54,7 @@ class Busy(MonitoredActor):
 
 
 @pytest.fixture
-def member(cluster):
+def make_actor(cluster):
     return ray.remote(Busy).options(num_cpus=0).remote
 
 
@@ -64,8 +64,8 @@ def death(answer) -> Exception:
     return caught.value
 
 
-def test_a_busy_member_shows_its_stacks(member):
-    busy = member()
+def test_stacks_of_a_busy_actor(make_actor):
+    busy = make_actor()
     assert ray.get(busy.in_main_thread.remote(), timeout=60)
     pid, _ = ray.get(busy.pids.remote(), timeout=60)
     busy.nap.remote()
@@ -80,13 +80,13 @@ def test_a_busy_member_shows_its_stacks(member):
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     assert "T (stopped)" in (text := stacks_of(busy, 1.0))
-    assert "gave no stacks" in text
+    assert "no stacks received" in text
     assert time.monotonic() - began < 2
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_member_that_holds_the_interpreter_shows_its_stacks(member):
-    stuck = member()
+def test_stacks_of_an_actor_that_holds_the_interpreter_lock(make_actor):
+    stuck = make_actor()
     ray.get(stuck.pids.remote(), timeout=60)
     stuck.hold_the_lock.remote(30)
     time.sleep(0.3)
@@ -94,8 +94,8 @@ def test_a_member_that_holds_the_interpreter_shows_its_stacks(member):
     ray.kill(stuck)
 
 
-def test_a_member_that_does_not_get_through_its_start_shows_where_it_is(member):
-    slow = member(start_seconds=60.0)
+def test_stacks_of_an_actor_that_hangs_in_its_start(make_actor):
+    slow = make_actor(start_seconds=60.0)
     deadline = time.monotonic() + 20
     while "in __init__" not in stacks_of(slow):
         assert time.monotonic() < deadline
@@ -103,8 +103,8 @@ def test_a_member_that_does_not_get_through_its_start_shows_where_it_is(member):
     ray.kill(slow)
 
 
-def test_a_process_that_does_not_listen_is_not_signalled(member):
-    busy = member()
+def test_a_process_without_a_handler_is_not_signalled(make_actor):
+    busy = make_actor()
     pid, child = ray.get(busy.pids.remote(), timeout=60)
     place = on_node(find_identity(busy).node_id, lambda: str(ray._private.worker._global_node.get_logs_dir_path()))
     with open(f"{place}/member-{find_identity(busy).actor_id}-{child}.stacks", "w"):
@@ -121,12 +121,12 @@ def test_a_process_that_does_not_listen_is_not_signalled(member):
         ("leave", "exited with code 3", "exit status not known"),
         ("crash", "killed by signal 11 (SIGSEGV)", "killed by signal 11 (SIGSEGV)"),
         ("resign", "exited with code 4", "exited with code 4"),
-        ("terminate", "exited with code 1; it had received SIGTERM", "exited with code 1; it had received SIGTERM"),
-        ("ours", "ended by us (ray.kill)", "ended by us (ray.kill)"),
+        ("terminate", "exited with code 1 after SIGTERM", "exited with code 1 after SIGTERM"),
+        ("ours", "killed by Duet (ray.kill)", "killed by Duet (ray.kill)"),
     ],
 )
-def test_the_cause_of_a_death_is_named(member, kill, sure, otherwise):
-    dying = member()
+def test_the_cause_of_a_death_is_named(make_actor, kill, sure, otherwise):
+    dying = make_actor()
     pid, _ = ray.get(dying.pids.remote(), timeout=60)
     if kill in ("leave", "crash", "resign"):
         answer = {"leave": lambda: dying.leave.remote(3), "crash": dying.crash.remote, "resign": dying.resign.remote}[
@@ -140,9 +140,7 @@ def test_the_cause_of_a_death_is_named(member, kill, sure, otherwise):
         else:
             os.kill(pid, signal.SIGKILL if kill == "signal" else signal.SIGTERM)
     found = describe(death(answer), redact=lambda text: text.replace("abc123", "…"))
-    assert found.cause == (sure if EXACT else otherwise) or found.cause.startswith(
-        f"{sure}; whether for lack of memory"
-    )
+    assert found.cause == (sure if EXACT else otherwise) or found.cause.startswith(f"{sure}; out of memory or not")
     assert f"process {pid} on " in str(found)
     assert "\n" not in str(found)
     assert "common causes" not in found.text()
@@ -151,9 +149,9 @@ def test_the_cause_of_a_death_is_named(member, kill, sure, otherwise):
         assert any("in crash" in line for line in found.log_tail)
 
 
-def test_what_a_member_started_goes_with_it(member):
+def test_child_processes_of_an_actor_end_with_it(make_actor):
     """The raylet kills the process group of a worker that dies."""
-    dying = member()
+    dying = make_actor()
     pid, child = ray.get(dying.pids.remote(), timeout=60)
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
@@ -162,12 +160,12 @@ def test_what_a_member_started_goes_with_it(member):
         time.sleep(0.05)
 
 
-def test_a_start_that_fails_is_named(member):
-    found = describe(death(member(fail=True).pids.remote()))
-    assert found.cause == "could not be made: ValueError: no such codec"
+def test_a_start_that_fails_is_named(make_actor):
+    found = describe(death(make_actor(fail=True).pids.remote()))
+    assert found.cause == "failed to start: ValueError: no such codec"
 
 
-def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluster):
+def test_actors_on_another_node_are_inspected_there_and_a_lost_node_is_named(cluster):
     node = cluster.add_node(num_cpus=1)
     there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     remote = ray.remote(Busy).options(num_cpus=0, scheduling_strategy=there)
@@ -184,15 +182,15 @@ def test_members_of_another_node_are_asked_there_and_a_lost_node_is_named(cluste
     cluster.remove_node(node, allow_graceful=False)
     lost = describe(death(waiting))
     assert lost.cause.startswith(f"its node {node.node_id[:8]} is gone")
-    assert "could not be asked" in str(lost)
+    assert "is unreachable" in str(lost)
     assert "not reached" in stacks_of(second)
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{left}") for left in (survivor, child)):
-        assert time.monotonic() < deadline, "a member and what it started outlive their node"
+        assert time.monotonic() < deadline, "an actor or its child process outlives their node"
         time.sleep(0.1)
 
 
-def test_outside_an_actor_no_signal_is_taken():
+def test_no_signal_handler_outside_an_actor():
     code = (
         "import os, signal; from cluster.monitored_actor import MonitoredActor; MonitoredActor(); "
         "print(signal.getsignal(signal.SIGUSR2) == 0)"

@@ -1,12 +1,13 @@
-"""Room that is held: for all ranks of a learner or for none, and for nobody else."""
+"""Held resources: for all ranks of a learner or for none, and for no other actor."""
 
 import os
 
 import pytest
 import ray
 
-from cluster.actor_pool import ActorPool, ActorPoolConfig
+from cluster.actor_pool import ActorPool
 from cluster.placement import Placement, missing_resources
+from cluster.pool_calls import ActorPoolConfig
 from cluster.replica_state import ReplicaState
 from tests.cluster.conftest import CPUS
 
@@ -15,7 +16,7 @@ RANK = {"CPU": CPUS - 0.5}
 """Leaves room for half a CPU of something else on a node."""
 
 
-class Someone:
+class Idle:
     def pid(self) -> int:
         return os.getpid()
 
@@ -32,7 +33,7 @@ def nodes(cluster):
 
 
 def put(place: Placement, bundle: int = 0):
-    return ray.remote(Someone).options(**place.options(bundle)).remote()
+    return ray.remote(Idle).options(**place.options(bundle)).remote()
 
 
 def node_of(actor) -> str:
@@ -41,17 +42,17 @@ def node_of(actor) -> str:
 
 def test_ranks_lie_as_they_are_to_or_do_not_start(nodes):
     together = Placement("learner", RANK, RANK, strategy="STRICT_PACK")
-    assert together.needs == {"CPU": 15.0}
+    assert together.resources == {"CPU": 15.0}
     assert not together.wait(2)
     assert not together.held
-    assert missing_resources(together.needs) == "no node has room for it"
-    together.give_up()
+    assert missing_resources(together.resources) == "no single node has enough free resources"
+    together.release()
     apart = Placement("learner", RANK, RANK, strategy="STRICT_SPREAD")
     assert apart.wait(30)
     assert apart.held
     assert missing_resources({"CPU": 3.0}) == "it needs 3 CPU more than the cluster has free"
     assert len({node_of(put(apart, bundle)) for bundle in range(2)}) == 2
-    apart.give_up()
+    apart.release()
 
 
 def test_what_nodes_were_started_with_decides_who_goes_where(nodes):
@@ -60,12 +61,12 @@ def test_what_nodes_were_started_with_decides_who_goes_where(nodes):
     assert [place.wait(5) for place in places] == [True, True, False]
     actors = [put(place) for place in places[:2]]
     assert [node_of(actor) for actor in actors] == [special, special]
-    places[0].give_up()
+    places[0].release()
     assert places[2].wait(30)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actors[0].pid.remote(), timeout=60)
     for place in places[1:]:
-        place.give_up()
+        place.release()
 
 
 def test_pools_grow_without_what_the_learner_needs(nodes):
@@ -74,20 +75,20 @@ def test_pools_grow_without_what_the_learner_needs(nodes):
     assert ranks.wait(30)
     pool = ActorPool(
         ActorPoolConfig(
-            role="rollout", members=1, start_seconds=100.0, renew_seconds=30.0, work_seconds=30.0, beat_seconds=60.0,
-            renewed=False, needs={"CPU": 0.5},
+            role="rollout", num_replicas=1, start_timeout_s=100.0, update_timeout_s=30.0,
+            task_timeout_s=30.0, heartbeat_timeout_s=60.0, needs_update=False, resources={"CPU": 0.5},
         ),
-        make=lambda name, place: put(place),
-        warm=lambda actor: actor.pid.remote(),
-        tell=lambda kind, **fields: None,
+        create=lambda name, place: put(place),
+        warm_up=lambda actor: actor.pid.remote(),
+        emit_event=lambda kind, **fields: None,
     )  # fmt: skip
     pool.start()
     first = put(ranks)
     ray.get(first.pid.remote(), timeout=60)
-    pool.resize(4)  # two find room, two do not
+    pool.resize(4)  # two fit, two do not
 
     def work() -> None:
-        pool.work(["an item"], lambda actor, items: actor.__ray_call__.remote(lambda _: [1]), "working")
+        pool.run(["an item"], lambda actor, items: actor.__ray_call__.remote(lambda _: [1]), "working")
 
     while len(pool.names) < 2:
         work()
@@ -96,8 +97,8 @@ def test_pools_grow_without_what_the_learner_needs(nodes):
         ray.get(first.pid.remote(), timeout=60)
     for _ in range(5):
         work()
-    ray.get(put(ranks).pid.remote(), timeout=60)  # a successor of the rank starts at once
+    ray.get(put(ranks).pid.remote(), timeout=60)  # a replacement of the rank starts at once
     work()
-    assert (len(pool.names), len(pool.fleet.of(ReplicaState.STARTING))) == (2, 2)
+    assert (len(pool.names), len(pool.replicas.names_in(ReplicaState.STARTING))) == (2, 2)
     pool.stop()
-    ranks.give_up()
+    ranks.release()

@@ -1,4 +1,4 @@
-"""Causes from what Ray 2.60 and the node said in deaths that were really brought about."""
+"""Causes from messages of Ray 2.60 and evidence of the node, recorded from real deaths."""
 
 import os
 import subprocess
@@ -46,14 +46,14 @@ def died(text: str) -> RayActorError:
         (
             died(GONE),
             ExitEvidence(status=9, oom_kills=2),
-            "out of memory: killed by signal 9 (SIGKILL), and the kernel's out-of-memory killer struck in its cgroup "
+            "out of memory: killed by signal 9 (SIGKILL), and the kernel's out-of-memory killer acted in its cgroup "
             "at that time",
         ),
         (
             died(GONE),
             ExitEvidence(status=9),
-            "killed by signal 9 (SIGKILL); whether for lack of memory is not known, its cgroup has no counter of such "
-            "kills",
+            "killed by signal 9 (SIGKILL); out of memory or not is unknown, its cgroup has no counter of "
+            "out-of-memory kills",
         ),
         (died(GONE), ExitEvidence(status=3 << 8, oom_kills=1), "exited with code 3"),
         (died(GONE), ExitEvidence(status=11 | 0x80), "killed by signal 11 (SIGSEGV)"),
@@ -70,9 +70,9 @@ def died(text: str) -> RayActorError:
                 "detail: Worker exits unexpectedly. Worker exits with an exit code 1. The process receives a SIGTERM."
             ),
             ExitEvidence(),
-            "exited with code 1; it had received SIGTERM",
+            "exited with code 1 after SIGTERM",
         ),
-        (died("The actor is dead because it was killed by `ray.kill`."), ExitEvidence(), "ended by us (ray.kill)"),
+        (died("The actor is dead because it was killed by `ray.kill`."), ExitEvidence(), "killed by Duet (ray.kill)"),
         (
             died(
                 "The actor died because its node has died. Node Id: 0123456789abcdef\n\tthe actor's node was terminated"
@@ -89,12 +89,12 @@ def died(text: str) -> RayActorError:
         (
             RayActorError("d2a5", CREATION, actor_init_failed=True),
             ExitEvidence(),
-            "could not be made: ValueError: bad init",
+            "failed to start: ValueError: bad init",
         ),
         (
             ActorUnavailableError("RPC error: Socket closed", bytes(16)),
             ExitEvidence(),
-            f"not reachable, perhaps not dead; Ray reports: The actor {'0' * 32} is unavailable: RPC error: Socket "
+            f"unreachable, possibly alive; Ray reports: The actor {'0' * 32} is unavailable: RPC error: Socket "
             "closed. The task may or may not have been executed on the actor.",
         ),
     ],
@@ -111,7 +111,7 @@ def test_the_line_says_where_and_what_is_missing():
     found = diagnose(died(GONE), ExitEvidence(status=9, oom_kills=0, log_tail=("one", "two")), who)
     assert str(found) == "killed by signal 9 (SIGKILL); process 15962 on 10.0.0.2"
     assert found.text() == f"{found}\n    one\n    two"
-    assert str(diagnose(died(GONE), ExitEvidence(missing="its node is silent"))).endswith("; its node is silent")
+    assert str(diagnose(died(GONE), ExitEvidence(missing="node is gone"))).endswith("; node is gone")
 
 
 @pytest.mark.parametrize(

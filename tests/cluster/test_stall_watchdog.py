@@ -1,4 +1,4 @@
-"""Stalls: noticed once, with everybody's stacks, also of those who cannot give them."""
+"""Stalls: reported once, with the stacks of all actors, also of stopped and dead ones."""
 
 import os
 import signal
@@ -10,35 +10,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.monitored_actor import MonitoredActor
-from cluster.stall_watchdog import PendingCall, StallDetector, StallError, StallMonitor, StallReport
+from cluster.stall_watchdog import PendingCall, Stall, StallDetector, StallMonitor, StallReport
 
 
-def test_a_stall_is_told_once_and_again_after_progress():
-    dog = StallDetector(10.0, now=100.0)
-    assert dog.late(109.9) is None
-    assert dog.late(110.0) == StallError(seconds=10.0, last="the start")
-    assert dog.late(500.0) is None
-    dog.touch("iteration 3: rollout", 500.0)
-    assert dog.late(509.0) is None
-    assert dog.late(511.0) == StallError(seconds=11.0, last="iteration 3: rollout")
-    assert StallDetector(0.0, now=0.0).late(1e9) is None
+def test_a_stall_is_reported_once_and_again_after_progress():
+    detector = StallDetector(10.0, now=100.0)
+    assert detector.check(109.9) is None
+    assert detector.check(110.0) == Stall(seconds=10.0, last="the start")
+    assert detector.check(500.0) is None
+    detector.touch("iteration 3: rollout", 500.0)
+    assert detector.check(509.0) is None
+    assert detector.check(511.0) == Stall(seconds=11.0, last="iteration 3: rollout")
+    assert StallDetector(0.0, now=0.0).check(1e9) is None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 30.0)), max_size=40))
 def test_between_two_steps_of_progress_there_is_at_most_one_stall_and_never_an_early_one(steps):
     now = since = 0.0
-    dog, told = StallDetector(10.0, now=now), 0
+    detector, stalls = StallDetector(10.0, now=now), 0
     for progress, seconds in steps:
         now += seconds
         if progress:
-            dog.touch("work", now)
-            since, told = now, 0
-        elif (stall := dog.late(now)) is not None:
-            told += 1
+            detector.touch("work", now)
+            since, stalls = now, 0
+        elif (stall := detector.check(now)) is not None:
+            stalls += 1
             assert stall.seconds == now - since >= 10.0
         elif now - since >= 10.0:
-            assert told == 1
-        assert told <= 1
+            assert stalls == 1
+        assert stalls <= 1
 
 
 class Sleeper(MonitoredActor):
@@ -94,23 +94,23 @@ def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_
     text = path.read_text()
     assert "key-123" not in text
     parts = dict(part.split("\n", 1) for part in text.split("\n==== ")[1:])
-    own = "test_the_report_says_who_is_waited_for_and_what_all_are_doing"
+    own = "test_the_report_lists_pending_calls_and_all_stacks"
     assert own in parts["controller"]
-    assert "in nap" in parts["reward-0, waited for: scoring with …"]
-    assert "T (stopped)" in parts["rollout-1, waited for: sampling 8 replies"]
-    assert "gave no stacks" in parts["rollout-1, waited for: sampling 8 replies"]
+    assert "in nap" in parts["reward-0, pending: scoring with …"]
+    assert "T (stopped)" in parts["rollout-1, pending: sampling 8 replies"]
+    assert "no stacks received" in parts["rollout-1, pending: sampling 8 replies"]
     assert "in main_loop" in parts["learner-0"]
     assert f"process {pids[3]}: gone" in parts["rollout-2"]
     os.kill(pids[1], signal.SIGKILL)
 
 
-def test_a_report_that_fails_is_told_and_harms_nothing(tmp_path):
+def test_a_failed_report_is_an_event_and_harms_nothing(tmp_path):
     def members() -> list[PendingCall]:
         raise RuntimeError("dictionary changed size during iteration")
 
     events: list[str] = []
-    dog = StallDetector(0.1, time.monotonic())
-    with StallMonitor(dog, StallReport(tmp_path, members), lambda kind, summary: events.append(summary)) as watch:
+    detector = StallDetector(0.1, time.monotonic())
+    with StallMonitor(detector, StallReport(tmp_path, members), lambda kind, summary: events.append(summary)) as watch:
         deadline = time.monotonic() + 10
         while len(events) < 2:
             assert time.monotonic() < deadline

@@ -68,4 +68,4 @@ def test_ordinary_settings_are_not_taken_for_secrets():
 
 def test_refusals_of_input_hide_secrets(monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
-    assert str(InputError(f"rollout.workers: {KEY!r} is no number")) == "rollout.workers: '***' is no number"
+    assert str(InputError(f"rollout.num_workers: {KEY!r} is no number")) == "rollout.num_workers: '***' is no number"

@@ -41,7 +41,7 @@ def test_several_sources_are_mixed_by_weight(data, world, monkeypatch):
     alone = read_inputs(load_config(CONFIG, []))
     marks, whole = fingerprints(inputs), fingerprints(alone)
     assert marks["data.prompts"] != whole["data.prompts"]
-    assert marks["data.demonstrations"] == whole["data.demonstrations"]
+    assert marks["data.sft"] == whole["data.sft"]
 
 
 def test_weights_are_part_of_what_a_run_is(data):
@@ -51,13 +51,11 @@ def test_weights_are_part_of_what_a_run_is(data):
 
 def test_paths_become_absolute_in_both_forms(data, monkeypatch):
     monkeypatch.chdir(data)
-    config = load_config(
-        CONFIG, ["data.prompts=[{path: a.parquet}, {path: b, weight: 2}]", "data.demonstrations=d.parquet"]
-    )
+    config = load_config(CONFIG, ["data.prompts=[{path: a.parquet}, {path: b, weight: 2}]", "data.sft=d.parquet"])
     make_absolute(config)
     assert data_paths(config.data.prompts) == [data / "a.parquet", data / "b"]
     assert [source.weight for source in data_sources(config.data.prompts)] == [1.0, 2]
-    assert config.data.demonstrations == str(data / "d.parquet")
+    assert config.data.sft == str(data / "d.parquet")
     assert source_name(config.data.prompts) == f"{data / 'a.parquet'}, {data / 'b'}"
     again = data / "again.yaml"
     again.write_text(config.yaml())
@@ -67,15 +65,15 @@ def test_paths_become_absolute_in_both_forms(data, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        ("[]", r"data\.prompts: \[\] is not possible; a path, or a list"),
-        ("5", r"data\.prompts: 5 is not possible"),
-        ("{path: a}", r"data\.prompts: .*is not possible"),
-        ("[a]", r"data\.prompts\[0\]: 'a' is not possible"),
+        ("[]", r"data\.prompts: \[\] is not a source; give a path, or a list"),
+        ("5", r"data\.prompts: 5 is not a source"),
+        ("{path: a}", r"data\.prompts: .*is not a source"),
+        ("[a]", r"data\.prompts\[0\]: 'a' is not a source"),
         ("[{path: a, wieght: 2}]", r"data\.prompts\[0\]: .*wieght"),
         ("[{path: a}, {weight: 1}]", r"data\.prompts\[1\]"),
         ("[{path: 5}]", r"data\.prompts\[0\]\.path: 5 cannot be"),
         ("[{path: ''}]", r"data\.prompts\[0\]\.path: '' cannot be"),
-        ("[{path: a, weight: 0}]", r"data\.prompts\[0\]\.weight: 0 is not possible"),
+        ("[{path: a, weight: 0}]", r"data\.prompts\[0\]\.weight: 0 is not allowed"),
         ("[{path: a, weight: -1}]", r"data\.prompts\[0\]\.weight: -1"),
         ("[{path: a, weight: .nan}]", r"data\.prompts\[0\]\.weight: nan"),
         ("[{path: a, weight: true}]", r"data\.prompts\[0\]\.weight: True"),

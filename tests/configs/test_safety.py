@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from configs.load import load_config
 from configs.routes import ScoreRoute
-from configs.validate import FIELD_NAME, check_config
+from configs.schema import FILE_NAME
+from configs.validate import check_config
 from controller.launcher import RunFailed, _directory
 from controller.validation import Validator
 from duet.__main__ import main
@@ -39,7 +40,7 @@ def config(playground):
 
 
 @settings(deadline=None)
-@given(st.one_of(st.text(max_size=120), st.from_regex(FIELD_NAME, fullmatch=True)))
+@given(st.one_of(st.text(max_size=120), st.from_regex(FILE_NAME, fullmatch=True)))
 @example("..")
 @example(".")
 @example("")
@@ -62,7 +63,7 @@ def config(playground):
 def test_a_name_that_is_taken_stays_below_the_directory(config, tmp_path_factory, name):
     runs = tmp_path_factory.getbasetemp() / "runs"
     config.run.name, config.run.directory = name, str(runs)
-    if not FIELD_NAME.fullmatch(name):
+    if not FILE_NAME.fullmatch(name):
         with pytest.raises(InputError) as refusal:
             check_config(config)
         assert str(refusal.value).startswith(f"run.name: {name!r} may hold")
@@ -84,8 +85,8 @@ def test_the_command_line_refuses_a_name_that_leads_out(capsys, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "-x"])
 def test_a_name_of_an_evaluation_set_is_a_file_name(playground, name):
-    with pytest.raises(InputError, match=r"data\.held_out: .* may hold letters"):
-        load_config(playground, [f"data.held_out={{'{name}': x.parquet}}"])
+    with pytest.raises(InputError, match=r"data\.validation: .* may hold letters"):
+        load_config(playground, [f"data.validation={{'{name}': x.parquet}}"])
 
 
 def test_recordings_of_prompts_with_strange_ids_stay_in_their_folder(tmp_path):
@@ -95,7 +96,7 @@ def test_recordings_of_prompts_with_strange_ids_stay_in_their_folder(tmp_path):
     sound = Waveform(np.zeros(160, dtype=np.float32), 16000)
     run = tmp_path / "outer/runs/run"
     held_out = SimpleNamespace(
-        _config=SimpleNamespace(evaluation=SimpleNamespace(recordings=len(ids))),
+        _config=SimpleNamespace(validation=SimpleNamespace(num_recordings=len(ids))),
         _records=SimpleNamespace(directory=run),
         _loop=SimpleNamespace(reward=SimpleNamespace(decode=lambda replies: [sound] * len(replies))),
     )
@@ -137,8 +138,8 @@ def test_no_file_of_a_run_holds_a_key(tmp_path, key):
 
 
 def test_no_error_holds_a_key(key, capsys, tmp_path):
-    assert main(["train", f"rollout.workers={key}", f"run.directory={tmp_path}"]) == 2
-    assert main(["train", f"mix.mode={key}", f"run.directory={tmp_path}"]) == 2
+    assert main(["train", f"rollout.num_workers={key}", f"run.directory={tmp_path}"]) == 2
+    assert main(["train", f"mix_ratio.schedule={key}", f"run.directory={tmp_path}"]) == 2
     assert key not in str(RunFailed(f"judge died with {key}"))
     assert key not in "".join(capsys.readouterr())
 
@@ -146,12 +147,12 @@ def test_no_error_holds_a_key(key, capsys, tmp_path):
 @pytest.mark.parametrize(
     "override",
     [
-        "reward.codec.arguments={path: x, api_key: swordfish}",
-        "reward.codec.arguments={path: x, deeper: [{password: swordfish}]}",
-        "reward.codec.arguments={path: x, header: Bearer abcdefgh.swordfish}",
-        "reward.codec.arguments={path: x, url: 'https://me:swordfish@host/'}",
-        "reward.codec.arguments={path: x, note: '${oc.env:JUDGE_API_KEY}'}",
-        "mix.mode=sk-0123456789swordfish",
+        "reward.codec.kwargs={path: x, api_key: swordfish}",
+        "reward.codec.kwargs={path: x, deeper: [{password: swordfish}]}",
+        "reward.codec.kwargs={path: x, header: Bearer abcdefgh.swordfish}",
+        "reward.codec.kwargs={path: x, url: 'https://me:swordfish@host/'}",
+        "reward.codec.kwargs={path: x, note: '${oc.env:JUDGE_API_KEY}'}",
+        "mix_ratio.schedule=sk-0123456789swordfish",
     ],
 )
 def test_a_key_in_the_configuration_is_refused(playground, monkeypatch, override):
@@ -163,6 +164,6 @@ def test_a_key_in_the_configuration_is_refused(playground, monkeypatch, override
 
 
 def test_the_name_of_a_variable_is_taken(playground, key):
-    config = load_config(playground, ["reward.codec.arguments={path: x, api_key: JUDGE_API_KEY}"])
+    config = load_config(playground, ["reward.codec.kwargs={path: x, api_key: JUDGE_API_KEY}"])
     assert "JUDGE_API_KEY" in config.yaml()
     assert key not in config.yaml()

@@ -23,7 +23,7 @@ def described(*judged_groups, uses, demonstrations=(), version=6, **changes):
         mix=0.2, raw=None, gate_quality=None, gate_information=None, overridden=False, shares=[1.0] * len(judged_groups)
     )
     learned = StepResult(**({"metrics": StepMetrics(), "gradient_norm": 1.0, "learning_rate": 1e-3} | changes))
-    syncs = {"rollout-0": SyncReport(version=version + 1, probe_gap=1e-6, seconds=0.1)}
+    syncs = {"rollout-0": SyncReport(version=version + 1, logprob_diff=1e-6, seconds=0.1)}
     seconds, idle = {"learn": 1.0, "sync": 0.5}, {"learner": 0.5}
     return describe_iteration(
         7, version, mix, judged_groups, uses, list(demonstrations), learned, syncs, 6000, seconds, idle
@@ -35,7 +35,9 @@ def test_what_is_missing_is_counted_by_reason_and_what_gives_no_gradient_is_drop
     groups = [group(3), group(2)]
     cards = [[card(a=1.0), card(a=FAILED), card(a=5.0)], [card(a=FAILED), card(a=4.0)]]
     judged = [score_groups(g, c, ONE, [ScoreRoute()]) for g, c in zip(groups, cards, strict=True)]
-    routes = GRPOBatchBuilder(routes=(ScoreRoute(),), boundary="speech", average="reply", constant=1, structure=None)
+    routes = GRPOBatchBuilder(
+        routes=(ScoreRoute(),), boundary="speech", average="seq-mean-token-mean", constant=1, structure=None
+    )
     found = described(*judged, uses=routes.batch(groups, judged, {}, [1.0, 1.0]).uses)
     assert found.missing == {"a raised TimeoutError": 2}
     assert found.scores == {"a": pytest.approx(10 / 3), "total": pytest.approx(10 / 3)}

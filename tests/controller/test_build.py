@@ -23,7 +23,7 @@ def configured(root, world):
     """Reads the shipped configuration, with changes."""
 
     def make(*overrides: str):
-        return load_config(root / "configs" / "playground.yaml", [*overrides, f"model.checkpoint={world / 'base'}"])
+        return load_config(root / "configs" / "playground.yaml", [*overrides, f"model.path={world / 'base'}"])
 
     return make
 
@@ -54,7 +54,10 @@ def test_sampler_and_learner_have_one_temperature(configured, built):
 )
 def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, built, setting, follows, held):
     """Method §7, rule 3."""
-    config, family = configured(f"rollout.structure='{setting}'"), replace(PLAYGROUND, follows_pattern=follows)
+    config, family = (
+        configured(f"rollout.constrained_decoding='{setting}'"),
+        replace(PLAYGROUND, follows_pattern=follows),
+    )
     inputs = replace(read_inputs(config), family=family)
     assert built(config, family).engine.constrained == held
     demonstration = inputs.demonstrations[0]
@@ -73,28 +76,30 @@ def test_the_learner_masks_what_the_sampler_masks_and_nothing_else(configured, b
 
 def test_frozen_parts_that_the_checkpoint_lacks_are_refused_before_anything_starts(configured, built):
     """Method §7, rule 7."""
-    config = configured("model.frozen=[model.layers.0.*, encoder.*]")
-    with pytest.raises(InputError, match=r"model\.frozen: 'encoder\.\*' matches no parameter"):
+    config = configured("model.freeze=[model.layers.0.*, encoder.*]")
+    with pytest.raises(InputError, match=r"model\.freeze: 'encoder\.\*' matches no parameter"):
         read_inputs(config)
-    config = configured("model.frozen=[model.layers.0.*]")
+    config = configured("model.freeze=[model.layers.0.*]")
     read_inputs(config)
     assert built(config).rank.frozen == ("model.layers.0.*",)
 
 
 def test_adapters_are_asked_of_the_learner_alone_and_their_layers_are_looked_up_beforehand(configured, built):
     assert built(configured()).rank.lora is None
-    config = configured("learner.lora={rank: 4, alpha: 8, targets: ['*.q_proj']}", "model.frozen=[model.layers.0.*]")
+    config = configured(
+        "learner.lora={r: 4, lora_alpha: 8, target_modules: ['*.q_proj']}", "model.freeze=[model.layers.0.*]"
+    )
     read_inputs(config)
     rank = built(config).rank
-    assert (rank.lora.rank, rank.lora.scale, rank.lora.targets) == (4, 2.0, ("*.q_proj",))
-    config = configured("learner.lora.rank=4", "learner.lora.targets=['*.q_proj', 'encoder.*']")
-    with pytest.raises(InputError, match=r"learner\.lora\.targets: 'encoder\.\*' matches no linear layer"):
+    assert (rank.lora.r, rank.lora.scale, rank.lora.target_modules) == (4, 2.0, ("*.q_proj",))
+    config = configured("learner.lora.r=4", "learner.lora.target_modules=['*.q_proj', 'encoder.*']")
+    with pytest.raises(InputError, match=r"learner\.lora\.target_modules: 'encoder\.\*' matches no linear layer"):
         read_inputs(config)
 
 
 def test_the_settings_that_made_a_score_go_on_record(configured):
     """Method §7, rule 9."""
-    config = configured("rollout.temperature=0.7", "rollout.max_tokens=90", "rollout.structure='on'")
+    config = configured("rollout.temperature=0.7", "rollout.max_new_tokens=90", "rollout.constrained_decoding='on'")
     versions = {"answer": "v3", "codec": "abc"}
     stand_in = SimpleNamespace(
         _config=config,

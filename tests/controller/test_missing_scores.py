@@ -24,7 +24,7 @@ def test_a_rater_that_fails_too_often_stops_the_run_with_the_reasons():
         limit.see(cards(GONE, 4.0, 4.0, LATE, GONE))
     message = str(stopped.value)
     assert "rater 'judge' failed to give 6 of 9 scores (67%) in the last 2 iterations" in message
-    assert "reward.missing_limit = 0.5" in message
+    assert "reward.max_missing_rate = 0.5" in message
     assert "most common reasons: server error (4), timeout (2);" in message
     assert "duet train --resume" in message
     assert limit.shares() == {"answer": 0.0, "judge": pytest.approx(6 / 9)}

@@ -7,16 +7,16 @@ import pytest
 from controller.mix_ratio import MixRatio, MixRatioConfig, MixRatioState, gates
 
 SETTINGS = dict(
-    mode="adaptive",
-    fixed=0.5,
-    switch=0,
-    largest=0.8,
-    slope=5.0,
-    threshold=3.0,
-    lowest_score=1.0,
-    highest_score=5.0,
-    smoothing=0.9,
-    first=None,
+    schedule="adaptive",
+    value=0.5,
+    warmup_steps=0,
+    max=0.8,
+    gate_slope=5.0,
+    gate_threshold=3.0,
+    score_min=1.0,
+    score_max=5.0,
+    ema_decay=0.9,
+    initial=None,
     per_group=False,
 )
 
@@ -28,7 +28,7 @@ def settings(**changes) -> MixRatioConfig:
 @pytest.mark.reference
 def test_equals_the_authors_numbers(reference):
     for case in reference("lambda.json"):
-        reading = MixRatio(settings(first=case["state"])).update([case["rewards"]])
+        reading = MixRatio(settings(initial=case["state"])).update([case["rewards"]])
         assert reading.mix == pytest.approx(case["lambda"], abs=1e-5), case
         assert reading.raw == pytest.approx(case["lambda_raw"], abs=1e-5), case
         assert reading.gate_quality == pytest.approx(case["reward_gate"], abs=1e-5), case
@@ -52,7 +52,7 @@ def test_one_update_for_all_groups_of_an_iteration():
 
 def test_groups_with_fewer_than_two_scores_measure_nothing():
     """Method §7, rule 1: they pull λ neither down nor up."""
-    ratio = MixRatio(settings(first=0.3))
+    ratio = MixRatio(settings(initial=0.3))
     assert ratio.update([[5.0], []]).mix == pytest.approx(0.3)
     assert ratio.update([[1, 5, 1, 5], [5.0]]).gate_information == pytest.approx(1.0)
 
@@ -65,34 +65,34 @@ def test_a_first_iteration_without_scores_is_not_the_first_value():
 
 
 def test_fixed_mode_measures_but_does_not_follow():
-    reading = MixRatio(settings(mode="fixed", fixed=0.3)).update([[1, 5, 1, 5]])
+    reading = MixRatio(settings(schedule="fixed", value=0.3)).update([[1, 5, 1, 5]])
     assert reading.mix == 0.3
     assert reading.raw == pytest.approx(0.8, abs=1e-3)
 
 
 def test_no_smoothing_is_the_raw_value():
-    ratio = MixRatio(settings(smoothing=0.0, first=0.7))
+    ratio = MixRatio(settings(ema_decay=0.0, initial=0.7))
     assert ratio.update([[1, 2, 3, 5]]).mix == pytest.approx(0.437, abs=1e-3)
 
 
 def test_the_scale_decides_the_largest_variance():
-    assert gates([0.0, 1.0], settings(lowest_score=0.0, highest_score=1.0))[1] == pytest.approx(1.0)
+    assert gates([0.0, 1.0], settings(score_min=0.0, score_max=1.0))[1] == pytest.approx(1.0)
 
 
 def test_two_stages_are_the_anchor_alone_and_then_a_fixed_mix():
-    ratio = MixRatio(settings(mode="two_stage", switch=2, fixed=1.0))
+    ratio = MixRatio(settings(schedule="two_stage", warmup_steps=2, value=1.0))
     assert [ratio.update([[1, 5]]).mix for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_each_group_by_its_own_lambda_and_the_job_by_their_mean():
     groups = [[1, 5, 1, 5], [5.0], [4, 4, 4, 4], [1, 2, 3, 5]]
-    reading = MixRatio(settings(per_group=True, smoothing=0.0)).update(groups)
+    reading = MixRatio(settings(per_group=True, ema_decay=0.0)).update(groups)
     own = [reading.mix * share for share in reading.shares]
     assert own[0] == pytest.approx(0.8, abs=1e-3)
     assert own[2] == pytest.approx(0.0)
     assert own[3] == pytest.approx(0.437, abs=1e-3)
     assert reading.mix == pytest.approx((own[0] + own[2] + own[3]) / 3)
-    smoothed = MixRatio(settings(per_group=True, first=0.3)).update(groups)
+    smoothed = MixRatio(settings(per_group=True, initial=0.3)).update(groups)
     assert smoothed.mix * smoothed.shares[2] == pytest.approx(0.27)
     assert MixRatio(settings()).update(groups).shares == [1.0] * 4
 
@@ -105,7 +105,7 @@ def test_an_override_holds_until_it_is_taken_back_and_measuring_goes_on():
         assert reading.mix == (expected.mix if fixed is None else fixed)
         assert reading.overridden == (fixed is not None)
         assert reading.raw == expected.raw
-    fixed = MixRatio(settings(mode="fixed"))
+    fixed = MixRatio(settings(schedule="fixed"))
     fixed.override("adaptive")
     assert fixed.update([[1, 2, 3, 5]]).mix == pytest.approx(0.437, abs=1e-3)
     for impossible in (1.5, "sometimes"):
@@ -114,12 +114,17 @@ def test_an_override_holds_until_it_is_taken_back_and_measuring_goes_on():
 
 
 def test_a_resumed_lambda_goes_on_where_it_was():
-    whole, first = MixRatio(settings(mode="two_stage", switch=3)), MixRatio(settings(mode="two_stage", switch=3))
+    whole, first = (
+        MixRatio(settings(schedule="two_stage", warmup_steps=3)),
+        MixRatio(settings(schedule="two_stage", warmup_steps=3)),
+    )
     for scores in ([1, 5], [2, 5], [1, 3]):
         whole.update([scores])
         first.update([scores])
     first.override(0.2)
-    again = MixRatio(settings(mode="two_stage", switch=3), MixRatioState(**json.loads(json.dumps(vars(first.state)))))
+    again = MixRatio(
+        settings(schedule="two_stage", warmup_steps=3), MixRatioState(**json.loads(json.dumps(vars(first.state))))
+    )
     assert again.update([[4, 5]]).mix == 0.2
     again.override("two_stage")
     whole.update([[4, 5]])
@@ -146,5 +151,5 @@ def test_a_request_that_makes_no_sense_changes_nothing(request_):
 
 
 def test_a_steep_gate_does_not_overflow():
-    assert gates([1.0, 1.0], settings(slope=4000.0))[0] == 0.0
-    assert gates([5.0, 1.0], settings(slope=4000.0))[0] == 1.0
+    assert gates([1.0, 1.0], settings(gate_slope=4000.0))[0] == 0.0
+    assert gates([5.0, 1.0], settings(gate_slope=4000.0))[0] == 1.0

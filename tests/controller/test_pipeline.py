@@ -40,10 +40,10 @@ class Pool:
         there, self.there = self.there, []
         return there
 
-    cards = replies
-
     def abandon(self) -> None:
         self.there = []
+
+    submit, collect, abort_all = order, replies, abandon
 
 
 @pytest.fixture

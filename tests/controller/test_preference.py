@@ -21,7 +21,7 @@ GONE = MissingScore("judge timed out")
 SPEECH_ONLY = {"ids": (5, 6, 5), "channels": (2, 1, 2)}
 
 
-def policy_gradient(*routes: ScoreRoute, average: str = "reply") -> GRPOBatchBuilder:
+def policy_gradient(*routes: ScoreRoute, average: str = "seq-mean-token-mean") -> GRPOBatchBuilder:
     return GRPOBatchBuilder(
         routes=routes or (ScoreRoute(),), boundary="speech", average=average, constant=10, structure=None
     )
@@ -74,9 +74,9 @@ def test_a_group_counts_by_its_own_lambda():
 
 def test_no_routes_train_nothing():
     found = group(2)
-    batch = GRPOBatchBuilder(routes=(), boundary="speech", average="reply", constant=1, structure=None).batch(
-        [found], [rated(found, 1.0, 5.0, routes=())], {}, [1.0]
-    )
+    batch = GRPOBatchBuilder(
+        routes=(), boundary="speech", average="seq-mean-token-mean", constant=1, structure=None
+    ).batch([found], [rated(found, 1.0, 5.0, routes=())], {}, [1.0])
     assert batch.items == []
     assert batch.uses == [[None, None]]
 

@@ -49,7 +49,9 @@ def test_a_request_is_taken_once_and_answered_with_the_iteration(run):
 
 
 def test_a_refusal_is_told_with_its_reason(run):
-    thread = answering(run, ControlInbox.open(run), lambda _: {"kind": "refused", "reason": "λ = 3 is outside [0, 1]"})
+    thread = answering(
+        run, ControlInbox.open(run), lambda _: {"kind": "request_rejected", "reason": "λ = 3 is outside [0, 1]"}
+    )
     with pytest.raises(InputError, match=r"refused: λ = 3 is outside \[0, 1\]"):
         send_request(run, "mix", 3, seconds=20, say=print)
     thread.join(timeout=20)

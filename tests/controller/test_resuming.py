@@ -33,7 +33,7 @@ STATE = {
 def run(root, tmp_path) -> Path:
     """A run of 8 iterations with a checkpoint of the fourth."""
     config = load_config(
-        root / "configs/playground.yaml", ["run.iterations=8", "run.name=r", f"run.directory={tmp_path}"]
+        root / "configs/playground.yaml", ["train.num_steps=8", "run.name=r", f"run.directory={tmp_path}"]
     )
     directory = RunDirectory.create(tmp_path / "r", config.yaml()).directory
     CheckpointManager(directory).write(4, STATE, lambda folder: (folder / "weights").write_bytes(b"w"))
@@ -45,24 +45,26 @@ def test_a_run_goes_on_from_its_newest_checkpoint_with_its_own_settings(run):
     assert found.checkpoint.iteration == 4
     assert found.checkpoint.state == STATE | {"iteration": 4}
     assert found.changes == {}
-    assert found.config.run.iterations == 8
+    assert found.config.train.num_steps == 8
 
 
 def test_what_decides_no_number_may_change(run):
-    found = plan_resume(run, ["rollout.workers=3", "rollout.sample_seconds=30", "run.iterations=12"])
+    found = plan_resume(run, ["rollout.num_workers=3", "rollout.generate_timeout_s=30", "train.num_steps=12"])
     assert found.changes == {
-        "rollout.workers": (1, 3), "rollout.sample_seconds": (600.0, 30.0), "run.iterations": (8, 12),
+        "rollout.num_workers": (1, 3), "rollout.generate_timeout_s": (600.0, 30.0), "train.num_steps": (8, 12),
     }  # fmt: skip
-    found = plan_resume(run, ["learner.resources={learner: 1}", "learner.strategy=SPREAD", "run.exchange=directory"])
+    found = plan_resume(
+        run, ["learner.resources={learner: 1}", "learner.placement_strategy=SPREAD", "weight_sync.backend=filesystem"]
+    )
     assert found.changes == {
-        "learner.resources.learner": (None, 1.0), "learner.strategy": ("PACK", "SPREAD"),
-        "run.exchange": ("memory", "directory"),
+        "learner.resources.learner": (None, 1.0), "learner.placement_strategy": ("PACK", "SPREAD"),
+        "weight_sync.backend": ("shm", "filesystem"),
     }  # fmt: skip
 
 
 def test_pools_have_the_sizes_that_were_asked_for_last(run):
-    found = plan_resume(run, ["reward.decoders.members=2", "reward.servers=2"])
-    assert found.changes == {"reward.decoders.members": (0, 2), "reward.servers": (2, 2)}
+    found = plan_resume(run, ["reward.decoders.num_workers=2", "reward.num_servers=2"])
+    assert found.changes == {"reward.decoders.num_workers": (0, 2), "reward.num_servers": (2, 2)}
     assert sizes_before(run) == {}
     records = RunDirectory.open(run, through=0)
     records.add_event("scale", iteration=2, value={"reward": 3, "decoder": 5})
@@ -76,14 +78,14 @@ def test_pools_have_the_sizes_that_were_asked_for_last(run):
     [
         (
             "learner.learning_rate=0.5",
-            r"learner\.learning_rate: 0\.0003 → 0\.5\. Allowed to change: .*rollout\.workers",
+            r"learner\.learning_rate: 0\.0003 → 0\.5\. Allowed to change: .*rollout\.num_workers",
         ),
         ("run.seed=1", r"run\.seed: 0 → 1"),
-        ("rollout.prompts=8", r"rollout\.prompts: 16 → 8"),
-        ("learner.lora.rank=4", r"learner\.lora\.rank: 0 → 4"),
-        ("mix.smoothing=0.5", r"mix\.smoothing: 0\.9 → 0\.5"),
-        ("reward.total={answer: 1.0}", r"reward\.total\.answer: 0\.8 → 1\.0; reward\.total\.heard: 0\.1 → None"),
-        ("run.iterations=3", r"run\.iterations: 3, but r has done 4 already"),
+        ("rollout.batch_size=8", r"rollout\.batch_size: 16 → 8"),
+        ("learner.lora.r=4", r"learner\.lora\.r: 0 → 4"),
+        ("mix_ratio.ema_decay=0.5", r"mix_ratio\.ema_decay: 0\.9 → 0\.5"),
+        ("reward.weights={answer: 1.0}", r"reward\.weights\.answer: 0\.8 → 1\.0; reward\.weights\.heard: 0\.1 → None"),
+        ("train.num_steps=3", r"train\.num_steps: 3, but r has done 4 already"),
         ("no.such=1", "unknown configuration key"),
     ],
 )
@@ -93,21 +95,25 @@ def test_what_decides_a_number_may_not(run, override, words):
 
 
 def test_the_length_of_a_cosine_may_not_change(root, tmp_path):
-    config = load_config(root / "configs/playground.yaml", ["run.iterations=8", "run.name=c", "learner.final_rate=0.1"])
+    config = load_config(
+        root / "configs/playground.yaml", ["train.num_steps=8", "run.name=c", "learner.min_lr_ratio=0.1"]
+    )
     directory = RunDirectory.create(tmp_path / "c", config.yaml()).directory
-    with pytest.raises(InputError, match=r"run\.iterations: 8 → 12"):
-        plan_resume(directory, ["run.iterations=12"])
+    with pytest.raises(InputError, match=r"train\.num_steps: 8 → 12"):
+        plan_resume(directory, ["train.num_steps=12"])
 
 
 def test_another_configuration_file_is_compared_with_the_runs_own(root, run, tmp_path):
     other = tmp_path / "other.yaml"
-    other.write_text(f"extends: {root / 'configs/playground.yaml'}\nrun: {{iterations: 8}}\nanchor: {{rows: 4}}\n")
-    with pytest.raises(InputError, match=r"anchor\.rows: 16 → 4"):
-        plan_resume(run, [], other)
+    other.write_text(
+        f"extends: {root / 'configs/playground.yaml'}\ntrain: {{num_steps: 8}}\nanchor: {{batch_size: 4}}\n"
+    )
+    with pytest.raises(InputError, match=r"anchor\.batch_size: 16 → 4"):
+        plan_resume(run, [], [other])
 
 
 def test_a_run_without_a_checkpoint_begins_again_and_one_that_is_none_is_refused(root, tmp_path):
-    config = load_config(root / "configs/playground.yaml", ["run.iterations=8", "run.name=n"])
+    config = load_config(root / "configs/playground.yaml", ["train.num_steps=8", "run.name=n"])
     assert plan_resume(RunDirectory.create(tmp_path / "n", config.yaml()).directory, []).checkpoint is None
     with pytest.raises(InputError, match="is not the directory of a run"):
         plan_resume(tmp_path / "nothing", [])
@@ -118,13 +124,13 @@ def test_a_run_that_has_come_to_its_end_says_how_to_go_on(run):
     records.write_summary({"iterations": 8})
     records.add_event("finished")
     CheckpointManager(run).write(8, STATE, lambda folder: None)
-    with pytest.raises(InputError, match=r"has finished its 8 iterations; to go on, ask for more: run\.iterations=16"):
+    with pytest.raises(InputError, match=r"has finished its 8 iterations; to go on, ask for more: train\.num_steps=16"):
         plan_resume(run, [])
-    assert plan_resume(run, ["run.iterations=9"]).checkpoint.iteration == 8
+    assert plan_resume(run, ["train.num_steps=9"]).checkpoint.iteration == 8
 
 
 def test_other_data_are_refused():
-    check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "12", "data.demonstrations": "34"})
+    check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "12", "data.sft": "34"})
     with pytest.raises(InputError, match=r"data\.prompts is not what it was when the run began"):
         check_data_unchanged({"data.prompts": "12"}, {"data.prompts": "13"})
 

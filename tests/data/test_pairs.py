@@ -1,6 +1,5 @@
 """Files of preference pairs: from which replies, and what becomes of the rest."""
 
-import argparse
 import json
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from common.errors import InputError
 from data.records import read_demonstrations, read_pairs, read_prompts
 from duet import pairs
+from duet.__main__ import execute
 from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import RunDirectory
 from reward.scoring import ScoredReply
@@ -37,9 +37,9 @@ def replies(world, vocabulary) -> list[np.ndarray]:
 
 def config(world) -> str:
     return (
-        f"model: {{checkpoint: {world / 'base'}, family: playground}}\n"
+        f"model: {{path: {world / 'base'}, family: playground}}\n"
         f"data: {{prompts: {world / 'data/train.parquet'}}}\n"
-        "reward: {total: {answer: 0.5, heard: 0.5}}\n"
+        "reward: {weights: {answer: 0.5, heard: 0.5}}\n"
         "a_key_of_another_version: 1\n"
     )
 
@@ -97,9 +97,7 @@ def trial(records, prompts, replies):
 
 
 def duet_pairs(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    pairs.add_arguments(parser)
-    pairs.run(parser.parse_args([str(argument) for argument in arguments]))
+    execute(["pairs", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
@@ -115,7 +113,7 @@ def test_pairs_of_a_run(trial, tmp_path, vocabulary, prompts, replies, name, cap
     assert one.chosen_ids.dtype == np.int32
     assert two.origin == "run trial iteration 2 replies 1,0"
     said = capsys.readouterr().out
-    assert "iterations 1 to 2: 4 prompts seen, 2 pairs written" in said
+    assert "iterations 1 to 2: 4 prompts read, 2 pairs written" in said
     assert "1 fewer than two scored replies, 1 gap below the margin" in said
     assert "1 malformed, 1 not finished, 1 without a score" in said
     assert "mean gap          2.000 in total" in said
@@ -124,9 +122,9 @@ def test_pairs_of_a_run(trial, tmp_path, vocabulary, prompts, replies, name, cap
 
 def test_a_configuration_that_extends_another_is_read_whole(root, monkeypatch):
     monkeypatch.chdir(root)  # where its paths begin
-    material = pairs.read_material(root / "configs/comparison.yaml")
-    assert list(material.raters) == ["answer", "heard", "manner"]
-    assert material.prompts
+    sources = pairs.read_pair_sources(root / "configs/comparison.yaml")
+    assert list(sources.raters) == ["answer", "heard", "manner"]
+    assert sources.prompts
 
 
 def test_iterations_score_ties_and_margin_are_options(trial, tmp_path, vocabulary):
@@ -150,7 +148,7 @@ def test_iterations_score_ties_and_margin_are_options(trial, tmp_path, vocabular
         (["RUN", "--score", "manner"], "--score: no reply of .* has the score 'manner'; scores: answer, heard, total"),
         (["RUN", "--ties", "answer,tone"], "--ties: no reply of .* has the score 'tone'"),
         (["RUN", "--margin", "4.5"], "no pair among 4 prompts; 1 fewer than two scored replies, 3 gap below"),
-        (["RUN", "--margin", "-1"], "--margin: -1.0 is not possible"),
+        (["RUN", "--margin", "-1"], "--margin: '-1' is not allowed; input should be greater than or equal to 0"),
         (["RUN", "--iterations", "1,2"], "--iterations: '1,2' is not a number or a range"),
         (["RUN", "--iterations", "3-4"], "has replies of the iterations 1 to 2, none in 3-4"),
         (["RUN", "--config", "c.yaml"], "--config goes with --scored"),

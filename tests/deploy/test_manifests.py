@@ -69,7 +69,7 @@ def test_every_member_has_room_in_the_group_of_its_role_and_in_no_other(root, na
             assert room * most >= members, f"{most} nodes with room for {room} each hold no {members} of {role}"
             # The resource of the group's own counts the members that fit, so that it says what the others say.
             assert offered[role] == room
-            assert offered["GPU"] == room * needed.get("GPU", 0), f"a node of {role} has GPUs that nobody can use"
+            assert offered["GPU"] == room * needed.get("GPU", 0), f"a node of {role} has GPUs that no actor can use"
 
 
 @pytest.mark.parametrize("name", ["KubeRay, GPUs", "launcher, GPUs"])
@@ -79,13 +79,13 @@ def test_rollouts_can_grow_to_twice_their_number(root, name):
     members, needed = resources_by_role(config)["rollout"]
     offered, most = groups_of(root, cluster)["rollout"]
     assert fitting(offered, needed) * most >= 2 * members
-    assert config.rollout.gpus * members + config.learner.gpus * config.learner.ranks >= 8
+    assert config.rollout.num_gpus * members + config.learner.num_gpus * config.learner.num_workers >= 8
 
 
 def test_ranks_of_one_node_fit_on_one(root):
     config = load_config(root / "configs/gpu-cluster.yaml", [])
     ranks, needed = resources_by_role(config)["learner"]
-    assert config.learner.strategy == "STRICT_PACK"
+    assert config.learner.placement_strategy == "STRICT_PACK"
     for cluster in ("deploy/kuberay/raycluster.yaml", "deploy/ray-cluster.yaml"):
         offered, _ = groups_of(root, cluster)["learner"]
         assert fitting(offered, needed) >= ranks
@@ -94,7 +94,7 @@ def test_ranks_of_one_node_fit_on_one(root):
 @pytest.mark.parametrize("configuration", ["configs/gpu-cluster.yaml", "configs/cpu-cluster.yaml"])
 def test_members_of_several_nodes_exchange_weights_through_storage_that_all_see(root, configuration):
     config = load_config(root / configuration, [])
-    assert config.run.exchange == "directory"
+    assert config.weight_sync.backend == "filesystem"
     shared = Path(config.run.directory).parts[:2]
     for file in ("deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"):
         content = one(root / file)
@@ -152,13 +152,15 @@ def test_kuberay_files_are_of_ray_as_locked_ask_for_a_token_and_give_a_run_time_
 
 
 def test_the_job_of_kuberay_is_a_command_of_duet(root):
-    from duet.__main__ import _parser
+    from duet.__main__ import load_command
 
     command = one(root / "deploy/kuberay/rayjob.yaml")["spec"]["entrypoint"]
     folder, _, words = command.partition(" && python -m duet ")
     assert folder == "cd /opt/duet"
-    options = _parser("train").parse_args(words.split())
-    assert load_config(root / options.config, options.overrides).run.name == "playground"
+    name, *arguments = words.split()
+    options = load_command(name).make_context(name, arguments).params
+    [config] = options["config"]
+    assert load_config(root / config, options["overrides"]).run.name == "playground"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

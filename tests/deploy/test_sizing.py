@@ -8,7 +8,7 @@ from rich.console import Console
 from common.errors import InputError
 from configs.load import load_config
 from deploy.sizing import Rates, Sizes, forecast, measured_rates, rates_of_run, smallest_sizes
-from duet import plan
+from duet import size
 from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import RunDirectory
 from reward.scoring import ScoredReply
@@ -98,12 +98,12 @@ def test_where_roles_overlap_their_idle_shares_tell():
 
 def test_what_is_said(recorded, root, capsys):
     directory, _ = recorded()
-    config = load_config(root / "configs/playground.yaml", ["learner.ranks=1"])
-    plan.show(Console(width=80), config, plan.of_run(directory))
+    config = load_config(root / "configs/playground.yaml", ["learner.num_workers=1"])
+    size.show(Console(width=80), config, size.rates_from_run(directory))
     said = capsys.readouterr().out
     assert "16 prompts × 4 = 64 replies" in said
     # 0.2 s a reply to sample, 0.1 to rate, 0.05 to learn: four workers and two servers for a rank.
-    assert "rollout.workers=4 reward.servers=2 for learner.ranks=1" in said
+    assert "rollout.num_workers=4 reward.num_servers=2 for learner.num_workers=1" in said
     lines = [line.split() for line in said.splitlines() if line.startswith(("configured", "fewest"))]
     # rollout + reward + learner + sync, or the slowest of rollout + sync, reward, learner + sync
     assert [line[-3] for line in lines] == ["19.30", "12.90", "9.70", "3.30"]

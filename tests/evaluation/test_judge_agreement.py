@@ -11,7 +11,7 @@ from scipy import stats
 from common.errors import InputError
 from controller.mix_ratio import gates
 from duet.__main__ import main
-from duet.judge import _settings, add_arguments
+from duet.judge import mix_settings
 from evaluation.judge_agreement import Ratings, compare_judges, human_agreement, read_ratings
 
 HEAD = ["prompt_id", "reply_id", "human", "right", "turned", "note"]
@@ -28,15 +28,7 @@ ROWS = [
 ]
 
 
-def options(*arguments: str):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(["calibrate", "file.csv", *arguments])
-
-
-SETTINGS = _settings(options())
+SETTINGS = mix_settings()
 
 
 @pytest.fixture(params=[".parquet", ".jsonl", ".csv", ".tsv"])
@@ -146,9 +138,9 @@ def test_the_command_prints_and_writes_the_same(file, tmp_path, capsys):
 
 
 def test_another_scale_has_its_own_middle():
-    assert _settings(options("--lowest", "0", "--highest", "10")).threshold == 5.0
-    assert _settings(options("--lowest", "0", "--highest", "10")).largest_variance == 25.0
-    assert _settings(options("--threshold", "3.7")).threshold == 3.7
+    assert mix_settings(lowest=0.0, highest=10.0).gate_threshold == 5.0
+    assert mix_settings(lowest=0.0, highest=10.0).max_variance == 25.0
+    assert mix_settings(threshold=3.7).gate_threshold == 3.7
 
 
 @pytest.mark.parametrize(
@@ -185,10 +177,10 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(tmp_path, capsys, cont
         (["--judges", "wrong"], "has no column 'wrong'"),
         (["--judges", "note"], "column 'note' holds 'x'; expected a number"),
         (["--human", "people"], "has no column 'people'"),
-        (["--lowest", "5"], "--lowest: 5 must be below --highest, 5"),
-        (["--threshold", "9"], "--threshold: 9 is outside the scale, 1 to 5"),
-        (["--largest", "2"], "--largest: 2 is outside [0, 1]"),
-        (["--slope", "0"], "--slope: 0 must be above 0"),
+        (["--lowest", "5"], "--lowest: 5 is not below --highest, 5"),
+        (["--threshold", "9"], "--threshold: 9 is outside the scale; give a number from 1 to 5"),
+        (["--largest", "2"], "--largest: '2' is not allowed; input should be less than or equal to 1"),
+        (["--slope", "0"], "--slope: 0 is too small; give a number above 0"),
         (["--out", "/no/such/folder/x.json"], "--out: /no/such/folder/x.json cannot be written"),
     ],
 )

@@ -98,14 +98,14 @@ def settings(checkpoint: Path, **changes) -> EngineConfig:
     usual = EngineConfig(
         checkpoint=str(checkpoint),
         dtype="float32",
-        max_length=128,
-        max_sequences=128,
+        max_model_len=128,
+        max_num_seqs=128,
         constrained=True,
         in_process=True,
-        threads=1,
-        kv_cache_gib=1,
-        gpu_memory_share=0.9,
-        tensor_parallel=1,
+        num_threads=1,
+        cpu_kv_cache_gib=1,
+        gpu_memory_utilization=0.9,
+        tensor_parallel_size=1,
     )
     return replace(usual, **changes)
 

@@ -19,7 +19,7 @@ from speech.grammar import check_reply_grammar, grammar_table, token_kinds
 from speech.types import Finish, Prompt, Reply
 from speech.vocabulary import Vocabulary
 
-REPLIES, FREE, COMPARED = 64, 16, 4
+REPLIES, FREE, COMPARED = 32, 8, 4
 """Replies held to the structure, replies that are not, and those of the former that transformers computes again."""
 LONGEST = 30
 SECONDS = 150.0
@@ -77,15 +77,15 @@ def _sample(asked: Asked) -> tuple[list[tuple[Prompt, Reply]], list[tuple[Prompt
     chosen = family(asked.family)
     vocabulary = Vocabulary.from_checkpoint(Path(asked.checkpoint), chosen.tokens)
     settings = EngineConfig(
-        checkpoint=asked.checkpoint, dtype="float32", max_length=512, max_sequences=REPLIES, constrained=True,
-        in_process=True, threads=2, kv_cache_gib=1.0, gpu_memory_share=0.3, tensor_parallel=1,
+        checkpoint=asked.checkpoint, dtype="float32", max_model_len=512, max_num_seqs=REPLIES, constrained=True,
+        in_process=True, num_threads=2, cpu_kv_cache_gib=1.0, gpu_memory_utilization=0.3, tensor_parallel_size=1,
     )  # fmt: skip
     sampling = SamplingConfig(temperature=1.0, max_tokens=LONGEST)
 
     def draw(count: int, constrained: bool) -> list[tuple[Prompt, Reply]]:
         engine = VllmEngine(replace(settings, constrained=constrained), chosen, vocabulary, 0)
-        each = -(-count // len(asked.prompts))
-        groups = engine.sample(asked.prompts, each, sampling, list(range(len(asked.prompts))), "w")
+        prompts = asked.prompts[:count]
+        groups = engine.generate(prompts, -(-count // len(prompts)), sampling, list(range(len(prompts))), "w")
         del engine
         gc.collect()  # its keys and values, before there are those of another
         return [(group.prompt, reply) for group in groups for reply in group.replies][:count]

@@ -104,14 +104,16 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
     codec = "tests.families.codec:Tones" if codebook else "speech.codecs.base:NoSpeech"
     made = ", ".join(f"{{name: {r}, use: 'tests.families.raters:{r.capitalize()}'}}" for r in raters)
     return [
-        f"model.checkpoint={trunk}", f"model.family={name}", "model.max_length=512",
-        f"data.prompts={data / 'prompts.parquet'}", f"data.demonstrations={data / 'demonstrations.parquet'}",
-        "data.held_out={}", f"reward.codec={{use: '{codec}', arguments: {{path: {data}}}}}", f"reward.raters=[{made}]",
-        "reward.total={words: 1.0}", "reward.scores={}", "reward.signal=''",
-        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=40", "anchor.rows=2", "evaluation.listen_every=0",
-        "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=16", "learner.learning_rate=1e-3",
-        "learner.ranks=1",
-        "mix.mode=fixed", "mix.fixed=0.5",
+        f"model.path={trunk}", f"model.family={name}", "model.max_model_len=512",
+        f"data.prompts={data / 'prompts.parquet'}", f"data.sft={data / 'demonstrations.parquet'}",
+        "data.validation={}", f"reward.codec={{target: '{codec}', kwargs: {{path: {data}}}}}",
+        f"reward.functions=[{made}]",
+        "reward.weights={words: 1.0}", "reward.composites={}", "reward.audio_quality_fn=''",
+        "reward.num_servers=1", "rollout.batch_size=4", "rollout.max_new_tokens=32", "anchor.batch_size=2",
+        "validation.recording_interval=0",
+        "train.num_steps=2", "checkpoint.interval=0", "rollout.max_num_seqs=16", "learner.learning_rate=1e-3",
+        "learner.num_workers=1",
+        "mix_ratio.schedule=fixed", "mix_ratio.value=0.5",
     ]  # fmt: skip
 
 

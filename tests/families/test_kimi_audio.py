@@ -221,24 +221,26 @@ def job(checkpoint, vocabulary, prompts, tmp_path_factory) -> Path:
     pq.write_table(pa.Table.from_pylist(shown, DEMONSTRATIONS), directory / "demonstrations.parquet")
     (directory / "codec.json").write_text(json.dumps(CODEC))
     (directory / "run.yaml").write_text(f"""
-run: {{name: kimi, directory: {directory}, iterations: 2, checkpoint_every: 1}}
-model: {{checkpoint: {checkpoint}, family: kimi-audio, max_length: 128}}
+run: {{name: kimi, directory: {directory}}}
+train: {{num_steps: 2}}
+checkpoint: {{interval: 1}}
+model: {{path: {checkpoint}, family: kimi-audio, max_model_len: 128}}
 data:
   prompts: {directory}/prompts.parquet
-  demonstrations: {directory}/demonstrations.parquet
-  held_out: {{held_out: {directory}/held_out.parquet}}
-rollout: {{prompts: 4, group_size: 4, max_tokens: 64, temperature: 0.8, cpus: 0.5}}
+  sft: {directory}/demonstrations.parquet
+  validation: {{held_out: {directory}/held_out.parquet}}
+rollout: {{batch_size: 4, n: 4, max_new_tokens: 64, temperature: 0.8, num_cpus: 0.5}}
 reward:
-  servers: 1
-  codec: {{use: 'tests.families.codec:Tones', arguments: {{path: {directory}}}}}
-  raters:
-    - {{name: words, use: 'tests.families.raters:Words'}}
-    - {{name: sound, use: 'tests.families.raters:Sound'}}
-  total: {{words: 1.0}}
-preference: {{kl_text: 0.01, kl_speech: 0.01}}
-anchor: {{rows: 4}}
-learner: {{ranks: 2, cpus: 0.25, learning_rate: 1.0e-3, zero_stage: 2}}
-evaluation: {{recordings: 1, listen_every: 0, signal_samples: 0}}
+  num_servers: 1
+  codec: {{target: 'tests.families.codec:Tones', kwargs: {{path: {directory}}}}}
+  functions:
+    - {{name: words, target: 'tests.families.raters:Words'}}
+    - {{name: sound, target: 'tests.families.raters:Sound'}}
+  weights: {{words: 1.0}}
+algorithm: {{kl_coef_text: 0.01, kl_coef_speech: 0.01}}
+anchor: {{batch_size: 4}}
+learner: {{num_workers: 2, num_cpus: 0.25, learning_rate: 1.0e-3, zero_stage: 2}}
+validation: {{num_recordings: 1, recording_interval: 0, num_quality_samples: 0}}
 """)
     return directory
 
@@ -252,8 +254,8 @@ def test_half_a_step_is_refused_before_anything_starts(job, tmp_path):
     half = r"has \d+ tokens, where family kimi-audio has 2 for each step"
     refusals = {
         f"data.prompts={tmp_path}/prompts.parquet": f"prompts.parquet row 5: field 'token_ids' {half}",
-        f"data.demonstrations={tmp_path}/demonstrations.parquet": f"row 3: field 'prompt_ids' {half}",
-        "rollout.tensor_parallel=2": "rollout.tensor_parallel: 2, but the engine of family kimi-audio",
+        f"data.sft={tmp_path}/demonstrations.parquet": f"row 3: field 'prompt_ids' {half}",
+        "rollout.tensor_parallel_size=2": "rollout.tensor_parallel_size: 2, but the engine of family kimi-audio",
     }
     for override, complaint in refusals.items():
         with pytest.raises(InputError, match=complaint):
@@ -265,7 +267,7 @@ def run(root, job, address) -> Path:
     """Two iterations of the real stack, then another that goes on from their checkpoint."""
     done = duet(root, "train", "--config", str(job / "run.yaml"), f"cluster.address={address}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    again = duet(root, "train", "--resume", str(job / "kimi"), "run.iterations=3")
+    again = duet(root, "train", "--resume", str(job / "kimi"), "train.num_steps=3")
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
     assert "after iteration 2" in again.stdout
     return job / "kimi"

@@ -50,7 +50,7 @@ def engine(checkpoint, vocabulary) -> MultiStreamEngine:
 @pytest.fixture(scope="module")
 def groups(engine, prompts):
     """256 replies."""
-    return engine.sample(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
+    return engine.generate(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
 
 
 def rows_of(group, kinds: np.ndarray, **fields) -> list[TrainingSample]:
@@ -104,7 +104,9 @@ def test_one_that_is_not_valid_is_marked(groups, checkpoint, vocabulary, prompts
         assert (check_reply_grammar(ids, FAMILY.interleave, kinds) is None) == verdicts[-1]
     assert 10 < sum(verdicts) < 246
     free = MultiStreamEngine(settings(checkpoint, constrained=False), FAMILY, vocabulary)
-    drawn = [r for g in free.sample(prompts[:8], 4, replace(SAMPLING, max_tokens=20), [0] * 8, "w") for r in g.replies]
+    drawn = [
+        r for g in free.generate(prompts[:8], 4, replace(SAMPLING, max_tokens=20), [0] * 8, "w") for r in g.replies
+    ]
     assert all((reply.defect is None) == valid(reply.token_ids) for reply in drawn)
     assert sum(reply.defect is not None for reply in drawn) > 30
     assert all(len(reply.token_ids) % 2 == 0 and np.isfinite(reply.logps).all() for reply in drawn)
@@ -117,7 +119,7 @@ def test_the_distribution_sampled_is_the_distribution_scored(groups, scorer, voc
 
 def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer, vocabulary):
     """The end of the text, after one word: how often it comes against how likely it is said to be."""
-    [group] = engine.sample(prompts[:1], 200, replace(SAMPLING, max_tokens=4), [0], "w")
+    [group] = engine.generate(prompts[:1], 200, replace(SAMPLING, max_tokens=4), [0], "w")
     text = int(TokenKind.TEXT | TokenKind.END_TEXT)
     prompt, wanted = group.prompt.token_ids, []
     # What stands in the place of the first step's text gives what the second one's is drawn from.
@@ -134,8 +136,8 @@ def test_tokens_come_as_often_as_their_probability_says(engine, prompts, scorer,
 
 def test_replies_are_the_same_whoever_is_drawn_beside_them(checkpoint, vocabulary, prompts, groups, scorer):
     """Three rows for forty replies: taken up one by one, moved, prompts computed once or copied."""
-    few = MultiStreamEngine(settings(checkpoint, max_sequences=3), FAMILY, vocabulary)
-    again = few.sample(prompts[:10], 4, SAMPLING, list(range(0, 40, 4)), "w")
+    few = MultiStreamEngine(settings(checkpoint, max_num_seqs=3), FAMILY, vocabulary)
+    again = few.generate(prompts[:10], 4, SAMPLING, list(range(0, 40, 4)), "w")
     for one, other in zip(again, groups, strict=False):
         for a, b in zip(one.replies, other.replies, strict=True):
             assert a.token_ids.tolist() == b.token_ids.tolist()
@@ -160,7 +162,7 @@ def test_weights_change_under_replies_that_are_under_way(checkpoint, vocabulary,
     weights = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
     save_file(weights, tmp_path / "w.safetensors")
     engine.load_weights([tmp_path / "w.safetensors"], 5)
-    drawn = engine.turn(60.0, "w")
+    drawn = engine.run_for(60.0, "w")
     assert [number for number, _ in drawn] == [7] * 4
     assert {(reply.weight_version, reply.newest_version) for _, reply in drawn} == {(0, 5)}
     after = engine.probe(sequences)
@@ -171,17 +173,17 @@ def test_weights_change_under_replies_that_are_under_way(checkpoint, vocabulary,
         with torch.no_grad():
             logps, _ = scorer(inputs[None], sources, inputs[2:], torch.zeros_like(sources), torch.ones(len(sources)))
         assert np.abs(logps.numpy() - found).max() < 1e-4
-    [group] = engine.sample(prompts[1:2], 4, SAMPLING, [0], "w")
+    [group] = engine.generate(prompts[1:2], 4, SAMPLING, [0], "w")
     assert {reply.weight_version for reply in group.replies} == {5}
     assert gap(group, scorer, vocabulary) < 1e-4
     engine.submit([order])
-    engine.abandon()
-    assert engine.turn(1.0, "w") == []
+    engine.abort_all()
+    assert engine.run_for(1.0, "w") == []
     part = {"model.mimo_norm.weight": weights["model.mimo_norm.weight"] * 2}
     save_file(part, tmp_path / "part.safetensors")
     engine.load_weights([tmp_path / "part.safetensors"], 6, whole=False)
     assert engine.weight_version == 6
-    with pytest.raises(PartialWeightUpdate, match=r"weights 7 were not taken to the end: .*nothing came for"):
+    with pytest.raises(PartialWeightUpdate, match=r"weights 7 were loaded partially: .*the update lacks"):
         engine.load_weights([tmp_path / "part.safetensors"], 7)
     save_file({"model.strange": torch.zeros(1)}, tmp_path / "strange.safetensors")
     with pytest.raises(PartialWeightUpdate, match="strange"):
@@ -192,7 +194,7 @@ def test_weights_change_under_replies_that_are_under_way(checkpoint, vocabulary,
 def test_what_does_not_fit_is_refused(checkpoint, vocabulary, engine, prompts):
     for count in (127, 128):
         ids = np.full(count, BLANK, dtype=np.int32)
-        with pytest.raises(ValueError, match=f"has {count} tokens; 2 for each step, and at most 126"):
+        with pytest.raises(ValueError, match=f"has {count} tokens; allowed: multiples of 2 up to 126"):
             engine.submit(
                 [
                     RolloutRequest(
@@ -200,10 +202,10 @@ def test_what_does_not_fit_is_refused(checkpoint, vocabulary, engine, prompts):
                     )
                 ]
             )
-    with pytest.raises(InputError, match=r"rollout.kv_cache_gib: no room"):
-        MultiStreamEngine(settings(checkpoint, kv_cache_gib=1e-6), FAMILY, vocabulary)
-    with pytest.raises(InputError, match=r"rollout.tensor_parallel: 2"):
-        MultiStreamEngine(settings(checkpoint, tensor_parallel=2), FAMILY, vocabulary)
+    with pytest.raises(InputError, match=r"rollout.cpu_kv_cache_gib: 1e-06 leaves no memory"):
+        MultiStreamEngine(settings(checkpoint, cpu_kv_cache_gib=1e-6), FAMILY, vocabulary)
+    with pytest.raises(InputError, match=r"rollout.tensor_parallel_size: 2"):
+        MultiStreamEngine(settings(checkpoint, tensor_parallel_size=2), FAMILY, vocabulary)
 
 
 @pytest.mark.parametrize(("channel", "reached"), [("text", False), ("all", True)], ids=["wavalign", "full"])
@@ -235,9 +237,9 @@ def test_a_worker_takes_the_engine_of_the_family(checkpoint, vocabulary, prompts
         RolloutRequest(number=number, prompt=prompt, group_size=2, sampling=SAMPLING, seed=0)
         for number, prompt in enumerate([prompts[0], too_long])
     ]
-    drawn = worker.turn(orders, 60.0)
+    drawn = worker.run_for(orders, 60.0)
     assert [number for number, _ in drawn.replies] == [0, 0]
-    assert [number for number, _ in drawn.refused] == [1]
+    assert [number for number, _ in drawn.rejected] == [1]
     with torch.no_grad():
         scorer.model.mimo_output.weight.mul_(1.1)
     weights = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
@@ -249,8 +251,8 @@ def test_a_worker_takes_the_engine_of_the_family(checkpoint, vocabulary, prompts
     parcel = WeightUpdate(version=1, size=1, whole=True, path=tmp_path / "w.safetensors")
     report = worker.update(parcel, 0.5, WeightCheck(sequences=[ids], logps=[logps.numpy()]))
     assert report.version == 1
-    assert report.probe_gap < 1e-4
+    assert report.logprob_diff < 1e-4
     assert worker.state() == {"name": "rollout-0", "weight_version": 1, "mix": 0.5, "metrics": None}
     save_file({"strange": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(ActorUnusable, match="weights 2 were not taken to the end"):
+    with pytest.raises(ActorUnusable, match="weights 2 were loaded partially"):
         worker.update(replace(parcel, version=2), 0.5, WeightCheck(sequences=[], logps=[]))

@@ -26,7 +26,7 @@ from tests.learner.one_rank import sampled_rows
 from tests.learner.ranks import PARTS, SETTINGS, same, weights
 from weight_sync.source import named_weights
 
-LORA = LoraConfig(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
+LORA = LoraConfig(r=4, lora_alpha=32.0, target_modules=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
 PROBE = [np.arange(3, 40, dtype=np.int32)]
 
 
@@ -110,8 +110,8 @@ def found(
         }
     if settings.zero_stage == 0:
         result["refused"] = [
-            refusal(engine(lora=replace(LORA, rank=8)), directory, saved),
-            refusal(engine(lora=replace(LORA, targets=("*_proj",))), directory, saved),
+            refusal(engine(lora=replace(LORA, r=8)), directory, saved),
+            refusal(engine(lora=replace(LORA, target_modules=("*_proj",))), directory, saved),
             refusal(engine(lora=None), directory, saved),
         ]
     result["parameters"] = sum(1 for _ in named_weights(straight._engine.module.model))

@@ -6,7 +6,7 @@ OBJECTIVE = Objective(
     routes=(RouteLoss(channel="text", weight=1.0),),
     clip=0.2,
     clip_high=0.2,
-    ratio="behaviour",
+    ratio="rollout",
     cap=2.0,
     kl_text=0.1,
     kl_speech=0.1,

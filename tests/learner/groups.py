@@ -40,7 +40,7 @@ def mixed_rows(world: Path) -> list[TrainingSample]:
 MICRO_BATCH_TOKENS = 400
 
 
-def rank_settings(world: Path, stage: int, run: str = "test", exchange: Exchange = "memory") -> LearnerConfig:
+def rank_settings(world: Path, stage: int, run: str = "test", exchange: Exchange = "shm") -> LearnerConfig:
     return LearnerConfig(
         checkpoint=str(world / "base"),
         run=run,
@@ -70,7 +70,7 @@ def learner_group(
     stage: int,
     run: str = "test",
     place: Placement | None = None,
-    exchange: Exchange = "memory",
+    exchange: Exchange = "shm",
     **changes,
 ) -> LearnerGroup:
     """Make a group without starting it. place: None makes a new placement. changes: Fields of the group's settings."""

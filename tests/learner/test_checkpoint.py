@@ -41,7 +41,7 @@ def test_a_whole_checkpoint_is_taken(checkpoint):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("ranks", 4, "learner.ranks: 4, but .* was saved with 2"),
+        ("ranks", 4, "learner.num_workers: 4, but .* was saved with 2"),
         ("zero_stage", 3, "learner.zero_stage: 3, but .* was saved with 2"),
         ("dtype", "bfloat16", "model.dtype: bfloat16, but .* was saved with float32"),
     ],

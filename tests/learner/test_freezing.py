@@ -17,7 +17,7 @@ def test_patterns_name_parameters():
 def test_a_pattern_that_matches_nothing_is_an_error():
     """Method §7, rule 7."""
     with pytest.raises(
-        InputError, match=r"model.frozen: 'encoder\.\*' matches no parameter; the model has embed.weight"
+        InputError, match=r"model.freeze: 'encoder\.\*' matches no parameter; the model has embed.weight"
     ):
         frozen_names(NAMES, ["layers.*", "encoder.*"])
     with pytest.raises(InputError, match="nothing is left to train"):

@@ -16,7 +16,7 @@ from learner.lora import ADAPTER_FOLDER, Adapters, check_adapters, load_adapters
 from learner.parameter_filter import adapted_layers, freeze
 from weight_sync.source import WeightSource, named_weights
 
-SETTINGS = LoraConfig(rank=4, alpha=8.0, targets=("*_proj",))
+SETTINGS = LoraConfig(r=4, lora_alpha=8.0, target_modules=("*_proj",))
 IDS = torch.arange(3, 15)[None]
 LAYERS = {"a.q_proj": (8, 6), "a.k_proj": (4, 6), "b.q_proj": (8, 6), "lm_head": (32, 6)}
 
@@ -117,12 +117,12 @@ def test_adapters_come_back_as_they_were(base, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "frozen", "complaint"),
     [
-        ({"rank": 8}, (), r"learner\.lora\.rank: 8, but .* was saved with 4; resume with learner\.lora\.rank=4"),
-        ({"alpha": 4.0}, (), r"learner\.lora\.alpha: 4\.0, but .* was saved with 8\.0"),
+        ({"r": 8}, (), r"learner\.lora\.r: 8, but .* was saved with 4; resume with learner\.lora\.r=4"),
+        ({"lora_alpha": 4.0}, (), r"learner\.lora\.lora_alpha: 4\.0, but .* was saved with 8\.0"),
         (
-            {"targets": ("*.q_proj",)},
+            {"target_modules": ("*.q_proj",)},
             (),
-            r"learner\.lora\.targets: \*\.q_proj and model\.frozen do not name the layers",
+            r"learner\.lora\.target_modules: \*\.q_proj and model\.freeze do not name the layers",
         ),
         ({}, ("model.layers.0.*",), r"model\.layers\.0\.mlp\.down_proj is one of the 7 that differ"),
     ],
@@ -137,7 +137,7 @@ def test_other_adapters_than_those_saved_are_refused(base, world, tmp_path, chan
 
 def test_files_that_are_damaged_are_refused(base, world, tmp_path):
     adapters = Adapters(base, SETTINGS)
-    with pytest.raises(InputError, match=r"learner\.lora\.rank: 4, but .* resume with learner\.lora\.rank=0 if"):
+    with pytest.raises(InputError, match=r"learner\.lora\.r: 4, but .* resume with learner\.lora\.r=0 if"):
         check_adapters(adapters, tmp_path / ADAPTER_FOLDER)
     save_model(base, world / "base", tmp_path, adapters)
     file = tmp_path / ADAPTER_FOLDER / "adapter_model.safetensors"
@@ -180,15 +180,15 @@ def test_adapters_alone_are_sent(base):
     ("changes", "frozen", "complaint"),
     [
         (
-            {"targets": ("*.q_proj", "experts.*")},
+            {"target_modules": ("*.q_proj", "experts.*")},
             (),
-            r"learner\.lora\.targets: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, q_proj, …",
+            r"target_modules: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, q_proj, …",
         ),
-        ({"rank": 5}, (), r"learner\.lora\.rank: 5 exceeds a\.k_proj, which has 6 inputs and 4 outputs; use at most 4"),
+        ({"r": 5}, (), r"learner\.lora\.r: 5 exceeds a\.k_proj, which has 6 inputs and 4 outputs; use at most 4"),
         (
-            {"targets": ("b.*",)},
+            {"target_modules": ("b.*",)},
             ("b.q_proj",),
-            r"learner\.lora\.targets: b\.\* match only layers that model\.frozen freezes",
+            r"learner\.lora\.target_modules: b\.\* match only layers that model\.freeze freezes",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_settings_that_do_not_fit_a_model_are_refused(changes, frozen, complaint
 
 def test_which_layers_are_adapted():
     assert adapted_layers(LAYERS, SETTINGS, ["b.q_proj"]) == {"a.q_proj": (6, 8), "a.k_proj": (6, 4)}
-    assert set(adapted_layers(LAYERS, replace(SETTINGS, targets=("lm_*",)))) == {"lm_head"}
+    assert set(adapted_layers(LAYERS, replace(SETTINGS, target_modules=("lm_*",)))) == {"lm_head"}
 
 
 def test_a_tied_output_layer_gets_none(world):
@@ -207,5 +207,5 @@ def test_a_tied_output_layer_gets_none(world):
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(InputError, match="'lm_head' matches no linear layer with an untied weight"):
-        Adapters(model, replace(SETTINGS, targets=("lm_head",)))
-    assert "lm_head" not in Adapters(model, replace(SETTINGS, targets=("*",))).layers
+        Adapters(model, replace(SETTINGS, target_modules=("lm_head",)))
+    assert "lm_head" not in Adapters(model, replace(SETTINGS, target_modules=("*",))).layers

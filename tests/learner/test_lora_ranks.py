@@ -61,7 +61,7 @@ def test_adapters_alone_are_sent_and_kept(two, stage):
 def test_a_checkpoint_of_other_adapters_is_refused(two):
     for rank in two:
         larger, others, none = rank[0]["refused"]
-        assert larger.startswith("learner.lora.rank: 8, but")
-        assert "resume with learner.lora.rank=4" in larger
-        assert others.startswith("learner.lora.targets: *_proj and model.frozen do not name the layers")
-        assert "was saved of other parameters, or with others frozen or adapted, than model.checkpoint" in none
+        assert larger.startswith("learner.lora.r: 8, but")
+        assert "resume with learner.lora.r=4" in larger
+        assert others.startswith("learner.lora.target_modules: *_proj and model.freeze do not name the layers")
+        assert "was saved of other parameters, or with others frozen or adapted, than model.path" in none

@@ -36,9 +36,9 @@ def test_preference_equals_the_authors_numbers(reference):
         scores = np.asarray(case["scores"]).reshape(-1, size)
         advantage = torch.tensor(np.concatenate([advantages(group) for group in scores]), dtype=torch.float32)
         counts = mask.sum(-1).reshape(-1, size).tolist()
-        weights = torch.tensor(token_weights(counts, "reply", 0)).reshape(-1)
+        weights = torch.tensor(token_weights(counts, "seq-mean-token-mean", 0)).reshape(-1)
         reply = logp[:, start - 1 :]
-        terms, _ = grpo_loss(reply, reply.detach(), reply.detach(), advantage, **CLIP, ratio="one")
+        terms, _ = grpo_loss(reply, reply.detach(), reply.detach(), advantage, **CLIP, ratio="none")
         loss = (weights[:, None] * terms * mask).sum()
         loss.backward()
         assert loss.item() == pytest.approx(expected["rl_loss_no_ref"], abs=1e-5), key
@@ -87,7 +87,7 @@ def test_selections(selection, boundary, chosen):
 def test_clipping_stops_the_gradient_only_where_the_ratio_went_too_far():
     logp = torch.tensor([[0.5, -0.5], [0.5, -0.5]], requires_grad=True)
     zero = torch.zeros(2, 2)
-    loss, bound = grpo_loss(logp, zero, zero + 9.0, torch.tensor([1.0, -1.0]), **CLIP, ratio="behaviour")
+    loss, bound = grpo_loss(logp, zero, zero + 9.0, torch.tensor([1.0, -1.0]), **CLIP, ratio="rollout")
     loss.sum().backward()
     assert bound.tolist() == [[True, False], [False, True]]
     assert (logp.grad != 0).tolist() == [[False, True], [True, False]]
@@ -112,7 +112,7 @@ def test_an_importance_weight_is_bounded_token_by_token():
 
 def test_ratio_one_does_not_see_who_sampled():
     logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss, bound = grpo_loss(logp, torch.tensor([[-9.0, 0.0]]), logp.detach(), torch.tensor([3.0]), **CLIP, ratio="one")
+    loss, bound = grpo_loss(logp, torch.tensor([[-9.0, 0.0]]), logp.detach(), torch.tensor([3.0]), **CLIP, ratio="none")
     loss.sum().backward()
     assert logp.grad.tolist() == [[-3.0, -3.0]]
     assert not bound.any()
@@ -129,9 +129,9 @@ def test_dpo_against_the_formula():
     ("average", "expected"),
     [
         # two groups count (the last has no token): 1 / (2 groups · 2 replies · tokens)
-        ("reply", [[1 / 8, 1 / 24], [0.0, 1 / 4], [0.0]]),
-        ("token", [[1 / 9, 1 / 9], [0.0, 1 / 9], [0.0]]),
-        ("constant", [[1 / 40, 1 / 40], [0.0, 1 / 40], [0.0]]),
+        ("seq-mean-token-mean", [[1 / 8, 1 / 24], [0.0, 1 / 4], [0.0]]),
+        ("token-mean", [[1 / 9, 1 / 9], [0.0, 1 / 9], [0.0]]),
+        ("seq-mean-token-sum-norm", [[1 / 40, 1 / 40], [0.0, 1 / 40], [0.0]]),
     ],
 )
 def test_averages(average, expected):

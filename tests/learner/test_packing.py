@@ -129,7 +129,7 @@ def test_a_model_that_mixes_rows_is_refused(monkeypatch):
         return packed_attention.attend(*given, **named)
 
     monkeypatch.setitem(packed_attention.AttentionInterface._global_mapping, packed_attention.PACKED, leak)
-    with pytest.raises(InputError, match=r"learner.packing: Qwen2ForCausalLM .* tokens attend to other rows"):
+    with pytest.raises(InputError, match=r"learner.sequence_packing: Qwen2ForCausalLM .* tokens attend to other rows"):
         use_packing(a_model())
 
 
@@ -137,7 +137,9 @@ def test_a_model_that_takes_other_positions_is_refused(monkeypatch):
     """All positions are 0. A shift would not matter, because rotary positions are relative."""
     of = Packing.from_layout
     monkeypatch.setattr(Packing, "from_layout", lambda *given: _at_zero(of(*given)))
-    with pytest.raises(InputError, match=r"outputs differ from those of each row alone.*learner.packing=false"):
+    with pytest.raises(
+        InputError, match=r"outputs differ from those of each row alone.*learner.sequence_packing=false"
+    ):
         use_packing(a_model())
 
 
@@ -153,7 +155,7 @@ def test_a_model_with_an_attention_of_its_own_is_refused():
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(1))
 
-    with pytest.raises(InputError, match=r"its attention cannot be replaced .*; set learner.packing=false"):
+    with pytest.raises(InputError, match=r"its attention cannot be replaced .*; set learner.sequence_packing=false"):
         use_packing(Own())
 
 

@@ -39,7 +39,7 @@ def some_rows() -> list[TrainingSample]:
 
 
 def loss_of(rows: list[Item], mix: float) -> tuple[float, dict]:
-    """Compute the loss from log-probabilities that depend on the ids only, so a row has the same ones in every batch."""
+    """Compute the loss from log-probabilities that depend only on the ids: a row has the same in every batch."""
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
     logp = -(batch.targets % 7).float() / 5.0
     loss, tally = micro_batch_loss(batch, logp, torch.ones_like(logp), logp - 0.1, OBJECTIVE, mix)
@@ -66,12 +66,12 @@ def test_mix_zero_is_the_anchor_and_mix_one_the_preference():
 
 
 def test_a_text_route_never_trains_speech():
-    """Method §7, rule 4: a reply without text gives no gradient, whatever its weight, and neither does any other token."""
+    """Method §7, rule 4: a reply without text gives no gradient, whatever its weight. Nor does any other token."""
     rows = [replace(row, channels=np.where(row.channels == 0, 1, row.channels)) for row in some_rows()[:1]]
     rows += some_rows()[1:4]
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
     logp = (-(batch.targets % 7).float() / 5.0).requires_grad_(True)
-    free = replace(OBJECTIVE, ratio="one")  # a clipped token would have no gradient either
+    free = replace(OBJECTIVE, ratio="none")  # a clipped token would have no gradient either
     loss, _ = micro_batch_loss(batch, logp, torch.ones_like(logp), None, free, 1.0)
     loss.backward()
     gradient = batch.dense(logp.grad)

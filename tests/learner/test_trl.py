@@ -41,7 +41,12 @@ from tests.learner.trl_side import CAP, CLIP, CLIP_HIGH, END, LIMIT, PAD, SCORES
 pytestmark = pytest.mark.xdist_group("trl")
 
 EXACT = 1e-5
-AVERAGES = [("grpo", "reply"), ("dapo", "token"), ("bnpo", "token"), ("dr_grpo", "constant")]
+AVERAGES = [
+    ("grpo", "seq-mean-token-mean"),
+    ("dapo", "token-mean"),
+    ("bnpo", "token-mean"),
+    ("dr_grpo", "seq-mean-token-sum-norm"),
+]
 """TRL's name and ours."""
 BETA = 0.2
 ROOMS = ("cluster", "speech", "rollout", "reward", "learner", "controller", "playground")
@@ -61,7 +66,7 @@ def start(tmp_path_factory) -> nn.Module:
 
 
 def objective(**changes) -> Objective:
-    plain = dict(clip=CLIP, clip_high=CLIP_HIGH, ratio="behaviour", cap=CAP, kl_text=0.0, kl_speech=0.0)
+    plain = dict(clip=CLIP, clip_high=CLIP_HIGH, ratio="rollout", cap=CAP, kl_text=0.0, kl_speech=0.0)
     plain |= dict(
         routes=(RouteLoss(channel="text", weight=1.0),), boundary="speech", anchor_text=1.0, anchor_speech=1.0
     )

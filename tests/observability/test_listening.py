@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs.schema import Config
+from configs.load import load_config
 from controller.validation import Validator
 from observability.reply_schema import ReplyProvenance
 from observability.run_directory import RunDirectory, numbered, read_listening
 from reward.scoring import ScoringConfig, score_groups
 from speech.types import Demonstration, Prompt
+from tests.conftest import ROOT
 from tests.controller.examples import card, group
 
 
@@ -39,10 +40,11 @@ def listening(tmp_path):
     """Evaluations of a run of `iterations`, listening every so often, with few recordings."""
 
     def make(**evaluation) -> tuple[Validator, Answering]:
-        config = Config()
-        config.run.iterations = 9
+        config = load_config(ROOT / "configs/playground.yaml", [])
+        config.train.num_steps = 9
+        config.reward.audio_quality_fn = ""
         for name, value in evaluation.items():
-            setattr(config.evaluation, name, value)
+            setattr(config.validation, name, value)
         ids = np.arange(3, dtype=np.int32)
         inputs = SimpleNamespace(
             prompts=[prompt("t1"), prompt("t2"), prompt("t3"), prompt("t4")],
@@ -57,7 +59,7 @@ def listening(tmp_path):
 
 
 def test_held_out_prompts_and_demonstrated_ones_are_answered_between(listening, tmp_path):
-    held_out, loop = listening(listen_every=3, recordings=2)
+    held_out, loop = listening(recording_interval=3, num_recordings=2)
     held_out.evaluate("before", 0)
     for iteration in range(1, 10):
         held_out.listen(iteration)
@@ -73,7 +75,7 @@ def test_held_out_prompts_and_demonstrated_ones_are_answered_between(listening, 
 
 
 def test_nobody_listens_where_that_is_switched_off(listening, tmp_path):
-    held_out, loop = listening(listen_every=0)
+    held_out, loop = listening(recording_interval=0)
     held_out.evaluate("before", 0)
     held_out.listen(3)
     assert numbered(tmp_path / "run", "listening") == []
@@ -81,7 +83,7 @@ def test_nobody_listens_where_that_is_switched_off(listening, tmp_path):
 
 
 def test_what_is_done_again_is_listened_to_again(listening, tmp_path):
-    held_out, _ = listening(listen_every=3, recordings=1)
+    held_out, _ = listening(recording_interval=3, num_recordings=1)
     for iteration in (3, 6):
         held_out.listen(iteration)
     records = RunDirectory.open(tmp_path / "run")

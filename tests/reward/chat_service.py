@@ -1,4 +1,4 @@
-"""A chat service as OpenAI's, in a thread, that answers as such services do: well, slowly, and wrongly."""
+"""A stub of OpenAI's chat service in a thread, with good, slow and wrong answers."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ GOOD = {"reason": "clear and right", "score": 4.5}
 
 
 def completion(content: object, **others: Any) -> dict[str, Any]:
-    """A chat completion. others: fields of the answer, of its choice (finish_reason) or its message (refusal)."""
+    """Return a chat completion. others: fields of the answer, the choice (finish_reason) or the message (refusal)."""
     message = {"role": "assistant", "content": content, "refusal": others.pop("refusal", None)}
     choice = {"index": 0, "message": message, "finish_reason": others.pop("finish_reason", "stop")}
     answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "judge-2026", "choices": [choice]}
@@ -56,12 +56,12 @@ WAYS: dict[str, tuple[int, bytes]] = {
     "fault": (500, b'{"error": {"message": "oops"}}'),
     "away": (503, b""),
 }
-"""Status and body by what the service does. Beside these: slow (waits), drop (hangs up), broken (hangs up amid the
-body)."""
+"""Status and body by behaviour. Further behaviours: slow (waits), drop (closes the connection), broken (closes it in
+the body)."""
 
 
 class Service:
-    """Answers on a free port. `ways`: what it does, one request after another; the last one is gone on with."""
+    """Serve on a free port. `ways`: behaviour per request, in order; the last one repeats."""
 
     def __init__(self, slow: float = 20.0) -> None:
         self.ways: list[str] = ["well"]
@@ -95,7 +95,7 @@ class Service:
         self._server.server_close()
 
     def rater(self, **changes: Any) -> ChatJudge:
-        """One that asks it, without patience."""
+        """Return a rater of this service with short pauses."""
         usual = {"name": "judge", "url": self.url, "model": "judge", "timeout": 20, "deadline": 60, "retries": 1}
         usual |= {"first_pause": 0.01, "breaker_failures": 1000, "input_price": 2.0, "output_price": 8.0}
         return ChatJudge(**usual | changes)
@@ -118,7 +118,7 @@ class Service:
         if self.wait is not None and status != 200:
             request.send_header("Retry-After", self.wait)
         request.end_headers()
-        with suppress(OSError):  # whoever asked has had enough
+        with suppress(OSError):  # the client has closed the connection
             request.wfile.write(content[:40] if way == "broken" else content)
         if way == "broken":
             request.close_connection = True

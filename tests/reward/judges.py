@@ -1,4 +1,4 @@
-"""The playground's judge as a process of its own."""
+"""The playground's judge as a separate process."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from typing import Any
 from playground.raters import Answer
 from reward.remote.http_judge import HttpJudge
 
-KEY = "sk-a-key-that-nobody-must-see"
+KEY = "sk-a-key-that-must-stay-hidden"
 SLOW = 20.0
 
 
 class Process:
-    """The judge, and what it is told."""
+    """The judge process and its control interface."""
 
     def __init__(self, directory, *options: str) -> None:
         file = directory / "port"
@@ -41,7 +41,7 @@ class Process:
         self.process.wait(timeout=10)
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
-        """Of a rater that asks it."""
+        """Return the arguments of a rater that asks this judge."""
         arguments = {
             "name": "judge",
             "version": Answer.version,

@@ -33,7 +33,7 @@ def spoken(text: str = "oh eight it is", answer: str = "eight", *, sound: int | 
 
 
 class _Leap(selectors.SelectSelector):
-    """Instead of waiting for the next timer, moves the clock there."""
+    """Move the clock to the next timer instead of waiting."""
 
     now = 0.0
 
@@ -47,7 +47,7 @@ class _Leap(selectors.SelectSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose seconds pass at once."""
+    """An event loop with a simulated clock."""
 
     def __init__(self) -> None:
         self._leap = _Leap()
@@ -59,7 +59,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def at_once(doing: Coroutine) -> tuple[object, float]:
-    """What it returns, and the seconds that it would have taken."""
+    """Return the result, and the seconds it would have taken."""
     loop = Loop()
     try:
         return loop.run_until_complete(doing), loop.time()

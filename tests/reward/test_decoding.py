@@ -1,4 +1,4 @@
-"""Decoders as real Ray actors: the same sound as a server's own codec, shared work, and none of it lost."""
+"""Decoders as real Ray actors: same audio as a server's own codec, shared work, no lost replies."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ REPLIES = 12
 
 
 class Noted:
-    """The world's codec, which notes who decodes, and can be told to take its time."""
+    """The world's codec, which records the decoding process and can be slowed down."""
 
     def __init__(self, own: PlaygroundCodec, notes: str, seconds: float) -> None:
         self._own, self._notes, self._seconds = own, Path(notes), seconds
@@ -69,7 +69,7 @@ def vocabulary(world) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def groups(world, vocabulary) -> list[ReplyGroup]:
-    """Prompts, each with its demonstration and a reply of its text alone."""
+    """Return prompts, each with its demonstration and a text-only reply."""
     prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
 
@@ -103,12 +103,12 @@ def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: 
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
         codec=ClassSpec(
-            use=f"tests.reward.test_decoding:{codec}",
-            arguments={"path": str(world / "codec"), "notes": str(notes), "seconds": seconds},
+            target=f"tests.reward.test_decoding:{codec}",
+            kwargs={"path": str(world / "codec"), "notes": str(notes), "seconds": seconds},
         ),
         raters=(
-            ClassSpec(use="playground.raters:Answer", arguments={}),
-            ClassSpec(use="playground.raters:Heard", arguments={}),
+            ClassSpec(target="playground.raters:Answer", kwargs={}),
+            ClassSpec(target="playground.raters:Heard", kwargs={}),
         ),
         start_seconds=60,
         score_seconds=60,
@@ -119,7 +119,7 @@ def settings(world, notes: Path, decoders: int, *, seconds: float = 0.0, codec: 
 
 @pytest.fixture
 def pool(world, cluster, tmp_path):
-    """Makes pools that end with the test."""
+    """Make pools that end with the test."""
     made: list[RewardPool] = []
 
     def make(decoders: int, **more) -> tuple[RewardPool, list[tuple[str, dict]]]:
@@ -134,23 +134,23 @@ def pool(world, cluster, tmp_path):
 
 
 def ordered(pool: RewardPool, groups: list[ReplyGroup]) -> list[int]:
-    return [pool.order(group.prompt, reply) for group in groups for reply in group.replies]
+    return [pool.submit(group.prompt, reply) for group in groups for reply in group.replies]
 
 
 def cards(pool: RewardPool, numbers: list[int]) -> list[Scorecard]:
-    """Of what was ordered, in that order."""
+    """Return the scorecards of these submissions, in order."""
     found: dict[int, Scorecard] = {}
     deadline = time.monotonic() + 90
     while not found.keys() >= set(numbers):
         assert time.monotonic() < deadline
         poll_once(pool._company)
-        found |= dict(pool.cards())
+        found |= dict(pool.collect())
     assert len(found) == len(numbers)
     return [found[number] for number in numbers]
 
 
 def decoded(notes: Path) -> dict[int, int]:
-    """Replies by who decoded them."""
+    """Return the number of decoded replies by process."""
     return {int(path.name): path.stat().st_size for path in notes.iterdir()} if notes.exists() else {}
 
 
@@ -160,7 +160,7 @@ class Dying:
 
 
 def lost() -> ray.ObjectRef:
-    """Asked for, and answered with one of Ray's own errors, as what has gone with its node is."""
+    """Return a reference that raises one of Ray's errors, as an object lost with its node does."""
     actor = ray.remote(Dying).options(num_cpus=0).remote()
     sound = actor.make.remote()
     ray.kill(actor)
@@ -186,8 +186,8 @@ def test_sounds_and_scores_are_those_of_a_server_that_decodes_by_itself(world, p
     assert cards(together, ordered(together, groups)) == [card for row in own for card in row]
     heard = "playground.recogniser:signal_quality"
     assert together.measure(heard, ids[:3]) == alone.measure(heard, [s for s in alone.decode(ids[:3]) if s is not None])
-    assert "lost" not in [kind for kind, _ in events]
-    names = [waiting.name for waiting in together.decoders.awaited()]
+    assert "actor_died" not in [kind for kind, _ in events]
+    names = [waiting.name for waiting in together.decoders.pending_calls()]
     assert names == ["decoder-0", "decoder-1"]
 
 
@@ -206,8 +206,8 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
     made, _ = pool(2, seconds=0.1)
     made.start()
     numbers = ordered(made, groups)
-    assert made.decoders.census().waiting == REPLIES
-    assert made.census().waiting == 0
+    assert made.decoders.status().queued == REPLIES
+    assert made.status().queued == 0
     cards(made, numbers)
     shares = decoded(tmp_path / "notes")
     assert len(shares) == 2
@@ -226,7 +226,7 @@ def test_decoders_share_the_work_and_are_counted_like_other_members(pool, groups
 def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_path):
     made, events = pool(2, seconds=0.5)
     made.start()
-    pids = {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()}
+    pids = {find_identity(waiting.actor).pid for waiting in made.decoders.pending_calls()}
     numbers = ordered(made, groups)
     deadline = time.monotonic() + 30
     while not (at_work := decoded(tmp_path / "notes")):
@@ -237,34 +237,34 @@ def test_the_work_of_a_decoder_that_dies_is_done_by_another(pool, groups, tmp_pa
     os.kill(victim, signal.SIGKILL)
     found = cards(made, numbers)
     assert [card.seconds > 0 for card in found] == [True, False] * (REPLIES // 2)
-    [(_, obituary)] = [event for event in events if event[0] == "lost"]
-    assert obituary["member"].startswith("decoder-")
-    assert obituary["items"] >= 1
+    [(_, death)] = [event for event in events if event[0] == "actor_died"]
+    assert death["member"].startswith("decoder-")
+    assert death["items"] >= 1
     while len(made.decoders.names) < 2:
         assert time.monotonic() < deadline + 60
         poll_once(made._company)
-    assert {find_identity(waiting.actor).pid for waiting in made.decoders.awaited()} != pids
-    assert made.decoders.census().restarts == 1
+    assert {find_identity(waiting.actor).pid for waiting in made.decoders.pending_calls()} != pids
+    assert made.decoders.status().restarts == 1
 
 
 def test_a_sound_that_is_lost_is_made_again(pool, groups, monkeypatch):
-    """With the node that had it, say; nobody is taken to have died of it."""
+    """Audio can be lost with its node; no actor is considered dead because of it."""
     made, events = pool(1)
     made.start()
     whole = made.score(groups)
-    own, gone = made.decoders.sounds, lost()
+    own, gone = made.decoders.collect, lost()
 
     def once() -> list:
         sounds = own()
         if sounds:
-            monkeypatch.setattr(made.decoders, "sounds", own)
+            monkeypatch.setattr(made.decoders, "collect", own)
         return [(number, gone) for number, _ in sounds]
 
-    monkeypatch.setattr(made.decoders, "sounds", once)
+    monkeypatch.setattr(made.decoders, "collect", once)
     assert cards(made, ordered(made, groups)) == [card for row in whole for card in row]
     assert events == []
-    monkeypatch.setattr(made.decoders, "sounds", lambda: [(number, gone) for number, _ in own()])
-    with pytest.raises(CallTimeout, match=r"the sound of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
+    monkeypatch.setattr(made.decoders, "collect", lambda: [(number, gone) for number, _ in own()])
+    with pytest.raises(CallTimeout, match=r"the audio of reply 0 to prompt train-\d+ was lost 4 times: ActorDiedError"):
         cards(made, ordered(made, groups[:1]))
 
 
@@ -283,7 +283,7 @@ def test_a_codec_that_does_not_decode_ends_the_run_with_its_words(pool, groups):
     made.start()
     with pytest.raises(ActorFailed, match=r"decoder-0 failed while decoding replies, 2 times .*no weights"):
         cards(made, ordered(made, groups))
-    assert [kind for kind, _ in events] == ["work failed"]
+    assert [kind for kind, _ in events] == ["task_failed"]
 
 
 def test_what_is_given_up_does_not_come_later(pool, groups):
@@ -291,7 +291,7 @@ def test_what_is_given_up_does_not_come_later(pool, groups):
     made.start()
     before = ordered(made, groups)
     poll_once(made._company)
-    made.abandon()
+    made.abort_all()
     after = ordered(made, groups[:1])
     assert len(cards(made, after)) == 2
     assert not set(before) & set(after)

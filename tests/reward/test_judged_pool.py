@@ -1,4 +1,4 @@
-"""Reward servers that ask a judge: what it answered outlives them, and what happened is counted once."""
+"""Reward servers with a judge: its answers outlive the servers, and events are counted once."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The key is in the environment that the cluster was started with."""
+    """Start a cluster with the key in its environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUDGE_KEY", KEY)
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -37,7 +37,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def groups(world) -> list[ReplyGroup]:
-    """Prompts, each with its demonstration and a reply that is cut short."""
+    """Return prompts, each with its demonstration and a truncated reply."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompts = {prompt.id: prompt for prompt in read_prompts(world / "data/train.parquet", vocabulary)}
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
@@ -68,10 +68,10 @@ def pool(world, judge: Process, servers: int, events: list) -> RewardPool:
         servers=servers,
         needs={"CPU": 0.5},
         checkpoint=str(world / "base"),
-        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
+        codec=ClassSpec(target="playground.codec:PlaygroundCodec", kwargs={"path": str(world / "codec")}),
         raters=(
-            ClassSpec(use="reward.remote.http_judge:HttpJudge", name="judge", arguments=judge.arguments()),
-            ClassSpec(use="playground.raters:Answer", name="answer", arguments={}),
+            ClassSpec(target="reward.remote.http_judge:HttpJudge", name="judge", kwargs=judge.arguments()),
+            ClassSpec(target="playground.raters:Answer", name="answer", kwargs={}),
         ),
         start_seconds=120,
         score_seconds=120,
@@ -94,13 +94,13 @@ def test_what_a_judge_answered_outlives_its_askers(world, judge, cluster, groups
     counted = first.counters()["judge"]
     assert asked == counted["calls"] == 8
     assert counted["cost"] == 0.25 * (counted["input_tokens"] + counted["output_tokens"]) > 0
-    assert first.left_alone == {"judge": 0}
+    assert first.circuit_open == {"judge": 0}
     assert first.save_cache(tmp_path / "judges.parquet") == 8
 
-    judge.fail(error=1.0)  # from here on nothing new can be learnt from it
-    ray.kill(first._crew._actors[first.names[0]])
+    judge.fail(error=1.0)  # from here on it gives no new answers
+    ray.kill(first._actor_pool._actors[first.names[0]])
     assert first.score(groups) == cards
-    assert "lost" in events
+    assert "actor_died" in events
     first.resize(3)
     assert first.score(groups) == cards
     after = first.counters()["judge"]

@@ -1,4 +1,4 @@
-"""Totals, advantages, what is dropped, and the rows that come of it."""
+"""Totals, advantages, dropped replies, and the resulting rows."""
 
 import numpy as np
 import pytest
@@ -63,14 +63,14 @@ def test_a_failed_judge_never_becomes_a_score():
 
 
 def test_one_score_alone_gives_no_gradient():
-    """Method §7, rule 1: not even where the mean of the others is taken."""
+    """Method §7, rule 1: not even with the mean of the other replies (rloo)."""
     for kind in ADVANTAGES:
         judged = score_groups(group(3), [card(a=5.0), card(a=GONE), card(a=GONE)], ONE, [ROUTE], kind)
         assert all(j.advantages == (None,) for j in judged)
 
 
 def test_routes_have_advantages_of_their_own():
-    """A score that is missing costs the reply the routes of that score, and no other."""
+    """A missing score removes the reply from the routes of that score only."""
     cards = [card(a=1.0, b=5.0), card(a=5.0, b=1.0), card(a=3.0, b=GONE)]
     judged = score_groups(group(3), cards, ONE, [ScoreRoute(score="a"), ScoreRoute(score="b", channel="speech")])
     assert judged[0].advantages == pytest.approx((-1.2247, 1.0), abs=1e-3)

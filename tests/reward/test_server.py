@@ -1,4 +1,4 @@
-"""The reward server's core, with the playground's real codec and raters, and with raters that fail."""
+"""The reward server with the playground's codec and raters, and with failing raters."""
 
 from dataclasses import replace
 
@@ -29,8 +29,8 @@ def settings(world, *raters: str) -> RewardServerConfig:
         servers=1,
         needs={"CPU": 1},
         checkpoint=str(world / "base"),
-        codec=ClassSpec(use="playground.codec:PlaygroundCodec", arguments={"path": str(world / "codec")}),
-        raters=tuple(ClassSpec(use=rater, arguments={}) for rater in raters),
+        codec=ClassSpec(target="playground.codec:PlaygroundCodec", kwargs={"path": str(world / "codec")}),
+        raters=tuple(ClassSpec(target=rater, kwargs={}) for rater in raters),
         start_seconds=60,
         score_seconds=60,
         beat_seconds=60,
@@ -39,7 +39,7 @@ def settings(world, *raters: str) -> RewardServerConfig:
 
 @pytest.fixture(scope="module")
 def group(world) -> ReplyGroup:
-    """A prompt with its demonstration as the only reply."""
+    """Return a prompt with its demonstration as the only reply."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     prompt = read_prompts(world / "data/train.parquet", vocabulary)[0]
     demonstrations = read_demonstrations(world / "data/demonstrations.parquet", vocabulary)
@@ -94,7 +94,7 @@ class Odd:
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), "5", None, True])
 def test_what_is_no_number_is_missing(world, group, score):
     """Method §7, rule 1."""
-    part = ClassSpec(use=f"{__name__}:Odd", arguments={"score": score})
+    part = ClassSpec(target=f"{__name__}:Odd", kwargs={"score": score})
     server = RewardServer(replace(settings(world), raters=(part,)), PLAYGROUND)
     [[card]] = server.score([group])
     assert card.scores["odd"] == MissingScore("odd gave no finite number", fault="rater")
@@ -118,7 +118,7 @@ def test_unfinished_replies_are_not_scored(world, group, change, reason):
 
 
 class Hum:
-    """A codec at a rate of its own: every code is half a second of a tone."""
+    """A codec at another sample rate: every code is half a second of a tone."""
 
     rate, codebook, tokens_per_second, version = 22050, 512, 2.0, "hum"
 
@@ -132,7 +132,7 @@ class Hum:
 
 
 class Ear:
-    """Notes the rate and the length of what it is given to hear."""
+    """Record the sample rate and the length of its audio."""
 
     name, version = "ear", "1"
 
@@ -145,7 +145,7 @@ class Ear:
 
 def test_raters_hear_at_the_codecs_own_rate(world, group):
     """Method §7, rule 2: the released code labels 22,050 Hz as 24,000."""
-    codec = ClassSpec(use=f"{__name__}:Hum", arguments={"path": "nowhere"})
+    codec = ClassSpec(target=f"{__name__}:Hum", kwargs={"path": "nowhere"})
     server = RewardServer(replace(settings(world, f"{__name__}:Ear"), codec=codec), PLAYGROUND)
     [[card]] = server.score([group])
     seconds = (group.replies[0].channels == Channel.SPEECH).sum() / 2
@@ -156,14 +156,14 @@ def test_raters_hear_at_the_codecs_own_rate(world, group):
 
 
 def test_every_score_can_be_traced_to_versions(world):
-    """Method §7, rule 9: of each rater, and of the codec that it heard."""
+    """Method §7, rule 9: versions of each rater and of the codec."""
     server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
     codec = PlaygroundCodec.load(world / "codec")
     assert server.versions() == {"answer": "playground-answer-1", "broken": "1", "codec": codec.version}
 
 
 def test_a_reply_that_is_there_is_rated_as_it_is_by_those_who_are_named(world, group):
-    """Other words and another sound than its tokens have."""
+    """Text and audio may differ from those of the tokens."""
     server = RewardServer(settings(world, "playground.raters:Answer", f"{__name__}:Broken"), PLAYGROUND)
     text = f"oh {group.prompt.facts['answer']} it is"
     spoken = SpokenReply(prompt=group.prompt, reply=group.replies[0], text=text, waveform=None)

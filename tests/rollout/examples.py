@@ -12,13 +12,13 @@ def engine_settings(world: Path, **changes: Any) -> EngineConfig:
     usual = EngineConfig(
         checkpoint=str(world / "base"),
         dtype="float32",
-        max_length=192,
-        max_sequences=256,
+        max_model_len=192,
+        max_num_seqs=256,
         constrained=True,
         in_process=True,
-        threads=1,
-        kv_cache_gib=1,
-        gpu_memory_share=0.9,
-        tensor_parallel=1,
+        num_threads=1,
+        cpu_kv_cache_gib=1,
+        gpu_memory_utilization=0.9,
+        tensor_parallel_size=1,
     )
     return replace(usual, **changes)

@@ -46,7 +46,7 @@ def engine(world, vocabulary) -> VllmEngine:
 
 @pytest.fixture(scope="module")
 def groups(engine, prompts):
-    return engine.sample(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
+    return engine.generate(prompts, 4, SAMPLING, list(range(0, 4 * len(prompts), 4)), "w")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_distribution_sampled_is_the_distribution_scored(groups, scorer, voc
 
 
 def test_the_same_seed_draws_the_same_replies(engine, prompts, groups):
-    again = engine.sample(prompts[:4], 4, SAMPLING, list(range(0, 16, 4)), "w")
+    again = engine.generate(prompts[:4], 4, SAMPLING, list(range(0, 16, 4)), "w")
     for one, other in zip(again, groups[:4], strict=True):
         for a, b in zip(one.replies, other.replies, strict=True):
             assert a.token_ids.tolist() == b.token_ids.tolist()
@@ -111,7 +111,7 @@ def test_new_weights_arrive_and_the_probe_tells(engine, prompts, scorer, vocabul
     assert engine.weight_version == 5
     after = engine.probe(sequences)
     assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 0.1
-    [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
+    [group] = engine.generate(prompts[:1], 4, SAMPLING, [0], "w")
     assert group.replies[0].weight_version == 5
     assert gap(group, scorer, vocabulary) < 1e-4
 
@@ -138,7 +138,7 @@ def test_layers_that_are_not_sent_keep_their_weights(engine, prompts, scorer, vo
     assert everything.whole
     assert not part.whole
     assert part.size < 0.4 * everything.size
-    [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
+    [group] = engine.generate(prompts[:1], 4, SAMPLING, [0], "w")
     assert group.replies[0].weight_version == 7
     assert gap(group, scorer, vocabulary) < 1e-4
 
@@ -150,7 +150,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
     everything = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
     save_file(everything, tmp_path / "w.safetensors")
     engine.load_weights([tmp_path / "w.safetensors"], start)
-    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=targets))
+    adapters = Adapters(scorer.model, LoraConfig(r=4, lora_alpha=8.0, target_modules=targets))
     sequences = [prompt.token_ids for prompt in prompts[:2]]
     torch.manual_seed(3)
     probes = []
@@ -166,7 +166,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
         assert len(files) > 4
         assert sum(file.stat().st_size for file in files) < 0.15 * (tmp_path / "w.safetensors").stat().st_size
         engine.load_weights(files, version, whole=False, scale=adapters.config.scale)
-        [group] = engine.sample(prompts[:1], 4, SAMPLING, [0], "w")
+        [group] = engine.generate(prompts[:1], 4, SAMPLING, [0], "w")
         assert group.replies[0].weight_version == version
         assert gap(group, scorer, vocabulary) < 1e-4
         probes.append(engine.probe(sequences))
@@ -174,7 +174,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
 
 
 def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
-    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=("*.q_proj",))).parameters()
+    adapters = Adapters(scorer.model, LoraConfig(r=4, lora_alpha=8.0, target_modules=("*.q_proj",))).parameters()
     names = [adapter_name("model.layers.0.self_attn.q_proj", part) for part in ("A", "B")]
     a, b = (adapters[name].detach() for name in names)
     with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):
@@ -195,7 +195,7 @@ def test_weights_that_break_off_are_no_weights(engine, scorer, tmp_path):
         raise OSError("the second piece is lost")
 
     with pytest.raises(
-        PartialWeightUpdate, match=r"weights 99 were not taken to the end: OSError\('the second piece is lost'\)"
+        PartialWeightUpdate, match=r"weights 99 were loaded partially: OSError\('the second piece is lost'\)"
     ):
         engine.load_weights(files(), 99)
     assert engine.weight_version == before

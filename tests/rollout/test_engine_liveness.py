@@ -69,7 +69,7 @@ def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(w
         return totals
 
     before = counted()
-    drawn = ray.get(worker.turn.remote(orders(prompts, 4), 60.0), timeout=80)
+    drawn = ray.get(worker.run_for.remote(orders(prompts, 4), 60.0), timeout=80)
     after = counted()
     tokens = sum(len(reply.token_ids) for _, reply in drawn.replies)
     assert after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] == tokens
@@ -82,14 +82,14 @@ def test_a_worker_serves_what_its_engine_counts_though_that_is_another_process(w
 def test_weights_that_come_while_replies_are_drawn_lose_none(worker, prompts, world):
     """The engine draws by itself, in a process of its own, and stands still for them. They come through Ray's object
     store, of which that process knows nothing."""
-    first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
+    first = ray.get(worker.run_for.remote(orders(prompts, 8), 0.02), timeout=60)
     ids = prompts[0].token_ids
     probe = WeightCheck(sequences=[ids], logps=[np.zeros(len(ids) - 1, np.float32)])
     file = np.fromfile(world / "base/model.safetensors", np.uint8)
     parcel = WeightUpdate(version=3, size=len(file), whole=True, pieces=(ray.put([file[:1000], file[1000:]]),))
     report = ray.get(worker.update.remote(parcel, None, probe), timeout=60)
     assert report.version == 3
-    rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
+    rest = ray.get(worker.run_for.remote([], 60.0), timeout=80)
     replies = [reply for _, reply in (*first.replies, *rest.replies)]
     assert sorted((r.prompt_id, r.index) for r in replies) == sorted((p.id, i) for p in prompts for i in range(8))
     assert any((r.weight_version, r.newest_version) == (0, 3) for _, r in rest.replies)
@@ -116,7 +116,7 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
         sender.close()  # the process group, not the store
         yield tensors[1]
 
-    first = ray.get(worker.turn.remote(orders(prompts, 8), 0.02), timeout=60)
+    first = ray.get(worker.run_for.remote(orders(prompts, 8), 0.02), timeout=60)
     answer, reason = update(1, broken())
     assert reason == "group 1 is closed"
     with pytest.raises(RayTaskError, match="1 of 3 groups arrived: group 1") as caught:
@@ -125,8 +125,8 @@ def test_an_engine_with_a_part_of_a_broadcast_stands_still_until_the_rest_comes(
     answer, reason = update(2, iter(tensors))
     report = ray.get(answer, timeout=60)
     assert (report.version, reason) == (4, None)
-    assert report.probe_gap < 1e-4  # before and after, the engine had the same weights
-    rest = ray.get(worker.turn.remote([], 60.0), timeout=80)
+    assert report.logprob_diff < 1e-4  # before and after, the engine had the same weights
+    rest = ray.get(worker.run_for.remote([], 60.0), timeout=80)
     replies = [reply for _, reply in (*first.replies, *rest.replies)]
     assert sorted((r.prompt_id, r.index) for r in replies) == sorted((p.id, i) for p in prompts for i in range(8))
     assert any((r.weight_version, r.newest_version) == (3, 4) for _, r in rest.replies)
@@ -140,13 +140,13 @@ def test_a_worker_whose_engine_dies_says_so_whatever_it_does(worker, prompts):
     group = {os.getpgid(p) for p in (engine, *(c.pid for c in psutil.Process(engine).children(recursive=True)))}
     assert group == {os.getpgid(pid)} == {pid}
 
-    answer = worker.turn.remote(orders(prompts, 32), 60.0)
+    answer = worker.run_for.remote(orders(prompts, 32), 60.0)
     time.sleep(0.3)
     text = stacks_of(worker)
-    assert "in turn" in text, "the worker's own stacks"
-    assert "started by it" in text
+    assert "in run_for" in text, "the worker's own stacks"
+    assert ", child: " in text
     os.kill(engine, signal.SIGKILL)
-    again = worker.turn.remote(orders(prompts[:1], 2), 60.0)
+    again = worker.run_for.remote(orders(prompts[:1], 2), 60.0)
     parcel = WeightUpdate(version=1, size=0, whole=True, path=Path("none.safetensors"))
     update = worker.update.remote(parcel, None, WeightCheck(sequences=[], logps=[]))
     for refused in (answer, again, update):

@@ -83,7 +83,7 @@ def started(monkeypatch, world, vocabulary):
     monkeypatch.setattr(engine_module, "_set_environment", lambda settings: None)
 
     def start(*, constrained: bool = True) -> tuple[VllmEngine, StandIn]:
-        settings = engine_settings(world, max_sequences=4, constrained=constrained)
+        settings = engine_settings(world, max_num_seqs=4, constrained=constrained)
         engine = VllmEngine(settings, PLAYGROUND, vocabulary, seed=0)
         return engine, engine._llm
 
@@ -95,7 +95,7 @@ def sampled(engine: VllmEngine, llm: StandIn, *completions, temperature: float =
     llm.completions = list(completions)
     prompt = Prompt(id="p", token_ids=np.array([1, 2], dtype=np.int32), text="", facts={})
     settings = SamplingConfig(temperature=temperature, max_tokens=96)
-    [group] = engine.sample([prompt], len(completions), settings, [7], "rollout-0")
+    [group] = engine.generate([prompt], len(completions), settings, [7], "rollout-0")
     return group.replies
 
 
@@ -164,10 +164,10 @@ def test_what_is_abandoned_does_not_come_back(started):
     settings = SamplingConfig(temperature=1.0, max_tokens=9)
     engine.submit([RolloutRequest(number=1, prompt=prompt, group_size=1, sampling=settings, seed=0)])
     llm.abort_request = lambda names, internal: llm.requests.clear()
-    engine.abandon()
+    engine.abort_all()
     engine.submit([RolloutRequest(number=2, prompt=prompt, group_size=1, sampling=settings, seed=0)])
     llm.completions = [([9], "length")]
-    assert [number for number, _ in engine.turn(1.0, "w")] == [2]
+    assert [number for number, _ in engine.run_for(1.0, "w")] == [2]
 
 
 def test_the_reply_ends_at_the_tokenizers_own_token(started, vocabulary):

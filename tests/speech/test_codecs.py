@@ -122,7 +122,7 @@ def test_every_file_that_is_not_there_is_named(name, folder):
         if complaint is not None:
             missed.append(path.suffix)
             assert path.name in complaint
-            assert "reward.codec.arguments." in complaint
+            assert "reward.codec.kwargs." in complaint
     assert {".py", ".pt"} < set(missed)
     assert len(missed) >= 7
     with pytest.raises(InputError, match=r"docs/own-model\.md says what must lie there"):
@@ -248,9 +248,9 @@ def configured(root, world, folder: Path, **more):
     return load_config(
         root / "configs/playground.yaml",
         [
-            f"model.checkpoint={world / 'base'}",
-            "reward.codec.use=speech.codecs.cosyvoice2:CosyVoice2Codec",
-            f"reward.codec.arguments={{{said}}}",
+            f"model.path={world / 'base'}",
+            "reward.codec.target=speech.codecs.cosyvoice2:CosyVoice2Codec",
+            f"reward.codec.kwargs={{{said}}}",
         ],
     )
 

@@ -122,5 +122,5 @@ def test_what_is_no_encoder_is_refused_by_its_key(root, name):
 
     config = load_config(root / "configs/playground.yaml", [])
     config.data.encoder = name
-    with pytest.raises(InputError, match=rf"^data\.encoder: {name}.* is no encoder"):
+    with pytest.raises(InputError, match=rf"^data\.encoder: {name}.* cannot load an encoder"):
         _encoder_version(config, family("vita-audio-plus"))

@@ -56,7 +56,6 @@ def prepare(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(preparation, "encode_all", in_process)
     monkeypatch.setattr(command, "joiner", lambda *_: lambda: None)
-    monkeypatch.setattr("duet.prepare.joiner", lambda *_: lambda: None)
 
     def call(*arguments: str) -> tuple[int, str, int]:
         """Exit code, what was said, and how many slices were encoded."""
@@ -99,7 +98,7 @@ def test_a_dialogue_of_several_turns(talks, prepare, tmp_path):
     ]  # fmt: skip
     audios = ["audio/question0.wav", "audio/answer0.wav", "audio/question1.wav"]
     row = talks.row(1, messages=messages, audios=audios)
-    assert prepare(talks.write("talks.jsonl", [row]), "--set", "model.max_length=400")[0] == 0
+    assert prepare(talks.write("talks.jsonl", [row]), "--set", "model.max_model_len=400")[0] == 0
     [prompt] = opened(talks, tmp_path / "to/talks")[0]
     start = talks.layout.id("<|im_start|>")
     reply = talks.layout.reply(talks.shown[0].text, talks.codes("audio/answer0.wav"))
@@ -172,7 +171,7 @@ def test_the_same_is_not_done_twice_and_what_has_changed_is_done_again(talks, pr
     def again(*arguments: str) -> int:
         return prepare(source, "--rows", "2", *arguments)[2]
 
-    assert again("--set", "model.max_length=191") == 2, "room for fewer tokens"
+    assert again("--set", "model.max_model_len=191") == 2, "room for fewer tokens"
     assert again() == 2
     shutil.copy(talks.folder / "audio/question1.wav", talks.folder / "audio/question0.wav")
     assert again("--trust-recordings") == 0
@@ -261,7 +260,7 @@ def test_several_sources_and_their_weights(talks, prepare, tmp_path):
     assert config.data.prompts == [
         {"path": str(to / "one/prompts"), "weight": 3.0}, {"path": str(to / "two/prompts"), "weight": 1.0},
     ]  # fmt: skip
-    assert config.data.demonstrations == str(to / "one/demonstrations")
+    assert config.data.sft == str(to / "one/demonstrations")
     assert config.model.family == "playground"
     assert prepare(f"{one}=3", two)[2] == 0
     assert prepare(f"{one}=5", two)[2] == 0, "a weight is no reason to do it again"
@@ -272,12 +271,12 @@ def test_several_sources_and_their_weights(talks, prepare, tmp_path):
     [
         ([], "needs a source"),
         (["none.jsonl"], "none.jsonl is no source of dialogues"),
-        (["a.jsonl=0"], "the weight 0 is not possible"),
-        (["a.jsonl=inf"], "the weight inf is not possible"),
-        (["x/a.jsonl", "y/a.parquet"], "another source is called 'a'"),
-        (["a.jsonl", "--column", "a=b"], "are for --from-hf"),
-        (["a.jsonl", "--rows", "0"], "--rows: 0 is outside"),
-        (["a.jsonl", "--most-refused", "nan"], "--most-refused: nan is outside"),
+        (["a.jsonl=0"], "the weight 0 is not allowed"),
+        (["a.jsonl=inf"], "the weight inf is not allowed"),
+        (["x/a.jsonl", "y/a.parquet"], "another source is named 'a'"),
+        (["a.jsonl", "--column", "a=b"], "go with --from-hf"),
+        (["a.jsonl", "--rows", "0"], "--rows: '0' is not allowed"),
+        (["a.jsonl", "--most-refused", "nan"], "--most-refused: 'nan' is not allowed"),
         (["a.jsonl", "--set", "model.wrong=1"], "unknown configuration key"),
     ],
 )

@@ -26,11 +26,11 @@ def test_recordings_become_the_inputs_of_a_run(world, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "7 rows: 6 prompts, 6 demonstrations, 1 pairs; refused: recording missing 1" in done.stdout
     assert "prepared before" in duet(ROOT, *arguments).stdout
-    config = load_config(tmp_path / "to/config.yaml", ["rollout.prompts=4", "run.iterations=1"])
+    config = load_config(tmp_path / "to/config.yaml", ["rollout.batch_size=4", "train.num_steps=1"])
     changed = {
         key for key in changed_settings(load_config(ROOT / "configs/playground.yaml", []), config) if "data" in key
     }
-    assert changed == {"data.prompts", "data.demonstrations"}
+    assert changed == {"data.prompts", "data.sft"}
     inputs = read_inputs(config)
     assert [prompt.token_ids.tolist() for prompt in inputs.prompts] == [
         talks.layout.prompt(talks.codes(f"audio/question{n}.wav")) for n in range(6)

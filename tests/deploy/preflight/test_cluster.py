@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.operate
-NO_MODEL = "model.checkpoint=/nowhere"
+NO_MODEL = "model.path=/nowhere"
 """Ends what builds on the model, which is not what these tests are about."""
 
 
@@ -72,14 +72,14 @@ def examined(root, environment, *overrides: str) -> list[dict]:
 @pytest.mark.timeout(800)
 def test_a_cluster_is_joined_looked_at_and_left(root, head):
     address, environment = head
-    asking = ("rollout.resources={rollout: 1}", "rollout.workers=2", "rollout.cpus=1")
+    asking = ("rollout.resources={rollout: 1}", "rollout.num_workers=2", "rollout.num_cpus=1")
     cluster, short = examined(root, environment, f"cluster.address={address}", *asking)
     assert (cluster["state"], short["state"]) == ("fine", "warning"), (cluster, short)
     assert cluster["text"].startswith(f"{address}: 1 node, ")
-    assert "the members need 2 rollout (rollout 2 × 1); the cluster has 1 now" in short["text"]
+    assert "the actors need 2 rollout (rollout 2 × 1); the cluster has 1 now" in short["text"]
     without = {key: value for key, value in environment.items() if not key.startswith("RAY_AUTH")}
     (refused,) = examined(
         root, without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, f"cluster.address={address}"
     )
     assert refused["state"] == "error"
-    assert f"no Ray cluster can be joined at {address}" in refused["text"]
+    assert f"cannot join a Ray cluster at {address}" in refused["text"]

@@ -36,7 +36,7 @@ class Codec:
 
 def test_the_worlds_codec_is_fine(world, vocabulary, demonstrations):
     (finding,) = all_fine(check_codec(PlaygroundCodec.load(world / "codec"), vocabulary, demonstrations))
-    assert "16,000 Hz, 25 tokens a second; 2 demonstrations" in finding.text
+    assert "16,000 Hz, 25 tokens/s; round trip of 2 demonstrations" in finding.text
     assert "of the codes are the same" in finding.text
 
 
@@ -54,16 +54,16 @@ NOISE = np.random.default_rng(0).normal(0, 0.1, 16000)
 @pytest.mark.parametrize(
     ("changes", "state", "said"),
     [
-        ({"rate": 0}, Severity.ERROR, "it says 0 Hz"),
-        ({"decode": raising}, Severity.ERROR, "it does not decode the demonstration of train-00000: RuntimeError"),
-        ({"decode": sounding(NOISE, 22050)}, Severity.ERROR, "22050 Hz, and the codec says that it has 16000 Hz"),
+        ({"rate": 0}, Severity.ERROR, "it reports 0 Hz"),
+        ({"decode": raising}, Severity.ERROR, "it cannot decode the demonstration of train-00000: RuntimeError"),
+        ({"decode": sounding(NOISE, 22050)}, Severity.ERROR, "22050 Hz, but the codec reports 16000 Hz"),
         ({"decode": sounding(np.zeros(16000))}, Severity.ERROR, "decodes to silence"),
-        ({"decode": sounding(np.zeros(0))}, Severity.ERROR, "decodes to no sound at all"),
+        ({"decode": sounding(np.zeros(0))}, Severity.ERROR, "decodes to no samples"),
         ({"decode": sounding(NOISE * np.nan)}, Severity.ERROR, "samples that are not finite"),
-        ({"encode": raising}, Severity.WARNING, "it does not encode: RuntimeError"),
-        ({"encode": lambda sound: np.array([0, 512])}, Severity.ERROR, "is not codes in [0, 512)"),
-        ({"encode": lambda sound: np.zeros((2, 3), int)}, Severity.ERROR, "is not codes in [0, 512)"),
-        ({"tokens_per_second": 50.0}, Severity.WARNING, "tokens longer or shorter than 50 tokens a second"),
+        ({"encode": raising}, Severity.WARNING, "it cannot encode: RuntimeError"),
+        ({"encode": lambda sound: np.array([0, 512])}, Severity.ERROR, "which are not codes in [0, 512)"),
+        ({"encode": lambda sound: np.zeros((2, 3), int)}, Severity.ERROR, "which are not codes in [0, 512)"),
+        ({"tokens_per_second": 50.0}, Severity.WARNING, "tokens longer or shorter than 50 tokens/s predict"),
     ],
 )
 def test_every_fault_of_a_codec_is_found(world, vocabulary, demonstrations, changes, state, said):

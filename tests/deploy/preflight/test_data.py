@@ -62,7 +62,7 @@ def test_the_worlds_own_files_are_fine(root, world, vocabulary):
     held_to = reply_structure(config, PLAYGROUND, vocabulary)
     found = demonstrations_in(world / "data/demonstrations.parquet", vocabulary)
     (finding,) = all_fine(scan_demonstrations(config, vocabulary, held_to, found).findings)
-    assert finding.text.startswith("data.demonstrations: 2,560 replies of 25 to 54 tokens")
+    assert finding.text.startswith("data.sft: 2,560 replies of 25 to 54 tokens")
 
 
 def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, vocabulary):
@@ -76,19 +76,19 @@ def test_rows_that_cannot_be_used_are_counted_and_the_first_are_named(root, voca
 def test_prompts_that_leave_no_room_for_a_reply(root, vocabulary):
     rows = [prompt("a", [40] * 96), prompt("b", [40] * 97), prompt("c", [41] * 120)]
     found = only(prompts(root, vocabulary, rows).findings, Severity.ERROR)
-    assert "2 of 3 prompts have more than the 96 tokens that model.max_length = 192 leaves" in found.text
+    assert "2 of 3 prompts have more than the 96 tokens that model.max_model_len = 192 leaves" in found.text
     assert "row 2 has 97; mine.parquet row 3 has 120" in found.text
-    assert "raise model.max_length" in found.remedy
-    all_fine(prompts(root, vocabulary, rows, "model.max_length=216").findings)
+    assert "raise model.max_model_len" in found.remedy
+    all_fine(prompts(root, vocabulary, rows, "model.max_model_len=216").findings)
 
 
 def test_prompts_that_say_the_same(root, vocabulary):
     rows = [prompt("a"), prompt("b", (1, 40)), prompt("c")]
     found = only(prompts(root, vocabulary, rows).findings, Severity.WARNING)
-    assert "1 of 3 prompts have the very tokens of another: mine.parquet row 3 as row 1" in found.text
+    assert "1 of 3 prompts have the same tokens as another: mine.parquet row 3 as row 1" in found.text
     others = [prompt(str(n), (40, 40 + n % 300, 40 + n // 300)) for n in range(400)]
     (finding,) = all_fine(prompts(root, vocabulary, [*rows, *others]).findings)
-    assert finding.text.endswith("1 have the very tokens of another")
+    assert finding.text.endswith("1 have the same tokens as another")
 
 
 def test_prompts_without_words(root, vocabulary):
@@ -100,7 +100,7 @@ def test_prompts_without_words(root, vocabulary):
 def test_ids_whose_embeddings_were_never_trained(root, vocabulary):
     padded = Vocabulary(**(vars(vocabulary) | {"size": 600}))
     found = only(prompts(root, padded, [prompt("a", (1, 560))]).findings, Severity.WARNING)
-    assert "1 of 1 prompts hold ids of no token of the tokenizer" in found.text
+    assert "1 of 1 prompts contain ids that the tokenizer does not have" in found.text
     assert "row 1 has 560" in found.text
 
 
@@ -110,13 +110,13 @@ def test_prompts_that_are_wanted_are_kept(root, vocabulary):
     assert [kept.id for kept in scan.prompts] == ["first", "wanted"]
 
 
-def test_of_many_rows_the_first_are_those_that_others_are_compared_with(root, vocabulary, monkeypatch):
-    monkeypatch.setattr(data, "COMPARED", 2)
+def test_only_the_first_rows_have_digests(root, vocabulary, monkeypatch):
+    monkeypatch.setattr(data, "MAX_DIGESTS", 2)
     ids = [(1, 40), (1, 41), (1, 42), (1, 42), (1, 41)]
     scan = prompts(root, vocabulary, [prompt(str(number), given) for number, given in enumerate(ids)])
-    assert len(scan.marks) == 2
+    assert len(scan.digests) == 2
     assert (
-        "1 of 5 prompts have the very tokens of another: mine.parquet row 5 as row 2"
+        "1 of 5 prompts have the same tokens as another: mine.parquet row 5 as row 2"
         in only(scan.findings, Severity.WARNING).text
     )
 
@@ -125,7 +125,7 @@ def test_held_out_prompts_that_are_trained_on(root, vocabulary):
     train = prompts(root, vocabulary, [prompt("a", (1, 40)), prompt("b", (1, 41))])
     held_out = prompts(root, vocabulary, [prompt("x", (1, 42)), prompt("y", (1, 41))])
     found = only(check_overlap(train, {"mine": held_out}), Severity.WARNING)
-    assert found.text.startswith("data.held_out.mine: 1 of 2 prompts are trained on")
+    assert found.text.startswith("data.validation.mine: 1 of 2 prompts are also training prompts")
     assert "row 2 is row 2 of data.prompts" in found.text
     assert not list(check_overlap(train, {"mine": prompts(root, vocabulary, [prompt("x", (1, 42))])}))
 
@@ -138,28 +138,28 @@ def test_demonstrations_that_cannot_be_learnt_from(root, vocabulary, shown):
     # Without its end, and with more than the model can hold.
     rows = [changed(shown[0], reply_ids=shown[0].reply_ids[:-1]), shown[1]]
     found = only(demonstrations(root, vocabulary, rows).findings, Severity.ERROR)
-    assert "1 of 2 replies cannot be learnt from: mine.parquet row 1: reply_ids does not follow" in found.text
+    assert "1 of 2 replies cannot be trained on: mine.parquet row 1: reply_ids does not follow" in found.text
     longest = max(len(row.prompt_ids) + len(row.reply_ids) for row in shown)
-    tight = (f"model.max_length={longest - 1}", f"rollout.max_tokens={max(len(row.reply_ids) for row in shown)}")
+    tight = (f"model.max_model_len={longest - 1}", f"rollout.max_new_tokens={max(len(row.reply_ids) for row in shown)}")
     found = only(demonstrations(root, vocabulary, shown, *tight).findings, Severity.ERROR)
-    assert f"more than model.max_length = {longest - 1}" in found.text
+    assert f"more than model.max_model_len = {longest - 1}" in found.text
 
 
 def test_demonstrations_longer_than_a_sample_may_be(root, vocabulary, shown):
     longest = max(len(row.reply_ids) for row in shown)
     found = only(
-        demonstrations(root, vocabulary, shown, f"rollout.max_tokens={longest - 1}").findings, Severity.WARNING
+        demonstrations(root, vocabulary, shown, f"rollout.max_new_tokens={longest - 1}").findings, Severity.WARNING
     )
-    assert f"longer than rollout.max_tokens = {longest - 1}" in found.text
-    assert found.remedy.startswith("raise rollout.max_tokens")
+    assert f"longer than rollout.max_new_tokens = {longest - 1}" in found.text
+    assert found.remedy.startswith("raise rollout.max_new_tokens")
 
 
 def test_demonstrations_without_speech(root, vocabulary, shown):
     rows = [changed(shown[0], reply_ids=np.array([5, 6, vocabulary.end_reply], dtype=np.int32)), *shown[1:3]]
-    free = "rollout.structure=off"
+    free = "rollout.constrained_decoding=off"
     found = only(demonstrations(root, vocabulary, rows, free).findings, Severity.WARNING)
     assert "1 of 3 replies have no speech" in found.text
-    all_fine(demonstrations(root, vocabulary, rows, free, "anchor.weight_speech=0").findings)
+    all_fine(demonstrations(root, vocabulary, rows, free, "anchor.speech_weight=0").findings)
 
 
 def test_demonstrations_that_are_the_same(root, vocabulary, shown):
@@ -182,12 +182,12 @@ def test_pairs_of_a_file(root, vocabulary, shown, tmp_path):
         return scan_pairs(config, held_to, pairs_in(tmp_path / "pairs.jsonl", vocabulary))
 
     (finding,) = all_fine(looked_at((good, other), (other, good)))
-    assert finding.text == "preference.pairs.file: 2 pairs"
+    assert finding.text == "algorithm.dpo.pairs_file: 2 pairs"
     found = only(looked_at((good, other), (good, good)), Severity.ERROR)
     assert "1 of 2 rows cannot be used" in found.text
     assert "line 2: field 'rejected_ids' is the same as 'chosen_ids'" in found.text
     found = only(looked_at((good, other[:-1]), (good, other)), Severity.ERROR)
-    assert "1 of 2 pairs cannot be learnt from" in found.text
+    assert "1 of 2 pairs cannot be trained on" in found.text
     assert "line 1: rejected_ids does not follow the structure" in found.text
 
 
@@ -225,7 +225,7 @@ def test_sound_files_that_facts_name(tmp_path):
     found = only(recordings(tmp_path, "sounds/good.wav", "sounds/other.wav"), Severity.WARNING)
     assert "other rates than the codec's 16,000 Hz: 1 of 16,000 Hz, 1 of 22,050 Hz" in found.text
     found = only(recordings(tmp_path, "sounds/good.wav", "sounds/none.wav", "../out.WAV"), Severity.ERROR)
-    assert "2 of 3 sound files are not there: mine.parquet row 2, fact 'reference':" in found.text
+    assert "2 of 3 sound files do not exist: mine.parquet row 2, fact 'reference':" in found.text
     assert "not below" in found.text
     found = only(recordings(tmp_path, "sounds/broken.wav"), Severity.ERROR)
     assert "1 of 1 sound files cannot be read" in found.text

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from common.errors import InputError
-from deploy.preflight.environment import address, gpus, inspect_machine, memory, nodes
+from deploy.preflight.environment import address, inspect_machine, memory, nodes, parse_gpus
 from tests.deploy.preflight.cases import configured
 
 MEMINFO = """MemTotal:       65536000 kB
@@ -28,13 +28,13 @@ def test_memory_of_a_container_that_may_use_less():
 
 
 def test_gpus_as_the_driver_lists_them():
-    found = gpus("NVIDIA H100 80GB HBM3, 81559, 81037\nNVIDIA A10, G, 23028, 100\n")
+    found = parse_gpus("NVIDIA H100 80GB HBM3, 81559, 81037\nNVIDIA A10, G, 23028, 100\n")
     assert [(gpu.name, gpu.total / 2**20, gpu.free / 2**20) for gpu in found] == [
         ("NVIDIA H100 80GB HBM3", 81559, 81037),
         ("NVIDIA A10, G", 23028, 100),
     ]
-    assert gpus("No devices were found\n") == ()
-    assert gpus("NVIDIA GB10, [N/A], [N/A]\n") == ()
+    assert parse_gpus("No devices were found\n") == ()
+    assert parse_gpus("NVIDIA GB10, [N/A], [N/A]\n") == ()
 
 
 def test_this_machine():
@@ -54,6 +54,6 @@ def test_the_cluster_that_a_run_would_join(root, monkeypatch):
 
 
 def test_a_cluster_that_does_not_answer():
-    with pytest.raises(InputError, match=r"nobody answers at 127\.0\.0\.1:9"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9 does not answer"):
         nodes("127.0.0.1:9")
     assert not ray.is_initialized()

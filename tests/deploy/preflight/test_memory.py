@@ -28,7 +28,7 @@ from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
 from tests.deploy.preflight.cases import SEVEN_BILLION, configured
 
-BF16 = ("model.dtype=bfloat16", "rollout.probe_limit=5e-2")
+BF16 = ("model.dtype=bfloat16", "weight_sync.max_logprob_diff=5e-2")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def of_the_world(root, settings, vocabulary, *overrides):
     config = configured(root, *overrides)
     tensors = check_weights(config, vocabulary)
     found = read_model_shape(
-        settings, tensors, config.model.frozen, config.learner.lora.rank, check_adapters_fit(config, tensors)
+        settings, tensors, config.model.freeze, config.learner.lora.r, check_adapters_fit(config, tensors)
     )
     return config, found
 
@@ -60,7 +60,7 @@ def of_the_world(root, settings, vocabulary, *overrides):
 def test_parameters_are_those_of_the_model(root, model, settings, vocabulary):
     _, found = of_the_world(root, settings, vocabulary)
     assert found.parameters == found.trained == found.sent == sum(p.numel() for p in model.parameters())
-    _, frozen = of_the_world(root, settings, vocabulary, "model.frozen=['*embed_tokens*']")
+    _, frozen = of_the_world(root, settings, vocabulary, "model.freeze=['*embed_tokens*']")
     assert frozen.parameters - frozen.trained == settings["vocab_size"] * settings["hidden_size"]
 
 
@@ -79,7 +79,7 @@ def test_a_configuration_that_does_not_say_enough(settings):
 
 def test_keys_and_values_are_as_large_as_the_models_own_cache(root, model, settings, vocabulary):
     config, found = of_the_world(root, settings, vocabulary)
-    length = config.model.max_length
+    length = config.model.max_model_len
     cache = model(torch.zeros(1, length, dtype=torch.int64), use_cache=True).past_key_values
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert cache_of_sequence(config, found) == held
@@ -92,17 +92,17 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settin
 
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     if rank:
-        Adapters(model, LoraConfig(rank=rank, alpha=16.0, targets=("*_proj",)))
+        Adapters(model, LoraConfig(r=rank, lora_alpha=16.0, target_modules=("*_proj",)))
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
         root,
         settings,
         vocabulary,
-        "learner.packing=false",
-        "learner.micro_batch_tokens=1536",
-        "learner.ranks=1",
-        f"rollout.max_tokens={reply}",
-        f"learner.lora.rank={rank}",
+        "learner.sequence_packing=false",
+        "learner.max_tokens_per_micro_batch=1536",
+        "learner.num_workers=1",
+        f"rollout.max_new_tokens={reply}",
+        f"learner.lora.r={rank}",
     )
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held: dict[int, int] = {}
@@ -134,9 +134,11 @@ def test_states_are_as_deepspeed_itself_reckons_them(root, ranks):
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
     def states(stage: int) -> float:
-        config = configured(root, *BF16, f"learner.zero_stage={stage}", f"learner.ranks={ranks}", "learner.gpus=1")
+        config = configured(
+            root, *BF16, f"learner.zero_stage={stage}", f"learner.num_workers={ranks}", "learner.num_gpus=1"
+        )
         parts = learner_memory(config, SEVEN_BILLION, reference=False).device
-        return parts["weights"] + parts["gradients"] + parts["optimiser"]
+        return parts["weights"] + parts["gradients"] + parts["optimizer"]
 
     total = SEVEN_BILLION.parameters
     _, second = estimate_zero2_model_states_mem_needs(total, num_gpus_per_node=ranks, cpu_offload=False)
@@ -159,7 +161,7 @@ def test_the_start_model_is_there_when_the_objective_compares(root):
 def test_an_engine_of_several_gpus_has_a_part_of_the_weights_on_each(root):
     one, two = (
         rollout_memory(
-            configured(root, *BF16, f"rollout.gpus={count}", f"rollout.tensor_parallel={count}"), SEVEN_BILLION
+            configured(root, *BF16, f"rollout.num_gpus={count}", f"rollout.tensor_parallel_size={count}"), SEVEN_BILLION
         ).device["weights"]
         for count in (1, 2)
     )
@@ -167,16 +169,16 @@ def test_an_engine_of_several_gpus_has_a_part_of_the_weights_on_each(root):
 
 
 def test_an_engine_on_the_cpu_takes_its_cache_at_once(root):
-    need = rollout_memory(configured(root, "rollout.kv_cache_gib=3"), SEVEN_BILLION)
-    assert need.memory["keys and values"] == 3 * GIB
+    need = rollout_memory(configured(root, "rollout.cpu_kv_cache_gib=3"), SEVEN_BILLION)
+    assert need.memory["KV cache"] == 3 * GIB
     assert not need.device
 
 
 def test_a_sharded_model_is_whole_while_it_is_saved(root):
-    config = configured(root, *BF16, "learner.zero_stage=3", "learner.ranks=4")
+    config = configured(root, *BF16, "learner.zero_stage=3", "learner.num_workers=4")
     parts = learner_memory(config, SEVEN_BILLION, reference=False).memory
     whole = 2 * SEVEN_BILLION.parameters
-    assert (parts["weights"], parts["weights gathered to be saved"], parts["weights while they are saved"]) == (
+    assert (parts["weights"], parts["weights gathered for saving"], parts["weights during saving"]) == (
         whole / 4,
         whole,
         whole,
@@ -185,7 +187,7 @@ def test_a_sharded_model_is_whole_while_it_is_saved(root):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_checkpoint_holds_the_model_and_every_ranks_optimiser(root, stage):
-    config = configured(root, f"learner.zero_stage={stage}", "learner.ranks=2")
+    config = configured(root, f"learner.zero_stage={stage}", "learner.num_workers=2")
     moments = 2 * FLOAT32 * SEVEN_BILLION.parameters
     whole = 2 * moments if stage == 0 else moments + FLOAT32 * SEVEN_BILLION.parameters
     assert memory.checkpoint(config, SEVEN_BILLION) == FLOAT32 * SEVEN_BILLION.parameters + whole
@@ -193,16 +195,18 @@ def test_a_checkpoint_holds_the_model_and_every_ranks_optimiser(root, stage):
 
 def test_micro_batches_decide_the_activations(root):
     few, many = (
-        activation_memory(configured(root, f"learner.micro_batch_tokens={tokens}"), SEVEN_BILLION)["activations"]
+        activation_memory(configured(root, f"learner.max_tokens_per_micro_batch={tokens}"), SEVEN_BILLION)[
+            "activations"
+        ]
         for tokens in (400, 1600)
     )
     assert many == 4 * few
 
 
 def test_layers_that_are_computed_again_keep_what_goes_into_them(root):
-    settings = (*BF16, "learner.packing=false", "learner.micro_batch_tokens=1000")
+    settings = (*BF16, "learner.sequence_packing=false", "learner.max_tokens_per_micro_batch=1000")
     config = configured(root, *settings, "learner.gradient_checkpointing=true")
-    tokens = max(1000, config.model.max_length)
+    tokens = max(1000, config.model.max_model_len)
     layers = SEVEN_BILLION.layers
     kept = activation_memory(configured(root, *settings), SEVEN_BILLION)["activations"]
     norm = tokens * SEVEN_BILLION.width * (FLOAT32 + 2 * 2)
@@ -217,15 +221,15 @@ def test_what_attention_lays_out_counts_by_its_cells(root):
     each = b * (2 * model.width + 2 * model.key_values)
 
     def more(tokens: int) -> float:
-        given = (*BF16, f"learner.micro_batch_tokens={tokens}")
+        given = (*BF16, f"learner.max_tokens_per_micro_batch={tokens}")
         packed, padded = (
-            activation_memory(configured(root, *given, f"learner.packing={told}"), model)["activations"]
+            activation_memory(configured(root, *given, f"learner.sequence_packing={told}"), model)["activations"]
             for told in ("true", "false")
         )
         return packed - padded - model.layers * tokens * b * model.width
 
     config = configured(root)
-    most = -(-(config.replies + config.anchor.rows) // config.learner.ranks) * config.model.max_length
+    most = -(-(config.replies + config.anchor.batch_size) // config.learner.num_workers) * config.model.max_model_len
     assert more(1000) == pytest.approx(model.layers * 3 * 1000 * each)
     assert more(most // 2) == pytest.approx(model.layers * most // 2 * each)
 
@@ -233,15 +237,15 @@ def test_what_attention_lays_out_counts_by_its_cells(root):
 def test_logits_are_held_part_by_part(root):
     """As many as a part of the output layer has, however many tokens are scored."""
     many = activation_memory(
-        configured(root, "learner.micro_batch_tokens=100000", "rollout.prompts=500"), SEVEN_BILLION
+        configured(root, "learner.max_tokens_per_micro_batch=100000", "rollout.batch_size=500"), SEVEN_BILLION
     )
     assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * LOGITS
 
 
 def test_every_role_is_counted(root):
-    config = configured(root, "rollout.workers=2", "reward.servers=3")
+    config = configured(root, "rollout.num_workers=2", "reward.num_servers=3")
     found: list[MemoryNeed] = memory.needs(config, SEVEN_BILLION, reference=True)
-    assert {need.role: need.members for need in found} == {
+    assert {need.role: need.count for need in found} == {
         "driver": 1,
         "controller": 1,
         "rollout": 2,
@@ -253,26 +257,26 @@ def test_every_role_is_counted(root):
 def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary):
     from transformers import AutoModelForCausalLM
 
-    config, found = of_the_world(root, settings, vocabulary, "learner.lora.rank=8", "model.frozen=['*.layers.0.*']")
+    config, found = of_the_world(root, settings, vocabulary, "learner.lora.r=8", "model.freeze=['*.layers.0.*']")
     model = AutoModelForCausalLM.from_pretrained(world / "base")
-    freeze(model, config.model.frozen)
-    made = Adapters(model, LoraConfig(rank=8, alpha=16.0, targets=tuple(config.learner.lora.targets)))
+    freeze(model, config.model.freeze)
+    made = Adapters(model, LoraConfig(r=8, lora_alpha=16.0, target_modules=tuple(config.learner.lora.target_modules)))
     elements = sum(parameter.numel() for parameter in made.parameters().values())
     assert found.adapters == found.trained == found.sent == elements
     assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())
-    assert found.narrow == sum(layer.r["default"] for layer in made.layers.values())
+    assert found.adapter_width == sum(layer.r["default"] for layer in made.layers.values())
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_adapters_alone_have_gradients_and_an_optimiser_and_need_no_start_model(root, stage):
-    config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.ranks=2")
-    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, narrow=1568)
+    config = configured(root, *BF16, f"learner.zero_stage={stage}", "learner.num_workers=2")
+    model = replace(SEVEN_BILLION, adapters=20_000_000, trained=20_000_000, adapter_width=1568)
     parts = learner_memory(config, model, reference=True).memory
     whole = 2 * (model.parameters + model.adapters)
     assert "start model" not in parts
     assert parts["weights"] == whole / (2 if stage == 3 else 1)
-    assert parts["gradients"] + parts["optimiser"] <= 20 * model.adapters
-    assert parts["weights while they are saved"] == whole
+    assert parts["gradients"] + parts["optimizer"] <= 20 * model.adapters
+    assert parts["weights during saving"] == whole
     assert memory.checkpoint(config, model) <= whole + 20 * model.adapters
     plain = learner_memory(config, SEVEN_BILLION, reference=True).memory
     assert plain["activations"] < parts["activations"] < 1.1 * plain["activations"]

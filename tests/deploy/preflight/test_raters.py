@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.schema import NamedRater
+from configs.schema import RewardFunctionSection
 from controller.checkpoint_checks import load_codec
 from data.records import read_demonstrations, read_prompts
 from deploy.preflight.finding import Severity
@@ -43,14 +43,14 @@ def _key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-def asking(judge: Process, **changes) -> NamedRater:
+def asking(judge: Process, **changes) -> RewardFunctionSection:
     arguments = judge.arguments(retries=0, **changes)
-    return NamedRater(name="judge", use="reward.remote.http_judge:HttpJudge", arguments=arguments)
+    return RewardFunctionSection(name="judge", target="reward.remote.http_judge:HttpJudge", kwargs=arguments)
 
 
 def test_the_worlds_raters_are_fine(config, one):
     found = all_fine(check_raters(config, one))
-    assert [finding.text.split(":")[0] for finding in found] == [rater.name for rater in config.reward.raters]
+    assert [finding.text.split(":")[0] for finding in found] == [rater.name for rater in config.reward.functions]
 
 
 def test_a_judge_that_answers(config, one, judge):
@@ -115,8 +115,8 @@ class Unborn:
         return 1.0
 
 
-def own(kind: type) -> NamedRater:
-    return NamedRater(name=kind.name, use=f"{__name__}:{kind.__name__}")
+def own(kind: type) -> RewardFunctionSection:
+    return RewardFunctionSection(name=kind.name, target=f"{__name__}:{kind.__name__}")
 
 
 def test_raters_of_the_users_own(config, one):
@@ -126,9 +126,9 @@ def test_raters_of_the_users_own(config, one):
     found = only(check_rater_answers(config, own(Broken), one), Severity.ERROR)
     assert "broken raised KeyError ('answer')" in found.text
     found = only(check_rater_answers(config, own(Unborn), one), Severity.ERROR)
-    assert "cannot be built: it raises OSError" in found.text
+    assert "cannot be built: OSError was raised" in found.text
     assert "hunter2" not in str(found)
-    found = only(check_rater_answers(config, NamedRater(name="x", use="nowhere:At"), one), Severity.ERROR)
+    found = only(check_rater_answers(config, RewardFunctionSection(name="x", target="nowhere:At"), one), Severity.ERROR)
     assert "'nowhere:At' cannot be loaded" in found.text
 
 
@@ -136,14 +136,14 @@ def test_a_score_off_the_scale_of_lambda(config):
     assert not list(check_score(config, "answer", 5.0))
     assert not list(check_score(config, "format", 87.0))  # counts in no total
     found = only(check_score(config, "answer", 87.0), Severity.WARNING)
-    assert "answer: 87 is outside mix.lowest_score = 1 to mix.highest_score = 5" in found.text
-    assert "mix.threshold" in found.remedy
+    assert "answer: 87 is outside reward.score_min = 1 to reward.score_max = 5" in found.text
+    assert "mix_ratio.gate_threshold" in found.remedy
 
 
 def test_a_judge_that_is_too_slow_for_an_iteration(root):
-    config = configured(root, "reward.score_seconds=100")
+    config = configured(root, "reward.score_timeout_s=100")
     # 64 replies, two servers of four each: eight rounds, and eighty seconds for them
     assert not list(check_pace(config, "judge", 9.9, 4))
     found = only(check_pace(config, "judge", 10.1, 4), Severity.WARNING)
-    assert "64 replies an iteration, 8 at once, take 81 s" in found.text
-    assert "after 80 s" in found.text
+    assert "64 replies an iteration, 8 at a time, take 81 s" in found.text
+    assert "the deadline is 80 s" in found.text

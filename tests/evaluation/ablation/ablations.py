@@ -1,6 +1,5 @@
 """Runs of a comparison that nobody trained: their files, with numbers of our choice."""
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -9,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from duet import compare
+from duet.__main__ import execute
+from duet.ablate import DEFAULTS
 from evaluation.ablation.arms import RunPlan, choose_arms, plan_runs
 
-CONFIG = compare.DEFAULTS["config"]
+CONFIG = DEFAULTS.config
 PROMPTS = 120
 NUMBERS = pa.map_(pa.string(), pa.float32())
 ROWS = pa.schema(
@@ -66,15 +66,15 @@ def write_run(one: RunPlan, iterations: int | None = None, after: list[dict] | N
     config = copy.deepcopy(one.config)
     config.run.directory = str(one.directory.parent.absolute())
     config.data.prompts = str(Path(config.data.prompts).absolute())
-    config.data.held_out = {name: str(Path(path).absolute()) for name, path in config.data.held_out.items()}
+    config.data.validation = {name: str(Path(path).absolute()) for name, path in config.data.validation.items()}
     one.directory.mkdir(parents=True)
     (one.directory / "config.yaml").write_text(config.yaml())
-    done = iterations or config.run.iterations
+    done = iterations or config.train.num_steps
     mix = [0.1 + 0.01 * number for number in range(done)]
     mix[-1] = 0.05
     table = {"lambda": mix, "replies": [64] * done, "replies_truncated": [1] * done, "mix_overridden": [0] * done}
     pq.write_table(pa.table(table), one.directory / "iterations.parquet")
-    for name in config.data.held_out:
+    for name in config.data.validation:
         sets = {
             "before": replies(0.4, 4.2, 0, name),
             "after": after or replies(*QUALITY[one.arm.name], one.seed, one.arm.name + name),
@@ -100,7 +100,6 @@ def plans(directory: Path, arms: str = "fixed_text,adaptive", seeds: int = 1, *o
     return plan_runs(choose_arms(arms), seeds, directory, CONFIG, overrides, 6)
 
 
-def options(directory: Path, *arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return parser.parse_args(["--directory", str(directory), "--iterations", "6", *arguments])
+def ablate(directory: Path, *arguments: str) -> None:
+    """Run `duet ablate` in this process, with six iterations per run."""
+    execute(["ablate", "--directory", str(directory), "--iterations", "6", *arguments])

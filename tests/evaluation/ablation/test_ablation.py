@@ -8,13 +8,12 @@ import pytest
 
 from common.errors import InputError
 from configs.load import load_config
-from duet import compare
 from evaluation.ablation.arms import ARMS
 from evaluation.ablation.bootstrap import Bootstrap, on_front
 from evaluation.ablation.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, judge_claims, paper_front, verdict
 from evaluation.ablation.metrics import read_validation_metrics
 from evaluation.ablation.results import AblationResults, RunResult
-from tests.evaluation.ablation.ablations import CONFIG, options, plans, replies, row, write_run
+from tests.evaluation.ablation.ablations import CONFIG, ablate, plans, replies, row, write_run
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +184,12 @@ def test_arms_are_compared_over_the_seeds_that_both_have(everything, comparison)
 
 def test_the_page_shows_what_is_there(everything, tmp_path, capsys):
     page = tmp_path / "docs" / "results.md"
-    compare.run(options(everything, "--write", "--seeds", "2", "--page", str(page)))
+    ablate(everything, "--write", "--seeds", "2", "--page", str(page))
     text = page.read_text()
     assert str(page) in capsys.readouterr().out
     for title in ("## Settings", "## Arms", "## What the paper found", "## Pareto front", "held_out_facts", "## Runs"):
         assert title in text
-    assert f"duet compare --seeds 2 --iterations 6 --directory {everything} --page {page}" in text
+    assert f"duet ablate --seeds 2 --iterations 6 --directory {everything} --page {page}" in text
     for arm in ARMS:
         assert f"**{arm}**" in text
         assert text.count(f"run.name={arm}-") == 2
@@ -209,7 +208,7 @@ def test_the_page_shows_what_is_there(everything, tmp_path, capsys):
 
 
 def test_the_table_has_arms_and_runs(everything, comparison):
-    compare.run(options(everything, "--write", "--seeds", "2"))
+    ablate(everything, "--write", "--seeds", "2")
     rows = pq.read_table(everything / "comparison.parquet").to_pylist()
     assert len(rows) == 2 * len(ARMS) * 3  # sets; an arm and its two runs
     own = [r for r in rows if r["arm"] == "adaptive" and r["set"] == "held_out"]
@@ -228,7 +227,7 @@ def test_the_table_has_arms_and_runs(everything, comparison):
 def test_only_claims_whose_arms_are_there(tmp_path):
     for one in plans(tmp_path, "adaptive,anchor_only"):
         write_run(one)
-    compare.run(options(tmp_path, "--write", "--seeds", "1"))
+    ablate(tmp_path, "--write", "--seeds", "1")
     text = (tmp_path / "comparison.md").read_text()
     assert "`adaptive` is on the Pareto front among `adaptive`" in text
     for absent in ("fixed_text", "dpo", "alpo"):
@@ -242,7 +241,7 @@ def test_replies_without_a_score_are_counted_in_the_table(tmp_path):
         after[place] = row(f"p{place}", missing=dict.fromkeys(("answer", "heard", "manner"), "truncated reply"))
     after[3] = row("p3", answer=5.0, missing={"heard": "time-out"}, failed=("heard",))
     write_run(one, after=after)
-    compare.run(options(tmp_path, "--write", "--seeds", "1"))
+    ablate(tmp_path, "--write", "--seeds", "1")
     line = next(x for x in (tmp_path / "comparison.md").read_text().splitlines() if "**adaptive**" in x)
     # p3: of manner and of what is heard right there is neither a number nor a failure.
     assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["4", "1"]
@@ -253,9 +252,9 @@ def test_runs_that_were_rated_differently_are_not_compared(tmp_path):
     write_run(first)
     write_run(second, raters={"answer": "a-2"})
     with pytest.raises(InputError, match="scores of different raters cannot be compared"):
-        compare.run(options(tmp_path, "--write"))
+        ablate(tmp_path, "--write")
 
 
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(InputError, match="no finished run"):
-        compare.run(options(tmp_path, "--write"))
+        ablate(tmp_path, "--write")

@@ -13,19 +13,18 @@ import pytest
 
 from common.errors import InputError
 from controller.launcher import RunFailed
-from duet import compare
 from evaluation.ablation.arms import ARMS, choose_arms, plan_runs
 from evaluation.ablation.runner import run_missing
-from tests.evaluation.ablation.ablations import CONFIG, options, plans, write_run
+from tests.evaluation.ablation.ablations import CONFIG, ablate, plans, write_run
 
 # ---- arms and their runs
 
 
 def test_a_stopped_comparison_has_whole_seeds(tmp_path):
-    made = plans(tmp_path, "adaptive,two_stage", 2, "rollout.prompts=8")
+    made = plans(tmp_path, "adaptive,two_stage", 2, "rollout.batch_size=8")
     assert [one.name for one in made] == ["adaptive-0", "two_stage-0", "adaptive-1", "two_stage-1"]
-    assert made[1].config.mix.switch == 3  # half of the iterations
-    assert made[1].arguments[-1] == "rollout.prompts=8"
+    assert made[1].config.mix_ratio.warmup_steps == 3  # half of the iterations
+    assert made[1].arguments[-1] == "rollout.batch_size=8"
     assert (made[3].config.run.seed, made[3].config.run.name) == (1, "two_stage-1")
 
 
@@ -40,10 +39,10 @@ def test_every_arm_trains_in_its_own_way(tmp_path):
 @pytest.mark.parametrize(
     ("arms", "override", "reason"),
     [
-        ("", "mix.smoothing=0.5", "sets it"),
-        ("", "mix={mode: fixed}", "the arm"),
+        ("", "mix_ratio.ema_decay=0.5", "sets it"),
+        ("", "mix_ratio={schedule: fixed}", "the arm"),
         ("adaptive", "run.seed=3", "a comparison sets it itself"),
-        ("adaptive", "run.iterations=3", "--iterations says it already"),
+        ("adaptive", "train.num_steps=3", "--iterations says it already"),
     ],
 )
 def test_what_the_arms_differ_in_is_not_overridden(tmp_path, arms, override, reason):
@@ -65,13 +64,13 @@ def test_mixed_settings_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"fixed_text-0 was run with other settings: learner.learning_rate is 1e-05"):
         run_missing(plans(tmp_path), tmp_path)
     with pytest.raises(InputError, match="other settings"):
-        compare.run(options(tmp_path, "--write", "--arms", "adaptive"))
+        ablate(tmp_path, "--write", "--arms", "adaptive")
 
 
 def test_a_run_of_another_length_is_no_interrupted_one(tmp_path):
     [one] = plans(tmp_path, "adaptive")
     write_run(one)
-    with pytest.raises(InputError, match=r"run\.iterations is 6 there and 9 now"):
+    with pytest.raises(InputError, match=r"train\.num_steps is 6 there and 9 now"):
         run_missing(plan_runs(choose_arms("adaptive"), 1, tmp_path, CONFIG, [], 9), tmp_path)
     assert one.directory.is_dir()
 
@@ -81,11 +80,11 @@ def test_a_key_that_came_later_spoils_a_run_but_not_a_page(tmp_path):
     for one in made:
         write_run(one)
     old = made[0].directory / "config.yaml"
-    old.write_text(old.read_text().replace("  slope: 5.0\n", ""))
-    with pytest.raises(InputError, match=r"mix\.slope is not there"):
+    old.write_text(old.read_text().replace("  gate_slope: 5.0\n", ""))
+    with pytest.raises(InputError, match=r"mix_ratio\.gate_slope is not there"):
         run_missing(made, tmp_path)
-    compare.run(options(tmp_path, "--write"))
-    assert "could not be compared with today's: `mix.slope`" in (tmp_path / "comparison.md").read_text()
+    ablate(tmp_path, "--write")
+    assert "could not be compared with today's: `mix_ratio.gate_slope`" in (tmp_path / "comparison.md").read_text()
 
 
 # ---- running what is missing
@@ -100,7 +99,7 @@ CHILD = """
     mode = os.environ.get("RUN", "")
     print("working")
     if mode.startswith("fail") and f"run.name={mode.partition(' ')[2]}" in sys.argv:
-        print("duet: rollout.workers: 0 is too small; at least 1")
+        print("duet: rollout.num_workers: 0 is too small; at least 1")
         sys.exit(2)
     if mode == "wait":
         asked = []
@@ -158,7 +157,7 @@ def test_what_is_there_is_not_run_again(tmp_path, started, capsys):
     directory = tmp_path / "runs"
     made = plans(directory)
     write_run(made[0])
-    compare.run(options(directory, "--arms", "fixed_text,adaptive", "--seeds", "1"))
+    ablate(directory, "--arms", "fixed_text,adaptive", "--seeds", "1")
     assert started() == ["adaptive-0"]
     shown = capsys.readouterr().out.splitlines()
     assert "1/2  fixed_text-0: there already (2.0 min)" in shown
@@ -192,7 +191,7 @@ def test_a_failing_run_stops_the_comparison_and_keeps_the_finished(tmp_path, sta
     monkeypatch.setenv("RUN", "fail adaptive-0")
     with pytest.raises(RunFailed) as caught:
         run_missing(made, directory)
-    for words in ("adaptive-0 ended with exit code 2", "rollout.workers: 0 is too small", str(made[1].log)):
+    for words in ("adaptive-0 ended with exit code 2", "rollout.num_workers: 0 is too small", str(made[1].log)):
         assert words in str(caught.value)
     assert started() == ["fixed_text-0", "adaptive-0"]
     monkeypatch.delenv("RUN")

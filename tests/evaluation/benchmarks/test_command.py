@@ -1,6 +1,5 @@
 """`duet evaluate --replies`: replies that are there, scored, shown and written."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 import soundfile
 
 from common.errors import InputError
-from duet.evaluate import add_arguments, run
+from duet.__main__ import execute
 from evaluation.benchmarks.generation import draw_seed, prompt_ids
 from evaluation.benchmarks.items import BenchmarkItem, ItemAudio, TaskKind
 from playground.codec import PlaygroundCodec
@@ -24,19 +23,18 @@ from tests.evaluation.benchmarks import made
 EXTENDED = """
 extends: {base}
 reward:
-  raters:
-    - {{name: heard, use: 'playground.raters:Heard'}}
-    - {{name: reader, use: 'tests.evaluation.benchmarks.made:Reader'}}
-    - {{name: loudness, use: 'tests.evaluation.benchmarks.made:Loudness'}}
-  total: {{heard: 1.0}}
-  scores: {{}}
+  functions:
+    - {{name: heard, target: 'playground.raters:Heard'}}
+    - {{name: reader, target: 'tests.evaluation.benchmarks.made:Reader'}}
+    - {{name: loudness, target: 'tests.evaluation.benchmarks.made:Loudness'}}
+  weights: {{heard: 1.0}}
+  composites: {{}}
 """
 
 
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
+def evaluate(*arguments: object) -> Path:
+    """Run `duet evaluate` in this process and return the JSON file that it wrote."""
+    return execute(["evaluate", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -74,11 +72,9 @@ def test_replies_are_scored_as_written_and_as_heard(config, questions, tmp_path,
             {"task": "alpaca_eval", "id": "a", "text": "it is good"},
         ],
     )
-    path = run(
-        options(
-            "--suite", "openaudiobench", "--data", questions, "--replies", replies, "--config", config,
-            "--out", tmp_path / "scores", "--judge", "reader",
-        )
+    path = evaluate(
+        "--suite", "openaudiobench", "--data", questions, "--replies", replies, "--config", config,
+        "--out", tmp_path / "scores", "--judge", "reader",
     )  # fmt: skip
     assert path == tmp_path / "scores" / "evaluation" / "openaudiobench.json"
     found = json.loads(path.read_text())
@@ -114,7 +110,7 @@ def test_styles_are_judged_by_their_sound(config, tmp_path):
     rows = [{"task": tasks[n], "id": f"en-{n}", "text": "yes", "audio": f"{n}.wav"} for n in tasks]
     replies = made.replies(tmp_path / "replies.jsonl", rows)
     arguments = ["--suite", "vstyle", "--data", tmp_path / "vstyle", "--replies", replies, "--out", tmp_path]
-    found = json.loads(run(options(*arguments, "--config", config, "--judge", "loudness")).read_text())
+    found = json.loads(evaluate(*arguments, "--config", config, "--judge", "loudness").read_text())
     assert {task: one["speech"]["score"] for task, one in found["tasks"].items()} == {
         "acoustic_attributes": 2.0,
         "empathy": 4.0,
@@ -141,7 +137,7 @@ def test_tasks_and_limit_choose_what_is_scored(questions, tmp_path):
     rows = [{"task": "llama_questions", "id": name, "text": "nine"} for name in ("a", "b")]
     replies = made.replies(tmp_path / "replies.jsonl", [*rows, {"task": "alpaca_eval", "id": "a", "text": "x"}])
     arguments = ["--suite", "openaudiobench", "--data", questions, "--replies", replies, "--out", tmp_path]
-    found = json.loads(run(options(*arguments, "--tasks", "llama_questions", "--limit", 1)).read_text())
+    found = json.loads(evaluate(*arguments, "--tasks", "llama_questions", "--limit", 1).read_text())
     assert {task: one["items"] for task, one in found["tasks"].items()} == {"llama_questions": 1}
 
 
@@ -161,7 +157,7 @@ REPLY = {"task": "llama_questions", "id": "a", "text": "eight"}
 def test_replies_that_cannot_be_used_are_named(questions, tmp_path, rows, message):
     replies = made.replies(tmp_path / "replies.jsonl", rows)
     with pytest.raises(InputError, match=message):
-        run(options("--suite", "openaudiobench", "--data", questions, "--replies", replies, "--out", tmp_path))
+        evaluate("--suite", "openaudiobench", "--data", questions, "--replies", replies, "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -169,25 +165,28 @@ def test_replies_that_cannot_be_used_are_named(questions, tmp_path, rows, messag
     [
         ([], "--out: without --run there is no directory"),
         (["--out", "x", "--run", "nowhere"], "nowhere is not the directory of a run"),
-        (["--out", "x", "--judge", "nobody"], "no rater is called 'nobody'; reward.raters: answer, heard, manner"),
-        (["--out", "x", "--limit", "-1"], "--limit: -1 is not possible"),
-        (["--out", "x", "--temperature", "-1"], "--temperature: -1 is not possible"),
+        (["--out", "x", "--judge", "nobody"], "there is no rater 'nobody'; reward.functions: answer, heard, manner"),
+        (["--out", "x", "--limit", "-1"], "--limit: '-1' is not allowed; input should be greater than or equal to 0"),
+        (
+            ["--out", "x", "--temperature", "-1"],
+            "--temperature: '-1' is not allowed; input should be",
+        ),
         (["--out", "x", "--replies", "nowhere.jsonl"], "--replies: nowhere.jsonl does not exist"),
-        (["--out", "x", "--replies", "r.jsonl", "--judge", "me"], "no rater is called 'me'; reward.raters: none; "),
+        (["--out", "x", "--replies", "r.jsonl", "--judge", "me"], "there is no rater 'me'; reward.functions: none; "),
         (["--out", "x", "--replies", "r.jsonl", "run.seed=3"], "'run.seed=3': replies from elsewhere have no config"),
     ],
 )
 def test_options_that_lead_nowhere_are_refused(root, monkeypatch, questions, arguments, message):
     monkeypatch.chdir(root)
     with pytest.raises(InputError, match=message):
-        run(options("--suite", "openaudiobench", "--data", questions, *arguments))
+        evaluate("--suite", "openaudiobench", "--data", questions, *arguments)
 
 
 def test_a_run_without_a_checkpoint_is_refused(root, monkeypatch, questions, tmp_path):
     monkeypatch.chdir(root)
     (tmp_path / "config.yaml").write_text((root / "configs" / "playground.yaml").read_text())
     with pytest.raises(InputError, match="has no checkpoint"):
-        run(options("--suite", "openaudiobench", "--data", questions, "--run", tmp_path))
+        evaluate("--suite", "openaudiobench", "--data", questions, "--run", tmp_path)
 
 
 def test_a_question_becomes_the_prompt_that_the_model_was_trained_with(world):

@@ -97,7 +97,7 @@ def likeliest(checkpoint: Path, folder: Path, world: Path) -> list[str]:
 @pytest.mark.e2e
 def test_the_newest_checkpoint_of_a_run_is_asked_by_ear(root, world, suite, trained):
     arguments = ["--run", str(trained), "--suite", "openaudiobench", "--data", str(suite)]
-    done = duet(root, "evaluate", *arguments, "--temperature", "0", "--judge", "answer", "reward.servers=1")
+    done = duet(root, "evaluate", *arguments, "--temperature", "0", "--judge", "answer", "reward.num_servers=1")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((trained / "evaluation" / "openaudiobench.json").read_text())
     rows = pq.read_table(trained / "evaluation" / "openaudiobench.parquet").to_pylist()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from configs.schema import Mix
 from controller.mix_ratio import MixRatioConfig, gates
 from evaluation.diagnosis.gradient_geometry import GradientBatch
 from evaluation.diagnosis.gradients import anchor_weights, preference_weights
@@ -24,8 +23,7 @@ TEXT, SPEECH, BOUNDARY = Channel.TEXT, Channel.SPEECH, Channel.BOUNDARY
 
 @pytest.fixture(scope="module")
 def settings() -> MixRatioConfig:
-    names = MixRatioConfig.__dataclass_fields__
-    return MixRatioConfig(**{name: getattr(Mix(), name) for name in names})
+    return MixRatioConfig(score_min=1.0, score_max=5.0)
 
 
 def group(iteration: int = 1, **scores: list[float]) -> ScoredGroup:

@@ -1,6 +1,5 @@
 """`duet diagnose` as a whole, on a small run made of the shipped world."""
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from common.errors import InputError
 from configs.load import load_config
 from configs.schema import Config
-from duet.diagnose import add_arguments, run
+from duet.__main__ import execute
 from evaluation.diagnosis.gradient_geometry import log_probabilities
 from evaluation.diagnosis.models import load
 from evaluation.diagnosis.run_data import RunFiles
@@ -29,16 +28,15 @@ NAN = float("nan")
 def config(root) -> Config:
     """The shipped one, whatever its paths are relative to."""
     found = load_config(root / "configs" / "playground.yaml", ["run.seed=3"])
-    found.model.checkpoint = str(root / found.model.checkpoint)
+    found.model.path = str(root / found.model.path)
     found.data.prompts = str(root / found.data.prompts)
-    found.data.demonstrations = str(root / found.data.demonstrations)
+    found.data.sft = str(root / found.data.sft)
     return found
 
 
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
+def diagnose(*arguments: object) -> Path:
+    """Run `duet diagnose` in this process and return the page that it wrote."""
+    return execute(["diagnose", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,10 @@ def directory(config, tmp_path_factory):
     (path / "replies").mkdir(parents=True)
     (path / "config.yaml").write_text(config.yaml())
     files = RunFiles.open(path)
-    demonstrations = pq.read_table(config.data.demonstrations).slice(0, 16).to_pylist()
+    demonstrations = pq.read_table(config.data.sft).slice(0, 16).to_pylist()
     write_replies(files, demonstrations, None)
     items = files.replies([1, 2], 16)
-    scorer = load(Path(config.model.checkpoint), files.family, "float32", files.kinds)
+    scorer = load(Path(config.model.path), files.family, "float32", files.kinds)
     write_replies(files, demonstrations, log_probabilities(scorer, [i.passage for i in items]))
     with torch.no_grad():
         text = torch.from_numpy(files.kinds == int(TokenKind.TEXT))
@@ -110,7 +108,7 @@ def write_replies(files: RunFiles, demonstrations: list[dict], logps: list[np.nd
 
 @pytest.fixture(scope="module")
 def diagnosed(directory):
-    run(options(directory, "--replies", 8))
+    diagnose(directory, "--replies", 8)
     return directory / "diagnosis"
 
 
@@ -191,7 +189,7 @@ def copy(directory: Path, to: Path, *parts: str) -> Path:
 
 def test_without_a_checkpoint_the_start_is_measured(directory, tmp_path):
     lone = copy(directory, tmp_path / "lone", "config.yaml", "replies")
-    page = run(options(lone, "--replies", 4)).read_text()
+    page = diagnose(lone, "--replies", 4).read_text()
     assert "Preference at the start, 4 replies of iteration 1" in page
     assert "## Δlogp against the start model\n\nNot measured." in page
     assert "holds no checkpoint to compare the start with" in page
@@ -201,9 +199,9 @@ def test_without_a_checkpoint_the_start_is_measured(directory, tmp_path):
 
 def test_without_models_and_data_the_scores_are_there(directory, tmp_path, config):
     lone = copy(directory, tmp_path / "lone", "config.yaml", "replies")
-    moved = (lone / "config.yaml").read_text().replace(config.model.checkpoint, "/nowhere/base")
+    moved = (lone / "config.yaml").read_text().replace(config.model.path, "/nowhere/base")
     (lone / "config.yaml").write_text(moved)
-    page = run(options(lone, "--reference", "answer")).read_text()
+    page = diagnose(lone, "--reference", "answer").read_text()
     assert "/nowhere/base is not a checkpoint with a tokenizer" in page
     assert page.count("Not measured.") == 2
     assert "| manner |" in page
@@ -212,7 +210,7 @@ def test_without_models_and_data_the_scores_are_there(directory, tmp_path, confi
 
 def test_without_replies_everything_says_so(directory, tmp_path):
     lone = copy(directory, tmp_path / "lone", "config.yaml")
-    page = run(options(lone, "--checkpoint", "start", "--replies", 2)).read_text()
+    page = diagnose(lone, "--checkpoint", "start", "--replies", 2).read_text()
     assert "Anchor at the start, 2 demonstrations" in page
     assert "No replies to measure at the start: the run has sampled none." in page
     assert page.count("holds no replies.") == 3
@@ -220,7 +218,7 @@ def test_without_replies_everything_says_so(directory, tmp_path):
 
 def test_only_what_was_asked_for_is_measured(directory, tmp_path):
     lone = copy(directory, tmp_path / "lone", "config.yaml", "replies", "checkpoints")
-    run(options(lone, "--checkpoint", "2", "--replies", 2))
+    diagnose(lone, "--checkpoint", "2", "--replies", 2)
     assert {row["model"] for row in rows(lone / "diagnosis/gradients.parquet")} == {"iteration 2"}
     assert rows(lone / "diagnosis/shift.parquet")
 
@@ -230,17 +228,17 @@ def test_only_what_was_asked_for_is_measured(directory, tmp_path):
     [
         (["--checkpoint", "7"], "--checkpoint: '7' is not possible; allowed: start, last, .* \\(2\\)"),
         (["--reference", "judge"], "--reference: no scores of 'judge'; this run has answer, manner, total"),
-        (["--replies", "1"], "--replies: 1 is too small"),
+        (["--replies", "1"], "--replies: '1' is not allowed; input should be greater than or equal to 2"),
     ],
 )
 def test_options_that_the_run_has_nothing_for_are_refused(directory, arguments, message):
     with pytest.raises(InputError, match=message):
-        run(options(directory, *arguments))
+        diagnose(directory, *arguments)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not the directory of a run: it has no"):
-        run(options(tmp_path))
+        diagnose(tmp_path)
 
 
 def test_a_rated_demonstration_is_no_member_of_its_group(directory, tmp_path):

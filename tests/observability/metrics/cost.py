@@ -53,12 +53,12 @@ def of_engine(vocabulary: Vocabulary, world: Path) -> float:
     config = load_config(ROOT / "configs/playground.yaml", [])
     settings = engine_settings(world)
     engine = VllmEngine(settings, PLAYGROUND, vocabulary, seed=0)
-    prompts = read_prompts(world / "data/train.parquet", vocabulary)[: config.rollout.prompts]
+    prompts = read_prompts(world / "data/train.parquet", vocabulary)[: config.rollout.batch_size]
     sampling = SamplingConfig(temperature=1.0, max_tokens=96)
 
     def sample() -> float:
         begun = time.process_time()
-        engine.sample(prompts, config.rollout.group_size, sampling, list(range(len(prompts))), "w")
+        engine.generate(prompts, config.rollout.n, sampling, list(range(len(prompts))), "w")
         return time.process_time() - begun
 
     sample()
@@ -97,7 +97,7 @@ def of_sound(vocabulary: Vocabulary, world: Path) -> float:
         for waveform, text in spoken:
             measures(waveform, text, heard=text)
         rounds.append(time.process_time() - begun)
-    return median(rounds) * config.replies / len(spoken) / config.reward.servers
+    return median(rounds) * config.replies / len(spoken) / config.reward.num_servers
 
 
 def main() -> None:

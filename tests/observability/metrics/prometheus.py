@@ -97,9 +97,10 @@ def scraped(
             start = time.time()
             rater = json.dumps(judge.arguments(api_key_env="", retries=0))
             arguments = (
-                "train", f"run.iterations={iterations}", "run.name=scraped", f"run.directory={directory}",
-                f"metrics.port={port}", "evaluation.signal_samples=0",
-                f"reward.raters=[{OWN},{{name: judge, use: 'reward.remote.http_judge:HttpJudge', arguments: {rater}}}]",
+                "train", f"train.num_steps={iterations}", "run.name=scraped", f"run.directory={directory}",
+                f"metrics.port={port}", "validation.num_quality_samples=0",
+                f"reward.functions=[{OWN},"
+                f"{{name: judge, target: 'reward.remote.http_judge:HttpJudge', kwargs: {rater}}}]",
                 *settings,
             )  # fmt: skip
             with Job(root, directory / "output.txt", *arguments) as job:

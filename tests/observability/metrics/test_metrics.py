@@ -26,10 +26,10 @@ STANDING = RunStatus(
     seconds=2.5,
     pools={
         "rollout": PoolStatus(
-            wanted=3, members={ReplicaState.READY: 2, ReplicaState.STARTING: 1}, restarts=4, lent=10, waiting=6
+            target=3, replicas={ReplicaState.READY: 2, ReplicaState.STARTING: 1}, restarts=4, in_flight=10, queued=6
         ),
-        "reward": PoolStatus(wanted=1, members={ReplicaState.READY: 1}, restarts=0),
-        "learner": PoolStatus(wanted=2, members={ReplicaState.READY: 2}, restarts=1),
+        "reward": PoolStatus(target=1, replicas={ReplicaState.READY: 1}, restarts=0),
+        "learner": PoolStatus(target=2, replicas={ReplicaState.READY: 2}, restarts=1),
     },
     versions={"learner": 7, "rollout": 6},
 )
@@ -134,17 +134,17 @@ def test_how_the_run_stands_is_read_when_it_is_asked(served):
 
 def test_faults_are_counted_by_kind_and_start_at_none(served):
     assert [served.scrape()["duet_faults_total", kind] for kind in FAULTS] == [0] * len(FAULTS)
-    for kind in ("lost", "lost", "stalled", "checkpoint"):
+    for kind in ("actor_died", "actor_died", "stalled", "checkpoint"):
         served.numbers.event(kind)
     found = served.scrape()
-    assert (found["duet_faults_total", "lost"], found["duet_faults_total", "stalled"]) == (2, 1)
+    assert (found["duet_faults_total", "actor_died"], found["duet_faults_total", "stalled"]) == (2, 1)
     assert ("duet_faults_total", "checkpoint") not in found
 
 
 def test_every_kind_of_fault_is_told_somewhere(root):
     rooms = ("cluster", "controller", "learner", "reward", "rollout")
     code = "\n".join(path.read_text() for room in rooms for path in (root / room).rglob("*.py"))
-    told = set(re.findall(r"_tell\(\s*\"([a-z ]+)\"", code))
+    told = set(re.findall(r"(?:_tell|emit_event)\(\s*\"([a-z_]+)\"", code))
     assert set(FAULTS) <= told
 
 

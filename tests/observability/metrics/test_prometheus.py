@@ -17,7 +17,7 @@ RUN = "scraped"
 @pytest.fixture(scope="module")
 def seen(root, few, tool, tmp_path_factory):
     tool("prometheus")
-    settings = (f"data.held_out={{held_out: {few}}}", "rollout.workers=2")
+    settings = (f"data.validation={{held_out: {few}}}", "rollout.num_workers=2")
     with scraped(root, tmp_path_factory.mktemp("scraped"), *settings, iterations=4, seconds=600) as found:
         yield found
 

@@ -1,13 +1,12 @@
 """A small run that nobody trained: written by the records' own writers, of speech that the playground's codec plays."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from configs.load import load_config
-from configs.schema import Config
+from configs.schema import Config, ValidationSection
 from data.records import read_demonstrations, read_prompts
 from observability.reply_schema import ReplyProvenance, ReplyRecord
 from observability.run_directory import RunDirectory
@@ -76,12 +75,12 @@ class World:
 
 def config(root: Path, run: Path, **evaluation: int) -> Config:
     made = load_config(root / "configs/playground.yaml", [f"run.name={run.name}", f"run.directory={run.parent}"])
-    for section in ("prompts", "demonstrations"):
+    for section in ("prompts", "sft"):
         setattr(made.data, section, str(root / getattr(made.data, section)))
-    made.data.held_out = {"held_out": str(root / made.data.held_out["held_out"])}
-    made.model.checkpoint = str(root / made.model.checkpoint)
-    made.reward.codec.arguments = {"path": str(root / "playground/world/codec")}
-    return dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, **evaluation))
+    made.data.validation = {"held_out": str(root / made.data.validation["held_out"])}
+    made.model.path = str(root / made.model.path)
+    made.reward.codec.kwargs = {"path": str(root / "playground/world/codec")}
+    return made.model_copy(update={"validation": ValidationSection(**(made.validation.model_dump() | evaluation))})
 
 
 def begin(root: Path, run: Path) -> RunDirectory:
@@ -134,8 +133,8 @@ def whole(root: Path, run: Path, world: World, iterations: int = 6) -> RunDirect
     listen(records, world, world.prompts[:2], [0])
     train(records, world, iterations)
     listen(records, world, [*held_out[:2], *world.prompts[:2]], [2, 4])
-    records.add_event("lost", member="rollout-1", reason="died")
-    records.add_event("resized", pool="rollout", before=1, after=2)
+    records.add_event("actor_died", member="rollout-1", reason="died")
+    records.add_event("pool_resized", pool="rollout", before=1, after=2)
     records.add_event("checkpoint", iteration=iterations)
     evaluate(records, world, "after", held_out, iterations)
     listen(records, world, world.prompts[:2], [iterations])

@@ -2,12 +2,15 @@
 
 import pytest
 
-from configs.schema import Config
+from configs.load import load_config
 from observability.report import overview
 from observability.run_directory import RunDirectory, read_iterations
 from reward.scoring import ScoringConfig, score_groups
 from reward.types import MissingScore
+from tests.conftest import ROOT
 from tests.controller.examples import card, group, iteration
+
+PLAYGROUND = load_config(ROOT / "configs/playground.yaml", [])
 
 EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
 
@@ -16,11 +19,11 @@ EVENTS = [{"time": "2026-01-01T00:00:00.000Z", "kind": "started"}]
     ("summary", "more", "worked_on", "done", "word"),
     [
         ({}, [{"kind": "finished"}], True, 9, "finished"),
-        ({}, [{"kind": "stop requested"}], False, 4, "stopped"),
+        ({}, [{"kind": "stop_requested"}], False, 4, "stopped"),
         (None, [], True, 4, "running"),
         (None, [{"kind": "failed", "error": "no space"}], False, 4, "failed"),
         (None, [{"kind": "failed"}, {"kind": "resumed"}], False, 4, "interrupted"),
-        (None, [{"kind": "lost", "member": "rollout-0", "reason": "died"}], False, 4, "interrupted"),
+        (None, [{"kind": "actor_died", "member": "rollout-0", "reason": "died"}], False, 4, "interrupted"),
     ],
 )
 def test_how_a_run_stands(summary, more, worked_on, done, word):
@@ -39,10 +42,10 @@ def test_a_failure_is_told():
 
 def test_the_head_of_a_run(tmp_path):
     records = RunDirectory.create(tmp_path / "run", "run: {}\n")
-    assert overview.head(Config(), "run", None, [], None)["lambda"] is None
+    assert overview.head(PLAYGROUND, "run", None, [], None)["lambda"] is None
     for number in (1, 2):
         records.add_iteration(iteration(number))
-    head = overview.head(Config(), "run", read_iterations(records.directory), EVENTS, None)
+    head = overview.head(PLAYGROUND, "run", read_iterations(records.directory), EVENTS, None)
     assert (head["iteration"], head["lambda"], head["version"]) == (2, pytest.approx(0.22), 2)
     assert head["replies"] == 128
     assert head["seconds_iterations"] == pytest.approx(7.2)
@@ -90,9 +93,9 @@ def test_without_an_evaluation_after_nothing_is_said_of_it():
 def test_events_are_told_newest_first_and_by_kind():
     events = [
         {"time": "1", "kind": "started", "arithmetic": {"prompts": 3}},
-        {"time": "2", "kind": "lost", "member": "rollout-1", "reason": "died"},
-        {"time": "3", "kind": "resized", "pool": "rollout", "before": 1, "after": 2},
-        {"time": "4", "kind": "lost"},
+        {"time": "2", "kind": "actor_died", "member": "rollout-1", "reason": "died"},
+        {"time": "3", "kind": "pool_resized", "pool": "rollout", "before": 1, "after": 2},
+        {"time": "4", "kind": "actor_died"},
         {"time": "5", "kind": "invented", "iteration": 7, "note": "x" * 1000},
     ]
     found = overview.happenings(events)
@@ -101,5 +104,5 @@ def test_events_are_told_newest_first_and_by_kind():
     assert found["rows"][2]["words"] == "rollout: 1 → 2 members"
     assert found["rows"][0]["iteration"] == 7
     assert len(found["rows"][0]["words"]) == overview.LONGEST
-    many = overview.happenings([{"time": str(n), "kind": "joined", "member": "m"} for n in range(600)])
+    many = overview.happenings([{"time": str(n), "kind": "actor_ready", "member": "m"} for n in range(600)])
     assert (many["all"], len(many["rows"]), many["rows"][0]["time"]) == (600, overview.MOST_EVENTS, "599")

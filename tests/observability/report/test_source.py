@@ -17,7 +17,7 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
     seen()
     claim = RunLock.take(records.directory)
     seen()
-    records.add_event("lost", member="rollout-0", reason="died")
+    records.add_event("actor_died", member="rollout-0", reason="died")
     seen()
     records.add_iteration(iteration(1))
     seen()
@@ -25,7 +25,7 @@ def test_the_state_changes_with_everything_that_a_report_shows(root, playground,
     seen()
     records.write_summary({"iterations": 1})
     seen()
-    records.write_config(config(root, records.directory, recordings=1).yaml())
+    records.write_config(config(root, records.directory, num_recordings=1).yaml())
     seen()
     claim.release()
     seen()
@@ -45,5 +45,5 @@ def test_a_run_that_goes_on_with_other_settings_is_read_with_those(root, tmp_pat
     records = begin(root, tmp_path / "runs" / "young")
     source = ReportSource.open(records.directory)
     assert source.renewed() is source
-    records.write_config(config(root, records.directory, recordings=1).yaml())
-    assert source.renewed().config.evaluation.recordings == 1
+    records.write_config(config(root, records.directory, num_recordings=1).yaml())
+    assert source.renewed().config.validation.num_recordings == 1

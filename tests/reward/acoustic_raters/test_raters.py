@@ -1,4 +1,4 @@
-"""Raters that measure: each on sounds of which the measure is known."""
+"""Acoustic raters on audio with known measures."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ HEARD = {"says": "Oh, eight it is!"}
 
 
 class Ear:
-    """A recogniser that hears what it is told to."""
+    """A recogniser with a fixed transcript."""
 
     version = "ear-1"
 
@@ -59,7 +59,7 @@ def reply(waveform: Waveform | None, text: str = "oh eight it is", **facts: str)
 
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = 16000) -> Waveform:
-    """With harmonics, as a voice has them."""
+    """Return a tone with harmonics, as a voice has."""
     time = np.arange(int(seconds * rate)) / rate
     parts = sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 6))
     return Waveform((0.2 * parts).astype(np.float32), rate)
@@ -101,7 +101,7 @@ def test_hearing_costs_one_hearing_and_is_noted_for_the_metrics():
     assert card.details["heard"] == "oh eight it is"
     assert card.details["heard_measure"] == "0.25 changes per word"
     assert card.measures["word_error"] == 0.25
-    assert rater._hears.__self__.asked == 1
+    assert rater._recognise.__self__.asked == 1
     assert rater.rate(reply(None)) == MissingScore("no speech in the reply")
     assert rater.detail(reply(None)) == {}
     assert rater.rate(reply(tone(200), " ?! ")) == MissingScore("no text to compare with")
@@ -132,10 +132,10 @@ def test_pitch_and_tempo_against_a_range():
 
 
 def test_signal_quality_is_that_of_speechmos_for_a_window(monkeypatch):
-    """speechmos' own class, on a sound as long as the model's window, for each part."""
+    """Compare with speechmos' own class for each part, on audio as long as the model's window."""
     from speechmos import dnsmos as theirs
 
-    # Input of another model, whose answer is not looked at, and half a minute of compiling.
+    # Input of another model that is not compared; computing it takes half a minute of compilation.
     monkeypatch.setattr(theirs.DNSMOS, "audio_melspec", lambda self, audio: np.zeros((900, 120)))
     clean = say("the answer is forty two and a small dog ran over the bridge", VOICES[0], 120, 50).at_rate(RATE)
     whole = np.resize(clean.samples, int(WINDOW * RATE)).astype(np.float32)
@@ -157,7 +157,7 @@ def test_a_longer_sound_is_heard_to_its_end():
 
 
 def test_the_plain_embedder_tells_voices_apart_most_of_the_time():
-    """Weakly, as its description says."""
+    """It separates voices weakly, as its description says."""
     embed = CepstralStatistics().embed
     found = {(v, s): embed(say(s, v, 175, 50)) for v in VOICES for s in SENTENCES}
     pairs = [(a, b) for a in found for b in found if a < b]
@@ -222,11 +222,11 @@ def test_a_version_names_all_that_decides_a_score():
         (lambda: SignalQuality(one=3, five=3), "one, five: both are 3"),
         (lambda: Pitch(low=3, high=2), "low: 3 must not be above high, 2"),
         (lambda: Pitch(low=1, high=2, tolerance=0), "tolerance: 0 must be above 0"),
-        (lambda: Tempo(low="fast", high=2), "low: 'fast' must be a number"),
+        (lambda: Tempo(low="fast", high=2), "low: 'fast' must be a finite number"),
         (VoiceSimilarity, "reference, fact: give one of them"),
         (lambda: VoiceSimilarity(reference="/no/such.wav"), "reference: '/no/such.wav' cannot be used"),
-        (lambda: VoiceSimilarity(fact="voice"), "sounds: '' is no folder"),
-        (lambda: Tempo(low=1, high=2, name=""), "name: '' must be text"),
+        (lambda: VoiceSimilarity(fact="voice"), "sounds: '' is not a folder"),
+        (lambda: Tempo(low=1, high=2, name=""), "name: '' must be non-empty text"),
     ],
 )
 def test_impossible_arguments_are_refused(make, complaint):

@@ -1,4 +1,4 @@
-"""Judges in the configuration: what cannot work is refused before anything starts."""
+"""Judges in the configuration: invalid arguments are refused before anything starts."""
 
 import pytest
 import yaml
@@ -7,15 +7,15 @@ from common.errors import InputError
 from configs.load import load_config
 from controller.inputs import read_inputs
 
-JUDGE = "{name: judge, use: 'reward.remote.http_judge:HttpJudge', arguments: {%s}}"
+JUDGE = "{name: judge, target: 'reward.remote.http_judge:HttpJudge', kwargs: {%s}}"
 
 
 def configured(root, world, arguments: str):
     overrides = [
-        f"reward.raters=[{{name: answer, use: 'playground.raters:Answer'}}, {JUDGE % arguments}]",
-        "reward.total={answer: 1, judge: 1}",
-        "reward.scores={}",
-        f"model.checkpoint={world / 'base'}",
+        f"reward.functions=[{{name: answer, target: 'playground.raters:Answer'}}, {JUDGE % arguments}]",
+        "reward.weights={answer: 1, judge: 1}",
+        "reward.composites={}",
+        f"model.path={world / 'base'}",
     ]
     return load_config(root / "configs" / "playground.yaml", overrides)
 
@@ -30,7 +30,7 @@ def configured(root, world, arguments: str):
     ],
 )
 def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, complaint):
-    with pytest.raises(InputError, match=f"reward.raters.judge.arguments: {complaint}"):
+    with pytest.raises(InputError, match=f"reward.functions.judge.kwargs: {complaint}"):
         read_inputs(configured(root, world, arguments))
 
 
@@ -44,19 +44,19 @@ def test_a_judge_with_impossible_arguments_is_refused(root, world, arguments, co
             "rubric: 'x' is neither",
         ),
         (
-            "reward.llm_judges.vllm_judge:LocalRater",
+            "reward.llm_judges.vllm_judge:VllmJudge",
             "checkpoint: /no/such, listens: true",
-            "checkpoint: '/no/such' is no folder",
+            "checkpoint: '/no/such' is not a folder",
         ),
         ("reward.acoustic_raters.raters:Tempo", "low: 3, high: 2", "low: 3.* must not be above high"),
     ],
 )
 def test_so_are_judges_that_are_models_and_raters_that_measure(root, world, use, arguments, complaint):
     config = configured(root, world, "version: '1', name: judge, url: 'http://127.0.0.1:9/'")
-    config.reward.raters[1].use = use
+    config.reward.functions[1].target = use
     given = yaml.safe_load(f"{{name: judge, {arguments}}}")
-    config.reward.raters[1].arguments = given
-    with pytest.raises(InputError, match=f"reward.raters.judge.arguments: {complaint}"):
+    config.reward.functions[1].kwargs = given
+    with pytest.raises(InputError, match=f"reward.functions.judge.kwargs: {complaint}"):
         read_inputs(config)
 
 

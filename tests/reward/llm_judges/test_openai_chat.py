@@ -1,4 +1,4 @@
-"""A chat model as a judge: a service that answers well, slowly, wrongly, out of range and with errors."""
+"""A chat model as a judge: good, slow, wrong, out-of-range and failing answers."""
 
 import base64
 import io
@@ -20,9 +20,9 @@ from speech.audio import Waveform
 from tests.reward.chat_service import GOOD, USAGE, WAYS, Service
 from tests.reward.spoken import spoken
 
-KEY = "sk-a-key-that-nobody-must-see"
+KEY = "sk-a-key-that-must-stay-hidden"
 COST = (300 * 2.0 + 20 * 8.0) / 1e6
-"""Of one answer, by the prices of `Service.rater`."""
+"""Cost of one answer, by the prices of `Service.rater`."""
 REASONS = {
     **dict.fromkeys(("words", "fenced", "fields", "more", "twice", "unreasoned", "empty", "cut"), "not understood"),
     **dict.fromkeys(("choiceless", "list", "html", "flood"), "not understood"),
@@ -35,11 +35,11 @@ REASONS = {
     **dict.fromkeys(("drop", "broken"), "connection failed"),
     "slow": "timeout",
 }
-"""Why there is no score, by what the service does."""
+"""Reason of the missing score by behaviour of the service."""
 AGAIN = ("busy", "fault", "away", "drop", "broken", "slow")
-"""What may be better the next time."""
+"""Behaviours that are retried."""
 FREE = (*AGAIN, "key", "field", "nowhere", "html", "list", "flood")
-"""What comes without a word about its price."""
+"""Behaviours without usage in the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_question_that_cannot_be_heard_is_no_score(service, tmp_path):
     assert "gone.wav" in rated[0].details["judge_error"]
     assert "not below" in rated[1].details["judge_error"]
     assert len(service.asked) == 1
-    without = service.rater()  # no folder: the question is known by its words
+    without = service.rater()  # no folder: the question is given as text
     assert without.rate(named[0]) == 4.5
     assert [part["type"] for part in service.asked[1]["messages"][1]["content"]].count("input_audio") == 1
 
@@ -141,7 +141,7 @@ def test_nothing_but_a_good_answer_becomes_a_score(service, way):
     counted = rater.counters()
     calls = 12 if way in AGAIN else 6
     assert counted["failures"] == 6
-    assert counted["calls"] == len(service.asked) == calls  # the client itself tries nothing again
+    assert counted["calls"] == len(service.asked) == calls  # the client itself does not retry
     assert counted["retries"] == calls - 6
     paid = {} if way in FREE else {"input_tokens": 1800.0, "output_tokens": 120.0, "cost": pytest.approx(6 * COST)}
     assert {name: counted[name] for name in ("input_tokens", "output_tokens", "cost") if name in counted} == paid
@@ -174,7 +174,7 @@ def test_a_service_that_is_down_is_left_alone(service):
     rater = service.rater(retries=0, breaker_failures=3, concurrency=1)
     reasons = [one.score.reason for one in rater.rate_all(different(10), 20)]
     assert reasons == ["server error"] * 3 + ["judge unavailable"] * 7
-    assert rater.left_alone
+    assert rater.circuit_open
 
 
 def test_the_key_is_sent_and_never_shown(service, monkeypatch, caplog, capfd):
@@ -195,7 +195,7 @@ def test_the_key_is_sent_and_never_shown(service, monkeypatch, caplog, capfd):
 
 
 def test_what_is_meant_for_another_service_is_not_sent(service, monkeypatch):
-    """The client would take keys and names for OpenAI from the environment."""
+    """The openai client reads keys and names for OpenAI from the environment."""
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -265,14 +265,14 @@ def test_a_scale_of_ones_own(service, tmp_path, monkeypatch):
         ({"rubric": "kindness"}, "rubric: 'kindness' is neither semantic, acoustic, holistic nor a text file"),
         ({"listens": False}, "rubric: holistic asks for how a reply sounds"),
         ({"highest": 10}, "the scale of the rubric holistic is 1 to 5"),
-        ({"sounds": "/no/such/folder"}, "sounds: '/no/such/folder' is no folder"),
+        ({"sounds": "/no/such/folder"}, "sounds: '/no/such/folder' is not a folder"),
         ({"facts": "answer"}, "facts: 'answer' must be a list"),
         ({"form": "xml"}, "form: 'xml' is unknown; allowed: json_schema"),
         ({"max_tokens": 0}, "max_tokens: 0 must be a whole number"),
         ({"temperature": -1}, "temperature: -1 must be a number, at least 0"),
         ({"output_price": None}, "one alone gives no cost"),
         ({"extra": {"messages": []}}, "extra: must be a table of further fields, none of messages"),
-        ({"extra": {"a": float("nan")}}, "extra: holds what JSON cannot"),
+        ({"extra": {"a": float("nan")}}, "extra: holds a value that JSON cannot represent"),
         ({"prompt": "x"}, "unknown argument 'prompt'; allowed: name, version"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What judges are asked, and how their answers are read."""
+"""Prompts of judges, and parsing of their answers."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from reward.llm_judges.parsing import parse_score, score_schema
-from reward.llm_judges.prompts import LONGEST, RUBRICS, instructions, load_rubric, rubric_digest
+from reward.llm_judges.prompts import MAX_RUBRIC_CHARS, RUBRICS, instructions, load_rubric, rubric_digest
 from reward.remote.client import JudgeFailure
 
 
@@ -22,18 +22,18 @@ def test_a_rubric_says_what_each_score_means_and_how_to_answer(name):
 
 
 def test_the_rubrics_ask_for_different_things():
-    assert "Pass over how it sounds" in load_rubric("semantic").words
-    assert "Pass over whether the content is right" in load_rubric("acoustic").words
-    assert "what is said and how it sounds together" in load_rubric("holistic").words
-    assert [RUBRICS[name].sound for name in ("semantic", "acoustic", "holistic")] == [False, True, True]
+    assert "Pass over how it sounds" in load_rubric("semantic").text
+    assert "Pass over whether the content is right" in load_rubric("acoustic").text
+    assert "what is said and how it sounds together" in load_rubric("holistic").text
+    assert [RUBRICS[name].needs_audio for name in ("semantic", "acoustic", "holistic")] == [False, True, True]
 
 
 def test_a_rubric_of_ones_own_comes_from_a_text_file(tmp_path):
     own = tmp_path / "polite.md"
     own.write_text("  How polite is the reply?\n")
     found = load_rubric(str(own))
-    assert (found.name, found.words, found.own) == ("polite", "How polite is the reply?", True)
-    for content, complaint in (("", "has 0 characters"), ("x" * (LONGEST + 1), "expected 1 to 20000")):
+    assert (found.name, found.text, found.from_file) == ("polite", "How polite is the reply?", True)
+    for content, complaint in (("", "has 0 characters"), ("x" * (MAX_RUBRIC_CHARS + 1), "expected 1 to 20000")):
         own.write_text(content)
         with pytest.raises(InputError, match=complaint):
             load_rubric(str(own))
@@ -49,11 +49,13 @@ def test_a_digest_tells_apart_what_differs():
 
 
 def test_a_schema_has_the_two_fields_and_nothing_else():
-    whole = score_schema(0, 10, longest=99)
+    whole = score_schema(0, 10, max_reason_chars=99)
     assert whole["required"] == list(whole["properties"]) == ["reason", "score"]
     assert whole["additionalProperties"] is False
     assert whole["properties"]["score"] == {"type": "number", "minimum": 0, "maximum": 10}
-    assert score_schema(1, 2.5, longest=9, halves=True)["properties"]["score"] == {"enum": [1.0, 1.5, 2.0, 2.5]}
+    assert score_schema(1, 2.5, max_reason_chars=9, halves=True)["properties"]["score"] == {
+        "enum": [1.0, 1.5, 2.0, 2.5]
+    }
 
 
 def test_an_answer_is_read_as_it_stands():
@@ -61,9 +63,12 @@ def test_an_answer_is_read_as_it_stands():
     assert parse_score('{"score": 4, "reason": "\\ud800"}') == (
         4,
         "\ud800",
-    )  # half a character, which `strict` takes out
+    )  # half a character, which `parse_number` replaces
     assert parse_score('{"score": 4, "reason": "two\nlines"}') == (4, "two\nlines")
-    assert parse_score(' {"reason": "", "score": "4"}\n') == ("4", "")  # whether that is a score is for `strict` to say
+    assert parse_score(' {"reason": "", "score": "4"}\n') == (
+        "4",
+        "",
+    )  # whether that is a score is for `parse_number` to say
 
 
 @pytest.mark.parametrize(
@@ -79,5 +84,5 @@ def test_whatever_else_is_written_is_no_verdict(words):
     with pytest.raises(JudgeFailure) as failed:
         parse_score(words, usage={"input_tokens": 3})
     assert failed.value.reason == "not understood"
-    assert not failed.value.again
+    assert not failed.value.retryable
     assert failed.value.usage == {"input_tokens": 3}

@@ -1,4 +1,4 @@
-"""Checkpoints of judges, small enough to be made in a test: real architectures, random weights, a token a byte."""
+"""Tiny judge checkpoints for tests: real architectures, random weights, one token per byte."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ SIZES = dict(
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte and each of `SPECIAL`."""
+    """Return a tokenizer with one token per byte and per item of `SPECIAL`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -45,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_reader(path: Path, seed: int = 0) -> Path:
-    """A judge that reads: a Qwen2 of some 120,000 parameters."""
+    """Write a text-only judge: a Qwen2 of about 120,000 parameters."""
     words = tokenizer()
     torch.manual_seed(seed)
     config = Qwen2Config(vocab_size=len(words), tie_word_embeddings=False, eos_token_id=words.eos_token_id, **SIZES)
@@ -55,7 +55,7 @@ def write_reader(path: Path, seed: int = 0) -> Path:
 
 
 def write_listener(path: Path) -> Path:
-    """A judge that listens: a Qwen2-Audio, with one layer of its encoder."""
+    """Write a judge that accepts audio: a Qwen2-Audio with one encoder layer."""
     words = tokenizer()
     torch.manual_seed(0)
     encoder = dict(encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64, d_model=64, num_mel_bins=128)
@@ -65,7 +65,7 @@ def write_listener(path: Path) -> Path:
         audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
     )
     Qwen2AudioForConditionalGeneration(config).float().save_pretrained(path)
-    # The published checkpoint calls them so; transformers 5.19 puts one more "model" into what it writes.
+    # Use the names of the published checkpoint; transformers 5.19 writes one more "model" into them.
     weights = load_file(path / "model.safetensors")
     published = {name.replace("language_model.model.model.", "language_model.model."): w for name, w in weights.items()}
     save_file(published, path / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""What judges answered: found again for the same question only, and kept in a file."""
+"""The answer cache: hits for equal questions only, and its file."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_a_rater_that_reads_only_is_asked_once_about_the_same_words():
 
 @given(texts=st.lists(st.text(max_size=3), min_size=4, max_size=4), others=st.lists(st.text(max_size=3), min_size=4))
 def test_no_two_questions_look_alike(texts, others):
-    """Parts that run together when joined are still other parts."""
+    """Different parts that concatenate to the same text give different keys."""
 
     def of(name, version, text, answer, *_):
         return cache_key(name, version, spoken(text, answer, sound=None))

@@ -1,4 +1,4 @@
-"""The breaker's states, and how long to wait before asking again."""
+"""States of the circuit breaker, and the Retry-After header."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,70 +7,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from reward.remote.circuit_breaker import CircuitBreaker, CircuitPermit, CircuitState, backoff, retry_after
+from reward.remote.circuit_breaker import CircuitBreaker, CircuitDenial, CircuitState, retry_after
 
 
 def test_it_opens_after_failures_in_a_row_and_tries_again_later():
-    breaker = CircuitBreaker(failures=3, seconds=10)
-    for alive in (False, False, True, False, False):  # the success in between starts the count anew
-        breaker.report(breaker.enter(0.0), alive, 0.0)
+    breaker = CircuitBreaker(failures=3, open_s=10)
+    for alive in (False, False, True, False, False):  # the success in between resets the count
+        breaker.record(breaker.acquire(0.0), alive, 0.0)
     assert breaker.state == CircuitState.CLOSED
-    breaker.report(breaker.enter(0.0), False, 1.0)
+    breaker.record(breaker.acquire(0.0), False, 1.0)
     assert breaker.state == CircuitState.OPEN
-    assert breaker.enter(10.9) == CircuitPermit.REFUSED
-    trial = breaker.enter(11.0)
+    assert breaker.acquire(10.9) == CircuitDenial.OPEN
+    trial = breaker.acquire(11.0)
     assert isinstance(trial, int)
     assert breaker.state == CircuitState.HALF_OPEN
-    assert breaker.enter(11.0) == CircuitPermit.TRIED
-    breaker.report(trial, False, 12.0)
-    assert breaker.enter(21.9) == CircuitPermit.REFUSED
-    breaker.report(breaker.enter(22.0), True, 22.5)
+    assert breaker.acquire(11.0) == CircuitDenial.PROBING
+    breaker.record(trial, False, 12.0)
+    assert breaker.acquire(21.9) == CircuitDenial.OPEN
+    breaker.record(breaker.acquire(22.0), True, 22.5)
     assert breaker.state == CircuitState.CLOSED
     assert breaker.openings == 2
 
 
 def test_answers_from_before_it_opened_do_not_decide():
-    breaker = CircuitBreaker(failures=1, seconds=10)
-    early, late = breaker.enter(0.0), breaker.enter(0.0)
-    breaker.report(early, False, 0.0)
-    breaker.report(late, True, 1.0)
+    breaker = CircuitBreaker(failures=1, open_s=10)
+    early, late = breaker.acquire(0.0), breaker.acquire(0.0)
+    breaker.record(early, False, 0.0)
+    breaker.record(late, True, 1.0)
     assert breaker.state == CircuitState.OPEN
-    trial = breaker.enter(10.0)
-    breaker.report(late, True, 10.0)
+    trial = breaker.acquire(10.0)
+    breaker.record(late, True, 10.0)
     assert breaker.state == CircuitState.HALF_OPEN
-    breaker.report(trial, None, 10.0)  # given up without an answer: the next one finds out
+    breaker.record(trial, None, 10.0)  # no outcome: the next call probes
     assert breaker.state == CircuitState.OPEN
-    assert isinstance(breaker.enter(10.0), int)
+    assert isinstance(breaker.acquire(10.0), int)
 
 
 class Any(RuleBasedStateMachine):
-    """Whatever is asked and reported in whatever order."""
+    """Permits and outcomes in any order."""
 
-    tickets = Bundle("tickets")
+    permits = Bundle("permits")
 
     def __init__(self):
         super().__init__()
-        self.breaker, self.now, self.failed = CircuitBreaker(failures=2, seconds=5), 0.0, -5.0
+        self.breaker, self.now, self.failed = CircuitBreaker(failures=2, open_s=5), 0.0, -5.0
 
     @rule(seconds=st.floats(0, 4))
     def wait(self, seconds):
         self.now += seconds
 
-    @rule(target=tickets)
+    @rule(target=permits)
     def ask(self):
         before = self.breaker.state
-        answer = self.breaker.enter(self.now)
+        answer = self.breaker.acquire(self.now)
         if before == CircuitState.CLOSED:
             assert isinstance(answer, int)
         elif before == CircuitState.HALF_OPEN:
-            assert answer == CircuitPermit.TRIED
+            assert answer == CircuitDenial.PROBING
         return answer
 
-    @rule(ticket=consumes(tickets), alive=st.sampled_from([True, False, None]))
-    def report(self, ticket, alive):
-        if isinstance(ticket, int):
+    @rule(permit=consumes(permits), alive=st.sampled_from([True, False, None]))
+    def record(self, permit, alive):
+        if isinstance(permit, int):
             before = self.breaker.openings
-            self.breaker.report(ticket, alive, self.now)
+            self.breaker.record(permit, alive, self.now)
             if self.breaker.openings > before:
                 assert alive is False
                 self.failed = self.now
@@ -78,19 +78,12 @@ class Any(RuleBasedStateMachine):
     @invariant()
     def it_is_never_shut_for_longer_than_agreed(self):
         if self.breaker.state == CircuitState.OPEN and self.now >= self.failed + 5:
-            trial = self.breaker.enter(self.now)
+            trial = self.breaker.acquire(self.now)
             assert isinstance(trial, int)
-            self.breaker.report(trial, None, self.now)
+            self.breaker.record(trial, None, self.now)
 
 
 TestAny = Any.TestCase
-
-
-@given(attempt=st.integers(1, 10_000), draw=st.floats(0, 1, exclude_max=True), after=st.none() | st.floats(0, 1e6))
-def test_pauses_grow_up_to_a_bound_and_keep_what_was_asked_for(attempt, draw, after):
-    seconds = backoff(attempt, draw, first=0.5, longest=20, after=after)
-    assert (after or 0) <= seconds <= (after or 0) + min(20, 0.5 * 2 ** min(attempt - 1, 10))
-    assert backoff(attempt, 0.5, first=0.5, longest=20) <= backoff(attempt + 1, 0.5, first=0.5, longest=20)
 
 
 NOW = datetime(2026, 7, 9, 12, tzinfo=UTC)

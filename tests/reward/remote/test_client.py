@@ -1,6 +1,7 @@
-"""What every remote rater goes through, in a time of its own: nothing here waits."""
+"""Limits, retries, breaker and cache of remote raters, on a simulated clock."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,11 @@ from reward.remote.client import FailureReason, JudgeAnswer, JudgeFailure, Remot
 from reward.types import MissingScore
 from tests.reward.spoken import at_once, spoken
 
-DOWN = JudgeFailure(FailureReason.SERVER, "HTTP 500", again=True, down=True)
+DOWN = JudgeFailure(FailureReason.SERVER, "HTTP 500", retryable=True, down=True)
 
 
 class Scripted(RemoteJudge):
-    """Each attempt does what stands next in the script: an answer, a failure, or a wait of so many seconds before 3."""
+    """Each attempt takes the next step of the script: an answer, a failure, or a wait of that many seconds before 3."""
 
     def __init__(self, *script, **settings):
         super().__init__(RemoteJudgeConfig(name="judge", version="1", **settings))
@@ -36,7 +37,7 @@ class Scripted(RemoteJudge):
 
 
 def rate(rater, *replies, seconds=1000.0):
-    """Scores, and the seconds it took."""
+    """Return the scores, and the seconds it took."""
     rated, took = at_once(rater.rate_batch(replies or (spoken(),), seconds))
     return [one.score for one in rated], took
 
@@ -105,7 +106,7 @@ def test_one_reply_takes_no_longer_than_its_deadline():
 
 
 def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
-    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", again=True, after=20)
+    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", retryable=True, retry_after_s=20)
     patient = Scripted(busy, JudgeAnswer(score=2), deadline=30)
     assert rate(patient)[0] == [2.0]
     assert 20 <= patient.asked[1] - patient.asked[0] <= 21
@@ -113,6 +114,18 @@ def test_it_waits_as_long_as_it_is_asked_to_if_there_is_time():
     scores, took = rate(hurried)
     assert scores == [missing(FailureReason.LIMITED)]
     assert took < 1
+
+
+@given(retries=st.integers(1, 12), seed=st.integers(0, 99), after=st.none() | st.floats(0, 1e3))
+def test_pauses_grow_up_to_a_bound_and_keep_the_requested_delay(retries, seed, after):
+    busy = JudgeFailure(FailureReason.LIMITED, "HTTP 429", retryable=True, retry_after_s=after)
+    limits = {"first_pause": 0.5, "longest_pause": 20, "deadline": 1e6, "breaker_failures": 100}
+    rater = Scripted(busy, retries=retries, seed=seed, **limits)
+    assert rate(rater, seconds=1e6)[0] == [missing(FailureReason.LIMITED)]
+    assert len(rater.asked) == retries + 1
+    for attempt, (one, other) in enumerate(pairwise(rater.asked)):
+        pause = other - one - 0.01  # what the attempt itself takes
+        assert (after or 0) - 1e-6 <= pause <= (after or 0) + min(20, 0.5 * 2**attempt) + 1e-6
 
 
 def test_so_many_at_once_and_no_more():
@@ -124,7 +137,7 @@ def test_so_many_at_once_and_no_more():
 
 
 def test_a_batch_ends_in_time_with_what_it_has():
-    """A reply that is answered keeps its score, whatever becomes of the others."""
+    """A reply that is answered keeps its score, whatever happens to the others."""
     rater = Scripted(*[JudgeAnswer(score=5), 100] * 5, 100, concurrency=2, timeout=20, retries=0, breaker_failures=50)
     scores, took = rate(rater, *many(30), seconds=50)
     assert took <= 50
@@ -151,7 +164,7 @@ def test_a_rater_that_is_down_is_left_alone_and_tried_again():
     assert [one.score for one in up] == [4.0] * 10
     assert rater.counters()["breaker_openings"] == 1
     assert rater.counters()["unavailable"] == 17
-    assert not rater.left_alone
+    assert not rater.circuit_open
 
 
 def test_a_rater_that_never_answers_is_down():
@@ -159,8 +172,8 @@ def test_a_rater_that_never_answers_is_down():
     scores, took = rate(rater, *many(10))
     assert scores == [missing(FailureReason.TIMEOUT)] * 3 + [missing(FailureReason.UNAVAILABLE)] * 7
     assert took == pytest.approx(15)
-    assert rater.left_alone
-    hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # it had no time to show whether it would
+    assert rater.circuit_open
+    hurried = Scripted(100, timeout=50, retries=0, breaker_failures=1)  # its time limit was cut short
     assert rate(hurried, seconds=5)[0] == [missing(FailureReason.TIMEOUT)]
     assert hurried.counters()["breaker_openings"] == 0
 
@@ -180,7 +193,7 @@ def test_those_who_come_while_one_is_finding_out_wait_for_it():
 
 
 def test_nonsense_does_not_open_the_breaker():
-    """A rater that answers is not down; how many of its scores are missing is another limit's business."""
+    """A rater that answers is not down; missing scores have their own limit."""
     rater = Scripted(JudgeAnswer(score=None), breaker_failures=2)
     assert set(rate(rater, *many(10))[0]) == {missing(FailureReason.NOT_A_NUMBER)}
     assert len(rater.asked) == 10
@@ -227,7 +240,7 @@ def test_it_works_from_any_thread():
     st.none() | st.text(st.characters(categories=["Cs", "L"])) | st.integers(),
 )
 def test_only_a_number_on_the_scale_is_a_score(score, reason):
-    """Method §7, rule 1: nothing is converted, and nothing is moved onto the scale."""
+    """Method §7, rule 1: nothing is converted or clipped."""
     if type(score) in (int, float) and 1 <= score <= 5 and not isinstance(reason, int):
         answer = parse_number(score, reason, 1.0, 5.0)
         assert answer.score == score

@@ -1,4 +1,4 @@
-"""A judge behind HTTP: the playground's, a process of its own, with every fault that it knows."""
+"""The playground's judge as a process behind HTTP, with all of its faults."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ REASONS = {
     "flood": {"not understood"},
     "echo": {"refused"},
 }
-"""What a rater says of each fault that leaves it without an answer."""
+"""Reason of the missing score by fault."""
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_every_fault_is_tried():
 
 
 def test_one_bad_answer_leaves_the_others_as_they_are(judge):
-    """Of many replies some fail, each in its own way; those that are rated have the score that they deserve."""
+    """Some of many replies fail in different ways; all others get the right score."""
     judge.fail(error=0.1, garbage=0.1, wrong=0.2, hangup=0.1, slow=0.05)
     replies = [spoken(words, sound=n) for n in range(20) for words in ("oh eight it is", "oh nine it is")]
     rated = judge.rater(retries=0, concurrency=20, timeout=2).rate_all(replies, 30)
@@ -150,7 +150,7 @@ def test_the_key_is_sent_and_never_shown(judge, monkeypatch, caplog, capfd):
     shown += [repr(vars(rater)), repr(rater.settings), repr(rater.cache.table().to_pylist())]
     for text in shown:
         assert "key-that" not in text
-    with pytest.raises(TypeError, match="stays in the process"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(ApiKey(KEY))
 
 
@@ -191,11 +191,11 @@ def test_impossible_arguments_are_refused(judge, changes, complaint):
 def test_a_judge_of_another_version_gives_no_score(judge):
     rated = judge.rater(version="older").rate_all([RIGHT], 10)
     assert rated[0].score == MissingScore("other version", fault="rater")
-    assert "says that it is version 'playground-answer-1', not 'older'" in rated[0].details["judge_error"]
+    assert "reports version 'playground-answer-1', not 'older'" in rated[0].details["judge_error"]
 
 
 def test_a_judge_that_is_gone_is_left_alone(judge, tmp_path):
-    """The first are told that there is no connection; the others are not even asked."""
+    """The first calls fail to connect; the others are not made."""
     gone = Process(tmp_path)
     gone.end()
     rater = gone.rater(retries=0, breaker_failures=4, concurrency=2)

@@ -16,9 +16,9 @@ from deploy.preflight.finding import CheckReporter, Severity, worst
 from tests.bad_input.door import Setup
 
 LEAN = (
-    "reward.raters=[{name: answer, use: 'playground.raters:Answer'}]",
-    "reward.total={answer: 1}",
-    "reward.scores={}",
+    "reward.functions=[{name: answer, target: 'playground.raters:Answer'}]",
+    "reward.weights={answer: 1}",
+    "reward.composites={}",
 )
 """One rater that needs no ears."""
 
@@ -38,7 +38,7 @@ def examined(setup: Setup, *overrides: str):
     return list(examine(setup.config, [*LEAN, *overrides]))
 
 
-def test_a_good_setup_is_fine_and_every_check_has_said_so(setup):
+def test_a_good_setup_passes_every_check(setup):
     found = examined(setup)
     assert worst(found) is Severity.FINE, found
     said = [finding.check for finding in found]
@@ -46,7 +46,7 @@ def test_a_good_setup_is_fine_and_every_check_has_said_so(setup):
         *("configuration", "arithmetic", "versions", "cores and GPUs", "vocabulary", "weights", "memory"),
         *("shared memory", "disk", "network", "data", "codec", "rater", "start"),
     ]
-    assert found[-1].text == "a run would start: 24 prompts, 24 demonstrations"
+    assert found[-1].text == "a run can start: 24 prompts, 24 demonstrations"
 
 
 def no_config(setup):
@@ -117,27 +117,33 @@ def run_that_is_there(setup):
 ERRORS = [
     (no_config, [], "configuration", "does not exist", "configs/schema.py"),
     (unknown_key, [], "configuration", "unknown configuration key 'rollouts'", "configs/schema.py"),
-    (None, ["rollout.group_size=1"], "configuration", "1 is too small; at least 2", "configs/schema.py"),
-    (None, ["learner.gpus=1"], "cores and GPUs", "the members need 2 GPUs", "cluster.address"),
+    (None, ["rollout.n=1"], "configuration", "1 is too small; at least 2", "configs/schema.py"),
+    (None, ["learner.num_gpus=1"], "cores and GPUs", "the actors need 2 GPUs", "cluster.address"),
     (no_checkpoint, [], "model", "is not a checkpoint", "docs/own-model.md"),
     (no_weights, [], "model", "holds no *.safetensors file", "docs/own-model.md"),
     (fewer_tokens, [], "model", "'<|end_of_audio|>'", "docs/own-model.md"),
     (no_shape, [], "model", "num_hidden_layers None", "docs/own-model.md"),
-    (short_sight, [], "weights", "positions for 128 tokens", "model.max_length=128"),
-    (None, ["rollout.kv_cache_gib=60000"], "memory", "all members together need", "rollout.kv_cache_gib"),
-    (None, ["run.keep_checkpoints=0", "run.iterations=1000000"], "disk", "100000 checkpoints", "run.keep_checkpoints"),
+    (short_sight, [], "weights", "positions for 128 tokens", "model.max_model_len=128"),
+    (None, ["rollout.cpu_kv_cache_gib=60000"], "memory", "all members together need", "rollout.cpu_kv_cache_gib"),
+    (
+        None,
+        ["checkpoint.max_to_keep=0", "train.num_steps=1000000"],
+        "disk",
+        "100000 checkpoints",
+        "checkpoint.max_to_keep",
+    ),
     (run_that_is_there, [], "disk", "already holds a run", "another run.name"),
     (None, ["metrics.host=nowhere.invalid"], "network", "no address is known for 'nowhere.invalid'", "metrics.host"),
     (no_data, [], "data", "train.parquet does not exist", "docs/own-data.md"),
     (damaged_data, [], "data", "is not a Parquet file", "docs/own-data.md"),
     (bad_rows, [], "data", "2 of 24 rows cannot be used", "docs/own-data.md"),
-    (None, ["reward.codec.arguments={path: nowhere}"], "codec", "codec file nowhere does not exist", "own-model.md"),
-    (few_prompts, [], "start", "rollout.prompts: 16 an iteration", ""),
+    (None, ["reward.codec.kwargs={path: nowhere}"], "codec", "codec file nowhere does not exist", "own-model.md"),
+    (few_prompts, [], "start", "rollout.batch_size: 16 an iteration", ""),
 ]
 WARNINGS = [
     (other_end, [], "vocabulary", "eos_token_id is 9", "generation_config.json"),
-    (trained_on, [], "data", "24 of 24 prompts are trained on", "leave them out"),
-    (None, ["run.checkpoint_every=0"], "configuration", "begins again", "run.checkpoint_every"),
+    (trained_on, [], "data", "24 of 24 prompts are also training prompts", "remove them"),
+    (None, ["checkpoint.interval=0"], "configuration", "starts again", "checkpoint.interval"),
 ]
 
 REFUSED = [no_checkpoint, no_weights, fewer_tokens, no_data, damaged_data, bad_rows, few_prompts]
@@ -149,7 +155,7 @@ assert set(REFUSED) <= {case[0] for case in ERRORS}
     [(*case, Severity.ERROR) for case in ERRORS] + [(*case, Severity.WARNING) for case in WARNINGS],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_is_broken_is_found_and_what_to_do_is_said(setup, broken, overrides, check, said, remedy, state):
+def test_each_defect_is_found_with_its_remedy(setup, broken, overrides, check, said, remedy, state):
     if broken is not None:
         broken(setup)
     found = examined(setup, *overrides)
@@ -157,7 +163,7 @@ def test_what_is_broken_is_found_and_what_to_do_is_said(setup, broken, overrides
     assert about, found
     assert remedy in about[0].remedy
     assert worst(found) is state
-    assert all("could not be examined" not in finding.text for finding in found)
+    assert all("the check failed" not in finding.text for finding in found)
     if broken in REFUSED:  # what `duet train` refuses is an error in its words
         with pytest.raises(InputError) as refused:
             read_inputs(load_config(setup.config, list(LEAN)))
@@ -165,13 +171,13 @@ def test_what_is_broken_is_found_and_what_to_do_is_said(setup, broken, overrides
         assert any(str(refused.value) in text for text in errors), (str(refused.value), errors)
 
 
-def test_what_builds_on_something_that_is_not_known_is_said_not_to_be_examined(setup):
+def test_a_check_without_its_input_is_reported_as_not_checked(setup):
     no_checkpoint(setup)
-    found = [finding for finding in examined(setup) if finding.text.startswith("not examined")]
+    found = [finding for finding in examined(setup) if finding.text.startswith("not checked")]
     assert [(finding.check, finding.state) for finding in found] == [
         (name, Severity.WARNING) for name in ("memory", "disk", "data", "codec", "raters")
     ]
-    assert found[0].text == "not examined: the shape of the model is not known"
+    assert found[0].text == "not checked: the shape of the model is not known"
 
 
 def test_a_check_that_fails_is_a_finding():
@@ -183,7 +189,7 @@ def test_a_check_that_fails_is_a_finding():
 
     found = run_with_timeout(5.0, "own", check)
     assert [finding.state for finding in found] == [Severity.FINE, Severity.ERROR]
-    assert found[1].text == "could not be examined: ZeroDivisionError: division by zero of two lines"
+    assert found[1].text == "the check failed: ZeroDivisionError: division by zero of two lines"
 
 
 def test_a_check_that_hangs_is_a_finding():
@@ -194,18 +200,18 @@ def test_a_check_that_hangs_is_a_finding():
     started = time.monotonic()
     found = run_with_timeout(0.2, "own", check)
     assert time.monotonic() - started < 10
-    assert [finding.text for finding in found] == ["so far", "not done within 0.2 s"]
+    assert [finding.text for finding in found] == ["so far", "the check did not finish within 0.2 s"]
 
 
-def test_a_secret_in_an_error_is_not_said(monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", "a-key-that-nobody-must-see")
+def test_a_secret_in_an_error_is_hidden(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "a-key-that-must-stay-hidden")
 
     def check():
-        raise ValueError("refused a-key-that-nobody-must-see")
+        raise ValueError("refused a-key-that-must-stay-hidden")
         yield
 
     (found,) = run_with_timeout(5.0, "own", check)
-    assert found.text == "could not be examined: ValueError: refused ***"
+    assert found.text == "the check failed: ValueError: refused ***"
 
 
 def test_the_dashboards_address_is_no_cluster_to_join(setup, monkeypatch):
@@ -215,14 +221,14 @@ def test_the_dashboards_address_is_no_cluster_to_join(setup, monkeypatch):
     assert "python -m duet doctor" in found[0].remedy
 
 
-def test_a_cluster_that_nobody_can_reach_is_an_error(setup):
+def test_an_unreachable_cluster_is_an_error(setup):
     found = [finding for finding in examined(setup, "cluster.address=127.0.0.1:9") if finding.check == "cluster"]
     assert [finding.state for finding in found] == [Severity.ERROR]
-    assert "nobody answers at 127.0.0.1:9" in found[0].text
+    assert "127.0.0.1:9 does not answer" in found[0].text
     assert found[0].remedy == "see docs/cluster.md"
 
 
-def test_every_check_is_in_its_place():
+def test_the_order_of_the_checks():
     assert next(iter(CHECKS)) == "configuration"
     assert list(CHECKS)[-1] == "start"
 
