@@ -76,7 +76,7 @@ class Adapters:
         }
         if self.layers.keys() != found.keys():
             raise RuntimeError(f"PEFT adapted {sorted(self.layers)}, expected {sorted(found)}")
-        lora.target_modules = set(found)  # as the file lists them
+        lora.target_modules = set(found)  # type: ignore[assignment]  # PEFT lists a set in the file
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return A and B of each layer, under the names that PEFT's files use."""
@@ -136,8 +136,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             )
     if other := sorted(layers ^ adapters.layers.keys()):
         raise InputError(
-            f"learner.lora.target_modules: {', '.join(adapters.config.target_modules)} and model.freeze do not name the "
-            f"layers that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
+            f"learner.lora.target_modules: {', '.join(adapters.config.target_modules)} and model.freeze do not name the"
+            f" layers that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 
 
