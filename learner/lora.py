@@ -87,7 +87,7 @@ class Adapters:
         }
 
     def disabled(self) -> AbstractContextManager:
-        """Context in which the model is the start model."""
+        """Context in which the model is the start model, the reference of the KL."""
         disable: Any = self.peft_model.disable_adapter
         return disable()
 

@@ -119,7 +119,7 @@ def found(
 
 
 def adapted_at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
-    policy.LOGITS = PARTS
+    policy.MAX_LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint), lora=LORA)
     return {

@@ -168,7 +168,7 @@ def found(
 
 
 def at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
-    policy.LOGITS = PARTS
+    policy.MAX_LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint))
     return {

@@ -165,7 +165,7 @@ def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
     whole = gradients(model, [items()], None)
     seen: list[int] = []
     model.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    monkeypatch.setattr(policy, "LOGITS", 7 * len(KINDS))
+    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * len(KINDS))
     assert (model.num_chunks(0), model.num_chunks(7), model.num_chunks(8)) == (1, 1, 2)
     parts = gradients(model, [items()], None)
     assert parts[0] == pytest.approx(whole[0], abs=1e-6)

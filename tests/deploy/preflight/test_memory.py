@@ -22,7 +22,7 @@ from deploy.preflight.memory import (
 from learner.config import LoraConfig
 from learner.lora import Adapters
 from learner.parameter_filter import freeze
-from learner.policy import LOGITS, PolicyModel
+from learner.policy import MAX_LOGITS, PolicyModel
 from speech.families import PLAYGROUND
 from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
@@ -239,7 +239,7 @@ def test_logits_are_held_part_by_part(root):
     many = activation_memory(
         configured(root, "learner.max_tokens_per_micro_batch=100000", "rollout.batch_size=500"), SEVEN_BILLION
     )
-    assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * LOGITS
+    assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * MAX_LOGITS
 
 
 def test_every_role_is_counted(root):
