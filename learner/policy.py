@@ -38,8 +38,8 @@ def by_stream(outputs: Sequence[Output], streams: Tensor, given: tuple[Tensor, .
 class PolicyModel(nn.Module):
     """A causal language model that scores given tokens.
 
-    The output layer runs only at positions that carry a loss (method §7, rule 8), in chunks of at most `MAX_LOGITS` logits.
-    The backward pass recomputes the logits of each chunk.
+    The output layer runs only at positions that carry a loss (method §7, rule 8), in chunks of at most `MAX_LOGITS`
+    logits. The backward pass recomputes the logits of each chunk.
     """
 
     def __init__(self, model: nn.Module, kinds: Tensor) -> None:
