@@ -128,9 +128,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             f"learner.lora.r: {adapters.config.r}, but {directory} holds no readable adapters: {error!r}; "
             "resume with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
-    current = {"r": adapters.config.rank, "lora_alpha": adapters.config.alpha}
-    for key, saved in saved_values.items():
-        if (now := current[key]) != saved:
+    for key, saved in numbers.items():
+        if (now := getattr(adapters.config, key)) != saved:
             raise InputError(
                 f"learner.lora.{key}: {now}, but {directory} was saved with {saved}; resume with learner.lora.{key}="
                 f"{saved}"
