@@ -22,7 +22,7 @@ from reward.scoring import ScoredReply, mean_scores, missing_reasons
 from reward.types import Score, Scorecard
 from rollout.worker import SyncReport
 from speech.grammar import Structure, allowed_masks_of, check_reply_grammar
-from speech.types import DEMONSTRATION, RECORDED, Demonstration, Finish, PreferencePair, Prompt, Reply, ReplyGroup
+from speech.types import Demonstration, Finish, PreferencePair, Prompt, Reply, ReplyGroup, ReplyOrigin
 from speech.vocabulary import Vocabulary, select
 
 AVERAGES = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
@@ -224,7 +224,7 @@ class DPOBatchBuilder:
         return TrainingSample(**_tokens(prompt, reply, allowed), rollout_logprobs=reply.logps if sampled else None)
 
     def _as_reply(self, prompt: Prompt, demonstration: Demonstration) -> Reply:
-        return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, DEMONSTRATION)
+        return unsampled(prompt.id, demonstration.reply_ids, self.vocabulary, self.structure, ReplyOrigin.DEMONSTRATION)
 
 
 def unsampled(
@@ -290,7 +290,9 @@ def describe_iteration(
 ) -> IterationStats:
     """Return the statistics of an iteration. version: weight version before its step. uses: role of each reply."""
     flat = [j for replies in judged for j in replies]
-    staleness = max((version - j.reply.weight_version for j in flat if j.reply.worker != RECORDED), default=None)
+    staleness = max(
+        (version - j.reply.weight_version for j in flat if j.reply.worker != ReplyOrigin.RECORDED), default=None
+    )
     tally = learned.metrics
     preference, anchor = tally.total("loss_preference"), tally.total("loss_anchor")
     dropped = sum(use is None for replies in uses for use in replies)
@@ -350,7 +352,7 @@ def group_of_pair(pair: PreferencePair, vocabulary: Vocabulary) -> tuple[ReplyGr
     replies, cards = [], []
     sides = ((pair.chosen_ids, pair.scores_chosen), (pair.rejected_ids, pair.scores_rejected))
     for index, (ids, scores) in enumerate(sides):
-        replies.append(unsampled(pair.prompt_id, ids, vocabulary, None, RECORDED, index))
+        replies.append(unsampled(pair.prompt_id, ids, vocabulary, None, ReplyOrigin.RECORDED, index))
         # The pair may be based on any score; `total` is the one that the file names total.
         found: dict[str, Score] = dict(scores)
         details = {"text": vocabulary.text(ids), "origin": pair.origin}

@@ -51,7 +51,7 @@ def check_weights(config: Config, vocabulary: Vocabulary) -> dict[str, list[int]
 def lora_settings(config: Config) -> LoraConfig | None:
     """Return the LoRA settings; None: no adapters."""
     c = config.learner.lora
-    return LoraConfig(rank=c.r, alpha=c.lora_alpha, targets=tuple(c.target_modules)) if c.r else None
+    return LoraConfig(r=c.r, lora_alpha=c.lora_alpha, target_modules=tuple(c.target_modules)) if c.r else None
 
 
 def check_adapters_fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:

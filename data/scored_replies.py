@@ -37,7 +37,7 @@ from common.files import check_exists, parse_json, read_text
 from data.pairing import Candidate
 from speech.families import Family
 from speech.grammar import Grammar, check_reply_grammar, token_kinds
-from speech.types import DEMONSTRATION, Finish, Prompt
+from speech.types import Finish, Prompt, ReplyOrigin
 from speech.vocabulary import Vocabulary
 
 SCORES = {"semantic": "semantic_score", "acoustic": "paralinguistic_score"}
@@ -260,7 +260,7 @@ def _groups(rows: Iterable[dict]) -> list[tuple[str, list[dict]]]:
     groups: list[tuple[str, list[dict]]] = []
     latest: dict[str, list[dict]] = {}
     for row in rows:
-        if row["worker"] == DEMONSTRATION:
+        if row["worker"] == ReplyOrigin.DEMONSTRATION:
             continue
         own = latest.get(row["prompt_id"])
         if own is None or row["index"] <= own[-1]["index"]:

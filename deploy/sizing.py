@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from configs.schema import Config
-from observability.reply_schema import DEMONSTRATION, RECORDED
 from observability.run_directory import numbered, read_events, read_iterations, read_replies
+from speech.types import ReplyOrigin
 
 ROLES = ("rollout", "reward", "learner")
 
@@ -138,7 +138,7 @@ def _workers(run: Path, config: Config) -> PoolSize:
         if iteration not in recorded:
             return config.rollout.num_workers
         names = set(pc.unique(read_replies(run, iteration)["worker"]).to_pylist())
-        return len(names - {RECORDED, DEMONSTRATION}) or config.rollout.num_workers
+        return len(names - {ReplyOrigin.RECORDED, ReplyOrigin.DEMONSTRATION}) or config.rollout.num_workers
 
     return at
 

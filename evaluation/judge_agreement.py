@@ -1,13 +1,11 @@
-"""How far a judge scores as people do. Pure.
+"""Agreement of judges with human scores.
 
-What counts for training is the ranking within a prompt, from which advantages are made, and the variance within a
-prompt, from which λ is (method §2). A correlation over all replies also counts which prompts are hard, and may be high
-for a judge that cannot tell two replies to one prompt apart.
+Training uses the ranking within a prompt (for advantages) and the variance within a prompt (for λ, method §2). A
+correlation over all replies also reflects prompt difficulty. It may be high for a judge that cannot rank two replies
+to one prompt.
 
-A file of replies that people rated, and judges: Parquet, JSONL, CSV or TSV.
-
-A row a reply: prompt_id, reply_id, the score that people gave (their mean, if several did), and a column for each
-judge. An empty field, null or NaN is a score that is missing, and stays so.
+Ratings are read from Parquet, JSONL, CSV or TSV, one row per reply: prompt_id, reply_id, the human score (the mean of
+several), and one column per judge. An empty field, null or NaN is a missing score and stays missing.
 """
 
 import csv
@@ -36,25 +34,31 @@ ENDINGS = (".parquet", ".jsonl", ".csv", ".tsv")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratings:
-    """Of N replies, those to one prompt one after another."""
+    """Human and judge scores of N replies, sorted by prompt."""
 
     prompts: np.ndarray
-    """int64 [N], the prompt's number."""
+    """int64 [N], prompt index."""
     human: np.ndarray
-    """float64 [N], NaN where it is missing."""
+    """float64 [N], human score; NaN if missing."""
     judges: dict[str, np.ndarray]
-    """The same by judge, in the order of the columns."""
+    """Scores by judge, in column order, in the format of `human`."""
     passed_over: tuple[str, ...]
-    """Columns that hold no numbers."""
+    """Columns without numbers, ignored."""
 
 
 def read_ratings(path: Path, human: str, judges: Sequence[str] | None, lowest: float, highest: float) -> Ratings:
-    """human: the column of people's scores. judges: columns; None: all that hold numbers. Raises InputError naming
-    the file, the row and the column."""
+    """Read ratings from a file. Raises InputError with file, row and column.
+
+    Args:
+        human: Column of human scores.
+        judges: Columns of judge scores. None: all other numeric columns.
+        lowest: Bottom of the scale.
+        highest: Top of the scale.
+    """
     if not check_exists(path):
         raise InputError(f"{path} does not exist")
     if path.suffix not in ENDINGS:
-        raise InputError(f"{path}: ratings are a file {', '.join(ENDINGS)}")
+        raise InputError(f"{path} has an unsupported suffix; use one of {', '.join(ENDINGS)}")
     rows = list(_rows(path))
     if not rows:
         raise InputError(f"{path} has no rows")
@@ -65,8 +69,8 @@ def read_ratings(path: Path, human: str, judges: Sequence[str] | None, lowest: f
         key = tuple(_name(row, name, place) for name in NAMES)
         if seen.setdefault((key[0], key[1]), place) != place:
             raise InputError(
-                f"{place}: reply {key[1]!r} to prompt {key[0]!r} is there already, in {seen[key[0], key[1]]}; if "
-                "several people rated it, give their mean"
+                f"{place}: reply {key[1]!r} to prompt {key[0]!r} is already in {seen[key[0], key[1]]}; keep one "
+                "row per reply, with the mean of several human scores"
             )
     numbers: dict[str, int] = {}
     order = [numbers.setdefault(prompt, len(numbers)) for prompt, _ in seen]
@@ -86,36 +90,36 @@ def read_ratings(path: Path, human: str, judges: Sequence[str] | None, lowest: f
 def _wanted(
     path: Path, rows: list[tuple[str, dict]], columns: list[str], human: str, judges: Sequence[str] | None
 ) -> list[str]:
-    """The columns of judges."""
+    """Return the judge columns."""
     for name in (*NAMES, human, *(judges or ())):
         if name not in columns:
-            raise InputError(f"{path} has no column {name!r}; it has {', '.join(columns)}")
+            raise InputError(f"{path} has no column {name!r}; columns: {', '.join(columns)}")
     if judges is not None:
         if (twice := find_duplicate(judges)) is not None or human in judges or set(NAMES) & set(judges):
             wrong = twice or human
-            raise InputError(f"--judges: {wrong!r} is named twice, or is no judge")
+            raise InputError(f"--judges: {wrong!r} is a duplicate or not a judge column; list each judge once")
         return list(judges)
     found = [name for name in columns if name not in (*NAMES, human) and _holds_numbers(rows, name)]
     if not found:
-        raise InputError(f"{path} has no column with a judge's scores beside {', '.join((*NAMES, human))}")
+        raise InputError(f"{path} has no column of judge scores besides {', '.join((*NAMES, human))}; add one")
     return found
 
 
 def _holds_numbers(rows: list[tuple[str, dict]], name: str) -> bool:
-    """Whether the first value that there is is a number: one that is none further down is then a mistake."""
+    """Return whether the first present value is a number. A later non-number is then an error."""
     first = next((row[name] for _, row in rows if not _missing(row.get(name))), None)
     return first is not None and _number(first) is not None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row)."""
+    """Yield (place, row)."""
     if path.suffix == ".parquet":
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a Parquet file: {error}") from error
+            raise InputError(f"{path} is not a valid Parquet file: {error}") from error
         if (twice := find_duplicate(table.column_names)) is not None:
-            raise InputError(f"{path} has two columns {twice!r}; their names must differ")
+            raise InputError(f"{path} has two columns {twice!r}; column names must be unique")
         yield from ((f"{path} row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
     elif path.suffix == ".jsonl":
         for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -133,11 +137,11 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]
     try:
         names = next(reader, [])
         if (twice := find_duplicate(names)) is not None:
-            raise InputError(f"{path} has two columns {twice!r}; their names must differ")
+            raise InputError(f"{path} has two columns {twice!r}; column names must be unique")
         for values in reader:
             place = f"{path} line {reader.line_num}"
             if values and len(values) != len(names):
-                raise InputError(f"{place} has {len(values)} fields; the first line names {len(names)}")
+                raise InputError(f"{place} has {len(values)} fields; expected {len(names)}, as in the header")
             if values:
                 yield place, dict(zip(names, values, strict=True))
     except csv.Error as error:
@@ -147,7 +151,7 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]
 def _name(row: dict, name: str, place: str) -> str:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InputError(f"{place}: column {name!r} holds {value!r}; expected a name or a number")
+        raise InputError(f"{place}: column {name!r} holds {value!r}; expected a string or an integer")
     return str(value)
 
 
@@ -156,7 +160,7 @@ def _missing(value: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    """None for what is no number."""
+    """Return the value as a float, or None if it is not a number."""
     try:
         return None if isinstance(value, bool) or not isinstance(value, str | int | float) else float(value)
     except (ValueError, OverflowError):
@@ -167,18 +171,18 @@ def _score(value: object, place: str, name: str, lowest: float, highest: float) 
     if _missing(value):
         return math.nan
     number = _number(value)
-    if number is not None and math.isnan(number):  # the word, in a file of text
+    if number is not None and math.isnan(number):  # "nan" in a text file
         return math.nan
     if number is None or not lowest <= number <= highest:
         raise InputError(
             f"{place}: column {name!r} holds {value!r}; expected a number from {lowest:g} to {highest:g} (--lowest, "
-            "--highest), or nothing"
+            "--highest), or an empty field"
         )
     return number
 
 
 NEAR = 1.0
-"""Points on the scale within which a judge counts as near."""
+"""Maximum distance, in points of the scale, that counts as near."""
 
 
 ROUNDING = 1e-9
@@ -192,48 +196,50 @@ JUDGE = "judge"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpread:
-    """Of scores within a prompt."""
+    """Spread of scores within a prompt."""
 
     variance: float | None
-    """Population variance, mean over prompts with at least two scores; None when there is no such prompt."""
+    """Mean population variance over prompts with at least two scores. None without such a prompt."""
     alike: float | None
-    """Share of these prompts whose replies all have the same score."""
+    """Share of these prompts with equal scores for all replies."""
     raw: float | None
-    """λ before smoothing that the scores would give: mean of λ_max · g · v (method §2)."""
+    """Unsmoothed λ from these scores: mean of λ_max · g · v (method §2)."""
     prompts: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeAgreement:
-    """A judge against people, over the replies that both rated."""
+    """Judge scores compared with human scores, over replies with both."""
 
     judge: str
     both: int
     missing: int
-    """Replies that people rated and the judge did not."""
+    """Replies with a human score but no judge score."""
     pearson: float | None
-    """Over all replies; None where either is constant, as for all correlations."""
+    """Correlation over all replies. All correlations are None if either side is constant."""
     spearman: float | None
     within_spearman: float | None
-    """Spearman's ρ of each prompt's replies, mean over prompts in which both vary."""
+    """Mean of Spearman's ρ within a prompt, over prompts in which both vary."""
     within_spearman_margin: float | None
-    """Half width of the 95 % interval of that mean; None with fewer than two prompts."""
+    """Half width of the 95 % interval of that mean. None with fewer than two prompts."""
     within_kendall: float | None
-    """Kendall's τ-b, in the same way."""
+    """Mean of Kendall's τ-b, over the same prompts."""
     within_prompts: int
-    """Prompts that this is a mean over."""
+    """Number of prompts in these means."""
     unused: dict[str, int]
-    """The others, by reason."""
+    """Number of excluded prompts, by reason."""
     bias: float | None
-    """Mean of judge − human."""
+    """Mean of judge − human, in points."""
     near: float | None
-    """Share of replies whose two scores differ by no more than `NEAR`."""
+    """Share of replies whose scores differ by at most `NEAR`."""
     human: ScoreSpread
-    """Of the replies that both rated, as for the next."""
+    """Spread of human scores, over replies with both scores."""
     own: ScoreSpread
+    """Spread of judge scores, over the same replies."""
 
 
 def compare_judges(ratings: Ratings, judge: str, settings: MixRatioConfig) -> JudgeAgreement:
+    """Compare one judge with the human scores."""
     human, own = ratings.human, ratings.judges[judge]
     both = ~np.isnan(human) & ~np.isnan(own)
     groups = _groups(ratings, {HUMAN: np.where(both, human, np.nan), JUDGE: np.where(both, own, np.nan)})
@@ -258,7 +264,7 @@ def compare_judges(ratings: Ratings, judge: str, settings: MixRatioConfig) -> Ju
 
 
 def human_agreement(ratings: Ratings, settings: MixRatioConfig) -> ScoreSpread:
-    """Of all replies that people rated."""
+    """Return the spread of human scores over all replies with one."""
     return _spread(_groups(ratings, {HUMAN: ratings.human}), HUMAN, settings)
 
 
@@ -285,5 +291,5 @@ def _correlation(of: Callable, human: np.ndarray, own: np.ndarray) -> float | No
 
 
 def _reason(reason: str) -> str:
-    """In words that fit a judge and people."""
+    """Reword a reason for a judge and human scores."""
     return reason.replace("rater constant", "judge constant").replace("reference constant", "people constant")

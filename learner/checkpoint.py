@@ -2,7 +2,7 @@
 
     DIRECTORY/model.safetensors, config.json, tokenizer …   a Hugging Face checkpoint (several files when it is large)
               adapter/adapter_model.safetensors …            where adapters are trained (`learner.lora`)
-              optimizer/rank-0.safetensors …                optimiser and schedule, a file a rank
+              optimizer/rank-0.safetensors …                optimizer and schedule, one file per rank
               (`learner.checkpoint_state`)
               learner.json                                  `CheckpointManifest`, written last: if it exists, all
               other files are complete

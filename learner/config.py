@@ -12,14 +12,15 @@ from weight_sync.update import Exchange
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    r: int
+    """Rank of the adapters."""
+    lora_alpha: float
+    target_modules: tuple[str, ...]
     """Shell-style patterns of the names of linear layers that get an adapter."""
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.lora_alpha / self.r
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,8 +63,8 @@ class Adapters:
         found = adapted_layers({name: tuple(layer.weight.shape) for name, layer in linear.items()}, config, frozen)
         lora = peft.LoraConfig(
             task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by r; any number will do
+            r=config.r,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; any number will do
             target_modules="|".join(map(re.escape, found)),  # a list would also match by the end of a name
         )
         with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ class Adapters:
         }
         if self.layers.keys() != found.keys():
             raise RuntimeError(f"PEFT adapted {sorted(self.layers)}, expected {sorted(found)}")
-        lora.target_modules = set(found)  # as the file lists them
+        lora.target_modules = set(found)  # type: ignore[assignment]  # PEFT lists a set in the file
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return A and B of each layer, under the names that PEFT's files use."""
@@ -87,7 +87,7 @@ class Adapters:
         }
 
     def disabled(self) -> AbstractContextManager:
-        """Context in which the model is the start model."""
+        """Context in which the model is the start model, the reference of the KL."""
         disable: Any = self.peft_model.disable_adapter
         return disable()
 
@@ -121,11 +121,11 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
     """Raise InputError unless the saved adapters have the same rank, alpha and layers."""
     try:
         then = json.loads((directory / CONFIG_NAME).read_text())
-        numbers = {"rank": then["r"], "alpha": then["lora_alpha"]}
+        numbers = {key: then[key] for key in ("r", "lora_alpha")}
         layers = {str(name) for name in then["target_modules"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"learner.lora.r: {adapters.config.rank}, but {directory} holds no readable adapters: {error!r}; "
+            f"learner.lora.r: {adapters.config.r}, but {directory} holds no readable adapters: {error!r}; "
             "resume with learner.lora.r=0 if the checkpoint was saved without"
         ) from error
     for key, saved in numbers.items():
@@ -136,9 +136,8 @@ def check_adapters(adapters: Adapters, directory: Path) -> None:
             )
     if other := sorted(layers ^ adapters.layers.keys()):
         raise InputError(
-            f"learner.lora.target_modules: {', '.join(adapters.config.targets)} and model.freeze do not name the "
-            "layers "
-            f"that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
+            f"learner.lora.target_modules: {', '.join(adapters.config.target_modules)} and model.freeze do not name the"
+            f" layers that {directory} was saved with adapters of; {other[0]} is one of the {len(other)} that differ"
         )
 
 

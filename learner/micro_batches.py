@@ -66,10 +66,10 @@ class TrainingPair:
 Item = TrainingSample | TrainingPair
 """Element of a batch."""
 
-LOGITS = 2**25
+MAX_LOGITS = 2**25
 """Maximum number of logits in memory: 128 MiB in float32, and a few times that during computation."""
 
-LAID_OUT = 4
+MAX_LAYOUT_RATIO = 4
 """Maximum cells of attention's padded layout per token of a micro-batch. One long row among short ones, or many replies
 to one long prompt, would otherwise take more memory there than everything else."""
 
@@ -129,14 +129,14 @@ def micro_batches(shares: Sequence[Sequence[Item]], max_tokens: int, *, packing:
     Args:
         shares: Items of each rank.
         max_tokens: Tokens of a micro-batch, padding included. With packing, attention's padded layout may have
-            `LAID_OUT` times as many cells.
+            `MAX_LAYOUT_RATIO` times as many cells.
     """
 
     def fits(part: Sequence[Item]) -> bool:
         rows = [row for item in part for row in item.rows]
         cells = len(rows) * max(map(len, rows))
         if packing:
-            return len(part) == 1 or (cells <= LAID_OUT * max_tokens and tokens_of(part) <= max_tokens)
+            return len(part) == 1 or (cells <= MAX_LAYOUT_RATIO * max_tokens and tokens_of(part) <= max_tokens)
         return len(part) == 1 or cells <= max_tokens
 
     def lower_bound(share: Sequence[Item]) -> int:

@@ -45,7 +45,7 @@ def adapted_layers(
     Raises InputError for a pattern that matches no layer, for a rank above a layer's size, or if no layer is left.
     """
     names: set[str] = set()
-    for pattern in settings.targets:
+    for pattern in settings.target_modules:
         matched = {name for name in layers if fnmatchcase(name, pattern)}
         if not matched:
             endings = ", ".join([*sorted({name.rpartition(".")[2] for name in layers})[:8], "…"])
@@ -58,13 +58,14 @@ def adapted_layers(
     found = {name: (shape[1], shape[0]) for name, shape in layers.items() if name in names and name not in frozen}
     if not found:
         raise InputError(
-            f"learner.lora.target_modules: {', '.join(settings.targets)} match only layers that model.freeze freezes"
+            f"learner.lora.target_modules: {', '.join(settings.target_modules)} match only layers that model.freeze "
+            "freezes"
         )
     smallest = min(found, key=lambda name: min(found[name]))
-    if settings.rank > min(found[smallest]):
+    if settings.r > min(found[smallest]):
         inputs, outputs = found[smallest]
         raise InputError(
-            f"learner.lora.r: {settings.rank} exceeds {smallest}, which has {inputs} inputs and {outputs} outputs; "
+            f"learner.lora.r: {settings.r} exceeds {smallest}, which has {inputs} inputs and {outputs} outputs; "
             f"use at most {min(found[smallest])}"
         )
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from learner.collate import AudioFeatures
-from learner.micro_batches import LOGITS
+from learner.micro_batches import MAX_LOGITS
 from learner.packed_attention import Packing
 
 Output = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -38,8 +38,8 @@ def by_stream(outputs: Sequence[Output], streams: Tensor, given: tuple[Tensor, .
 class PolicyModel(nn.Module):
     """A causal language model that scores given tokens.
 
-    The output layer runs only at positions that carry a loss (method §7, rule 8), in chunks of at most `LOGITS` logits.
-    The backward pass recomputes the logits of each chunk.
+    The output layer runs only at positions that carry a loss (method §7, rule 8), in chunks of at most `MAX_LOGITS`
+    logits. The backward pass recomputes the logits of each chunk.
     """
 
     def __init__(self, model: nn.Module, kinds: Tensor) -> None:
@@ -56,7 +56,7 @@ class PolicyModel(nn.Module):
     def num_chunks(self, tokens: int) -> int:
         """Return the number of chunks in which the output layer computes so many scored tokens."""
         forbidden: Any = self.forbidden
-        return max(1, -(-tokens * forbidden.shape[1] // LOGITS))
+        return max(1, -(-tokens * forbidden.shape[1] // MAX_LOGITS))
 
     def forward(
         self,

@@ -9,7 +9,7 @@ import pyarrow as pa
 from common.secrets import hide_secrets
 from reward.scoring import UNRATED, ScoredReply
 from reward.types import MissingScore, Scorecard
-from speech.types import DEMONSTRATION, RECORDED, Finish, Reply
+from speech.types import Finish, Reply, ReplyOrigin
 
 WORDS = pa.map_(pa.string(), pa.string())
 NUMBERS = pa.map_(pa.string(), pa.float32())
@@ -75,8 +75,8 @@ def replies_table(iteration: int, rows: list[ReplyRecord], made: ReplyProvenance
     judged, hide = [row.judged for row in rows], hide_secrets()
     replies = [j.reply for j in judged]
     # Sampling and scoring columns stay empty for replies that were not sampled or scored here.
-    sampled = [reply.worker not in (RECORDED, DEMONSTRATION) for reply in replies]
-    rated = [reply.worker != RECORDED for reply in replies]
+    sampled = [reply.worker not in (ReplyOrigin.RECORDED, ReplyOrigin.DEMONSTRATION) for reply in replies]
+    rated = [reply.worker != ReplyOrigin.RECORDED for reply in replies]
     columns: dict[str, object] = {
         "iteration": [iteration] * len(rows),
         "prompt_id": [reply.prompt_id for reply in replies],

@@ -10,8 +10,14 @@ import numpy as np
 
 from speech.vocabulary import select
 
-RECORDED, DEMONSTRATION = "recorded", "demonstration"
-"""What stands for the worker of a reply that came from a file of pairs, or that is a demonstration."""
+
+class ReplyOrigin(StrEnum):
+    """Stands in `Reply.worker` for a reply that no rollout worker sampled."""
+
+    RECORDED = "recorded"
+    """Read from a file of preference pairs."""
+    DEMONSTRATION = "demonstration"
+    """The reply of a demonstration."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tests.rollout.examples import engine_settings
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 SYNC_SECONDS = 40.0
 GROUP_BYTES = 1 << 20
-"""Of the learner's here, so that a small model takes several."""
+"""Group size of the learner here, so that a small model has several groups."""
 FIRST, SECOND = "rollout-0", "rollout-1"
 
 
@@ -84,7 +84,7 @@ def _small_groups(size: int) -> Callable[[object], None]:
 
 
 def _die_after(groups: int) -> Callable[[object], None]:
-    """Has a worker die when so many groups are there, and it waits for the next."""
+    """Kill a worker that has received so many groups and waits for the next."""
 
     def change(_worker) -> None:
         from weight_sync.broadcast import ProcessGroup
@@ -103,7 +103,7 @@ def _die_after(groups: int) -> Callable[[object], None]:
 
 
 def sync(pool: RolloutPool, group: LearnerGroup, rows: list, **more) -> tuple[dict[str, SyncReport], int]:
-    """What workers say, and the bytes that each was sent."""
+    """Return the workers' reports, and the bytes sent to each."""
     sequences = [np.concatenate([row.prompt_ids, row.reply_ids]) for row in rows[:3]]
     published = group.publish(sequences)
     probe = WeightCheck(sequences=sequences, logps=published.probe_logps)
@@ -162,12 +162,12 @@ def test_one_that_dies_in_the_middle_is_replaced_and_the_others_go_on(pool, worl
     assert reports[FIRST].version == 2
     assert reports[FIRST].logprob_diff < 1e-4
 
-    # Who comes in its place is given them between syncs: they are sent once more, for it alone.
+    # Its replacement gets the weights between syncs: another broadcast, to it alone.
     until(lambda: "actor_ready" in [kind for kind, _ in told], pool, told)
     newest = pool._reports[SECOND, pool._actor_pool.replicas.by_name[SECOND].incarnation]
     assert newest.version == 2
     assert newest.logprob_diff < 1e-4
-    # They cannot be had while the learner steps, nor when it has: then there are newer ones.
+    # No broadcast during a step, nor after it: then the weights are outdated.
     assert group.can_broadcast()
     group.begin(rows, 0.4)
     assert not group.can_broadcast()

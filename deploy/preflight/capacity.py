@@ -14,7 +14,7 @@ TIGHT_SHARE = 0.9
 """Share of the free space above which an estimate is not safe."""
 TOKEN_BYTES = 9
 """Bytes of a recorded token before compression: id, channel, log-probability."""
-NUM_WEIGHT_VERSIONS = {"memory": 1.0, "directory": 2.0, "objects": 2.0, "broadcast": 0.0}
+NUM_WEIGHT_VERSIONS = {"shm": 1.0, "filesystem": 2.0, "object_store": 2.0, "broadcast": 0.0}
 """Versions of the weights that exist at once, by `weight_sync.backend`. In memory a version overwrites the one
 before. Files and objects of a version are removed after the next version is complete. A broadcast stores nothing."""
 MAX_JUDGE_CACHE = 20 * memory.MIB
@@ -32,7 +32,7 @@ def check_memory(config: Config, model: ModelShape, needs: Sequence[MemoryNeed],
             yield MEMORY.fine(_describe(need))
     yield from check_cache(config, model, machine.gpus[0].total if machine.gpus else None)
     total = sum(need.count * need.host for need in needs)
-    total += _weight_bytes(config, model, "memory") + _weight_bytes(config, model, "objects")
+    total += _weight_bytes(config, model, "shm") + _weight_bytes(config, model, "object_store")
     text = f"all actors together need about {format_size(total)} of the machine's {format_size(machine.memory)}"
     if total > machine.memory:
         yield MEMORY.error(text, REDUCE)
@@ -53,7 +53,7 @@ def check_nodes(
             yield MEMORY.fine(_describe(need))
     yield from check_cache(config, model, None)
     total, largest = sum(node.memory for node in nodes), max(node.memory for node in nodes)
-    wanted = sum(need.count * need.host for need in needs) + _weight_bytes(config, model, "memory")
+    wanted = sum(need.count * need.host for need in needs) + _weight_bytes(config, model, "shm")
     text = f"all actors together need about {format_size(wanted)} of the cluster's {format_size(total)}"
     if wanted > total:
         yield MEMORY.warning(f"{text} now", "add nodes, or lower the number of actors")
@@ -63,7 +63,7 @@ def check_nodes(
         if need.host > largest:
             text = f"one {need.role} actor needs {format_size(need.host)}; the largest node has {format_size(largest)}"
             yield MEMORY.warning(text, f"use larger nodes, or {REDUCE}")
-    stored = _weight_bytes(config, model, "objects")
+    stored = _weight_bytes(config, model, "object_store")
     store = min(node.resources.get("object_store_memory", 0.0) for node in nodes)
     if stored > store:
         yield SHARED.warning(
@@ -103,7 +103,7 @@ def check_cache(config: Config, model: ModelShape, gpu: float | None) -> Iterato
 
 def check_shared_memory(config: Config, model: ModelShape, machine: Machine) -> Iterator[Finding]:
     """Check the shared memory for one version of the weights."""
-    wanted = _weight_bytes(config, model, "memory")
+    wanted = _weight_bytes(config, model, "shm")
     free = format_size(machine.shared_free)
     text = f"weights are sent through {machine.shared}: one version, {format_size(wanted)}; {free} are free"
     if wanted > machine.shared_free:

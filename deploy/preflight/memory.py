@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import InputError
 from configs.schema import Config
-from learner.micro_batches import LAID_OUT, LOGITS
+from learner.micro_batches import MAX_LAYOUT_RATIO, MAX_LOGITS
 from learner.parameter_filter import frozen_names
 
 MIB, GIB = 2**20, 2**30
@@ -217,7 +217,7 @@ def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
     most = share * length
     paired = config.algorithm.name == "dpo"
     tokens = min(most, max(c.max_tokens_per_micro_batch, 2 * length if paired else length))
-    cells = min(most, LAID_OUT * tokens) if c.sequence_packing else tokens  # of attention, which pads rows
+    cells = min(most, MAX_LAYOUT_RATIO * tokens) if c.sequence_packing else tokens  # of attention, which pads rows
     # A norm keeps its input in float32, the normalised input and its output. A layer has two norms. It also keeps
     # queries, keys, values and the attention's output, and in the feed-forward layer gate, activated gate, up and their
     # product.
@@ -231,7 +231,7 @@ def activation_memory(config: Config, model: ModelShape) -> dict[str, float]:
     scored = tokens if c.sequence_packing else tokens * min(config.rollout.max_new_tokens, length) / length
     return {
         "activations": float(kept + tokens * (norm + b * model.adapter_width)),
-        "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(LOGITS, model.vocabulary))),
+        "logits": float(LOGIT_COPIES * FLOAT32 * min(scored * model.vocabulary, max(MAX_LOGITS, model.vocabulary))),
     }
 
 

@@ -152,7 +152,8 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> Iterator[Finding]:
             SCHEDULE.warning(
                 f"weight_sync.backend: shm reaches workers on the learner's node only; the cluster has {len(nodes)} "
                 "nodes",
-                "set weight_sync.backend=object_store, or =filesystem with run.directory on shared storage",
+                "set weight_sync.backend=object_store, or weight_sync.backend=filesystem with run.directory "
+                "on shared storage",
             )
         )
     total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}

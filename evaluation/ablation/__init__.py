@@ -1,5 +1,5 @@
-"""`duet ablate`: the paper's arms side by side (method §9).
+"""`duet ablate`: comparison of the paper's arms (method §9).
 
-`arms` says what the arms are and plans their runs, `running` runs what is missing, `measures` and `results` read what
-came of it, `bootstrap` says how sure it is, `verdicts` sets it beside the paper, `page`, `tables` and `plot` show it.
+`arms` defines arms and plans runs. `runner` runs missing ones. `metrics` and `results` read finished runs.
+`bootstrap` computes intervals. `claims` compares with the paper. `page` and `plot` write the results.
 """

@@ -1,7 +1,6 @@
-"""The arms of the comparison, and the run of an arm with a seed. Pure.
+"""Arms of the comparison, run plans, and checks of the settings of existing runs.
 
-Whether a run that exists was made with the settings of the comparison: mixed settings would compare nothing. Pure
-but for reading config.yaml.
+Runs with mixed settings are not comparable. The only I/O is reading configuration files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,26 +15,26 @@ from configs.load import load_config
 from configs.schema import Config, Section, section_type
 
 HALF = "HALF"
-"""Stands in an override for half of the iterations."""
+"""Placeholder in an override for half of the iterations."""
 
 
 OWN_KEYS = ("run.seed", "run.name", "run.directory")
-"""Keys that a comparison sets itself."""
+"""Keys set by the comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to train, everything else being equal."""
+    """Training variant. All other settings are shared between arms."""
 
     name: str
     caption: str
     overrides: tuple[str, ...]
-    """`key=value` beside the settings that all arms share."""
+    """`key=value` overrides, in addition to the shared settings."""
     in_table: bool = False
-    """The paper gives IQ and EQ of it (the table of method §9)."""
+    """True if the paper reports IQ and EQ of this arm (table in method §9)."""
 
     def settings(self, iterations: int) -> list[str]:
-        """The overrides for runs of so many iterations."""
+        """Return the overrides for runs of `iterations` iterations."""
         return [override.replace(HALF, str(iterations // 2)) for override in self.overrides]
 
 
@@ -46,11 +45,11 @@ METHOD = {
     "mix_ratio.ema_decay": "0.9",
     "mix_ratio.per_group": "false",
 }
-"""What makes an arm; every arm states all of it, so that no configuration can make it another than it is called."""
+"""Keys that define an arm. Every arm sets all of them, so that a configuration file cannot change its meaning."""
 
 
 def _arm(name: str, caption: str, *changes: str, in_table: bool = False) -> Arm:
-    """An arm by its changes to the method, `key=value`."""
+    """Return an arm from its changes to `METHOD`, as `key=value`."""
     stated = METHOD | dict(change.split("=", 1) for change in changes)
     overrides = tuple(f"{key}={value}" for key, value in stated.items())
     return Arm(name=name, caption=caption, overrides=overrides, in_table=in_table)
@@ -104,21 +103,21 @@ ARMS = {
         ),
     )
 }
-"""By name, in the order of the page."""
+"""Arms by name, in page order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run of the comparison, whether it exists or not."""
+    """Planned run of one arm with one seed. It may or may not exist."""
 
     arm: Arm
     seed: int
     directory: Path
-    """Of the run."""
+    """Run directory."""
     arguments: tuple[str, ...]
-    """Of `duet train`."""
+    """Arguments of `duet train`."""
     config: Config
-    """What the arguments mean."""
+    """Configuration that the arguments give."""
 
     @property
     def name(self) -> str:
@@ -126,26 +125,31 @@ class RunPlan:
 
     @property
     def log(self) -> Path:
-        """What the run prints."""
+        """File with the output of the run."""
         return self.directory.with_name(f"{self.name}.log")
 
 
 def choose_arms(names: str) -> list[Arm]:
-    """The arms of a comma-separated list in the order of `ARMS`; "" means all. Raises InputError."""
+    """Return the arms of a comma-separated list, in the order of `ARMS`. "": all. Raises InputError if unknown."""
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(ARMS)
     for name in wanted:
         if name not in ARMS:
-            raise InputError(f"--arms: there is no arm {name!r}; arms: {', '.join(ARMS)}")
+            raise InputError(f"--arms: unknown arm {name!r}; arms: {', '.join(ARMS)}")
     return [arm for arm in ARMS.values() if arm.name in wanted]
 
 
 def plan_runs(
     arms: Sequence[Arm], seeds: int, directory: Path, config: Path, overrides: Sequence[str], iterations: int | None
 ) -> list[RunPlan]:
-    """The runs of a comparison, all arms of a seed before the next seed. Raises InputError for settings of no run.
+    """Plan the runs of a comparison, seed by seed. Raises InputError for invalid settings.
 
-    seeds: how many, from 0. directory: holds the runs. config: the YAML file. overrides: the user's, for every arm.
-    iterations: of every run; None leaves it to the file and the overrides.
+    Args:
+        arms: Arms to run.
+        seeds: Number of seeds, counted from 0.
+        directory: Parent of the run directories.
+        config: YAML configuration file.
+        overrides: User overrides for every arm.
+        iterations: Iterations per run. None: as in the file and overrides.
     """
     _check(arms, seeds, overrides, iterations)
     shared = [*([f"train.num_steps={iterations}"] if iterations is not None else []), *overrides]
@@ -172,35 +176,35 @@ def plan_runs(
 def _check(arms: Sequence[Arm], seeds: int, overrides: Sequence[str], iterations: int | None) -> None:
     if seeds < 1:
         raise InputError(f"--seeds: {seeds} is too small; at least 1")
-    taken = dict.fromkeys(OWN_KEYS, "a comparison sets it itself")
+    taken = dict.fromkeys(OWN_KEYS, "the comparison sets it")
     if iterations is not None:
-        taken["train.num_steps"] = "--iterations says it already"
+        taken["train.num_steps"] = "--iterations sets it"
     for arm in arms:
         for setting in arm.overrides:
-            taken.setdefault(setting.partition("=")[0], f"the arm {arm.name} sets it; choose --arms without it")
+            taken.setdefault(setting.partition("=")[0], f"the arm {arm.name} sets it; exclude the arm with --arms")
     for override in overrides:
         key = override.partition("=")[0]
         for own, reason in taken.items():
             if own == key or own.startswith(f"{key}.") or key.startswith(f"{own}."):
-                raise InputError(f"{override}: {own} cannot be overridden in a comparison: {reason}")
+                raise InputError(f"{override}: a comparison does not allow overriding {own}: {reason}")
 
 
-ABSENT = "not there"
+ABSENT = "not set"
 
 
 FREE = ("run.name", "run.directory")
-"""Keys that may differ between what was run and what would be."""
+"""Keys that may differ between an existing run and its plan."""
 
 
 SHOWN = 3
-"""Differences named in an error."""
+"""Maximum differences listed in an error."""
 
 
 def check_arm_settings(plan: RunPlan, *, known_to_both: bool = False) -> list[str]:
-    """Raises InputError when the run in the plan's directory was made with other settings than the plan's.
+    """Check that the existing run has the settings of its plan. Raises InputError if they differ.
 
-    known_to_both: compares only the keys that the version of Duet that made the run and this one both know. Returns
-    the keys that this leaves out.
+    known_to_both: compare only keys known to both this version of Duet and the version of the run. Returns the
+    skipped keys.
     """
     path = plan.directory / "config.yaml"
     stored = _settings(OmegaConf.to_container(OmegaConf.load(path)))
@@ -213,18 +217,18 @@ def check_arm_settings(plan: RunPlan, *, known_to_both: bool = False) -> list[st
         if known_to_both and (key not in stored or key not in now):
             left_out.append(key)
         else:
-            differences.append(f"{key} is {there} there and {here} now")
+            differences.append(f"{key} was {there} and is now {here}")
     if differences:
         more = f" (and {len(differences) - SHOWN} more)" if len(differences) > SHOWN else ""
         raise InputError(
-            f"{plan.directory} was run with other settings: {'; '.join(differences[:SHOWN])}{more}; give the settings "
-            "of its run, or another --directory, or move it away"
+            f"{plan.directory} was run with other settings: {'; '.join(differences[:SHOWN])}{more}; use the settings "
+            "of that run, choose another --directory, or move the run away"
         )
     return left_out
 
 
 def _settings(tree: Any) -> dict[str, Any]:
-    """Values by dotted key. Only sections are taken apart, so that a table of weights is one value."""
+    """Return values by dotted key. Only sections are flattened: a mapping of weights is one value."""
     return dict(_leaves(tree, Config))
 
 
@@ -243,5 +247,5 @@ def _same(stored: Any, now: Any) -> bool:
     if isinstance(stored, list) and isinstance(now, list | tuple):
         return len(stored) == len(now) and all(map(_same, stored, now))
     if isinstance(stored, str) and isinstance(now, str):
-        return stored == now or stored == str(Path(now).absolute())  # a run keeps its paths absolute
+        return stored == now or stored == str(Path(now).absolute())  # a run stores absolute paths
     return stored == now

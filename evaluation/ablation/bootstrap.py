@@ -1,4 +1,4 @@
-"""How sure a mean over held-out prompts is: the percentile bootstrap, paired over prompts. Pure."""
+"""Percentile bootstrap of means over held-out prompts, paired by prompt. Pure functions."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,33 +8,34 @@ import numpy as np
 RESAMPLES = 10_000
 LEVEL = 0.95
 CHUNK = 500
-"""Resamples drawn at once."""
+"""Resamples per batch, which bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
-    """A mean over seeds and prompts, in the unit of its values."""
+    """Mean over seeds and prompts with its interval, in the unit of the values."""
 
     value: float
     low: float
     """Lower end of the 95 % interval over resampled prompts."""
     high: float
+    """Upper end of that interval."""
     by_seed: tuple[float, ...]
-    """The mean over prompts of each seed."""
+    """Mean over prompts, by seed."""
     samples: np.ndarray
-    """float64 [resamples]: the mean over seeds, for each set of resampled prompts."""
+    """float64 [resamples]: mean over seeds and resampled prompts."""
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None for one seed."""
+        """Standard deviation over seeds. None for one seed."""
         return float(np.std(self.by_seed, ddof=1)) if len(self.by_seed) > 1 else None
 
 
 class Bootstrap:
-    """Resamples of a fixed list of prompts, always the same ones.
+    """Deterministic resamples of a fixed list of prompts.
 
-    Prompts are drawn, not replies: every arm and every seed that is measured here answers the same drawn prompts, so
-    what makes a prompt easy or hard for all of them cancels in a difference.
+    Resamples prompts, not replies. All arms and seeds share the drawn prompts, so prompt difficulty cancels in a
+    difference.
     """
 
     def __init__(self, prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> None:
@@ -42,21 +43,21 @@ class Bootstrap:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """float32 [resamples, prompts]: how often a resample holds a prompt; a row sums to the number of prompts."""
+        """float32 [resamples, prompts]: count of each prompt in a resample. A row sums to the number of prompts."""
         generator = np.random.default_rng(self._seed)
         counts = np.empty((self.resamples, self.prompts), dtype=np.float32)
         for begin in range(0, self.resamples, CHUNK):
             rows = min(CHUNK, self.resamples - begin)
             drawn = generator.integers(self.prompts, size=(rows, self.prompts))
-            drawn += np.arange(rows)[:, None] * self.prompts  # a range of numbers of its own for each row
+            drawn += np.arange(rows)[:, None] * self.prompts  # offset each row, so that one bincount covers all
             counts[begin : begin + rows] = np.bincount(drawn.ravel(), minlength=rows * self.prompts).reshape(rows, -1)
         return counts
 
     def estimate(self, values: np.ndarray) -> Estimate | None:
-        """The mean over seeds of the mean over prompts.
+        """Return the mean over seeds of the mean over prompts, with its interval.
 
-        values: float64 [seeds, prompts], NaN where a prompt is left out. A seed without any value is left out; None
-        when that leaves none.
+        values: float64 [seeds, prompts], NaN for excluded prompts. Seeds without values are excluded. Returns None if
+        no seed remains.
         """
         values = np.asarray(values, dtype=np.float64)
         present = ~np.isnan(values)
@@ -64,11 +65,11 @@ class Bootstrap:
         if not len(values):
             return None
         by_seed = np.nanmean(values, axis=1)
-        # Deviations from the mean keep single precision exact enough.
+        # Subtracting the mean keeps float32 sums precise.
         deviations = np.where(present, values - by_seed[:, None], 0.0).astype(np.float32)
         sums = self.counts @ deviations.T
         numbers = self.counts @ present.T.astype(np.float32) if not present.all() else np.float32(self.prompts)
-        with np.errstate(invalid="ignore"):  # a resample without any of the prompts that have a value
+        with np.errstate(invalid="ignore"):  # a resample may contain no prompt with a value
             samples = (by_seed + (sums / numbers).astype(np.float64)).mean(axis=1)
         tail = 100 * (1 - LEVEL) / 2
         low, high = np.nanpercentile(samples, [tail, 100 - tail])
@@ -82,9 +83,9 @@ class Bootstrap:
 
 
 def on_front(points: np.ndarray) -> np.ndarray:
-    """Which points no other point beats: bool [..., n] for float64 [..., n, 2].
+    """Return the points on the Pareto front: bool [..., n] for float64 [..., n, 2].
 
-    A point is beaten by one that is at least as high in both coordinates and higher in one.
+    A point is off the front if another is at least as high in both coordinates and higher in one.
     """
     own, other = points[..., :, None, :], points[..., None, :, :]
     beaten = np.all(other >= own, axis=-1) & np.any(other > own, axis=-1)

@@ -1,4 +1,4 @@
-"""What the paper found, claim by claim (method §9), and what the comparison says to it. Data, and pure functions."""
+"""Claims of the paper (method §9) and their verdicts from the comparison. Data and pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,33 +17,33 @@ _SIGNS: dict[str, Direction] = {">": "higher", "<": "lower", "?": "open"}
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One arm is said to be higher or lower than another in a measure."""
+    """Claim that one arm is higher or lower than another in a measure."""
 
     statement: str
     arm: str
     other: str | None
-    """None: the arm itself before training."""
+    """Arm to compare with. None: the same arm before training."""
     measure: str
     direction: Direction
-    """Where the source sees the arm; open: nobody claims anything, the difference is worth knowing."""
+    """Claimed direction of arm − other. open: no claim, only the difference is reported."""
     published: tuple[float, float] | None = None
-    """The source's numbers for arm and other, where it gives both."""
+    """Published numbers for arm and other, if the source gives both."""
     note: str = ""
-    """What the numbers are of."""
+    """Model or source of the published numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClaimResult:
-    """A claim beside what was measured."""
+    """Claim with its measured difference and verdict."""
 
     claim: Claim
     ours: tuple[float, float]
-    """Means of arm and other."""
+    """Means for arm and other."""
     difference: Estimate
-    """arm − other."""
+    """Estimate of arm − other."""
     verdict: str
     minutes: float
-    """Of the runs that it rests on."""
+    """Total duration of the runs used, in minutes."""
 
 
 def _claim(statement: str, arm: str, sign: str, other: str | None, measure: str, *published: float, note: str = ""):
@@ -97,10 +97,10 @@ CLAIMS = (
 
 
 def verdict(direction: str, low: float, high: float, by_seed: Sequence[float]) -> str:
-    """What an interval of the difference arm − other says to the claimed direction.
+    """Return the verdict on a claimed direction, from the interval [low, high] of arm − other.
 
-    by_seed: the difference of each seed. The interval knows of prompts only; with one seed, or where a seed points the
-    other way, chance in training may be as large as the difference, and nothing is decided.
+    by_seed: difference per seed. The interval covers prompts only. With one seed, or if seeds disagree in sign,
+    training noise may be as large as the difference: the verdict is undecided.
     """
     if low <= 0 <= high or len(by_seed) < 2 or any(difference * (low + high) < 0 for difference in by_seed):
         return UNDECIDED
@@ -111,7 +111,7 @@ def verdict(direction: str, low: float, high: float, by_seed: Sequence[float]) -
 
 
 def judge_claims(comparison: AblationResults, claims: Sequence[Claim] = CLAIMS) -> list[ClaimResult]:
-    """The claims whose arms have run with a common seed, on the headline set."""
+    """Evaluate the claims whose arms share a seed, on the headline set."""
     present = {arm.name for arm in comparison.arms}
     judged = []
     for claim in claims:
@@ -143,21 +143,24 @@ def judge_claims(comparison: AblationResults, claims: Sequence[Claim] = CLAIMS) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParetoFront:
-    """Which of some arms no other of them beats in both IQ and EQ."""
+    """Pareto front of a set of arms in IQ and EQ."""
 
     arms: tuple[str, ...]
     on: tuple[bool, ...]
-    """By the means."""
+    """True if the arm is on the front by the means."""
     share: tuple[float, ...]
-    """Of resamples in which the arm is on the front."""
+    """Share of resamples with the arm on the front."""
     by_seed: tuple[tuple[bool, ...], ...]
-    """By arm and seed: whether it is on the front of that seed alone."""
+    """True if the arm is on the front of one seed alone, by arm and seed."""
     seeds: tuple[int, ...]
-    """Those that all of the arms have."""
+    """Seeds common to all arms."""
 
     def verdict(self, arm: str) -> str:
-        """Whether the arm belongs to the front: reproduced from 97.5 % of resamples, not reproduced up to 2.5 %; and
-        undecided unless two seeds or more agree."""
+        """Return the verdict on membership in the front.
+
+        Reproduced: at least 97.5 % of resamples. Not reproduced: at most 2.5 %. Undecided otherwise, and unless two or
+        more seeds agree.
+        """
         place, tail = self.arms.index(arm), (1 - LEVEL) / 2
         own = self.by_seed[place]
         if len(own) >= 2 and self.share[place] >= 1 - tail and all(own):
@@ -166,7 +169,7 @@ class ParetoFront:
 
 
 def pareto_front(comparison: AblationResults, arms: Sequence[str]) -> ParetoFront | None:
-    """The Pareto front of (IQ, EQ) on the headline set; None when the arms share no seed or nothing is measured."""
+    """Return the Pareto front of (IQ, EQ) on the headline set. None without a common seed or without scores."""
     seeds = comparison.seeds(*arms) if arms else ()
     if not seeds:
         return None
@@ -177,7 +180,7 @@ def pareto_front(comparison: AblationResults, arms: Sequence[str]) -> ParetoFron
     means = np.array([[iq.value, eq.value] for iq, eq in points.values()])
     # [seeds, arms, 2]
     single = np.stack([np.array([iq.by_seed, eq.by_seed]).T for iq, eq in points.values()], axis=1)
-    # [resamples, arms, 2]: the same drawn prompts for every arm.
+    # [resamples, arms, 2]: all arms share the drawn prompts.
     samples = np.stack([np.stack([iq.samples, eq.samples], axis=-1) for iq, eq in points.values()], axis=1)
     return ParetoFront(
         arms=tuple(points),
@@ -189,5 +192,5 @@ def pareto_front(comparison: AblationResults, arms: Sequence[str]) -> ParetoFron
 
 
 def paper_front(comparison: AblationResults) -> ParetoFront | None:
-    """The front among the arms of the paper's table."""
+    """Return the front of the arms in the paper's table."""
     return pareto_front(comparison, [arm.name for arm in comparison.arms if arm.in_table])

@@ -1,8 +1,8 @@
-"""What is measured on held-out replies, prompt by prompt, and how a reply without a score counts.
+"""Validation metrics per prompt, including replies without a score.
 
-A reply that could not be rated through its own fault (truncated, malformed, no speech) is wrong in a share and has the
-lowest score in a mean: a broken voice must not look better for having dropped out. Where a rater failed nothing is
-known of the reply, and its prompt is left out of that measure. Only evaluation counts like this; training never does.
+A reply that is itself at fault (truncated, malformed, no speech) counts as wrong in a share and as the lowest score in
+a mean. Dropping it would make a broken voice look better. If a rater failed, the prompt is excluded from that metric.
+Only evaluation uses these rules; training never does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ from observability.run_directory import read_evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number of each reply, whose mean over prompts is shown."""
+    """Per-reply number, reported as a mean over prompts."""
 
     caption: str
     meaning: str
     score: str
-    """A rater's name, or a combined score's."""
+    """Name of a rater or a composite score."""
     share: bool
-    """100 for the highest score and 0 for any other, so that the mean is a percentage; else the score itself."""
+    """True: 100 for the highest score and 0 for others, so the mean is a percentage. False: the score itself."""
 
     @property
     def digits(self) -> int:
-        """After the decimal point, where it is shown."""
+        """Return the number of displayed decimals."""
         return 1 if self.share else 2
 
 
@@ -50,32 +50,32 @@ MEASURES = {
     ),
     "manner": Metric(caption="manner", meaning="mean score of the manner", score="manner", share=False),
 }
-"""By the name that columns of comparison.parquet begin with."""
+"""Metrics by column prefix in comparison.parquet."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationMetrics:
-    """One evaluation of a run: a set of prompts, one reply each."""
+    """One evaluation of a run: one reply per prompt."""
 
     prompts: tuple[str, ...]
-    """Their ids, sorted."""
+    """Prompt ids, sorted."""
     values: Mapping[str, np.ndarray]
-    """By measure, float64 [prompts]; NaN where a rater failed, or everywhere when nobody rates it."""
+    """float64 [prompts] by metric. NaN where a rater failed; all NaN if no rater gives the score."""
     unratable: int
-    """Replies without a score of some measure through their own fault."""
+    """Number of replies at fault, without a score in some metric."""
     unrated: int
-    """Replies of which a rater failed to give a score."""
+    """Number of replies with a failed rater."""
 
     def mean(self, kind: str) -> float | None:
-        """A measure's mean over the prompts that have it; None when none has."""
+        """Return the mean of a metric over prompts with a value. None without values."""
         values = self.values[kind]
         return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def metric_named(directory: Path, when: str, name: str, config: Config) -> ValidationMetrics:
-    """Measures an evaluation set of a run, "before" or "after". Raises InputError without its file.
+    """Read the metrics of one evaluation set of a run. Raises InputError if its file is missing.
 
-    config: of the run; its scale of scores and its combined scores are used.
+    when: "before" or "after" training. config: the run's configuration, for the score scale and composite scores.
     """
     table = read_evaluation(directory, when, name)
     rows = table.select(["prompt_id", "scores", "missing", "failed_raters"]).to_pylist()
@@ -83,14 +83,14 @@ def metric_named(directory: Path, when: str, name: str, config: Config) -> Valid
     prompts = tuple(row["prompt_id"] for row in rows)
     if not prompts or len(set(prompts)) < len(prompts):
         raise InputError(
-            f"{directory}: the evaluation {when} on {name} must hold one reply a prompt; it holds {len(prompts)} "
+            f"{directory}: the evaluation {when} on {name} must contain one reply per prompt; found {len(prompts)} "
             f"replies to {len(set(prompts))} prompts"
         )
     return read_validation_metrics(prompts, rows, config)
 
 
 def read_validation_metrics(prompts: tuple[str, ...], rows: Sequence[Mapping], config: Config) -> ValidationMetrics:
-    """The measures of one reply a prompt; of a row: scores and missing (by rater), failed_raters (names)."""
+    """Return the metrics of one row per prompt, with scores and missing (by rater) and failed_raters (names)."""
     lowest, highest = config.reward.score_min, config.reward.score_max
     scores = [dict(row["scores"]) for row in rows]
     missing = [dict(row["missing"]) for row in rows]
@@ -99,7 +99,7 @@ def read_validation_metrics(prompts: tuple[str, ...], rows: Sequence[Mapping], c
     unratable, unrated = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     for name, kind in MEASURES.items():
         combined = config.reward.composites.get(kind.score, {})
-        # A combined score has no reason of its own for being missing: its raters have.
+        # The reason for a missing composite score is stored with its raters.
         parts = {kind.score, *(rater for rater, weight in combined.items() if weight)}
         column = np.full(len(rows), np.nan)
         values[name] = column

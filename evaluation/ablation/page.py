@@ -1,7 +1,4 @@
-"""The page of a comparison, in Markdown. Its numbers come from the runs, the configuration and the paper.
-
-The tables of the page, as lines of Markdown, and comparison.parquet.
-"""
+"""Markdown page of a comparison, its tables, and comparison.parquet."""
 
 import shlex
 from collections.abc import Sequence
@@ -22,30 +19,30 @@ NONE = "–"
 
 
 GAPS = ("logp_gap_largest", "probe_gap_largest")
-"""Of summary.json: sampler against learner on sampled tokens, and on the probe after a sync."""
+"""Keys in summary.json: log-probability gap of sampler and learner, on sampled tokens and on the probe after a sync."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table between empty lines."""
+    """Return a Markdown table between empty lines."""
     lines = [head, ["---"] * len(head), *rows]
     return ["", *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines), ""]
 
 
 def short(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
+    """Return the path relative to the working directory, if it lies below it."""
     path, here = path.absolute(), Path.cwd()
     return relpath(path, here) if path.is_relative_to(here) else str(path)
 
 
 def command(result: RunResult) -> str:
-    """The command that makes a run."""
+    """Return the command of a run."""
     arguments = list(result.plan.arguments)
     arguments[1] = short(Path(arguments[1]))
     return shlex.join(["duet", "train", *arguments])
 
 
 def arms_table(comparison: AblationResults, name: str) -> list[str]:
-    """A line an arm on one evaluation set: every measure after training, and its change."""
+    """Return one row per arm for an evaluation set: each metric after training, and its change."""
     head = ["arm", "seeds", *(kind.caption for kind in MEASURES.values()), "without a score", "rater failed"]
     runs = comparison.results
     before = [_interval(comparison.before(name, kind), measure.digits) for kind, measure in MEASURES.items()]
@@ -64,7 +61,7 @@ def arms_table(comparison: AblationResults, name: str) -> list[str]:
 
 
 def training_table(comparison: AblationResults) -> list[str]:
-    """A line an arm: how much the seeds differ on the headline set, and what happened in training."""
+    """Return one row per arm: spread over seeds on the headline set, and training statistics."""
     head = ["arm", "IQ ± over seeds", "EQ ± over seeds", "λ first", "largest", "last", "truncated replies", "minutes"]
     rows = []
     for arm in comparison.arms:
@@ -81,7 +78,7 @@ def training_table(comparison: AblationResults) -> list[str]:
 
 
 def claims_table(judged: Sequence[ClaimResult], front: ParetoFront | None, method: str, minutes: float) -> list[str]:
-    """A line a claim: the source's numbers, ours, the difference, the verdict. minutes: of the front's runs."""
+    """Return one row per claim: published and measured numbers, difference, verdict. minutes: of the front's runs."""
     head = ["claim", "measure", "paper", "ours", "difference [95 %]", "by seed", "verdict", "minutes"]
     rows = []
     for one in judged:
@@ -119,7 +116,7 @@ def claims_table(judged: Sequence[ClaimResult], front: ParetoFront | None, metho
 
 
 def front_table(paper: ParetoFront | None, every: ParetoFront | None) -> list[str]:
-    """A line an arm: whether it is on the front among the paper's arms and among all."""
+    """Return one row per arm: membership in the front of the paper's arms and of all arms."""
     rows = []
     for arm in every.arms if every else ():
         cells = []
@@ -134,7 +131,7 @@ def front_table(paper: ParetoFront | None, every: ParetoFront | None) -> list[st
 
 
 def runs_table(comparison: AblationResults) -> list[str]:
-    """A line a run, with its command."""
+    """Return one row per run, with its command."""
     captions = [f"{MEASURES[kind].caption} before → after" for kind in ("iq", "eq")]
     rows = []
     for result in sorted(comparison.results, key=lambda r: r.plan.seed):
@@ -149,10 +146,10 @@ def runs_table(comparison: AblationResults) -> list[str]:
 
 
 def records(comparison: AblationResults) -> pa.Table:
-    """comparison.parquet: a row an arm (seed null) and a row a run, for each evaluation set.
+    """Return comparison.parquet: one row per arm (seed null) and one per run, for each evaluation set.
 
-    Of each measure NAME the columns NAME (after), NAME_low, NAME_high, NAME_change, NAME_change_low, NAME_change_high
-    and, for arms, NAME_spread (standard deviation over seeds). Shares are percentages.
+    Each metric NAME has the columns NAME (after training), NAME_low, NAME_high, NAME_change, NAME_change_low and
+    NAME_change_high, and for arms NAME_spread (standard deviation over seeds). Shares are percentages.
     """
     rows = []
     for name in comparison.sets:
@@ -189,7 +186,7 @@ def _schema(names: list[str]) -> pa.Schema:
         {"set", "arm", "command"},
         {"seed", "runs", "prompts", "unratable", "unrated", "replies", "truncated"},
     )
-    # Named and not guessed: a column that is all null is still of numbers.
+    # Explicit types: Arrow would infer type null for an all-null column.
     kinds = [pa.string() if n in words else pa.int64() if n in whole else pa.float64() for n in names]
     return pa.schema(list(zip(names, kinds, strict=True)))
 
@@ -218,10 +215,13 @@ def _mean(counts: Sequence[int]) -> str:
 
 
 def page(comparison: AblationResults, command: str, picture: str, left_out: Sequence[str] = ()) -> str:
-    """The whole page.
+    """Return the page.
 
-    command: makes the runs and the page. picture: the plot, relative to the page. left_out: keys of the configuration
-    that another version of Duet had when the runs were made.
+    Args:
+        comparison: Finished runs.
+        command: Command that makes the runs and the page.
+        picture: Path of the plot, relative to the page.
+        left_out: Configuration keys that differ between this version of Duet and that of the runs.
     """
     judged, paper = judge_claims(comparison), paper_front(comparison)
     parts = [
@@ -263,7 +263,7 @@ def _head(comparison: AblationResults, command: str) -> list[str]:
 
 
 def _parts(comparison: AblationResults, kind: Metric) -> str:
-    """What a combined score is made of."""
+    """Return the weights of a composite score, in parentheses."""
     parts = comparison.config.reward.composites.get(kind.score)
     return f" ({', '.join(f'{weight:g} × {rater}' for rater, weight in parts.items())})" if parts else ""
 
@@ -310,7 +310,7 @@ def _settings(comparison: AblationResults, left_out: Sequence[str]) -> list[str]
 
 
 def _distinct(comparison: AblationResults, key: str) -> str:
-    """A mapping of summary.json, or the several that the runs have."""
+    """Return a mapping of summary.json as text, with every distinct value over the runs."""
     found: list[dict[str, Any]] = []
     for result in comparison.results:
         if (value := result.summary.get(key)) and value not in found:

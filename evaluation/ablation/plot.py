@@ -1,11 +1,11 @@
-"""The picture of a comparison: IQ against EQ."""
+"""Plot of a comparison: IQ against EQ."""
 
 from itertools import product
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: a cluster has no screen
+matplotlib.use("Agg")  # before pyplot: cluster nodes have no display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
@@ -19,18 +19,18 @@ from observability.plots import BLUE, GREEN, INK, ORANGE
 
 BEFORE = "before training"
 DISTANCES = (7, 18, 32, 50)
-"""Of a label from its point, in points; the nearest that is free is taken."""
+"""Candidate distances of a label from its point, in typographic points."""
 CLEAR = 9
-"""Pixels around a point that labels keep off."""
+"""Clearance between a point and labels, in pixels."""
 DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 Point = tuple[Estimate, Estimate]
 
 
 def plot(comparison: AblationResults, path: Path) -> None:
-    """IQ and EQ of every arm after training on the headline set, and the front of the paper's arms.
+    """Plot IQ and EQ of every arm after training on the headline set, with the front of the paper's arms.
 
-    Whiskers are the 95 % intervals of the change since before, paired by prompt. Those of the level would be as wide as
-    prompts differ in difficulty, which is the same for every arm.
+    Whiskers are 95 % intervals of the change from before training, paired by prompt. Intervals of the level would
+    mostly show prompt difficulty, which all arms share.
     """
     points: dict[str, Point] = {}
     for name in [BEFORE, *(arm.name for arm in comparison.arms)]:
@@ -74,13 +74,13 @@ def plot(comparison: AblationResults, path: Path) -> None:
 
 
 def _whiskers(comparison: AblationResults, kind: str, name: str) -> list[list[float]] | None:
-    """Lengths below and above the point; None where there is no change to speak of."""
+    """Return the lengths below and above the point. None before training or without an estimate."""
     change = None if name == BEFORE else comparison.change(HEADLINE, kind, name)
     return None if change is None else [[change.value - change.low], [change.high - change.value]]
 
 
 def _style(name: str) -> tuple[str, str, str]:
-    """Colour, fill and caption of a point."""
+    """Return colour, fill and caption of a point."""
     if name == BEFORE:
         return INK, INK, BEFORE
     if ARMS[name].in_table:
@@ -89,7 +89,7 @@ def _style(name: str) -> tuple[str, str, str]:
 
 
 def _draw_front(axes: Axes, front: ParetoFront, points: dict[str, Point]) -> None:
-    """A staircase through the arms that none of the paper's arms beats: what lies below it is beaten."""
+    """Draw the front as a staircase. Arms below it are dominated."""
     chosen = [points[arm] for arm, on in zip(front.arms, front.on, strict=True) if on]
     corners = sorted((iq.value, eq.value) for iq, eq in chosen)
     x, y = [corner[0] for corner in corners], [corner[1] for corner in corners]
@@ -107,8 +107,8 @@ def _draw_front(axes: Axes, front: ParetoFront, points: dict[str, Point]) -> Non
 
 
 def _label(figure: plt.Figure, axes: Axes, points: dict[str, Point]) -> None:
-    """Names the points; each name goes where it covers least of the others and of the points."""
-    figure.canvas.draw()  # sizes are known from here on
+    """Label the points. Each label is placed with the least overlap."""
+    figure.canvas.draw()  # text sizes require a drawn canvas
     figure.set_layout_engine("none")
     frame, pixels = axes.get_window_extent(), figure.dpi / 72
     dots = {name: axes.transData.transform((iq.value, eq.value)) for name, (iq, eq) in points.items()}
@@ -138,13 +138,13 @@ def _label(figure: plt.Figure, axes: Axes, points: dict[str, Point]) -> None:
             va={1: "bottom", 0: "center", -1: "top"}[up],
             fontsize=9,
             color=_style(name)[0],
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable across the lines of intervals
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable across whiskers
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6} if distance > DISTANCES[0] else None,
         )
         taken.append(box(distance, right, up).padded(2))
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:
-    """Square pixels."""
+    """Return the overlap in square pixels."""
     shared = Bbox.intersection(one, other)
     return shared.width * shared.height if shared is not None else 0.0

@@ -1,4 +1,4 @@
-"""What came of the runs, put together: means over seeds, differences between arms, each with its interval."""
+"""Results of finished runs: means over seeds and differences between arms, with intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,26 @@ from evaluation.ablation.metrics import ValidationMetrics, metric_named
 from observability.run_directory import read_iterations, read_summary
 
 HEADLINE = "held_out"
-"""The evaluation set that decides."""
+"""Evaluation set for claims and the front."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
-    """A finished run."""
+    """Results of one finished run."""
 
     plan: RunPlan
     summary: Mapping
-    """summary.json."""
+    """Content of summary.json."""
     mix: tuple[float, float, float]
-    """λ of the first iteration, the largest, λ of the last."""
+    """λ of the first iteration, maximum λ, λ of the last iteration."""
     replies: int
-    """Sampled in training."""
+    """Number of replies sampled in training."""
     truncated: int
-    """Of those, the ones without an end."""
+    """Number of these that were truncated."""
     before: Mapping[str, ValidationMetrics]
-    """By evaluation set."""
+    """Metrics before training, by evaluation set."""
     after: Mapping[str, ValidationMetrics]
+    """Metrics after training, by evaluation set."""
 
     @property
     def minutes(self) -> float:
@@ -39,10 +40,10 @@ class RunResult:
 
     @classmethod
     def read(cls, plan: RunPlan) -> "RunResult":
-        """Reads the files of a finished run. Raises InputError when one is not there."""
+        """Read the files of a finished run. Raises InputError if one is missing."""
         table = read_iterations(plan.directory)
         if any(table["mix_overridden"].to_pylist()):
-            raise InputError(f"{plan.directory}: λ was set from outside in this run; move it away, and it is run again")
+            raise InputError(f"{plan.directory}: λ was set externally in this run; move the run away to run it again")
         mix = table["lambda"].to_pylist()
         before, after = (
             {name: metric_named(plan.directory, when, name, plan.config) for name in plan.config.data.validation}
@@ -60,60 +61,60 @@ class RunResult:
 
 
 class AblationResults:
-    """Finished runs side by side. Means of an arm are over its seeds; differences over the seeds that both have."""
+    """Comparison of finished runs. Means are over an arm's seeds, differences over common seeds."""
 
     def __init__(self, results: Sequence[RunResult]) -> None:
-        """Raises InputError when the runs were not measured alike: other prompts, other raters, no headline set."""
+        """Raises InputError if runs differ in prompts or raters, or lack the headline set."""
         if not results:
-            raise InputError("there is no finished run to compare; run `duet ablate` without --write")
+            raise InputError("no finished run to compare; run `duet ablate` without --write")
         _check_alike(results)
         self.results = list(results)
         self.config = results[0].plan.config
-        """Of one of the runs: what they share."""
+        """Configuration of one run, for shared settings."""
         self._by_arm = {(r.plan.arm.name, r.plan.seed): r for r in results}
         self.sets = [HEADLINE, *(name for name in results[0].after if name != HEADLINE)]
         self._bootstraps = {name: Bootstrap(len(results[0].after[name].prompts)) for name in self.sets}
-        # The same estimate is shown in several places.
+        # The page shows the same estimate in several places.
         self.after = cache(self._after)
         self.change = cache(self._change)
 
     @property
     def arms(self) -> list[Arm]:
-        """Those with a finished run."""
+        """Return the arms with a finished run."""
         return [arm for arm in ARMS.values() if self.seeds(arm.name)]
 
     def runs(self, arm: str) -> list[RunResult]:
         return [self._by_arm[arm, seed] for seed in self.seeds(arm)]
 
     def seeds(self, *arms: str) -> tuple[int, ...]:
-        """Seeds with which all of these arms have run."""
+        """Return the seeds common to all of these arms."""
         own = [{seed for name, seed in self._by_arm if name == arm} for arm in arms]
         return tuple(sorted(set.intersection(*own)))
 
     def prompts(self, name: str) -> int:
-        """How many prompts an evaluation set has."""
+        """Return the number of prompts in an evaluation set."""
         return self._bootstraps[name].prompts
 
     def before(self, name: str, kind: str, arm: str | None = None) -> Estimate | None:
-        """A measure before training, mean of an arm's runs (None: of all runs)."""
+        """Estimate a metric before training, over an arm's runs (None: all runs)."""
         chosen = self.results if arm is None else self.runs(arm)
         return self._bootstraps[name].estimate(np.stack([r.before[name].values[kind] for r in chosen]))
 
     def _after(self, name: str, kind: str, arm: str, seeds: tuple[int, ...] | None = None) -> Estimate | None:
-        """A measure after training with these seeds (None: all that the arm has)."""
+        """Estimate a metric after training, over these seeds (None: all seeds of the arm)."""
         chosen = self.seeds(arm) if seeds is None else seeds
         return self._bootstraps[name].estimate(
             np.stack([self._by_arm[arm, seed].after[name].values[kind] for seed in chosen])
         )
 
     def _change(self, name: str, kind: str, arm: str, seeds: tuple[int, ...] | None = None) -> Estimate | None:
-        """After − before, paired by prompt."""
+        """Estimate after − before, paired by prompt."""
         chosen = [self._by_arm[arm, seed] for seed in (self.seeds(arm) if seeds is None else seeds)]
         differences = [r.after[name].values[kind] - r.before[name].values[kind] for r in chosen]
         return self._bootstraps[name].estimate(np.stack(differences))
 
     def difference(self, name: str, kind: str, arm: str, other: str) -> Estimate | None:
-        """arm − other after training, paired by prompt and seed; None without a common seed, or nothing measured."""
+        """Estimate arm − other after training, paired by prompt and seed. None without common seeds or scores."""
         seeds = self.seeds(arm, other)
         if not seeds:
             return None
@@ -123,21 +124,21 @@ class AblationResults:
         )
 
     def minutes(self, arms: Iterable[str]) -> float:
-        """Of all runs of these arms together."""
+        """Return the total duration of these arms' runs, in minutes."""
         return sum(r.minutes for r in self.results if r.plan.arm.name in set(arms))
 
 
 def _check_alike(results: Sequence[RunResult]) -> None:
     first = results[0]
     if HEADLINE not in first.after:
-        raise InputError(f"data.validation: a comparison needs the evaluation set {HEADLINE!r}")
+        raise InputError(f"data.validation: a comparison requires the evaluation set {HEADLINE!r}; add it")
     for result in results:
         for evaluations in (result.before, result.after):
             for name, evaluation in evaluations.items():
                 if name not in first.after or evaluation.prompts != first.after[name].prompts:
                     raise InputError(
                         f"{result.plan.directory} was evaluated on other prompts of {name} than "
-                        f"{first.plan.directory}; give every run the same data.validation"
+                        f"{first.plan.directory}; use the same data.validation for every run"
                     )
         ours, theirs = result.summary.get("raters", {}), first.summary.get("raters", {})
         if ours != theirs:

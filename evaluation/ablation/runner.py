@@ -1,4 +1,4 @@
-"""Runs what is missing of a comparison, one run after another, each a `duet train` of its own."""
+"""Run the missing runs of a comparison sequentially, each in its own `duet train` process."""
 
 import fcntl
 import os
@@ -19,24 +19,27 @@ from observability.run_directory import read_summary
 
 LOCK = ".compare.lock"
 STOPS = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that are taken as Ctrl-C is."""
+"""Signals handled like Ctrl-C."""
 
 
 def has_summary(plan: RunPlan) -> bool:
-    """Whether the run came to an end, be it that somebody stopped it before its last iteration."""
+    """Return whether the run ended. It may have been stopped before its last iteration."""
     return (plan.directory / "summary.json").is_file()
 
 
 def finished(plan: RunPlan) -> bool:
-    """Whether the run is there and whole."""
+    """Return whether the run completed all iterations."""
     return has_summary(plan) and read_summary(plan.directory).get("iterations") == plan.config.train.num_steps
 
 
 def run_missing(plans: Sequence[RunPlan], directory: Path) -> None:
-    """Runs every plan that is not finished, in order, and says how it goes.
+    """Run every unfinished plan in order and print progress. Finished runs are kept.
 
-    Raises InputError before anything runs when a finished run has other settings, or when another comparison works
-    in this directory; RunFailed when a run fails; KeyboardInterrupt when interrupted. What is finished stays.
+    Raises:
+        InputError: Before any run starts, if an existing run has other settings or another comparison uses this
+            directory.
+        RunFailed: If a run fails.
+        KeyboardInterrupt: If interrupted.
     """
     for plan in plans:
         if has_summary(plan):
@@ -49,7 +52,7 @@ def run_missing(plans: Sequence[RunPlan], directory: Path) -> None:
             head = f"{place:>{len(str(len(plans)))}}/{len(plans)}  {plan.name}"
             if plan not in waiting:
                 minutes.append(read_summary(plan.directory)["seconds"]["total"] / 60)
-                print(f"{head}: there already ({minutes[-1]:.1f} min)", flush=True)
+                print(f"{head}: already finished ({minutes[-1]:.1f} min)", flush=True)
                 continue
             _move_aside(plan)
             print(f"{head}: running{_left(minutes, waiting[waiting.index(plan) :])}, log {plan.log}", flush=True)
@@ -60,32 +63,32 @@ def run_missing(plans: Sequence[RunPlan], directory: Path) -> None:
 
 
 def _left(minutes: list[float], waiting: list[RunPlan]) -> str:
-    """How long the waiting runs will take, as far as the ones before them tell."""
+    """Return the estimated remaining time, from the mean duration of earlier runs."""
     return f", about {len(waiting) * sum(minutes) / len(minutes):.0f} min left" if minutes else ""
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[BinaryIO]:
-    """Keeps the directory from a second comparison, which would take a run under way for an interrupted one."""
+    """Lock the directory. A second comparison would treat a running run as interrupted."""
     with (directory / LOCK).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{directory}: another comparison, or a run of one, is at work here; wait for it or give --directory"
+                f"{directory}: another comparison or its run uses it; wait, or choose another --directory"
             ) from error
         yield file
 
 
 def _move_aside(plan: RunPlan) -> None:
-    """Makes room where an earlier attempt was interrupted; nothing is deleted."""
+    """Rename the directory of an interrupted attempt. Deletes nothing."""
     if not plan.directory.exists():
         return
     number = 1
     while (aside := plan.directory.with_name(f"{plan.name}.interrupted-{number}")).exists():
         number += 1
     plan.directory.rename(aside)
-    print(f"{plan.directory} was interrupted: moved to {aside}, and run again", flush=True)
+    print(f"{plan.directory} was interrupted: moved to {aside}, running again", flush=True)
 
 
 def _run(plan: RunPlan, lock: BinaryIO) -> None:
@@ -99,20 +102,20 @@ def _run(plan: RunPlan, lock: BinaryIO) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            process_group=0,  # a terminal sends Ctrl-C to the group: the child gets ours, once, and not both
-            pass_fds=[lock.fileno()],  # the lock lasts as long as the run, even if this process is killed
+            process_group=0,  # a terminal sends Ctrl-C to the group; in its own group, the child gets only ours
+            pass_fds=[lock.fileno()],  # keeps the lock until the run ends, even if this process is killed
         )
         code = _wait(child)
     if code or not finished(plan):
         what = f"ended with exit code {code}" if code else f"ended before iteration {plan.config.train.num_steps}"
         raise RunFailed(
             f"{plan.name} {what}: {_last_words(plan.log)}\n  its output: {plan.log}\n"
-            "  the same command goes on with this run; those that are finished stay"
+            "  the same command continues with this run and keeps finished ones"
         )
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """The child's exit code. Ctrl-C is passed on: once ends the run in order, twice at once, a third time kills it."""
+    """Return the child's exit code. Forward Ctrl-C: 1 stops gracefully, 2 stop immediately, 3 kill the child."""
     asked = 0
     with _as_interrupts(STOPS):
         while True:
@@ -126,7 +129,7 @@ def _wait(child: subprocess.Popen) -> int:
                 else:
                     child.send_signal(signal.SIGINT)
                 if asked == 1:
-                    print("stopping the run in order; once more stops it at once", flush=True)
+                    print("stopping the run gracefully; press Ctrl-C again to stop immediately", flush=True)
     if asked:
         raise KeyboardInterrupt
     return code
@@ -134,7 +137,7 @@ def _wait(child: subprocess.Popen) -> int:
 
 @contextmanager
 def _as_interrupts(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup wants one ignored
+    heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     earlier = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield
@@ -144,7 +147,7 @@ def _as_interrupts(signals: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 def _last_words(log: Path) -> str:
-    """The last thing that the command line said, else the last line."""
+    """Return the last message of the command line, else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     said = [line.removeprefix("duet: ") for line in lines if line.startswith("duet: ")]
     return (said or lines or ["it printed nothing"])[-1]

@@ -1,1 +1,1 @@
-"""`duet diagnose`: what a finished run shows of its gradients, its scores and λ. Without Ray and without vLLM."""
+"""`duet diagnose`: analysis of gradients, scores and λ of a finished run. Needs neither Ray nor vLLM."""

@@ -1,6 +1,6 @@
-"""Where gradients of several losses point: norms and inner products by layer, from backward passes over the same rows.
+"""Norms and inner products of the gradients of several losses, by layer, from backward passes over the same rows.
 
-Every loss here is L = −Σ w · logp over reply tokens, so a loss is its token weights: the policy gradient at ratio one
+Every loss has the form L = −Σ w · logp over reply tokens, so token weights define it. The policy gradient at ratio one
 has w = A / (tokens · replies · groups) (method §3), the anchor w = 1 / (tokens · rows) (method §4).
 """
 
@@ -17,31 +17,31 @@ from learner.collate import AudioFeatures
 from learner.policy import PolicyModel
 
 POSITIONS = 8192
-"""Padded positions of a micro-batch at most, unless one row alone is longer."""
+"""Maximum padded positions of a micro-batch, unless a single row is longer."""
 LOGITS = 2**26
-"""Logits of a micro-batch at most, unless one row alone has more: 256 MiB in float32, a few times that in use."""
+"""Maximum logits of a micro-batch, unless a single row has more. 256 MiB in float32; peak use is a few times that."""
 EMBEDDING, FINAL_NORM, OUTPUT, OTHER = "embedding", "final norm", "lm_head", "other"
 TIED = "embedding and lm_head"
-"""One parameter that serves as both."""
+"""Layer name of a tied embedding and output parameter."""
 LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GradientBatch:
-    """A prompt with a reply to score."""
+    """Prompt and reply to score."""
 
     prompt_ids: np.ndarray
-    """int32 [P], at least one: the first reply token is predicted from it."""
+    """int32 [P], P ≥ 1. The first reply token is predicted from the last prompt token."""
     reply_ids: np.ndarray
     """int32 [T]."""
     temperature: float = 1.0
-    """The sampler's for a sampled reply."""
+    """Sampling temperature, for a sampled reply."""
     allowed: np.ndarray | None = None
-    """int8 [T], sets of `speech.grammar.TokenKind` that could be drawn. None: every token."""
+    """int8 [T], allowed sets of `speech.grammar.TokenKind`. None: all tokens."""
     features: str | None = None
-    """File of the encoder features that the prompt has slots for."""
+    """File of encoder features for the prompt's slots."""
     slot: int | None = None
-    """The token that stands for a frame of them."""
+    """Placeholder token for one feature frame."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.reply_ids)
@@ -53,14 +53,14 @@ class GradientGeometry:
 
     losses: tuple[str, ...]
     layers: tuple[str, ...]
-    """In the order in which the model runs them."""
+    """Layer names in forward order."""
     products: np.ndarray
-    """float64 [layers, K, K]. The sum over layers is that of the whole gradients."""
+    """float64 [layers, K, K]. The sum over layers gives the products of the full gradients."""
     values: np.ndarray
-    """float64 [K], the losses themselves."""
+    """float64 [K], loss values."""
 
     def product(self, one: str, other: str, layer: str | None = None) -> float:
-        """Inner product of two gradients, in one layer or in all."""
+        """Return the inner product of two gradients, in one layer or in all."""
         products = self.products.sum(0) if layer is None else self.products[self.layers.index(layer)]
         return float(products[self.losses.index(one), self.losses.index(other)])
 
@@ -68,12 +68,12 @@ class GradientGeometry:
         return float(np.sqrt(self.product(loss, loss, layer)))
 
     def cosine(self, one: str, other: str, layer: str | None = None) -> float | None:
-        """None when either gradient is zero: it has no direction."""
+        """Return the cosine of two gradients. None if either is zero."""
         length = self.norm(one, layer) * self.norm(other, layer)
         return self.product(one, other, layer) / length if length > 0 else None
 
     def summed(self, parts: Mapping[str, Sequence[str]]) -> "GradientGeometry":
-        """The geometry of sums of losses. parts: the losses that make up each sum, by its name."""
+        """Return the geometry of sums of losses. parts: the losses in each sum, by name of the sum."""
         matrix = np.array([[float(name in members) for name in self.losses] for members in parts.values()])
         return GradientGeometry(
             losses=tuple(parts),
@@ -86,11 +86,11 @@ class GradientGeometry:
 def measure_geometry(
     scorer: PolicyModel, passages: Sequence[GradientBatch], weights: Mapping[str, Sequence[np.ndarray]]
 ) -> GradientGeometry:
-    """Gradients of the losses L_k = −Σ w_k · logp over the parameters that require one.
+    """Measure the gradients of the losses L_k = −Σ w_k · logp with respect to trainable parameters.
 
-    weights: by loss, float [T] of every passage. One forward pass a micro-batch, and one backward pass for each loss
-    that weighs any of its tokens. Tokens and passages that no loss weighs are not scored (method §7, rule 8).
-    Memory: the micro-batch (`POSITIONS`, `LOGITS`), and one gradient in float32 a loss, on the CPU.
+    weights: float [T] per passage, by loss. Runs one forward pass per micro-batch, and one backward pass per loss with
+    nonzero weights in it. Tokens and passages with zero weight in all losses are not scored (method §7, rule 8).
+    Memory: one micro-batch (`POSITIONS`, `LOGITS`), and one float32 gradient per loss on the CPU.
     """
     model: Any = scorer.model
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -117,7 +117,7 @@ def measure_geometry(
 
 
 def log_probabilities(scorer: PolicyModel, passages: Sequence[GradientBatch]) -> list[np.ndarray]:
-    """float32 [T] of every passage, in nats, under the distribution that `PolicyModel` describes."""
+    """Return float32 [T] per passage, in nats, under the distribution defined by `PolicyModel`."""
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(passages)
     with torch.no_grad():
         for batch in _micro_batches(passages, _outputs(scorer)):
@@ -130,9 +130,9 @@ def log_probabilities(scorer: PolicyModel, passages: Sequence[GradientBatch]) ->
 
 
 def layer_of(name: str, *, tied: bool = False) -> str:
-    """The layer that a parameter of a causal language model belongs to, by its name in Hugging Face's models.
+    """Return the layer of a causal language model's parameter, from its name in Hugging Face models.
 
-    tied: whether the embedding is also the output layer. Towers of other modalities are "other".
+    tied: the embedding is also the output layer. Towers of other modalities are "other".
     """
     if found := LAYER.match(name):
         return f"layers.{found[1]}"
@@ -145,7 +145,7 @@ def layer_of(name: str, *, tied: bool = False) -> str:
 
 
 def _by_losses(weights: Mapping[str, Sequence[np.ndarray]], count: int) -> dict[tuple[str, ...], list[int]]:
-    """Passages by the losses that weigh them, so that no micro-batch runs backward for a loss of others."""
+    """Group passages by their losses with nonzero weights, to avoid needless backward passes."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for index in range(count):
         concerned = tuple(loss for loss, by_passage in weights.items() if np.any(by_passage[index]))
@@ -160,10 +160,10 @@ def _outputs(scorer: PolicyModel) -> int:
 
 
 def _micro_batches(passages: Sequence[GradientBatch], outputs: int) -> list[list[int]]:
-    """Indices of passages of like length, within `POSITIONS` and `LOGITS`."""
+    """Return index batches of passages with similar length, within `POSITIONS` and `LOGITS`."""
     batches: list[list[int]] = []
     tokens = 0
-    # Longest first: the first of a batch decides how far the others are padded.
+    # Longest first: the first row of a batch sets the padded length.
     for index in sorted(range(len(passages)), key=lambda i: len(passages[i]), reverse=True):
         more = len(passages[index].reply_ids)
         if batches:
@@ -178,9 +178,9 @@ def _micro_batches(passages: Sequence[GradientBatch], outputs: int) -> list[list
 
 
 def _score(scorer: PolicyModel, passages: Sequence[GradientBatch], chosen: np.ndarray) -> Tensor:
-    """Log-probabilities [N] of the chosen ones among all reply tokens of the passages, in order; chosen: bool."""
+    """Return log-probabilities [N] of the chosen reply tokens, in order. chosen: bool over all reply tokens."""
     length, streams = max(len(passage) for passage in passages), scorer.streams
-    # What lies behind a row's end is never seen: attention is causal, and its outputs are no sources.
+    # Padding has no effect: attention is causal, and no source position lies in it.
     input_ids = np.zeros((len(passages), length), dtype=np.int64)
     sources, targets, allowed, temperatures = [], [], [], []
     for row, passage in enumerate(passages):

@@ -1,4 +1,4 @@
-"""Gradients of text and of speech: how large each is, and whether they point the same way (method §9)."""
+"""Norms and cosine of the text and speech gradients (method §9)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,34 +15,34 @@ from speech.vocabulary import select
 TITLE = "Gradients of text and of speech"
 CHANNELS = ("text", "speech")
 HALVES = ("even", "odd")
-"""Groups are dealt into two halves, so that what both halves agree on can be told from chance."""
+"""Groups alternate between two halves. Agreement of the halves separates signal from chance."""
 OVERALL = "overall"
 MOSTLY_CHANCE = 1 / 3
-"""Cosine r of the halves' gradients below which less than half of the whole's squared norm is common to both, that
-share being 2r / (1 + r)."""
+"""Cosine r of the halves' gradients at which half of the total squared norm is common to both. The common share is
+2r / (1 + r)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGradients:
-    """Gradients of one loss at one model."""
+    """Text and speech gradients of one loss at one model."""
 
     model: str
-    """In words that follow "at"."""
+    """Model name, as in "at NAME"."""
     loss: str
     """"preference" or "anchor"."""
     material: str
-    """What the loss was taken over, in words."""
+    """Description of the data of the loss."""
     count: int
-    """Replies or demonstrations."""
+    """Number of replies or demonstrations."""
     geometry: GradientGeometry
-    """Of the four losses "text even", "text odd", "speech even" and "speech odd"."""
+    """Geometry of the losses "text even", "text odd", "speech even" and "speech odd"."""
     groups: int = 0
-    """Groups with at least two totals; of the preference."""
+    """Number of groups with at least two totals. Preference only."""
     flat: int = 0
-    """Those of them whose totals are all equal: they have no gradient."""
+    """Number of these groups with equal totals, which have zero gradient."""
 
     def channels(self) -> GradientGeometry:
-        """Of the two losses text and speech, halves together."""
+        """Return the geometry of the text and speech losses, with halves summed."""
         return self.geometry.summed({c: [f"{c} {half}" for half in HALVES] for c in CHANNELS})
 
 
@@ -50,11 +50,11 @@ Weights = dict[str, list[np.ndarray]]
 
 
 def preference_weights(items: Sequence[DiagnosisItem], boundary: str) -> Weights:
-    """Token weights of the policy gradient at ratio one, L = −Σ w · logp (method §3).
+    """Return token weights of the policy gradient at ratio one, L = −Σ w · logp (method §3).
 
-    w = A / (selected tokens of the reply · replies of the group · groups), A group-normalised from the recorded
-    totals. Replies without a total, and groups with fewer than two, weigh nothing. boundary: the channel of boundary
-    tokens.
+    w = A / (selected tokens of the reply · replies of the group · groups), with A group-normalised from the recorded
+    totals. Replies without a total and groups with fewer than two totals have zero weight. boundary: channel of
+    boundary tokens.
     """
     groups = _scored(items)
     strength = np.zeros(len(items))
@@ -70,7 +70,7 @@ def preference_weights(items: Sequence[DiagnosisItem], boundary: str) -> Weights
 
 
 def anchor_weights(items: Sequence[DiagnosisItem], boundary: str, by_channel: Mapping[str, float]) -> Weights:
-    """Token weights of the anchor's text part and speech part, which add up to the anchor loss (method §4)."""
+    """Return token weights of the anchor's text and speech parts, which add up to the anchor loss (method §4)."""
     weights = _empty(items)
     for index, item in enumerate(items):
         parts = {c: by_channel[c] * select(item.channels, c, boundary=boundary) for c in CHANNELS}
@@ -111,7 +111,7 @@ def measure_anchor(
 
 
 def layer_rows(measured: ChannelGradients) -> list[Row]:
-    """A row a layer, the whole model first."""
+    """Return one row per layer, after a row for the whole model."""
     found = measured.channels()
     table = []
     for layer in (None, *found.layers):
@@ -134,7 +134,7 @@ def layer_rows(measured: ChannelGradients) -> list[Row]:
 
 
 def gradient_section(found: Sequence[ChannelGradients], remarks: Sequence[str]) -> Section:
-    """remarks: sentences on what the gradients were taken over, and on what was not there."""
+    """Return the section on gradients. remarks: sentences on the data of the gradients and on missing inputs."""
     if not found:
         return Section(title=TITLE, findings=["Not measured.", *remarks])
     every = [row for measured in found for row in layer_rows(measured)]
@@ -184,10 +184,10 @@ def gradient_section(found: Sequence[ChannelGradients], remarks: Sequence[str]) 
             "tokens, so the ratio does not grow with the number of speech tokens.",
             "Anchor: the demonstrations' likelihood, its text part and its speech part; the two add up to the anchor "
             "loss, whose mean runs over the tokens of both.",
-            "Of a few hundred replies a gradient is partly chance. *Halves agree* is the cosine between the gradients "
-            "of the even and of the odd groups: near 0, the norm is mostly chance. *Beyond chance* replaces squared "
-            "norms and products by those across the halves, to which independent chance adds nothing on average; a "
-            "dash where the halves do not agree at all, and a cosine outside ±1 where they hardly do.",
+            "A gradient over a few hundred replies is partly chance. *Halves agree* is the cosine between the "
+            "gradients of the even and of the odd groups: near 0, the norm is mostly chance. *Beyond chance* replaces "
+            "squared norms and products by those across the halves, to which independent chance adds zero on average; "
+            "a dash where the halves do not agree at all, and a cosine outside ±1 where they hardly do.",
             "Where sampling is held to a structure that never offers text and speech at once, their tokens use "
             "different rows of the output layer: for the preference the cosine there is 0 by construction.",
         ],
@@ -198,11 +198,11 @@ def _finding(measured: ChannelGradients, row: Row) -> str:
     where = f"{measured.loss.capitalize()} at {measured.model}, {measured.count} {measured.material}"
     if measured.loss == "preference":
         where += f", {measured.groups} groups with two or more totals"
-        where += f" ({measured.flat} of them without a difference)" if measured.flat else ""
+        where += f" ({measured.flat} of them with equal totals)" if measured.flat else ""
     ratio, cosine = row["ratio"], row["cosine"]
     if ratio is None or cosine is None:
         zero = [channel for channel in CHANNELS if not row[f"norm_{channel}"]]
-        return f"{where}: no ratio and no cosine, as the gradient of {' and of '.join(zero)} is zero."
+        return f"{where}: ratio and cosine are undefined, because the gradient of {' and of '.join(zero)} is zero."
     told = f"{where}: the gradient of text is {ratio:.3g} times that of speech, cosine {cosine:+.3f}"
     repeats = {channel: row[f"repeat_{channel}"] for channel in CHANNELS}
     chance = [channel for channel, repeat in repeats.items() if repeat is not None and repeat < MOSTLY_CHANCE]
@@ -212,7 +212,7 @@ def _finding(measured: ChannelGradients, row: Row) -> str:
 
 
 def _beyond_chance(geometry: GradientGeometry, layer: str | None) -> Row:
-    """What the halves have in common."""
+    """Return agreement of the halves, and ratio and cosine from products across halves."""
     common = {
         (one, other): geometry.product(f"{one} even", f"{other} odd", layer)
         + geometry.product(f"{one} odd", f"{other} even", layer)
@@ -230,7 +230,7 @@ def _beyond_chance(geometry: GradientGeometry, layer: str | None) -> Row:
 
 
 def _scored(items: Sequence[DiagnosisItem]) -> list[list[int]]:
-    """Indices of the replies with a total, by group, of groups with at least two."""
+    """Return indices of replies with a total, by group, for groups with at least two."""
     groups: dict[int, list[int]] = {}
     for index, item in enumerate(items):
         if item.total is not None:

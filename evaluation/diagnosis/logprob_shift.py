@@ -1,4 +1,4 @@
-"""Δlogp: how far training moved the log-probability of each token from the start model (method §9)."""
+"""Δlogp: change of each token's log-probability from the start model (method §9)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ TITLE = "Δlogp against the start model"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NAMES = {channel: channel.name.lower() for channel in Channel}
 MOVED = 1e-4
-"""Nats below which a token did not move: rounding alone makes differences of up to a few 1e-5."""
+"""Threshold in nats for a moved token. Rounding alone gives differences of up to a few 1e-5."""
 TOP = 0.05
-"""The share of tokens that moved most, whose part in the whole movement says how local it was."""
+"""Share of tokens counted as having moved most. Their part in the total movement measures locality."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LogprobShift:
-    """Tokens of one channel in one material, with their Δlogp."""
+    """Δlogp of the tokens of one channel in one material."""
 
     material: str
     channel: str
     values: np.ndarray
-    """float64 [n], log-probability now minus at the start, nats."""
+    """float64 [n], log-probability now minus at the start, in nats."""
     forced: int
-    """Tokens left out: the structure allowed nothing else, so no model could move them."""
+    """Number of excluded tokens. The structure allowed only one token, so no model can move them."""
 
 
 def shifts(
@@ -37,7 +37,7 @@ def shifts(
     after: Sequence[np.ndarray],
     kinds: np.ndarray,
 ) -> list[LogprobShift]:
-    """Δlogp by channel. before, after: float32 [T] of every item. kinds: int8 [V], the `Kind` of every id."""
+    """Return Δlogp by channel. before, after: float32 [T] per item. kinds: int8 [V], the `TokenKind` of every id."""
     channels = np.concatenate([item.channels for item in items])
     moved = np.concatenate([np.subtract(b, a, dtype=np.float64) for a, b in zip(before, after, strict=True)])
     free = np.concatenate([_free(item, kinds) for item in items])
@@ -53,7 +53,7 @@ def shifts(
 
 
 def describe_shift(values: np.ndarray) -> Row:
-    """Size, spread and coherence of Δlogp [n]; all None without a token."""
+    """Return size, spread and coherence of Δlogp [n]. All None without tokens."""
     names = [
         "mean",
         "std",
@@ -82,7 +82,10 @@ def describe_shift(values: np.ndarray) -> Row:
 
 
 def shift_section(name: str, found: Sequence[LogprobShift], lacks: Sequence[str]) -> Section:
-    """name: of the later model, in words that follow "at". lacks: sentences on what was not there."""
+    """Return the section on Δlogp.
+
+    name: name of the later model, as in "at NAME". lacks: sentences on missing inputs.
+    """
     if not any(len(one.values) for one in found):
         return Section(title=TITLE, findings=["Not measured.", *lacks])
     rows: list[Row] = [
@@ -137,13 +140,13 @@ def shift_section(name: str, found: Sequence[LogprobShift], lacks: Sequence[str]
         ],
         plots=["shift.png"],
         notes=[
-            "Begin- and end-of-speech tokens (boundary) and the end of the reply (end) stand apart from both channels. "
-            "*Forced* tokens, where the structure allows one token only, have probability 1 under any model and are "
-            "left out. Replies are scored at the sampler's temperature and over the tokens it could draw, "
+            "Begin- and end-of-speech tokens (boundary) and the end of the reply (end) are separate from both "
+            "channels. *Forced* tokens, where the structure allows one token only, have probability 1 under any model "
+            "and are left out. Replies are scored at the sampler's temperature and over the tokens it could draw, "
             "demonstrations at temperature 1 over all tokens.",
             "The mean over a model's own samples is an estimate of a KL divergence: on replies of the last iteration "
-            "it leans towards positive, on those of the first, which the start model sampled, towards negative, "
-            "whatever was learnt. Demonstrations carry no such bias.",
+            "it is biased upwards, on those of the first, which the start model sampled, downwards, independent of "
+            "what was learnt. Demonstrations have no such bias.",
             f"Coherent movement has a large share in the majority direction and a mean that is large against the std. "
             f"Local movement has much of its whole size in the {TOP:.0%} of tokens that moved most.",
         ],
@@ -158,12 +161,12 @@ def _findings(name: str, found: Sequence[LogprobShift]) -> list[str]:
         if told:
             sentences.append(f"On {material}, {name} is away from the start by {' and '.join(told)} (mean size).")
         else:
-            sentences.append(f"On {material} there is no token of text or speech to compare.")
+            sentences.append(f"{material.capitalize()} contain no text or speech token to compare.")
     return sentences
 
 
 def _free(item: DiagnosisItem, kinds: np.ndarray) -> np.ndarray:
-    """bool [T]: tokens to which there was an alternative."""
+    """Return bool [T]: tokens with an alternative."""
     allowed = item.passage.allowed
     if allowed is None:
         return np.ones(len(item.channels), dtype=bool)

@@ -1,4 +1,4 @@
-"""λ taken apart: which of its two gates moved it, and what the variance of the scores allows (method §2, §9)."""
+"""Decomposition of λ into its two gates, and the λ that the score variance allows (method §2, §9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from evaluation.diagnosis.run_data import ScoredGroup
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PAPER_MIX = (0.35, 0.55)
-"""Where the paper's λ settles (method §9)."""
+"""Range in which the paper's λ settles (method §9)."""
 PAPER_VARIANCE = 1.066
-"""The human variance that the paper reports."""
+"""Variance of human scores reported in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gates:
-    """g, v and Var(R) of groups, float64 [n] each."""
+    """Gates g and v, and Var(R), of n groups, float64 [n] each."""
 
     iteration: np.ndarray
     quality: np.ndarray
@@ -38,14 +38,14 @@ class Gates:
 
 @dataclass(frozen=True, kw_only=True)
 class MixRatioParts:
-    """A change of λ_raw = λ_max · mean(g · v), as a sum."""
+    """Additive decomposition of a change of λ_raw = λ_max · mean(g · v)."""
 
     quality: float
-    """From the change of mean g."""
+    """Part from the change of mean g."""
     information: float
-    """From the change of mean v."""
+    """Part from the change of mean v."""
     together: float
-    """From the change of their covariance over groups: good groups becoming those that differ, or ceasing to be."""
+    """Part from the change of cov(g, v) over groups."""
 
     @property
     def change(self) -> float:
@@ -53,7 +53,7 @@ class MixRatioParts:
 
 
 def measure_gates(groups: Sequence[ScoredGroup], settings: MixRatioConfig) -> Gates:
-    """The gates of every group with at least two totals."""
+    """Compute the gates of every group with at least two totals."""
     scored = [(group.iteration, total) for group in groups if len(total := group.present("total")) >= 2]
     opened = [gates(total.tolist(), settings) for _, total in scored]
     return Gates(
@@ -65,10 +65,10 @@ def measure_gates(groups: Sequence[ScoredGroup], settings: MixRatioConfig) -> Ga
 
 
 def decompose(before: Gates, after: Gates, largest: float) -> MixRatioParts:
-    """What of λ_raw(after) − λ_raw(before) came from g and what from v.
+    """Decompose λ_raw(after) − λ_raw(before) into parts from g, v and their covariance.
 
-    mean(g·v) = mean(g) · mean(v) + cov(g, v). The change of the product is shared by Shapley's rule, each factor's
-    change times the average of the other; the change of the covariance stands by itself. The three add up exactly.
+    mean(g·v) = mean(g) · mean(v) + cov(g, v). Shapley's rule splits the change of the product: each factor's change
+    times the average of the other. The change of the covariance is separate. The three parts add up exactly.
     """
     g0, g1 = before.quality.mean(), after.quality.mean()
     v0, v1 = before.information.mean(), after.information.mean()
@@ -84,17 +84,17 @@ def decompose(before: Gates, after: Gates, largest: float) -> MixRatioParts:
 
 
 def gate_ends(iterations: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The first and the last quarter of the iterations, at least one each."""
+    """Return the first and the last quarter of the iterations, at least one each."""
     count = max(1, len(iterations) // 4)
     return list(iterations[:count]), list(iterations[-count:])
 
 
 def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioConfig) -> Section:
-    """records: iterations.parquet, None when there is none."""
+    """Return the section on λ. records: iterations.parquet, or None if missing."""
     title = "λ and what it is made of"
     iterations = sorted(set(found.iteration.tolist()))
     if not iterations:
-        return Section(title=title, findings=["No group has two totals: λ was never measured."])
+        return Section(title=title, findings=["No group has two totals: λ was not measured."])
     rows = _by_iteration(records, found, iterations, settings)
     variance, quality, raw = found.variance.mean(), found.quality.mean(), _raw(found, settings)
     opened = settings.max * found.information.mean()
@@ -121,13 +121,13 @@ def mixture_section(records: pa.Table | None, found: Gates, settings: MixRatioCo
         )
         tables.insert(0, _change(first, last, parts, settings))
     else:
-        findings.append("With one iteration there is no change to take apart.")
+        findings.append("A change of λ_raw needs at least two iterations.")
     if (gap := _gap(rows)) is not None:
         findings.append(
-            f"λ_raw made again from the recorded totals differs from the recorded one by at most {gap:.1g}."
+            f"λ_raw recomputed from the recorded totals differs from the recorded one by at most {gap:.1g}."
         )
     else:
-        findings.append("There is no recorded λ_raw to compare with.")
+        findings.append("No recorded λ_raw to compare with.")
     tables.append(Table(name="lambda", caption="By iteration", columns={}, rows=rows, brief={}))
     by_group: list[Row] = [
         {"iteration": int(i), "quality": float(g), "information": float(v), "variance": float(r)}

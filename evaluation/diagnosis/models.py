@@ -1,4 +1,4 @@
-"""The models of a run, one at a time in memory, and everything that has to be asked of them."""
+"""Load the models of a run one at a time, and measure gradients and Δlogp."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,35 +23,35 @@ START = "the start"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointChoice:
-    """A model of the run to look at."""
+    """Model of the run to measure."""
 
     name: str
-    """In words that follow "at"."""
+    """Model name, as in "at NAME"."""
     path: Path
     iterations: tuple[int, ...]
-    """Iterations whose replies it is looked at with, the nearest first."""
+    """Iterations of the replies to measure with, nearest first."""
     version: int
-    """Weight version: 0 at the start, one more an iteration."""
+    """Weight version: 0 at the start, incremented per iteration."""
     gradients: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the models gave."""
+    """Measurements from the models."""
 
     measured: list[ChannelGradients] = field(default_factory=list)
     shifts: list[LogprobShift] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
-    """Sentences on what the replies are to the models."""
+    """Sentences on the weights that sampled the replies."""
     lacks: list[str] = field(default_factory=list)
-    """Sentences on what was not there."""
+    """Sentences on missing inputs."""
 
 
 def choose_checkpoints(run: RunFiles, wanted: str | None) -> list[CheckpointChoice]:
-    """The start model, and a later one when there is a checkpoint: Δlogp needs both.
+    """Return the start model, and a later one if a checkpoint exists. Δlogp needs both.
 
-    wanted: where to measure gradients: start, last or a checkpoint's iteration; None for the start and the last
-    checkpoint. Raises InputError for what is neither.
+    wanted: model to measure gradients at: start, last or a checkpoint's iteration. None: the start and the last
+    checkpoint. Raises InputError for other values.
     """
     start = CheckpointChoice(
         name=START,
@@ -63,7 +63,7 @@ def choose_checkpoints(run: RunFiles, wanted: str | None) -> list[CheckpointChoi
     present = ", ".join(map(str, run.checkpoints)) or "none"
     if wanted not in (None, "start", "last") and not (wanted.isdigit() and int(wanted) in run.checkpoints):
         raise InputError(
-            f"--checkpoint: {wanted!r} is not possible; allowed: start, last, or the iteration of a checkpoint in "
+            f"--checkpoint: {wanted!r} is not allowed; use start, last, or the iteration of a checkpoint in "
             f"{run.directory / 'checkpoints'} ({present})"
         )
     if not run.checkpoints:
@@ -80,13 +80,13 @@ def choose_checkpoints(run: RunFiles, wanted: str | None) -> list[CheckpointChoi
 
 
 def ask_models(run: RunFiles, choices: Sequence[CheckpointChoice], limit: int) -> Findings:
-    """Gradients at every model that wants them, and Δlogp of the second against the first.
+    """Measure gradients at the chosen models, and Δlogp of the second against the first.
 
-    limit: replies, and demonstrations, that each loss is taken over. What is not there is said in the findings.
+    limit: maximum replies and maximum demonstrations per loss. Missing inputs are reported in `Findings.lacks`.
     """
     found = Findings()
     if len(choices) == 1:
-        found.lacks.append(f"{run.directory / 'checkpoints'} holds no checkpoint to compare the start with.")
+        found.lacks.append(f"{run.directory / 'checkpoints'} contains no checkpoint to compare the start with.")
     try:
         demonstrations = run.demonstrations(limit)
     except InputError as error:
@@ -116,7 +116,7 @@ def ask_models(run: RunFiles, choices: Sequence[CheckpointChoice], limit: int) -
             found.measured.extend(_gradients(run, choice, scorer, items, demonstrations))
             if items:
                 found.checks.extend(_compare(choice, items, logps[describe_run(items)]))
-        del scorer  # before the next one comes into memory
+        del scorer  # free memory before loading the next one
     if len(scored) == 2:
         before, after = scored
         for name, part in materials.items():
@@ -142,7 +142,7 @@ def _gradients(
 
 
 def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_remote_code: bool = False) -> PolicyModel:
-    """A checkpoint as the learner scores with it, on a GPU where there is one."""
+    """Load a checkpoint as the learner's policy model, on a GPU if available."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint: it has no config.json")
     check_checkpoint(path, trust_remote_code=trust_remote_code)
@@ -158,7 +158,7 @@ def load(path: Path, chosen: Family, dtype: str, kinds: np.ndarray, *, trust_rem
 
 
 def _compare(choice: CheckpointChoice, items: Sequence[DiagnosisItem], logps: Sequence[np.ndarray]) -> list[str]:
-    """Whose samples these are, and whether they score as the sampler reported: the scoring is then the sampler's."""
+    """Report the weight versions of the replies, and the gap between recomputed and sampler log-probabilities."""
     own = [index for index, item in enumerate(items) if item.weight_version == choice.version]
     others = len(items) - len(own)
     reported = {i: known for i in own if (known := items[i].logps) is not None and not np.isnan(known).all()}
@@ -172,7 +172,7 @@ def _compare(choice: CheckpointChoice, items: Sequence[DiagnosisItem], logps: Se
     if others:
         versions = sorted({v for item in items if (v := item.weight_version) not in (None, choice.version)})
         sentences.append(
-            f"At {choice.name}: {others} of {len(items)} replies were sampled by neighbouring weights (of versions "
+            f"At {choice.name}: {others} of {len(items)} replies were sampled by neighbouring weights (versions "
             f"{versions[0]} to {versions[-1]}, not {choice.version}), which no importance ratio corrects here."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""A diagnosis as text: sections of sentences, tables and plots, on a page in Markdown and on the terminal."""
+"""Render diagnosis sections as a Markdown page and for the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,25 +12,25 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 Cell = str | int | float | None
-"""None: not measured, shown as a dash."""
+"""Table cell. None: not measured, shown as a dash."""
 Row = dict[str, Any]
-"""A `Cell` by column."""
+"""Cells by column."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Numbers of one kind, with what each column is."""
+    """Table with headings and the data rows."""
 
     name: str
-    """Of the Parquet file that holds them whole."""
+    """Name of the Parquet file with all rows and columns."""
     caption: str
     columns: dict[str, str]
-    """Heading on the page by column of the data; columns without a heading are only in the file."""
+    """Page heading by data column. Columns without a heading are only in the file."""
     rows: list[Row]
     brief: dict[str, str] | None = None
-    """Columns and headings for the terminal; None: as on the page. Empty: the table is not shown there."""
+    """Terminal heading by column. None: as on the page. Empty: hidden."""
     shown: list[Row] | None = None
-    """The rows for the page, where the file holds too many."""
+    """Rows for the page. None: all."""
 
     def cells(self, columns: Sequence[str]) -> list[list[str]]:
         return [[write_diagnosis(row[c]) for c in columns] for row in (self.rows if self.shown is None else self.shown)]
@@ -41,16 +41,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One question and what the run says to it."""
+    """One topic of the diagnosis with its findings."""
 
     title: str
     findings: list[str]
-    """Sentences with the result, for page and terminal."""
+    """Result sentences, for page and terminal."""
     notes: list[str] = field(default_factory=list)
-    """How it was measured and how to read it, for the page."""
+    """Notes on method and interpretation, for the page."""
     tables: list[Table] = field(default_factory=list)
     plots: list[str] = field(default_factory=list)
-    """Files beside the page."""
+    """Plot files in the directory of the page."""
 
     def table(self, name: str) -> Table:
         return next(table for table in self.tables if table.name == name)
@@ -66,7 +66,7 @@ def write_diagnosis(value: Cell) -> str:
 
 
 def markdown(title: str, command: str, sections: Sequence[Section]) -> str:
-    """The page."""
+    """Return the page in Markdown."""
     lines = [f"# {title}", "", "Made by this command; do not edit:", "", f"    {command}", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
@@ -85,7 +85,7 @@ def markdown(title: str, command: str, sections: Sequence[Section]) -> str:
 
 
 def summary(sections: Sequence[Section], page: Path) -> RenderableType:
-    """For the terminal: findings and the brief tables."""
+    """Render findings and brief tables for the terminal."""
     parts: list[RenderableType] = []
     for section in sections:
         parts += [Text(), Text(section.title, "bold"), *(Padding(Text(f), (0, 0, 0, 2)) for f in section.findings)]
@@ -94,7 +94,7 @@ def summary(sections: Sequence[Section], page: Path) -> RenderableType:
             if headings:
                 grid = Grid(box=None, pad_edge=False, padding=(0, 1), header_style="dim", show_edge=False)
                 for place, heading in enumerate(headings.values()):
-                    # The first column gives way when the terminal is narrow; numbers stay whole.
+                    # On a narrow terminal the first column shrinks and numbers stay complete.
                     grid.add_column(
                         heading, justify="right" if place else "left", min_width=len(heading) if place else 8
                     )

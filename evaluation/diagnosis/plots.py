@@ -1,4 +1,4 @@
-"""The pictures of a diagnosis."""
+"""Plots of a diagnosis."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ Rows = Sequence[Row]
 
 
 def plot_gradients(rows: Rows, path: Path) -> None:
-    """Norms by layer and channel above their cosine; a column for each model and loss."""
+    """Plot norms by layer and channel above their cosine, one column per model and loss."""
     wholes = [(row["model"], row["loss"]) for row in rows if row["layer"] == OVERALL]
     figure, axes = plt.subplots(
         2,
@@ -50,7 +50,7 @@ def plot_gradients(rows: Rows, path: Path) -> None:
 
 
 def plot_shift(found: Sequence[LogprobShift], path: Path) -> None:
-    """Histograms of Δlogp by channel, a panel for each material; counts on a log scale, as most tokens barely move."""
+    """Plot histograms of Δlogp by channel, one panel per material. Log scale: most tokens barely move."""
     materials = list(dict.fromkeys(one.material for one in found))
     values = np.concatenate([one.values for one in found])
     low, high = np.quantile(values, [0.001, 0.999])
@@ -61,7 +61,7 @@ def plot_shift(found: Sequence[LogprobShift], path: Path) -> None:
     for axis, material in zip(axes.flat, materials, strict=True):
         for one in found:
             if one.material == material and len(one.values):
-                # What lies outside is in the outermost bins, not out of the picture.
+                # Outliers go to the outermost bins.
                 inside = np.clip(one.values, bins[0], bins[-1])
                 share = np.full(len(inside), 1.0 / len(inside))
                 axis.hist(
@@ -81,7 +81,7 @@ def plot_shift(found: Sequence[LogprobShift], path: Path) -> None:
 
 
 def plot_variance(rows: Rows, path: Path) -> None:
-    """Mean within-group variance by rater over iterations, above the share of groups without any."""
+    """Plot mean within-group variance by rater over iterations, above the share of groups without variance."""
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8, 5.6), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
@@ -105,7 +105,7 @@ def plot_variance(rows: Rows, path: Path) -> None:
 
 
 def plot_mixture(rows: Rows, found: Gates, path: Path) -> None:
-    """What moved λ_raw from the first quarter's mean, above the distribution of Var(R) and g over groups."""
+    """Plot the parts of the change of λ_raw since the first quarter, above histograms of Var(R) and g over groups."""
     figure = plt.figure(figsize=(8, 6.2), layout="constrained")
     above, left, right = figure.subplot_mosaic(
         [["parts", "parts"], ["variance", "quality"]], height_ratios=(3, 2)
@@ -131,7 +131,7 @@ def plot_mixture(rows: Rows, found: Gates, path: Path) -> None:
 
 
 def _column(rows: Rows, name: str) -> np.ndarray:
-    """float64; what was not measured becomes NaN and is not drawn."""
+    """Return a column as float64. Missing values become NaN and are not drawn."""
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 

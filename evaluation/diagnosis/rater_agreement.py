@@ -1,4 +1,4 @@
-"""What the scores of a group tell: how much they differ within it, and whether raters rank its replies alike."""
+"""Variance of scores within groups, and rank agreement of raters."""
 
 import warnings
 from collections import Counter
@@ -14,31 +14,30 @@ from evaluation.diagnosis.page import Row, Section, Table
 from evaluation.diagnosis.run_data import ScoredGroup
 
 SAME = 1e-9
-"""Variance below which a group's scores count as equal: scores are kept in float32, which adds nothing to equal
-ones, but a mean of them may round."""
+"""Variance below which a group's scores count as equal. A mean of equal float32 scores may round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far a rater ranks the replies of a prompt as the reference does."""
+    """Rank agreement of a rater with the reference, within prompts."""
 
     rater: str
     groups: int
-    """Groups where both vary: the only ones with ranks to compare."""
+    """Number of groups in which both vary. Only these have ranks to compare."""
     spearman: float | None
-    """Mean over these groups; None when there is none, as for the next."""
+    """Mean of Spearman's ρ over these groups. All means are None without such groups."""
     spearman_margin: float | None
-    """Half width of the 95 % interval of the mean, over groups; None with fewer than two."""
+    """Half width of the 95 % interval of the mean over groups. None with fewer than two."""
     kendall: float | None
     kendall_margin: float | None
     unused: dict[str, int]
-    """The other groups, by reason."""
+    """Number of excluded groups, by reason."""
 
 
 def agreement(groups: Sequence[ScoredGroup], rater: str, reference: str) -> Agreement:
-    """Within-prompt rank agreement: Spearman's ρ and Kendall's τ-b of each group, averaged over groups.
+    """Measure within-prompt rank agreement: Spearman's ρ and Kendall's τ-b per group, averaged over groups.
 
-    A group in which either is constant has no ranks; it is counted, never scored as 0.
+    Groups with a constant side have no ranks. They are counted in `unused`, never scored as 0.
     """
     pairs: list[tuple[float, float]] = []
     unused: Counter[str] = Counter()
@@ -68,13 +67,13 @@ def agreement(groups: Sequence[ScoredGroup], rater: str, reference: str) -> Agre
 
 
 def check_reference(groups: Sequence[ScoredGroup], reference: str) -> None:
-    """Raises InputError for a reference that the run has no scores of."""
+    """Raise InputError if the run has no scores of `reference`."""
     if reference not in groups[0].scores:
         raise InputError(f"--reference: no scores of {reference!r}; this run has {', '.join(groups[0].scores)}")
 
 
 def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: dict[str, float]) -> Section:
-    """weights: of the raters in `total`."""
+    """Return the section on rank agreement. weights: rater weights in `total`."""
     raters = [name for name in groups[0].scores if name != reference]
     found = [agreement(groups, rater, reference) for rater in raters]
     reasons = list(dict.fromkeys(reason for one in found for reason in one.unused))
@@ -106,15 +105,15 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
         del columns["share"]
     ranked = sorted((one.spearman, one.rater) for one in found if one.spearman is not None)
     if not ranked:
-        findings = [f"In none of the {len(groups):,} groups do {reference} and another rater both vary."]
+        findings = [f"{reference} and another rater never both vary in the same group ({len(groups):,} groups)."]
     else:
         (low, least), (high, most) = ranked[0], ranked[-1]
         findings = [f"Nearest to {reference} within a prompt: {most} (Spearman {high:.2f})."]
         findings += [f"Farthest from it: {least} ({low:.2f})."] if least != most else []
     notes = [
         "Each group is one prompt in one iteration. The interval is that of the mean over groups (Student's t).",
-        "Groups where either is constant hold no ranking to compare. They are counted and not scored as 0. So "
-        "each rater is compared over groups of its own.",
+        "Groups where either is constant have no ranking to compare. They are counted and not scored as 0. So "
+        "the groups used differ between raters.",
         "A rater with few levels gives many replies the same rank, which keeps ρ and τ-b below 1 even where it never "
         "contradicts the reference.",
     ]
@@ -129,7 +128,7 @@ def agreement_section(groups: Sequence[ScoredGroup], reference: str, weights: di
 
 
 def variance_section(groups: Sequence[ScoredGroup], settings: MixRatioConfig) -> Section:
-    """Within-group variance of every score, and the λ that each would give by itself (method §2)."""
+    """Return the section on within-group variance of every score, and the λ each would give alone (method §2)."""
     raters = list(groups[0].scores)
     whole: list[Row] = [{"rater": rater, **variance(groups, rater, settings)} for rater in raters]
     iterations = sorted({group.iteration for group in groups})
@@ -141,7 +140,7 @@ def variance_section(groups: Sequence[ScoredGroup], settings: MixRatioConfig) ->
     ]
     total = next(row for row in whole if row["rater"] == "total")
     if total["variance"] is None:
-        findings = ["No group has two totals: nothing to compare within a group."]
+        findings = ["No group has two totals to compare."]
     else:
         findings = [
             f"The total varies by {total['variance']:.2f} within groups; in {total['constant']:.1%} of them all "
@@ -181,8 +180,11 @@ def variance_section(groups: Sequence[ScoredGroup], settings: MixRatioConfig) ->
 
 
 def variance(groups: Sequence[ScoredGroup], rater: str, settings: MixRatioConfig) -> Row:
-    """Means over groups with at least two scores: of the population variance, of whether all are alike, and of λ with
-    g = 1 ("open") and with its own g ("alone"), None where there is no such group; and how many groups there are."""
+    """Return means over groups with at least two scores, and group counts. Means are None without such groups.
+
+    variance: population variance. constant: share of groups with equal scores. open: λ with g = 1. alone: λ with the
+    rater's own g.
+    """
     scored = [present for group in groups if len(present := group.present(rater)) >= 2]
     row: Row = {"variance": None, "constant": None, "open": None, "alone": None}
     if scored:
@@ -201,7 +203,7 @@ def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]
 
 
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
-    """Mean and half width of its 95 % interval."""
+    """Return the mean and the half width of its 95 % interval."""
     if not values:
         return None, None
     if len(values) < 2:

@@ -1,4 +1,4 @@
-"""What a diagnosis reads: the records of a run, its groups of scores, and its replies as passages to score again."""
+"""Input of a diagnosis: records of a run, score groups, and replies as passages to score again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,67 +19,67 @@ from evaluation.diagnosis.gradient_geometry import GradientBatch
 from observability.run_directory import read_replies, run_directory
 from speech.families import Family, family
 from speech.grammar import allowed_masks, token_kinds
-from speech.types import DEMONSTRATION, Prompt
+from speech.types import Prompt, ReplyOrigin
 from speech.vocabulary import Vocabulary
 
 SCORES = ("iteration", "prompt_id", "index", "worker", "total", "scores", "missing")
-"""Columns of the records without the tokens, which are many."""
+"""Record columns without the large token columns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredGroup:
-    """The scores of the replies to one prompt in one iteration."""
+    """Scores of the replies to one prompt in one iteration."""
 
     iteration: int
     prompt_id: str
     scores: dict[str, np.ndarray]
-    """By rater, `total` included: float64 [G], NaN where the score is missing."""
+    """float64 [G] by rater and for `total`. NaN for a missing score."""
 
     def present(self, rater: str) -> np.ndarray:
-        """The scores that exist, float64 [≤ G]."""
+        """Return the scores that exist, float64 [≤ G]."""
         values = self.scores[rater]
         return values[~np.isnan(values)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DiagnosisItem:
-    """A recorded reply, or a demonstration, with what is known of it."""
+    """Recorded reply or demonstration."""
 
     passage: GradientBatch
     channels: np.ndarray
     """int8 [T], values of `Channel`."""
     group: int
-    """The same for all replies to one prompt in one iteration."""
+    """Group number, shared by all replies to one prompt in one iteration."""
     iteration: int | None = None
-    """None for a demonstration, as the next three."""
+    """Iteration of a reply. None for a demonstration, like the next three fields."""
     total: float | None = None
-    """None also when the score is missing."""
+    """Total score. Also None if missing."""
     logps: np.ndarray | None = None
-    """float32 [T], the sampler's."""
+    """float32 [T], log-probabilities from the sampler."""
     weight_version: int | None = None
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The directory of a run."""
+    """Directory of a run with its configuration."""
 
     directory: Path
     config: Config
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Raises InputError when this is no run, or its configuration cannot be read."""
+        """Open a run. Raises InputError if `directory` is not a run or its configuration is unreadable."""
         directory = run_directory(directory)
         return cls(directory, load_config(directory / "config.yaml", []))
 
     @cached_property
     def iterations(self) -> list[int]:
-        """Numbers of the iterations whose replies are on record, in order."""
+        """Return the iterations with recorded replies, in order."""
         return sorted(int(p.stem) for p in (self.directory / "replies").glob("*.parquet") if p.stem.isdigit())
 
     @cached_property
     def checkpoints(self) -> dict[int, Path]:
-        """Checkpoints with weights, by iteration."""
+        """Return checkpoints with weights, by iteration."""
         found = sorted((self.directory / "checkpoints").glob("*/config.json"))
         return {int(path.parent.name): path.parent for path in found if path.parent.name.isdigit()}
 
@@ -89,32 +89,34 @@ class RunFiles:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Raises InputError when the start model is no longer where it was."""
+        """Return the vocabulary. Raises InputError if the start model was moved."""
         return Vocabulary.from_checkpoint(Path(self.config.model.path), self.family.tokens)
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        """int8 [vocabulary], `speech.grammar.TokenKind` of every id."""
+        """Return int8 [vocabulary], the `speech.grammar.TokenKind` of every id."""
         return token_kinds(self.vocabulary)
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
-        """The training prompts, by id."""
+        """Return the training prompts by id."""
         return DatasetIndex(open_prompts(data_paths(self.config.data.prompts), self.vocabulary), "id")
 
     @property
     def constrained(self) -> bool:
-        """Whether the sampler was held to the interleave structure (`controller.inputs.is_constrained`)."""
+        """Return whether sampling was constrained to the interleave structure (`controller.inputs.is_constrained`)."""
         structure = self.config.rollout.constrained_decoding
         return structure == "on" or (structure == "auto" and not self.family.follows_pattern)
 
     @cached_property
     def groups(self) -> list[ScoredGroup]:
-        """All groups of scores on record; none when no iteration was finished."""
+        """Return all recorded score groups. Empty if no iteration finished."""
         rows = [
             group
             for number in self.iterations
-            for group in _grouped(row for row in self._rows(number, SCORES) if row["worker"] != DEMONSTRATION)
+            for group in _grouped(
+                row for row in self._rows(number, SCORES) if row["worker"] != ReplyOrigin.DEMONSTRATION
+            )
         ]
         names = dict.fromkeys(
             n for group in rows for row in group for n in (*dict(row["scores"]), *dict(row["missing"]))
@@ -130,9 +132,9 @@ class RunFiles:
         ]
 
     def replies(self, numbers: Iterable[int], limit: int) -> list[DiagnosisItem]:
-        """Whole groups of the iterations in the order given, until there are `limit` replies.
+        """Return complete groups of the iterations, in the given order, up to `limit` replies.
 
-        Raises InputError when prompts or replies do not belong to the run's data.
+        Raises InputError if prompts or replies do not match the run's data.
         """
         items: list[DiagnosisItem] = []
         for count, (iteration, group) in enumerate(
@@ -144,7 +146,7 @@ class RunFiles:
         return items
 
     def demonstrations(self, limit: int) -> list[DiagnosisItem]:
-        """The first demonstrations that the run trained on, in its own order; each at most once."""
+        """Return the first demonstrations of the run in training order, each at most once."""
         data = self.config.data.sft
         found = open_demonstrations(data_paths(data), self.vocabulary)
         weights = [source.weight for source in data_sources(data)]
@@ -168,7 +170,7 @@ class RunFiles:
         return (table if columns is None else table.select(columns)).to_pylist()
 
     def _sampled(self, iteration: int) -> Iterator[list[dict]]:
-        """Groups of replies that the run sampled itself, not read from a file."""
+        """Yield groups of replies sampled by the run, not read from a file."""
         return _grouped(row for row in self._rows(iteration) if row["weight_version"] >= 0 and row["token_ids"])
 
     def _item(self, row: dict, iteration: int, group: int) -> DiagnosisItem:
@@ -185,8 +187,8 @@ class RunFiles:
                 allowed = allowed_masks(ids, self.family.interleave, self.kinds)
             except (ValueError, IndexError) as error:
                 raise InputError(
-                    f"iteration {iteration}, prompt {row['prompt_id']}, reply {row['index']}: not a reply that the "
-                    f"structure of family {self.family.name} allows, though sampling was held to it: {error}"
+                    f"iteration {iteration}, prompt {row['prompt_id']}, reply {row['index']}: the reply violates the "
+                    f"structure of family {self.family.name}, but sampling was constrained to it: {error}"
                 ) from error
         return DiagnosisItem(
             passage=GradientBatch(
@@ -207,7 +209,7 @@ class RunFiles:
 
 
 def describe_run(items: Sequence[DiagnosisItem]) -> str:
-    """What these are, in words."""
+    """Describe the items in words."""
     numbers = sorted({item.iteration for item in items if item.iteration is not None})
     if not numbers:
         return "demonstrations"
@@ -216,7 +218,7 @@ def describe_run(items: Sequence[DiagnosisItem]) -> str:
 
 
 def _grouped(rows: Iterable[dict]) -> Iterator[list[dict]]:
-    """Rows of one group after another, as they were written: the index starts anew with every group."""
+    """Yield rows by group, in recorded order. The reply index restarts with every group."""
     group: list[dict] = []
     for row in rows:
         if group and (row["prompt_id"] != group[0]["prompt_id"] or row["index"] <= group[-1]["index"]):
@@ -228,5 +230,5 @@ def _grouped(rows: Iterable[dict]) -> Iterator[list[dict]]:
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    """float64, None as NaN."""
+    """Return float64 with NaN for None."""
     return np.asarray(values, dtype=np.float64)

@@ -1,9 +1,6 @@
-"""Which questions the listening room shows: those that were asked at every stage, a sample that nothing decided, and
-those where something went very well, very badly or wrong. Pure.
+"""Listening room of a report as plain data: selected prompts, their replies at every stage, and the audio.
 
-The listening room as plain data: the chosen questions, what was answered at every stage, and how that sounds.
-
-One recorded reply as the listening room shows it. Pure.
+The prompts are those sampled at every stage, a random sample, the largest changes of the score and malformed replies.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,20 +16,20 @@ from common.files import safe_name
 from observability.report.audio import ReportAudio
 from observability.report.overview import to_json_value
 from observability.report.source import ReportSource, RunAssets
-from speech.types import DEMONSTRATION, Demonstration, Finish
+from speech.types import Demonstration, Finish, ReplyOrigin
 from speech.vocabulary import Channel, Vocabulary
 
 STRIP = {int(channel): channel.name.lower() for channel in Channel}
-"""What a run of tokens is called, by the number of its channel."""
+"""Names of the channels by number."""
 
 
 HEARD = "heard"
-"""The detail in which a rater writes down the words that it heard."""
+"""Name of the detail that holds the transcript of a reward function."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recording:
-    """A reply and what is known of it, in terms of JSON; and its tokens, to make its sound of."""
+    """A reply as JSON data, and its tokens for the audio."""
 
     shown: dict
     token_ids: np.ndarray
@@ -44,9 +41,12 @@ class Recording:
 
 
 def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, place: str = "") -> Recording:
-    """A row of `observability.reply_schema.REPLIES`.
+    """Convert a row of `observability.reply_schema.REPLIES`.
 
-    stage: before, between, after or training. label: the same in words. place: which of several.
+    Args:
+        stage: before, between, after or training.
+        label: caption of the stage.
+        place: position in the group, such as "reply 1 of 4".
     """
     details = {name: value for name, value in row["details"] if value}
     heard = details.get(HEARD)
@@ -74,20 +74,20 @@ def take(row: Mapping, stage: str, label: str, vocabulary: Vocabulary | None, pl
     return Recording(shown=shown, token_ids=ids)
 
 
-def demonstrated(one: Demonstration, vocabulary: Vocabulary) -> Recording:
-    """A demonstration, which nobody sampled and nobody rated."""
+def demonstration_take(one: Demonstration, vocabulary: Vocabulary) -> Recording:
+    """Convert a demonstration, which has no worker and no scores."""
     ids = np.asarray(one.reply_ids, dtype=np.int32)
     shown = {"stage": "demonstration", "label": "Demonstration", "text": one.text, "total": None}
     return Recording(shown=shown | {"strip": strip(ids, vocabulary.channels(ids), vocabulary)}, token_ids=ids)
 
 
-def faulty(row: Mapping) -> bool:
-    """Whether a reply is malformed or cut off."""
+def is_malformed(row: Mapping) -> bool:
+    """Return True if a reply is malformed or truncated."""
     return row["defect"] is not None or row["finish"] != Finish.STOP
 
 
 def disagrees(row: Mapping) -> bool:
-    """Whether a listener wrote down other words than the reply's text has."""
+    """Return True if the transcript differs from the reply's text."""
     heard = dict(row["details"]).get(HEARD)
     return heard is not None and differs(row["text"], heard)
 
@@ -97,8 +97,10 @@ def differs(said: str, heard: str) -> bool:
 
 
 def strip(ids: np.ndarray, channels: np.ndarray, vocabulary: Vocabulary | None) -> list[list]:
-    """The tokens in order, as runs of one channel: [channel, tokens, the words if they are text]. Blanks, which only
-    keep a stream's place, are left out."""
+    """Return the tokens as runs of one channel: [channel, number of tokens, text].
+
+    Blanks, which only pad a stream, are left out.
+    """
     if vocabulary is not None and vocabulary.blank is not None:
         ids, channels = ids[ids != vocabulary.blank], channels[ids != vocabulary.blank]
     edges = np.flatnonzero(np.diff(channels)) + 1
@@ -111,16 +113,16 @@ def strip(ids: np.ndarray, channels: np.ndarray, vocabulary: Vocabulary | None) 
     return runs
 
 
-FEW = 8
-"""Questions of each kind."""
+MAX_PER_KIND = 8
+"""Maximum number of prompts of each kind."""
 
 
-SAMPLE = 24
-"""Questions for the blind test, drawn without a look at them, so that its share speaks for the whole set."""
+SAMPLE_SIZE = 24
+"""Number of prompts for the blind test: a random sample, so that its result holds for the whole set."""
 
 
 TRAINING = ""
-"""In place of an evaluation set's name: a question of training."""
+"""Set name of training prompts."""
 
 
 Rows = Mapping[str, Mapping[str, Mapping]]
@@ -128,7 +130,7 @@ Rows = Mapping[str, Mapping[str, Mapping]]
 
 
 class RecordingKey(NamedTuple):
-    """A question."""
+    """Evaluation set and id of a prompt."""
 
     set: str
     id: str
@@ -137,45 +139,47 @@ class RecordingKey(NamedTuple):
 def choose_prompts(
     before: Rows, after: Rows, listened: Sequence[RecordingKey], training: Mapping[int, Sequence[Mapping]]
 ) -> list[RecordingKey]:
-    """The questions, the most wanted first; each once.
+    """Return the selected prompts, most important first, without duplicates.
 
-    listened: those that were answered between, too. training: replies of training by iteration, newest first.
+    Args:
+        listened: prompts sampled at every stage.
+        training: training replies by iteration, newest first.
     """
     found: dict[RecordingKey, None] = dict.fromkeys(listened)
     found |= dict.fromkeys(sample(before))
     moved = changes(before, after)
     ranked = sorted(moved, key=lambda key: moved[key])
-    found |= dict.fromkeys(key for key in ranked[: -FEW - 1 : -1] if moved[key] > 0)
-    found |= dict.fromkeys(key for key in ranked[:FEW] if moved[key] < 0)
+    found |= dict.fromkeys(key for key in ranked[: -MAX_PER_KIND - 1 : -1] if moved[key] > 0)
+    found |= dict.fromkeys(key for key in ranked[:MAX_PER_KIND] if moved[key] < 0)
     rows = [
         (RecordingKey(name, row["prompt_id"]), row)
         for of in (after, before)
         for name in of
         for row in of[name].values()
     ]
-    for wrong in (faulty, disagrees):
-        found |= dict.fromkeys(_first((key for key, row in rows if wrong(row)), FEW))
+    for wrong in (is_malformed, disagrees):
+        found |= dict.fromkeys(_first((key for key, row in rows if wrong(row)), MAX_PER_KIND))
         wanted = (RecordingKey(TRAINING, row["prompt_id"]) for part in training.values() for row in part if wrong(row))
-        found |= dict.fromkeys(_first(wanted, FEW // 2))
+        found |= dict.fromkeys(_first(wanted, MAX_PER_KIND // 2))
     if not found and training:
         found |= dict.fromkeys(
-            _first((RecordingKey(TRAINING, r["prompt_id"]) for r in next(iter(training.values()))), SAMPLE)
+            _first((RecordingKey(TRAINING, r["prompt_id"]) for r in next(iter(training.values()))), SAMPLE_SIZE)
         )
     return list(found)
 
 
 def sample(rows: Rows) -> list[RecordingKey]:
-    """Questions of the first evaluation set, always the same ones."""
+    """Return a fixed random sample of the first evaluation set."""
     if not rows:
         return []
     name = next(iter(rows))
     ids = list(rows[name])
-    drawn = np.random.default_rng(0).permutation(len(ids))[:SAMPLE]
+    drawn = np.random.default_rng(0).permutation(len(ids))[:SAMPLE_SIZE]
     return [RecordingKey(name, ids[place]) for place in sorted(drawn.tolist())]
 
 
 def changes(before: Rows, after: Rows) -> dict[RecordingKey, float]:
-    """By how much the total score rose, of the questions that have one before and after."""
+    """Return the change of the total score for the prompts scored before and after."""
     return {
         RecordingKey(name, prompt): row["total"] - before[name][prompt]["total"]
         for name, rows in after.items()
@@ -185,7 +189,7 @@ def changes(before: Rows, after: Rows) -> dict[RecordingKey, float]:
 
 
 def _first(keys: Iterable[RecordingKey], count: int) -> list[RecordingKey]:
-    """The first different ones."""
+    """Return the first `count` distinct keys."""
     found: dict[RecordingKey, None] = {}
     for key in keys:
         if len(found) == count:
@@ -194,43 +198,43 @@ def _first(keys: Iterable[RecordingKey], count: int) -> list[RecordingKey]:
     return list(found)
 
 
-BUDGET = 11_000_000
-"""Characters of a page that sounds may take."""
+MAX_AUDIO_CHARS = 11_000_000
+"""Maximum size of the audio in a page, in base64 characters."""
 
 
-SCANNED = 100
-"""The newest iterations whose replies are looked through."""
+MAX_ITERATIONS = 100
+"""Number of newest iterations searched for replies."""
 
 
-GROUPS = 2
-"""Times that a question was trained on that are shown."""
+MAX_TRAINING_GROUPS = 2
+"""Maximum number of training groups shown per prompt."""
 
 
-LOOKED_AT = ["prompt_id", "worker", "text", "finish", "defect", "details"]
+COLUMNS = ["prompt_id", "worker", "text", "finish", "defect", "details"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedReply:
-    """Everything that a run's replies are chosen from."""
+    """All replies of a run that the selection is made from."""
 
     before: Rows
     after: Rows
     listening: Mapping[int, Mapping[str, Mapping]]
-    """By iteration and prompt."""
+    """Replies by iteration and prompt."""
     training: Mapping[int, pa.Table]
-    """By iteration, newest first."""
+    """Replies by iteration, newest first."""
 
     @classmethod
     def of(cls, source: ReportSource, evaluations: Mapping[str, Mapping[str, pa.Table]]) -> "RecordedReply":
-        """evaluations: by "before" and "after", and the set's name."""
+        """Read the replies. `evaluations` are by "before" or "after" and set name."""
         sets = {when: {n: _by_prompt(table) for n, table in found.items()} for when, found in evaluations.items()}
         listening = {n: _by_prompt(table) for n, table in source.numbered("listening").items()}
-        training = source.numbered("replies", newest=SCANNED)
+        training = source.numbered("replies", newest=MAX_ITERATIONS)
         return cls(before=sets["before"], after=sets["after"], listening=listening, training=training)
 
     @property
     def last(self) -> int | None:
-        """The iteration after which it was evaluated for the last time."""
+        """Iteration of the last evaluation."""
         return next((row["iteration"] for rows in self.after.values() for row in rows.values()), None)
 
     def chosen(self) -> list[RecordingKey]:
@@ -240,13 +244,13 @@ class RecordedReply:
         keys = (RecordingKey(headline if prompt in held_out else TRAINING, prompt) for prompt in ids)
         listened = sorted(keys, key=lambda key: key.set == TRAINING)
         looked = {
-            number: [row for row in table.select(LOOKED_AT).to_pylist() if row["worker"] != DEMONSTRATION]
+            number: [row for row in table.select(COLUMNS).to_pylist() if row["worker"] != ReplyOrigin.DEMONSTRATION]
             for number, table in self.training.items()
         }
         return choose_prompts(self.before, self.after, listened, looked)
 
     def takes(self, key: RecordingKey, world: RunAssets) -> list[Recording]:
-        """What was answered to a question, in the order of the weights."""
+        """Return all replies to a prompt, in the order of the weight versions."""
         stages = [(n, rows[key.id]) for n, rows in self.listening.items() if key.id in rows]
         found = [
             take(rows[key.set][key.id], when, when.capitalize(), world.vocabulary)
@@ -266,30 +270,30 @@ class RecordedReply:
         found: list[list[Recording]] = []
         for number, table in self.training.items():
             rows = table.filter(pc.equal(table["prompt_id"], prompt)).to_pylist()
-            sampled = [row for row in rows if row["worker"] != DEMONSTRATION]
+            sampled = [row for row in rows if row["worker"] != ReplyOrigin.DEMONSTRATION]
             label, last = f"Training, iteration {number}", len(sampled)
             group = [
                 take(row, "training", label, world.vocabulary, f"reply {place} of {last}")
                 for place, row in enumerate(sampled, start=1)
             ]
-            found = [group, *found] if group and len(found) < GROUPS else found
+            found = [group, *found] if group and len(found) < MAX_TRAINING_GROUPS else found
         return [one for group in found for one in group]
 
 
 class ListeningReply(NamedTuple):
-    """Something to be heard."""
+    """A reply or prompt with audio."""
 
     shown: dict
-    """Where its sound is written down."""
+    """JSON data that receives the key of the clip."""
     token_ids: np.ndarray | None
     recording: Path | None = None
-    """Where the run may have written it as a file."""
+    """File that the run may have written for it."""
 
 
 def build(
     source: ReportSource, evaluations: Mapping[str, Mapping[str, pa.Table]], sounds: ReportAudio
 ) -> tuple[dict, dict]:
-    """The room, and its sounds by key."""
+    """Return the listening room and its clips by key."""
     world, recorded = source.world, RecordedReply.of(source, evaluations)
     drawn = set(sample(recorded.before))
     prompts, replies = [], []
@@ -299,9 +303,9 @@ def build(
         prompts.append(shown)
         replies.append(spoken)
     clips, quiet = _voice(prompts, replies, sounds)
-    lacks = [*world.lacks, *([f"There is no sound: {sounds.lack}."] if sounds.lack else [])]
+    lacks = [*world.lacks, *([f"Audio is not available: {sounds.lack}."] if sounds.lack else [])]
     if quiet:
-        lacks.append(f"The sounds of {quiet} of the {len(prompts)} questions would not fit on a page of this size.")
+        lacks.append(f"The audio of {quiet} of the {len(prompts)} prompts does not fit in the page.")
     evaluated = sum(len(rows) for rows in recorded.before.values())
     return {"prompts": prompts, "evaluated": evaluated, "lacks": lacks}, clips
 
@@ -309,10 +313,10 @@ def build(
 def _prompt(
     key: RecordingKey, recorded: RecordedReply, world: RunAssets, audio: Path
 ) -> tuple[dict, list[ListeningReply]]:
-    """A question in terms of JSON, and what of it is to be heard. audio: the run's own recordings."""
+    """Return a prompt as JSON data, and its parts with audio. `audio` is the directory of the run's recordings."""
     prompt, shown = world.prompts.get(key.id), world.demonstrations.get(key.id)
     takes = recorded.takes(key, world)
-    demonstration = demonstrated(shown, world.vocabulary) if shown is not None and world.vocabulary else None
+    demonstration = demonstration_take(shown, world.vocabulary) if shown is not None and world.vocabulary else None
     totals = [one.total for one in takes if one.shown["stage"] != "training"]
     first, last = (totals[0], totals[-1]) if len(totals) > 1 else (None, None)
     change = last - first if first is not None and last is not None else None
@@ -337,7 +341,7 @@ def _prompt(
 
 
 def _tags(takes: Sequence[Recording], change: float | None) -> list[str]:
-    """What a reader can filter by."""
+    """Return the filter tags of a prompt."""
     tags = {
         "gain": change is not None and change > 0,
         "loss": change is not None and change < 0,
@@ -349,15 +353,17 @@ def _tags(takes: Sequence[Recording], change: float | None) -> list[str]:
 
 
 def _voice(prompts: Sequence[dict], replies: Sequence[list[ListeningReply]], sounds: ReportAudio) -> tuple[dict, int]:
-    """Gives everything its sound, as long as there is room. Returns the sounds, and how many questions got none."""
-    form = sounds.form([one.token_ids for spoken in replies for one in spoken if one.token_ids is not None], BUDGET)
+    """Attach audio clips within the budget. Return the clips and the number of prompts without audio."""
+    form = sounds.form(
+        [one.token_ids for spoken in replies for one in spoken if one.token_ids is not None], MAX_AUDIO_CHARS
+    )
     clips: dict[str, dict] = {}
     used, quiet = 0, 0
     for prompt, spoken in zip(prompts, replies, strict=True):
-        made = [None if used > BUDGET else sounds.sound(one.token_ids, one.recording, form) for one in spoken]
+        made = [None if used > MAX_AUDIO_CHARS else sounds.sound(one.token_ids, one.recording, form) for one in spoken]
         new = {one["key"]: one for one in made if one and "content" in one and one["key"] not in clips}
         used += sum(len(one["content"]) for one in new.values())
-        if used > BUDGET:
+        if used > MAX_AUDIO_CHARS:
             quiet += 1
             prompt["quiet"] = True
             continue

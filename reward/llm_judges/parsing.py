@@ -83,7 +83,7 @@ def check_judge(path: Path, *, trust_remote_code: bool) -> None:
     try:
         check_checkpoint(path, trust_remote_code=trust_remote_code)
     except InputError as error:  # its message names the keys of the trained model
-        raise InputError(str(error).replace("model.", "")) from error
+        raise InputError(str(error).replace("model.path", "checkpoint").replace("model.", "")) from error
 
 
 def fingerprint(path: Path) -> str:

@@ -18,5 +18,5 @@ settings.load_profile("malformed")
 
 @pytest.fixture
 def setup(tmp_path, world, root) -> Setup:
-    """A user's configuration, data and checkpoint, all good."""
+    """A valid configuration, with data and a checkpoint."""
     return Setup(tmp_path, world, root)

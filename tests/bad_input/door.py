@@ -1,4 +1,4 @@
-"""The door that a user's input comes in by, and what must be true when it is turned away there."""
+"""A valid setup to break, and checks that broken input is rejected with one good sentence."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from controller.inputs import RunInputs, read_inputs
 SECONDS = 20.0
 """Longer than this is a hang: a good configuration is read and checked in less than a second."""
 ROWS = 24
-"""Of each data file; a good run needs 16 prompts an iteration."""
+"""Rows of each data file; a valid run needs 16 prompts an iteration."""
 
 
 @cache
@@ -36,7 +36,7 @@ def _few_bytes(path: Path) -> bytes:
 
 
 class Setup:
-    """What a user has: a configuration, data and a checkpoint of their own, good until a test breaks something."""
+    """A configuration, data and a checkpoint, valid until a test breaks something."""
 
     def __init__(self, folder: Path, world: Path, root: Path) -> None:
         self.folder, self._world = folder, world
@@ -71,7 +71,7 @@ class Setup:
         return _few(self._world / f"data/{name}.parquet")
 
     def own(self, name: str) -> Path:
-        """A file of the checkpoint that the test may change: a copy in place of the link."""
+        """Replace the link to a checkpoint file by a copy that the test may change."""
         path = self.base / name
         source = path.resolve()
         path.unlink()
@@ -79,19 +79,19 @@ class Setup:
         return path
 
     def edit(self, name: str, change: Callable[[dict], Any]) -> None:
-        """Changes a JSON file of the checkpoint; what the change returns, if anything, takes its place."""
+        """Change a JSON file of the checkpoint in place; a value that the change returns replaces it."""
         path = self.own(name)
         content = json.loads(path.read_text())
         replaced = change(content)
         path.write_text(json.dumps(content if replaced is None else replaced))
 
     def enter(self, *overrides: str, config: Path | None = None) -> RunInputs:
-        """As `duet train` does: read, check, and read what the configuration names."""
+        """Read and check the configuration and its data, as `duet train` does."""
         return read_inputs(load_config(config or self.config, list(overrides)))
 
 
 def refused(folder: Path, act: Callable[[], Any], *mentions: str) -> str:
-    """Asserts that `act` ends in one good sentence, soon, and with every file below `folder` as it was.
+    """Assert that `act` ends in one good sentence, soon, and with every file below `folder` as it was.
 
     mentions: what the sentence must name. Returns it.
     """
@@ -110,7 +110,7 @@ def refused(folder: Path, act: Callable[[], Any], *mentions: str) -> str:
 
 
 def refused_or_read(folder: Path, act: Callable[[], Any]) -> Any | None:
-    """What a good input gives; None when it was refused with one good sentence. Nothing else can happen."""
+    """Return the result of valid input, None for input rejected with one good sentence. Anything else fails."""
     before, start = contents(folder), time.perf_counter()
     try:
         result = act()
@@ -132,7 +132,7 @@ def sound(error: InputError) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """What lies below, links not followed, as digests by name."""
+    """Return digests of all files below by name, links not followed."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -2,7 +2,7 @@
 
 
 class Picky:
-    """Needs one argument, takes another."""
+    """A class with one required and one optional argument."""
 
     name = "picky"
     version = "1"
@@ -15,7 +15,7 @@ class Picky:
 
 
 class Mute:
-    """Has no method to rate."""
+    """A class without a method `rate`."""
 
     name = "mute"
 

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be used: of a model, refused by name; of a run, passed over for the newest whole one."""
+"""Broken checkpoints: a model's is rejected by name, a run's is skipped for the newest complete one."""
 
 import json
 import os
@@ -130,7 +130,7 @@ CASES = {
     "a gap in the speech": (lambda s: without_token(s, "<|audio_300|>"), "512", "300"),
     "speech in two pieces": (fused, "speech tokens must be contiguous"),
 }  # fmt: skip
-"""By name: what is broken of the model's checkpoint, and what must be said of it."""
+"""By name: what is broken of the model's checkpoint, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -159,7 +159,7 @@ def checkpoints(tmp_path) -> CheckpointManager:
 
 
 def altered(change):
-    """What becomes of controller.json when its content is changed."""
+    """Read a checkpoint whose controller.json has changed content."""
 
     def alter(folder: Path) -> None:
         content = json.loads((folder / STATE).read_text())

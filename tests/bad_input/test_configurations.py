@@ -1,4 +1,4 @@
-"""Configurations that no run could use: each is refused by name, and nothing is written."""
+"""Invalid configurations: each is rejected by key, and nothing is written."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 FREE = {
     "model.family", "data.encoder", "reward.codec.target", "reward.audio_quality_fn", "algorithm.dpo.score",
 }  # fmt: skip
-"""Words with checks of their own."""
+"""Texts of any content: checked when they are loaded."""
 
 OVERRIDES = {
     "unknown section": ("trian.seed=1", "unknown configuration key 'trian"),
@@ -133,7 +133,7 @@ OVERRIDES = {
     "prompts longer than the model": ("model.max_model_len=100", "model.max_model_len: 100 is too short"),
     "pairs that are not there": ("algorithm={name: dpo, dpo: {pairs_file: no.parquet}}", "mix_ratio.schedule"),
 }  # fmt: skip
-"""By name: an override, and what must be said of it."""
+"""By name: an override, and what the error must mention."""
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ FILES = {
     "a section over a list": (b"extends: list.yaml\nrun: {seed: 1}\n", "does not fit the file that it extends"),
     "keys that are numbers": (b"1: {2: 3}\n", "unknown configuration key '1'"),
 }  # fmt: skip
-"""By name: the bytes of a configuration file, and what must be said of it."""
+"""By name: the bytes of a configuration file, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -205,7 +205,7 @@ def test_what_is_no_file_is_not_waited_for(setup):
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_has_two_ends(good: Config, tmp_path, key: str):
-    """What is beyond either end, or is no number, is refused by name."""
+    """A value beyond either end, or not finite, is rejected by key."""
     (low, high), (section, _, name) = NUMBERS[key], key.rpartition(".")
     for value in (low - 1, high + 1, -(10**12), 10**12, math.nan, math.inf, -math.inf):
         for place, one in {0: (value, 0.9), 1: (0.9, value)}.items() if key == "learner.betas" else [("", value)]:

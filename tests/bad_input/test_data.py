@@ -1,4 +1,4 @@
-"""Data files that cannot be trained on: each is refused by file, row and column."""
+"""Invalid data files: each is rejected by file, row and column."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,7 +99,7 @@ CASES = {
         "demonstrations", lambda t: t.rename_columns(["id", *t.column_names[1:]]), "'prompt_id'",
     ),
 }  # fmt: skip
-"""By name: a data file of the setup, what becomes of its table, and what must be said of it."""
+"""By name: a data file of the setup, what becomes of its table, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", CASES)

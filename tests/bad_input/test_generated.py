@@ -1,4 +1,4 @@
-"""Good input with something changed at random: it is refused in one sentence, or what is read of it is good."""
+"""Valid input with random changes: it is rejected in one sentence, or read correctly."""
 
 import math
 
@@ -39,7 +39,7 @@ def check_ids(ids: np.ndarray, vocabulary: Vocabulary) -> None:
 
 
 def check_prompts(prompts, rows: int | None, vocabulary: Vocabulary) -> None:
-    """What was read is whole: every row, under names that differ."""
+    """Check that every row was read, under distinct names."""
     if prompts is None:
         return
     assert rows is None or len(prompts) == rows
@@ -126,7 +126,7 @@ KEYS = st.sampled_from([*NUMBERS, *CHOICES]) | st.sampled_from(
 
 
 def check_config(config) -> None:
-    """Every number within its bound, every word among its choices."""
+    """Check that every number is in its range, and every word among its choices."""
     for key, (low, high) in NUMBERS.items():
         values = parse_value(config, key)
         for value in values if isinstance(values, list | tuple) else [values]:

@@ -1,4 +1,4 @@
-"""Pairs and scored replies that cannot be used: refused by line and field, and no file is written."""
+"""Invalid pairs and scored replies: rejected by line and field, and no file is written."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ LINES = {
     "scores of nothing": (line(scores_chosen={"a": None}), "line 1", "'scores_chosen' holds None"),
     "another structure": (line(), "row 1", "violates the grammar"),
 }  # fmt: skip
-"""By name: the bytes of a file of pairs, and what must be said of it."""
+"""By name: the bytes of a file of pairs, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -164,7 +164,7 @@ SCORED = {
     ),
     "another kind of file": (b"{}", ".csv", ".jsonl", ".json"),
 }  # fmt: skip
-"""By name: the bytes of a file of scored replies, its suffix, and what must be said of it."""
+"""By name: the bytes of a file of scored replies, its suffix, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -184,7 +184,7 @@ OPTIONS = {
     "below a file": ({"out": Path("/etc/passwd/x.parquet")}, "--out", "cannot be written"),
     "a name too long": ({"out": Path("x" * 300)}, "--out", "cannot be written"),
 }
-"""By name: options of the command, and what must be said of them."""
+"""By name: options of the command, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", OPTIONS)

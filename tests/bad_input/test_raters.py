@@ -1,4 +1,4 @@
-"""Raters that cannot be had, and what they can answer: a finite number or a missing score, never anything else."""
+"""Reward functions that cannot be built, and their answers: a finite number or a missing score."""
 
 import math
 import sys
@@ -35,7 +35,7 @@ NAMED = {
     "a keyword that is a number": (f"{{name: picky, target: '{PICKY}', kwargs: {{1: 2}}}}", "reward.functions.picky"),
     "kwargs that are a list": (f"{{name: picky, target: '{PICKY}', kwargs: [1]}}", "reward"),
 }  # fmt: skip
-"""By name: a rater of the configuration, and what must be said of it."""
+"""By name: a rater of the configuration, and what the error must mention."""
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -52,7 +52,7 @@ def test_raters_that_cannot_be_had(setup: Setup, name: str, monkeypatch):
 
 
 class Strange:
-    """Raises whatever is asked of it."""
+    """Raise on every attribute."""
 
     def __getattribute__(self, name: str):
         raise RuntimeError(name)
@@ -69,7 +69,7 @@ SCORES = (
         MissingScore, st.none() | st.text() | st.lists(st.text()), fault=st.sampled_from(["reply", "rater", "", 3])
     )
 )  # fmt: skip
-"""What a judge may answer."""
+"""Answers that a judge may give."""
 
 
 @given(score=SCORES)

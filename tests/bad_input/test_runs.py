@@ -1,4 +1,4 @@
-"""What a run may find in its own folder: garbage is passed over or refused, and what is good there stays."""
+"""Garbage in a run's folder: it is skipped or rejected, and valid files stay."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_a_request_is_applied_or_rejected_on_record(tmp_path_factory, content):
     assert list((run / "requests").iterdir()) == []
 
 
-def test_files_that_are_not_requests_are_ignored(records):
+def test_invalid_requests_are_ignored(records):
     run, inbox = records.directory, ControlInbox.open(records.directory)
     folder = run / "requests"
     (folder / "1.json").mkdir()

@@ -57,7 +57,7 @@ def sleepers(cluster):
 
 @pytest.mark.e2e
 @pytest.mark.xdist_group("cluster")
-def test_the_report_says_who_is_waited_for_and_what_all_are_doing(sleepers, tmp_path):
+def test_the_report_lists_pending_calls_and_all_stacks(sleepers, tmp_path):
     pids = ray.get([sleeper.ready.remote() for sleeper in sleepers], timeout=60)
     asked = time.monotonic() - 42
     for sleeper in sleepers[:2]:

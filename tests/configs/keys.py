@@ -10,14 +10,14 @@ from configs.schema import Config, Section, section_type
 
 @dataclass(frozen=True)
 class Leaf:
-    """What the schema says of a value."""
+    """Type, range and choices of a value."""
 
     type: Any
     low: float | None
     high: float | None
     choices: tuple
     checked: bool
-    """A validator of its own checks it."""
+    """True if a validator checks it."""
 
 
 def leaves(kind: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Leaf]]:

@@ -1,4 +1,4 @@
-"""The configuration: what is unknown or impossible is named."""
+"""Reading a configuration: errors name the key that is unknown or out of range."""
 
 import pytest
 
@@ -108,7 +108,7 @@ def test_impossible_values(playground, override, complaint):
         ("rollout.repetition_penalty=1.1", "unknown configuration key 'rollout.repetition_penalty'"),
     ],
 )
-def test_what_the_learner_could_not_score_is_not_sampled(playground, override, complaint):
+def test_sampling_that_the_learner_cannot_score_is_rejected(playground, override, complaint):
     """Method §7, rule 3."""
     with pytest.raises(InputError, match=complaint):
         load_config(playground, [override])

@@ -1,4 +1,4 @@
-"""What a configuration may name as data, and the inputs that come of it."""
+"""Data sources of a configuration, and the inputs read from them."""
 
 import shutil
 
@@ -17,7 +17,7 @@ CONFIG = ROOT / "configs/playground.yaml"
 
 @pytest.fixture
 def data(world, tmp_path):
-    """The training set as a file, and halved."""
+    """The training set in two halves: a file and a folder."""
     table = pq.read_table(world / "data/train.parquet")
     pq.write_table(table.slice(0, 2000), tmp_path / "a.parquet", row_group_size=128)
     (tmp_path / "b").mkdir()
@@ -44,7 +44,7 @@ def test_several_sources_are_mixed_by_weight(data, world, monkeypatch):
     assert marks["data.sft"] == whole["data.sft"]
 
 
-def test_weights_are_part_of_what_a_run_is(data):
+def test_changed_weights_are_a_changed_setting(data):
     one, other = (load_config(CONFIG, [f"data.prompts={two(data, weight)}"]) for weight in (3, 4))
     assert list(changed_settings(one, other)) == ["data.prompts"]
 
@@ -80,7 +80,7 @@ def test_paths_become_absolute_in_both_forms(data, monkeypatch):
         ("[{path: a}, {path: a}]", r"data\.prompts: two sources have the same path"),
     ],
 )
-def test_what_is_no_source_is_refused_by_its_key(value, complaint):
+def test_invalid_sources_are_rejected_by_key(value, complaint):
     with pytest.raises(InputError, match=complaint):
         load_config(CONFIG, [f"data.prompts={value}"])
 

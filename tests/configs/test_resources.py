@@ -1,4 +1,4 @@
-"""What members need of a cluster, and what a cluster of our own counts."""
+"""Ray resources of actors, and of a cluster started on this machine."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def configured(root):
     return lambda *overrides: load_config(root / "configs" / "playground.yaml", list(overrides))
 
 
-def test_needs_are_what_the_configuration_says_and_nothing_that_is_none(configured):
+def test_required_resources_leave_out_what_is_0(configured):
     config = configured(
         "rollout.num_cpus=2", "rollout.num_gpus=1", "rollout.resources={rollout: 1, 'accelerator_type:H100': 0}"
     )
@@ -57,7 +57,7 @@ def test_decoders_are_counted_where_there_are_any(configured):
         ),
     ],
 )
-def test_needs_that_no_place_can_have_are_refused_by_name(configured, override, complaint):
+def test_invalid_resources_are_rejected_by_key(configured, override, complaint):
     with pytest.raises(InputError, match=complaint):
         configured(override)
 
@@ -87,7 +87,7 @@ def test_a_broadcast_between_members_that_cannot_is_refused(configured, override
     configured("weight_sync.backend=broadcast", "learner.num_gpus=1", "rollout.num_gpus=2")
 
 
-def test_a_cluster_of_our_own_has_room_for_everybody_and_for_more(configured):
+def test_a_local_cluster_has_spare_resources(configured):
     config = configured(
         "rollout.num_workers=3", "rollout.num_cpus=4", "rollout.resources={rollout: 1}", "learner.num_gpus=1"
     )

@@ -1,4 +1,4 @@
-"""What a user or his data calls something never leads out of the run's folder, and no key is written into it."""
+"""Names given by a user or by data never lead out of the run's folder, and no key is written into it."""
 
 import json
 import os

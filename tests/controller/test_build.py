@@ -91,7 +91,7 @@ def test_adapters_are_asked_of_the_learner_alone_and_their_layers_are_looked_up_
     )
     read_inputs(config)
     rank = built(config).rank
-    assert (rank.lora.rank, rank.lora.scale, rank.lora.targets) == (4, 2.0, ("*.q_proj",))
+    assert (rank.lora.r, rank.lora.scale, rank.lora.target_modules) == (4, 2.0, ("*.q_proj",))
     config = configured("learner.lora.r=4", "learner.lora.target_modules=['*.q_proj', 'encoder.*']")
     with pytest.raises(InputError, match=r"learner\.lora\.target_modules: 'encoder\.\*' matches no linear layer"):
         read_inputs(config)

@@ -1,4 +1,4 @@
-"""Judges against people: every number is one that can be checked by hand, or that scipy gives."""
+"""Agreement of judges with human scores. Expected numbers are derived by hand or by scipy."""
 
 import json
 
@@ -33,7 +33,7 @@ SETTINGS = mix_settings()
 
 @pytest.fixture(params=[".parquet", ".jsonl", ".csv", ".tsv"])
 def file(request, tmp_path):
-    """The same ratings in each form, the rows of one prompt not together."""
+    """Write the same ratings in each format, with interleaved prompts."""
     rows = [ROWS[place] for place in (0, 4, 1, 7, 2, 5, 3, 6, 8)]
     path = tmp_path / f"ratings{request.param}"
     if request.param == ".parquet":
@@ -62,7 +62,7 @@ def test_agreement_is_what_scipy_says_and_missing_scores_are_left_out(file):
     assert right.spearman == pytest.approx(stats.spearmanr(human, own)[0], abs=1e-12)
     assert right.bias == pytest.approx((0.5 * 3 - 1 - 3) / 8)
     assert right.near == 7 / 8
-    # a and b in order; people rate both of c alike.
+    # a and b are ranked; human scores of c are equal.
     assert (right.within_spearman, right.within_kendall, right.within_prompts) == (1.0, 1.0, 2)
     assert right.unused == {"people constant": 1}
     assert (turned.both, turned.missing) == (7, 1)
@@ -74,7 +74,7 @@ def test_agreement_is_what_scipy_says_and_missing_scores_are_left_out(file):
 
 
 def test_the_variance_within_a_prompt_and_the_λ_that_follows(file):
-    """Method §2, with its worked values: {1,2,3,5} varies by 2.1875 and gives 0.437."""
+    """Worked example of method §2: the variance of {1,2,3,5} is 2.1875, which gives 0.437."""
     ratings = read(file)
     people = human_agreement(ratings, SETTINGS)
     variances = [2.1875, 1.0, 0.0]
@@ -85,7 +85,7 @@ def test_the_variance_within_a_prompt_and_the_λ_that_follows(file):
     assert raw[0] == pytest.approx(0.437, abs=1e-3)
     assert people.raw == pytest.approx(np.mean(raw))
     right, turned = (compare_judges(ratings, judge, SETTINGS) for judge in ratings.judges)
-    assert right.human == people  # it rated all that people did
+    assert right.human == people  # the judge rated every reply with a human score
     own = [np.var([1.5, 2.5, 3.5, 5]), np.var([2, 3]), np.var([4, 1])]
     assert right.own.variance == pytest.approx(np.mean(own))
     assert turned.own.prompts == turned.human.prompts == 2
@@ -93,7 +93,7 @@ def test_the_variance_within_a_prompt_and_the_λ_that_follows(file):
 
 
 def test_a_judge_that_only_knows_which_prompts_are_hard(tmp_path):
-    """High overall, nothing within: the reason for looking within a prompt."""
+    """A high overall correlation may have no agreement within a prompt."""
     rng = np.random.default_rng(0)
     level = rng.uniform(1.5, 4.5, 100)
     prompts = np.repeat(np.arange(100), 4)
@@ -148,13 +148,13 @@ def test_another_scale_has_its_own_middle():
     [
         ("", "has no rows"),
         ("prompt_id,reply_id,human,judge\n", "has no rows"),
-        ("prompt_id,human,judge\na,1,2\n", "has no column 'reply_id'; it has prompt_id, human, judge"),
+        ("prompt_id,human,judge\na,1,2\n", "has no column 'reply_id'; columns: prompt_id, human, judge"),
         ("prompt_id,reply_id,score,judge\na,0,1,2\n", "has no column 'human'"),
-        ("prompt_id,reply_id,human,note\na,0,1,good\n", "has no column with a judge's scores"),
-        ("prompt_id,reply_id,human,judge\na,0,1\n", "line 2 has 3 fields; the first line names 4"),
+        ("prompt_id,reply_id,human,note\na,0,1,good\n", "has no column of judge scores"),
+        ("prompt_id,reply_id,human,judge\na,0,1\n", "line 2 has 3 fields; expected 4, as in the header"),
         ("prompt_id,reply_id,human,judge\na,0,1,2\na,1,6,2\n", "line 3: column 'human' holds '6'; expected a number"),
         ("prompt_id,reply_id,human,judge\na,0,1,2\na,1,2,x\n", "line 3: column 'judge' holds 'x'; expected a number"),
-        ("prompt_id,reply_id,human,judge\na,0,1,2\na,0,2,3\n", "line 3: reply '0' to prompt 'a' is there already, in"),
+        ("prompt_id,reply_id,human,judge\na,0,1,2\na,0,2,3\n", "line 3: reply '0' to prompt 'a' is already in"),
         ("prompt_id,reply_id,human,judge\n,0,1,2\n", "line 2: column 'prompt_id' holds ''"),
         ("prompt_id,reply_id,human,judge,judge\na,0,1,2,3\n", "has two columns 'judge'"),
         ('prompt_id,reply_id,human,judge\na,0,1,"2\n', "line 2: unexpected end of data"),
@@ -172,8 +172,8 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(tmp_path, capsys, cont
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--judges", "right,right"], "--judges: 'right' is named twice"),
-        (["--judges", "human"], "--judges: 'human' is named twice, or is no judge"),
+        (["--judges", "right,right"], "--judges: 'right' is a duplicate"),
+        (["--judges", "human"], "--judges: 'human' is a duplicate or not a judge column"),
         (["--judges", "wrong"], "has no column 'wrong'"),
         (["--judges", "note"], "column 'note' holds 'x'; expected a number"),
         (["--human", "people"], "has no column 'people'"),
@@ -195,10 +195,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "ratings.xlsx").write_text("x")
     for name, complaint in (
-        ("ratings.parquet", "is not a Parquet file"),
+        ("ratings.parquet", "is not a valid Parquet file"),
         ("ratings.jsonl", "line 1: column 'human' holds True"),
         ("list.jsonl", "line 1 is not a JSON object"),
-        ("ratings.xlsx", "ratings are a file .parquet, .jsonl, .csv, .tsv"),
+        ("ratings.xlsx", "has an unsupported suffix; use one of .parquet, .jsonl, .csv, .tsv"),
         ("gone.csv", "does not exist"),
     ):
         with pytest.raises(InputError, match=complaint):

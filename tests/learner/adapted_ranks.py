@@ -1,6 +1,6 @@
-"""Learner ranks that train adapters, without Ray: the same at every ZeRO stage, and bit for bit after a resume.
+"""Ranks that train adapters, without Ray, at every ZeRO stage: learning, resuming bit for bit, and sending.
 
-`adapted_at_every_stage` is to be run as WORLD processes at once, as `ranks.py` is. Returns what came out, by stage.
+Run `adapted_at_every_stage` as WORLD processes at once, like `ranks.py`. It returns the results by stage.
 """
 
 from dataclasses import replace
@@ -26,12 +26,12 @@ from tests.learner.one_rank import sampled_rows
 from tests.learner.ranks import PARTS, SETTINGS, same, weights
 from weight_sync.source import named_weights
 
-LORA = LoraConfig(rank=4, alpha=32.0, targets=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
+LORA = LoraConfig(r=4, lora_alpha=32.0, target_modules=("*.q_proj", "*.v_proj", "*.mlp.*_proj"))
 PROBE = [np.arange(3, 40, dtype=np.int32)]
 
 
 def demonstration(row: TrainingSample, weight: float) -> TrainingSample:
-    """The row as an anchor's, which is not compared with the start model."""
+    """Turn a row into an anchor's, which is not compared with the reference model."""
     return replace(row, rollout_logprobs=None, advantages=(), weights=(), kl_weights=(0.0, 0.0), anchor_weight=weight)
 
 
@@ -40,7 +40,8 @@ def adapters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gap_of_start_model(rank: LearnerEngine, settings: LearnerConfig, rows: list[TrainingSample]) -> float:
-    """Between what the rank takes for the start model and a model of its own that no adapter was made in."""
+    """Return the largest difference between the rank's reference log-probabilities and those of a model without
+    adapters."""
     model = AutoModelForCausalLM.from_pretrained(settings.checkpoint, dtype=torch.float32)
     use_packing(model)
     batch = collate(rows, routes=1, temperature=settings.temperature, device=torch.device("cpu"), scored=rank._scored)
@@ -109,8 +110,8 @@ def found(
         }
     if settings.zero_stage == 0:
         result["refused"] = [
-            refusal(engine(lora=replace(LORA, rank=8)), directory, saved),
-            refusal(engine(lora=replace(LORA, targets=("*_proj",))), directory, saved),
+            refusal(engine(lora=replace(LORA, r=8)), directory, saved),
+            refusal(engine(lora=replace(LORA, target_modules=("*_proj",))), directory, saved),
             refusal(engine(lora=None), directory, saved),
         ]
     result["parameters"] = sum(1 for _ in named_weights(straight._engine.module.model))
@@ -118,7 +119,7 @@ def found(
 
 
 def adapted_at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
-    policy.LOGITS = PARTS
+    policy.MAX_LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint), lora=LORA)
     return {

@@ -1,4 +1,4 @@
-"""Models of tests are so small that a second thread costs more than it does."""
+"""Test models are so small that a second thread costs more than it saves."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""An objective that tests of the learner share."""
+"""Objective shared by the learner tests."""
 
 from learner.config import Objective, RouteLoss
 

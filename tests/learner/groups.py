@@ -16,7 +16,7 @@ from weight_sync.update import Exchange
 
 
 def mixed_rows(world: Path) -> list[TrainingSample]:
-    """Demonstrations, most of them taken for sampled replies."""
+    """Return demonstrations, most of them turned into sampled replies."""
     vocabulary = Vocabulary.from_checkpoint(world / "base", PLAYGROUND.tokens)
     rng = np.random.default_rng(0)
     found = []
@@ -73,7 +73,7 @@ def learner_group(
     exchange: Exchange = "shm",
     **changes,
 ) -> LearnerGroup:
-    """Not started. place: where; none: a new one. changes: of the group's settings."""
+    """Make a group without starting it. place: None makes a new placement. changes: Fields of the group's settings."""
     settings = rank_settings(world, stage, run, exchange)
     fields = {
         "ranks": ranks,

@@ -29,7 +29,7 @@ SPEECH = replace(OBJECTIVE, routes=(RouteLoss(channel="speech", weight=1.0),), k
 
 
 def sampled_rows(checkpoint: Path) -> list[TrainingSample]:
-    """Demonstrations taken for samples, with the log-probabilities that a sampler would have reported."""
+    """Turn demonstrations into samples, with the log-probabilities that a sampler would have reported."""
     vocabulary = Vocabulary.from_checkpoint(checkpoint, PLAYGROUND.tokens)
     kinds = token_kinds(vocabulary)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()

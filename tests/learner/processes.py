@@ -1,7 +1,7 @@
-"""Ranks of a learner in processes of their own, all at once, without Ray.
+"""Runs learner ranks in separate processes, without Ray.
 
-The processes are forked from one that has imported the learner already: its imports take seconds, and each test wants
-ranks of its own, as DeepSpeed's engine is one to a process.
+The processes are forked from one that has already imported the learner, which takes seconds. Each test needs its own
+ranks, because a process can hold only one DeepSpeed engine.
 """
 
 import socket
@@ -21,7 +21,7 @@ SECONDS = 400
 
 
 def started(act: Callable[..., Any], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """A process that does `act(*arguments)`."""
+    """Start a process that runs `act(*arguments)`."""
     near, far = CONTEXT.Pipe()
     process = CONTEXT.Process(target=act, args=(*arguments, far), daemon=True)
     process.start()
@@ -30,7 +30,7 @@ def started(act: Callable[..., Any], *arguments: Any) -> tuple[BaseProcess, Conn
 
 
 def run(act: Callable[..., dict], *arguments: Any, ranks: int) -> list[dict]:
-    """`act(*arguments, PORT, RANK, RANKS)` in a process for every rank. Returns what each returned."""
+    """Run `act(*arguments, PORT, RANK, RANKS)` in one process per rank. Return the results by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

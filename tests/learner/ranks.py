@@ -53,7 +53,7 @@ WITHOUT_KL = replace(OBJECTIVE, kl_text=0.0, kl_speech=0.0)
 
 
 def infinite_loss(row: TrainingSample) -> TrainingSample:
-    """A demonstration with a token that could not be: its loss is infinite, and the gradient of that is finite."""
+    """Return a demonstration with an impossible token: its loss is infinite, with a finite gradient."""
     allowed = row.allowed.copy()
     allowed[3] = 31 ^ allowed[3]
     return replace(
@@ -63,7 +63,7 @@ def infinite_loss(row: TrainingSample) -> TrainingSample:
 
 @contextmanager
 def spoilt_gradient(rank: LearnerEngine) -> Iterator[None]:
-    """The gradient of the logits is no number, whatever the loss is."""
+    """Make the gradient of the logits NaN, whatever the loss is."""
 
     def hook(_module: object, _given: object, logits: torch.Tensor) -> None:
         logits.register_hook(lambda gradient: gradient * torch.nan)
@@ -91,8 +91,7 @@ class NoSpace:
 
 
 def sent(rank: LearnerEngine) -> dict:
-    """What is sent, how much of the model is whole on this rank at once, and what this rank does when rank 0 cannot
-    send."""
+    """Return what is sent, the largest gathered share of the model, and what this rank does if rank 0 cannot send."""
     model, everything = rank._engine.module.model, weights(rank)
     given: dict[str, torch.Tensor] = {}
 
@@ -169,7 +168,7 @@ def found(
 
 
 def at_every_stage(checkpoint: Path, directory: Path, port: int, place: int, world: int) -> dict[int, dict]:
-    policy.LOGITS = PARTS
+    policy.MAX_LOGITS = PARTS
     examples = sampled_rows(checkpoint)
     settings = replace(SETTINGS, checkpoint=str(checkpoint))
     return {

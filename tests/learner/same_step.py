@@ -1,7 +1,7 @@
-"""The steps of a learner group, by its ranks alone: whatever the ZeRO stage and the number of ranks, the same.
+"""Steps of a learner group by its ranks alone, to compare ZeRO stages and numbers of ranks.
 
-`two_steps` is to be run as WORLD processes at once (`processes.run`). At every ZeRO stage that it is given, this rank
-takes its share of two steps of `mixed_rows`, scores a probe and saves a checkpoint. Returns what came out, by stage.
+Run `two_steps` as WORLD processes at once (`processes.run`). At each given ZeRO stage, the rank takes its share of two
+steps of `mixed_rows`, scores a probe and saves a checkpoint. It returns the results by stage.
 """
 
 from pathlib import Path

@@ -46,7 +46,7 @@ def test_a_batch_comes_back_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_batch_is_refused_by_name(tmp_path):
+def test_a_file_that_is_not_a_batch_is_rejected_by_name(tmp_path):
     path = tmp_path / "step.parquet"
     with pytest.raises(InputError, match=r"step\.parquet"):
         read_batch(path)

@@ -1,4 +1,4 @@
-"""What is refused before a learner starts, and what no file can make it do."""
+"""Unusable and damaged checkpoints are rejected before a learner starts."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ def test_a_manifest_that_lists_no_files_is_refused(checkpoint, files):
 
 
 def test_a_full_disk_leaves_no_manifest(checkpoint):
-    """The real error of the kernel: the file that is written aside is /dev/full."""
+    """The kernel's real error: the temporary file is /dev/full."""
     (checkpoint / MANIFEST).unlink()
     (checkpoint / f".{MANIFEST}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
@@ -88,7 +88,7 @@ def test_a_full_disk_leaves_no_manifest(checkpoint):
     assert not (checkpoint / MANIFEST).exists()
 
 
-def test_an_error_of_the_disk_has_its_number_again():
+def test_a_disk_error_regains_its_errno():
     full = as_os_error(SafetensorError("I/O error: No space left on device (os error 28)"))
     assert full.errno == errno.ENOSPC
     assert "No space left" in str(full)
@@ -115,7 +115,7 @@ def test_a_tree_comes_back_bit_for_bit(tmp_path):
     assert found["empty"][1].isnan().all()
 
 
-def test_what_is_no_plain_value_is_not_kept(tmp_path):
+def test_only_plain_values_are_stored(tmp_path):
     with pytest.raises(TypeError, match="a object cannot"):
         write_state_tree(tmp_path / "state.safetensors", {"state": object()})
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's operator is compiled by the environment's own tools, and a build that was killed holds up nobody."""
+"""DeepSpeed's operator is compiled by the environment's own tools, and a killed build blocks no later one."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ print(shutil.which("ninja"))
 
 
 def compiled(root: Path, seconds: float, **environment: str) -> str:
-    """The `ninja` that a process had whose operator is loaded now."""
+    """Load the operator in a process. Return the `ninja` that it found."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],
         cwd=root,
@@ -35,7 +35,7 @@ def compiled(root: Path, seconds: float, **environment: str) -> str:
 
 
 def test_a_build_that_was_killed_does_not_hold_up_the_next(root, tmp_path):
-    """Whatever the path of the job: elsewhere there may be no ninja, or another, which compiles all anew."""
+    """Independent of the job's PATH, which may have no ninja, or another one that rebuilds everything."""
     assert compiled(root, 280) == str(Path(sys.executable).parent / "ninja")
     shutil.copytree(_get_build_directory(OPERATOR, verbose=False), tmp_path / OPERATOR)
     (tmp_path / OPERATOR / "lock").touch()

@@ -1,4 +1,4 @@
-"""Frozen parts are named and checked (method §7, rule 7)."""
+"""Frozen parameters are named and checked (method §7, rule 7)."""
 
 import pytest
 from torch import nn
@@ -32,7 +32,7 @@ def test_frozen_parameters_get_no_gradient():
 
 
 def test_freezing_a_tied_parameter_under_one_name_leaves_nothing_under_the_other():
-    """Method §7, rule 7: that nothing is left to train is said, whatever the names."""
+    """Method §7, rule 7: the error appears under either name."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     model[1].weight = model[0].weight
     with pytest.raises(InputError, match="nothing is left to train"):

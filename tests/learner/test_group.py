@@ -1,4 +1,4 @@
-"""Real DeepSpeed ranks: whatever the ZeRO stage and the number of ranks, the same step (`same_step.py`).
+"""Real DeepSpeed ranks take the same step at every ZeRO stage and number of ranks (`same_step.py`).
 
 `test_lost.py` compares a group of Ray actors with the same rank.
 """

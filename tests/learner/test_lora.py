@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they compute, what is trained, what is kept and sent of them, and what is refused."""
+"""LoRA adapters: computation, training, saving, sending, and rejected settings."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from learner.lora import ADAPTER_FOLDER, Adapters, check_adapters, load_adapters
 from learner.parameter_filter import adapted_layers, freeze
 from weight_sync.source import WeightSource, named_weights
 
-SETTINGS = LoraConfig(rank=4, alpha=8.0, targets=("*_proj",))
+SETTINGS = LoraConfig(r=4, lora_alpha=8.0, target_modules=("*_proj",))
 IDS = torch.arange(3, 15)[None]
 LAYERS = {"a.q_proj": (8, 6), "a.k_proj": (4, 6), "b.q_proj": (8, 6), "lm_head": (32, 6)}
 
@@ -27,7 +27,7 @@ def base(world):
 
 
 def moved(model, adapters: Adapters) -> Adapters:
-    """As after some steps: no matrix is zero."""
+    """Change every matrix, as some steps would."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters().values():
@@ -85,7 +85,7 @@ def test_what_is_saved_is_a_model_that_needs_no_adapters_and_computes_the_same(b
 
 @pytest.mark.e2e  # vLLM is imported
 def test_files_are_those_of_peft(base, world, tmp_path):
-    """As vLLM reads them, which takes PEFT's names, rank and alpha, and refuses what it does not know."""
+    """vLLM reads PEFT's names, rank and alpha, and rejects unknown ones."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 
@@ -117,10 +117,10 @@ def test_adapters_come_back_as_they_were(base, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "frozen", "complaint"),
     [
-        ({"rank": 8}, (), r"learner\.lora\.r: 8, but .* was saved with 4; resume with learner\.lora\.r=4"),
-        ({"alpha": 4.0}, (), r"learner\.lora\.lora_alpha: 4\.0, but .* was saved with 8\.0"),
+        ({"r": 8}, (), r"learner\.lora\.r: 8, but .* was saved with 4; resume with learner\.lora\.r=4"),
+        ({"lora_alpha": 4.0}, (), r"learner\.lora\.lora_alpha: 4\.0, but .* was saved with 8\.0"),
         (
-            {"targets": ("*.q_proj",)},
+            {"target_modules": ("*.q_proj",)},
             (),
             r"learner\.lora\.target_modules: \*\.q_proj and model\.freeze do not name the layers",
         ),
@@ -180,13 +180,13 @@ def test_adapters_alone_are_sent(base):
     ("changes", "frozen", "complaint"),
     [
         (
-            {"targets": ("*.q_proj", "experts.*")},
+            {"target_modules": ("*.q_proj", "experts.*")},
             (),
             r"target_modules: 'experts\.\*' matches no linear layer .* end with k_proj, lm_head, q_proj, …",
         ),
-        ({"rank": 5}, (), r"learner\.lora\.r: 5 exceeds a\.k_proj, which has 6 inputs and 4 outputs; use at most 4"),
+        ({"r": 5}, (), r"learner\.lora\.r: 5 exceeds a\.k_proj, which has 6 inputs and 4 outputs; use at most 4"),
         (
-            {"targets": ("b.*",)},
+            {"target_modules": ("b.*",)},
             ("b.q_proj",),
             r"learner\.lora\.target_modules: b\.\* match only layers that model\.freeze freezes",
         ),
@@ -199,13 +199,13 @@ def test_settings_that_do_not_fit_a_model_are_refused(changes, frozen, complaint
 
 def test_which_layers_are_adapted():
     assert adapted_layers(LAYERS, SETTINGS, ["b.q_proj"]) == {"a.q_proj": (6, 8), "a.k_proj": (6, 4)}
-    assert set(adapted_layers(LAYERS, replace(SETTINGS, targets=("lm_*",)))) == {"lm_head"}
+    assert set(adapted_layers(LAYERS, replace(SETTINGS, target_modules=("lm_*",)))) == {"lm_head"}
 
 
 def test_a_tied_output_layer_gets_none(world):
-    """It is the embedding too, which no adapter of the layer reaches."""
+    """It is also the embedding, which an adapter of the layer does not reach."""
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(InputError, match="'lm_head' matches no linear layer with an untied weight"):
-        Adapters(model, replace(SETTINGS, targets=("lm_head",)))
-    assert "lm_head" not in Adapters(model, replace(SETTINGS, targets=("*",))).layers
+        Adapters(model, replace(SETTINGS, target_modules=("lm_head",)))
+    assert "lm_head" not in Adapters(model, replace(SETTINGS, target_modules=("*",))).layers

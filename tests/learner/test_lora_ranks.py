@@ -1,4 +1,4 @@
-"""Adapters in real DeepSpeed ranks, two processes without Ray, at every ZeRO stage (`adapted_ranks.py`)."""
+"""Adapters in two real DeepSpeed ranks, without Ray, at every ZeRO stage (`adapted_ranks.py`)."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_adapters_learn_and_nothing_else(two, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_start_model_is_the_same_model_without_them(two, stage):
-    """After two steps, one of which a rank took without anything to compare."""
+    """After two steps; in one of them a rank had no row to compare."""
     for rank in two:
         assert not rank[stage]["copy"]
         assert rank[stage]["start"] < 1e-5

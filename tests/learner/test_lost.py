@@ -1,4 +1,4 @@
-"""A learner group that something happens to: what it says, and what is left of it."""
+"""A learner group through failures: its errors, and what it leaves behind."""
 
 import os
 import resource
@@ -33,13 +33,13 @@ def rows(world):
 
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory) -> dict:
-    """One rank by itself, without ZeRO and without Ray, after two steps."""
+    """One rank after two steps, without ZeRO and without Ray."""
     [found] = run(two_steps, world, [0], tmp_path_factory.mktemp("alone"), ranks=1)
     return found[0]
 
 
 def check_same(group: LearnerGroup, rows: list[TrainingSample], alone: dict) -> None:
-    """Two steps of the group are those of one rank, and so are the weights that workers get."""
+    """The group's two steps, and the weights that workers receive, equal those of one rank."""
     for one in alone["reports"]:
         learned = group.step(rows, MIX)
         for name in ("loss_preference", "loss_anchor"):
@@ -89,7 +89,7 @@ def await_end(pid: int) -> None:
 
 
 def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, alone, cluster, tmp_path):
-    """One story, as every group takes seconds to start."""
+    """One story, because every group takes seconds to start."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     name = f"lost-{os.getpid()}"
@@ -99,7 +99,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     probe = probe_of(rows)
     check_same(group, rows, alone)
 
-    # Batches that are not finite: skipped, counted, and in the end kept for who wants to look.
+    # Non-finite batches: skipped, counted, and finally dumped.
     spoilt = [replace(rows[0], rollout_logprobs=np.full_like(rows[0].rollout_logprobs, np.nan)), *rows[1:]]
     start = load_file(group.publish(probe).parcel.path)
     learned = group.step(spoilt, 0.4)
@@ -120,7 +120,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     assert np.isnan(kept.items[0].rollout_logprobs).all()
     assert not group.step(rows, 0.4).skipped
 
-    # A disk that takes no more: the kernel's own error, through a limit on the size of files.
+    # A full disk: the kernel's own error, through a limit on file sizes.
     pids = processes(group)
     for pid in pids.values():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
@@ -132,11 +132,11 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     group.save(checkpoint)
     expected = load_file(group.publish(probe).parcel.path)
 
-    # An error of the work itself is raised as it came, and the group lives.
+    # An error of the work itself is raised unchanged, and the group lives.
     with pytest.raises(InputError, match="other parameters"):
         group._wait_for_ranks({"learner-0": group._ranks["learner-0"].load.remote(checkpoint, "other")}, 60, "loading")
 
-    # The rank that holds the weights in memory dies by SIGKILL while the other waits for it.
+    # The rank with the published weights is killed while the other waits for it.
     left = list(memory_directory().glob(f"duet-{name}-*"))
     assert len(left) == 1
     os.kill(pids["learner-0"], signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     stop_at_once(group)
     assert not left[0].exists(), "weights of a dead rank were left in memory"
 
-    # Another group takes over at once, in the place that nobody else could get meanwhile.
+    # Another group takes over at once, with the placement that no other actor could take.
     other = Placement("rollout-9", {"CPU": 0.5})
     group = learner_group(world, 2, 2, name, place, step_seconds=10)
     group.start()
@@ -158,7 +158,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     await_end(pids["learner-1"])
 
-    # A rank that is stopped holds up all; they are ended, the stopped one too.
+    # A stopped rank blocks the others. All are killed, the stopped one too.
     pids = processes(group)
     os.kill(pids["learner-1"], signal.SIGSTOP)
     with pytest.raises(LearnerLost, match=r"learner-1.* no answer within 10 s while taking a step"):

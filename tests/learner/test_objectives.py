@@ -1,4 +1,4 @@
-"""The losses against the authors' numbers, and the parts against the whole."""
+"""The losses against the authors' numbers."""
 
 import numpy as np
 import pytest

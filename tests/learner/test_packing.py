@@ -1,4 +1,4 @@
-"""Packed rows: the same losses and gradients as padded ones, and no model that mixes them is let in."""
+"""Packed rows give the losses and gradients of padded ones; a model that mixes rows is rejected."""
 
 import itertools
 from dataclasses import replace
@@ -33,7 +33,7 @@ def a_model(**settings) -> Qwen2ForCausalLM:
 
 
 def items(longest: int = 40) -> list[Item]:
-    """Sampled replies, demonstrations and a pair, of lengths that have little in common. Three have the same prompt."""
+    """Return sampled replies, demonstrations and a pair of varied lengths. Three rows share a prompt."""
     rng = np.random.default_rng(3)
 
     def row(**fields) -> TrainingSample:
@@ -60,7 +60,7 @@ def items(longest: int = 40) -> list[Item]:
 
 
 def gradients(model: PolicyModel, parts: list[list[Item]], pad: int | None) -> tuple[float, list[torch.Tensor]]:
-    """The loss of a step in micro-batches, and its gradients; the start model is the model itself."""
+    """Return the loss and gradients of a step in micro-batches. The reference model is the model itself."""
     model.zero_grad()
     total = 0.0
     for part in parts:
@@ -83,7 +83,7 @@ def close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("settings", [{}, {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_packed_step_is_that_of_padded_rows(settings, count):
-    """A model as transformers has it, with padding, against the packed one; in one micro-batch and in three."""
+    """transformers' own attention with padding against packed attention, in one micro-batch and in three."""
     given = items()
     plain, packed = (PolicyModel(a_model(**settings), KINDS) for _ in range(2))
     use_packing(packed.model)
@@ -134,7 +134,7 @@ def test_a_model_that_mixes_rows_is_refused(monkeypatch):
 
 
 def test_a_model_that_takes_other_positions_is_refused(monkeypatch):
-    """Told that every token is the first of its row. Rotary positions are relative: to be moved does not matter."""
+    """All positions are 0. A shift would not matter, because rotary positions are relative."""
     of = Packing.from_layout
     monkeypatch.setattr(Packing, "from_layout", lambda *given: _at_zero(of(*given)))
     with pytest.raises(
@@ -165,7 +165,7 @@ def test_the_output_layer_in_parts_gives_the_same(monkeypatch):
     whole = gradients(model, [items()], None)
     seen: list[int] = []
     model.model.lm_head.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    monkeypatch.setattr(policy, "LOGITS", 7 * len(KINDS))
+    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * len(KINDS))
     assert (model.num_chunks(0), model.num_chunks(7), model.num_chunks(8)) == (1, 1, 2)
     parts = gradients(model, [items()], None)
     assert parts[0] == pytest.approx(whole[0], abs=1e-6)
@@ -216,7 +216,7 @@ NAMES = itertools.count()
 
 
 def row_of(length: int) -> TrainingSample:
-    """With a prompt of its own."""
+    """Return a row with its own prompt."""
     ids = np.ones(length - 1, dtype=np.int32)
     return TrainingSample(
         prompt_ids=np.array([next(NAMES)], np.int32), reply_ids=ids, channels=np.zeros(length - 1, dtype=np.int8)
@@ -259,7 +259,7 @@ def test_replies_to_a_prompt_stay_together_as_far_as_parts_come_out_even(parts, 
     ],
 )
 def test_micro_batches_are_within_their_tokens_and_as_many_on_every_rank(lengths, tokens, count):
-    """The last: no rank is left with nothing to do, though others then take more at once than they should."""
+    """No rank is left without items, although others then exceed the limit."""
     shares = [[row_of(length) for length in share] for share in lengths]
     assert micro_batches(shares, tokens, packing=True) == count
 

@@ -1,4 +1,4 @@
-"""The scorer against a plain forward pass of the same model."""
+"""The policy model against a plain forward pass of the same model."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_padded_batch_equals_each_row_alone(scorer):
 
 
 def test_what_the_structure_forbids_has_no_probability(scorer):
-    """Method §7, rule 3: nor had it any for the sampler."""
+    """Method §7, rule 3: it had none for the sampler either."""
     ids = torch.tensor([[1, 2, 3]])
     allowed = torch.tensor([int(TokenKind.TEXT | TokenKind.BEGIN)])
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_replies_are_scored_as_they_were_sampled_and_demonstrations_freely():
 
 
 def test_the_output_layer_sees_reply_tokens_only(scorer):
-    """Method §7, rule 8: as many rows as reply tokens, and none that predicts a prompt token or padding."""
+    """Method §7, rule 8: one row per reply token; none predicts a prompt token or padding."""
     rows = [row(5, 9, 1), row(11, 3, 2), row(2, 12, 3)]
     batch = collate(rows, pad=0, routes=1, temperature=0.7, device=torch.device("cpu"))
     seen: dict[str, list[torch.Tensor]] = {"body": [], "head": []}
@@ -110,7 +110,7 @@ def test_the_output_layer_sees_reply_tokens_only(scorer):
 
 
 def test_tied_output_layer_is_named(scorer):
-    """An engine that does not get `lm_head.weight` keeps its old one without a word."""
+    """An engine that does not receive `lm_head.weight` silently keeps its old one."""
     names = [name for name, _ in named_weights(scorer.model)]
     assert "lm_head.weight" in names
     assert "model.embed_tokens.weight" in names

@@ -1,4 +1,4 @@
-"""A learner rank with the real DeepSpeed engine, by itself and without Ray."""
+"""One learner rank with the real DeepSpeed engine, without Ray."""
 
 import pytest
 
@@ -10,10 +10,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("learner rank")]
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_what_is_frozen_stays_and_what_is_scored_is_what_was_drawn(world, stage):
-    """Method §7, rule 7: not a bit of them changes, by weight decay neither; all others learn.
+    """Method §7, rule 7: frozen parameters do not change by a bit, not even by weight decay; all others do.
 
-    And rule 3: at the sampler's temperature and under its mask, the learner computes what the sampler reported.
-    And rule 8: the output layers see no other token than those with a loss.
+    Method §7, rule 3: at the sampler's temperature and mask, the learner computes what the sampler reported.
+    Method §7, rule 8: the output layers see only tokens with a loss.
     """
     frozen = ("model.layers.0.*", "model.embed_tokens.weight")
     [found] = run(two_steps, world / "base", stage, frozen, ranks=1)

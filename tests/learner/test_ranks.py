@@ -1,4 +1,4 @@
-"""Real DeepSpeed ranks in processes of their own, without Ray, at every ZeRO stage (`ranks.py`)."""
+"""Real DeepSpeed ranks in separate processes, without Ray, at every ZeRO stage (`ranks.py`)."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500), pytest.mark.xdist_group
 
 
 def _run(world, directory, ranks: int) -> list[dict]:
-    """What each rank found."""
+    """Return each rank's results."""
     return run(at_every_stage, world / "base", directory, ranks=ranks)
 
 
@@ -43,7 +43,7 @@ def test_two_ranks_go_on_from_a_checkpoint_bit_for_bit(two, stage):
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 @pytest.mark.parametrize("stage", range(4))
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two, stage, kind):
-    """Weights, moments and schedule: the step after it is that of an engine which never saw the bad batch."""
+    """Weights, moments and schedule: the next step is that of an engine which never saw the bad batch."""
     good, bad = (rank[stage]["skipped"][kind] for rank in two)
     assert good["finite"]
     assert bad["finite"] == (kind == "gradient")
@@ -58,7 +58,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_leaves_nothing(two
 
 
 def test_a_large_model_is_never_whole_on_its_way_to_the_workers(two):
-    """At ZeRO stage 3 by group, all ranks together; and where rank 0 cannot send, the others are let go."""
+    """Under ZeRO-3 all ranks gather group by group; if rank 0 cannot send, the others do not hang."""
     for stage in range(4):
         first, second = (rank[stage]["sent"] for rank in two)
         assert first["right"]
@@ -69,6 +69,6 @@ def test_a_large_model_is_never_whole_on_its_way_to_the_workers(two):
             assert (found["left"] < 0.3) == (stage == 3), "of what the probe gathered"
 
 
-def test_nothing_in_the_learner_draws(two):
-    """So that a checkpoint needs no random state."""
+def test_the_learner_uses_no_random_numbers(two):
+    """Therefore a checkpoint needs no random state."""
     assert not any(found["drew"] for rank in two for found in rank.values())

@@ -1,4 +1,4 @@
-"""One micro-batch: parts add up, pairs stay together, and only what carries a loss is scored."""
+"""One micro-batch: parts add up, pairs stay together, and only tokens with a loss are scored."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def some_rows() -> list[TrainingSample]:
 
 
 def loss_of(rows: list[Item], mix: float) -> tuple[float, dict]:
-    """Log-probabilities made from the ids, so that a row has the same ones in every batch."""
+    """Compute the loss from log-probabilities that depend only on the ids: a row has the same in every batch."""
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
     logp = -(batch.targets % 7).float() / 5.0
     loss, tally = micro_batch_loss(batch, logp, torch.ones_like(logp), logp - 0.1, OBJECTIVE, mix)
@@ -66,7 +66,7 @@ def test_mix_zero_is_the_anchor_and_mix_one_the_preference():
 
 
 def test_a_text_route_never_trains_speech():
-    """Method §7, rule 4: a reply without text gives no gradient, whatever its weight, and no other token gets one."""
+    """Method §7, rule 4: a reply without text gives no gradient, whatever its weight. Nor does any other token."""
     rows = [replace(row, channels=np.where(row.channels == 0, 1, row.channels)) for row in some_rows()[:1]]
     rows += some_rows()[1:4]
     batch = collate(rows, pad=0, routes=1, temperature=1.0, device=torch.device("cpu"))
@@ -81,7 +81,7 @@ def test_a_text_route_never_trains_speech():
 
 
 def some_items() -> list[Item]:
-    """Two pairs, the second of replies that nobody sampled, and the demonstrations."""
+    """Return two pairs, the second of replies from a file, and the demonstrations."""
     rows = some_rows()
     bare = [replace(row, rollout_logprobs=None, advantages=(), weights=(), kl_weights=(0.0, 0.0)) for row in rows[:4]]
     first = [
@@ -114,7 +114,7 @@ def test_pairs_stay_together_and_add_up():
 
 
 def test_pairs_compare_the_selected_tokens_only():
-    """By hand: sums over text tokens of the policy minus the start model, for the first pair alone."""
+    """By hand: sums over text tokens of policy minus reference, for the first pair alone."""
     pair = replace(some_items()[0], weight=1.0)
 
     def text_sum(row: TrainingSample) -> float:

@@ -1,4 +1,4 @@
-"""Scoring with a model of two streams: every token by its own output layer, from the step before it."""
+"""A model of two streams: each token is scored by its own output layer, from the previous step."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def model() -> MoonshotKimiaForCausalLM:
 
 
 def row(prompt: int, steps: int, seed: int, *, said: int = 0, **fields) -> TrainingSample:
-    """said: what the prompt is drawn by; equal for equal prompts."""
+    """said: Seed of the prompt; equal seeds give equal prompts."""
     rng, first = np.random.default_rng(seed), np.random.default_rng(said)
     return TrainingSample(
         prompt_ids=first.integers(1, 30, 2 * prompt).astype(np.int32),
@@ -57,7 +57,7 @@ ROWS = [row(5, 4, 1), row(5, 7, 2), row(3, 2, 3, said=1), row(1, 5, 4, said=2)]
 
 
 def expected(model: MoonshotKimiaForCausalLM, one: TrainingSample) -> torch.Tensor:
-    """[T], by a plain forward pass of one row."""
+    """Return log-probabilities [T] by a plain forward pass of one row."""
     ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.reply_ids]).astype(np.int64))
     steps = ids.view(-1, 2)
     hidden = model.model(ids[None]).last_hidden_state[0].view(len(steps), 2, -1)
@@ -70,8 +70,8 @@ def expected(model: MoonshotKimiaForCausalLM, one: TrainingSample) -> torch.Tens
 
 @torch.no_grad()
 def test_the_trunk_is_qwen2_and_so_is_the_branch(model):
-    """Released checkpoints are computed as transformers computes Qwen2: both embeddings added, and for speech the first
-    layers followed by those of the branch."""
+    """Released checkpoints compute transformers' Qwen2: both embeddings added; for speech, the first layers and then
+    those of the branch."""
     steps = torch.randint(0, len(KINDS), (2, 9, 2))
     logits = model(steps.flatten(1)).logits.unflatten(1, (9, 2))
     state, first = model.state_dict(), BRANCH + 1
@@ -95,7 +95,7 @@ def test_the_trunk_is_qwen2_and_so_is_the_branch(model):
 
 @torch.no_grad()
 def test_what_an_encoder_heard_is_added_to_its_codes(model):
-    """As in the released code: (embedding + adaptor(features)) · √2 where there are features, else the embedding."""
+    """The released code: (embedding + adaptor(features)) · √2 where there are features, else the embedding."""
     ids, features = torch.randint(0, len(KINDS), (2, 12)), torch.randn(3, 12)
     places = torch.tensor([1, 2, 10])  # of 2 · 6 steps
     text, speech = model.model.embed_tokens(ids).view(12, 2, -1).unbind(1)
@@ -126,7 +126,7 @@ def test_every_token_is_scored_by_its_own_output_layer(model, pad, parts):
 
 @torch.no_grad()
 def test_some_tokens_of_some_rows(model):
-    """Those that carry no loss are not scored, and only rows that are no anchor's are compared with the start model."""
+    """Tokens without a loss are not scored, and the anchor's rows are not compared with the reference model."""
     use_packing(model)
     shown = row(2, 3, 9, said=3, anchor_weight=1.0)
     rows, scorer = [shown, *ROWS], PolicyModel(model, KINDS)
@@ -148,7 +148,7 @@ def test_some_tokens_of_some_rows(model):
 
 @torch.no_grad()
 def test_what_the_structure_leaves_no_choice_about_is_certain(model):
-    """With one token allowed the log-probability is exactly 0; with several they share the whole."""
+    """With one allowed token, the log-probability is exactly 0."""
     sets = np.tile([int(TokenKind.TEXT | TokenKind.END_TEXT), int(TokenKind.FILLER)], 4).astype(np.int8)
     one = row(2, 4, 5, allowed=sets)
     one.reply_ids[1::2] = 30
@@ -184,7 +184,7 @@ def test_a_loss_on_text_leaves_the_speech_branch_alone(model):
     assert speech["model.layers.0.mlp.up_proj.weight"] > 0
 
 
-def test_half_a_step_is_none():
+def test_half_a_step_is_rejected():
     broken = row(2, 2, 1)
     with pytest.raises(ValueError, match="2 tokens for each step"):
         collate(

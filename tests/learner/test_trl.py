@@ -54,7 +54,7 @@ ROOMS = ("cluster", "speech", "rollout", "reward", "learner", "controller", "pla
 
 @pytest.fixture(scope="module")
 def trl():
-    """By method, the module of TRL's trainer."""
+    """Modules of TRL's trainers, by method."""
     with trl_side.imported("grpo_trainer", "rloo_trainer", "dpo_trainer") as modules:
         yield dict(zip(("grpo", "rloo", "dpo"), modules, strict=True))
 
@@ -74,7 +74,7 @@ def objective(**changes) -> Objective:
 
 
 def rewarded(groups: list[ReplyGroup], average: str) -> list[Item]:
-    """Rows of the replies with SCORES."""
+    """Return rows of the replies with SCORES."""
     routes = [routing.ScoreRoute()]
     cards = [[Scorecard(scores={"rater": s}, details={}, seconds=0.0) for s in scores] for scores in SCORES]
     scoring = ScoringConfig(total={"rater": 1.0})
@@ -97,7 +97,7 @@ def scored(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
 def our_loss(
     model: nn.Module, start: nn.Module, items: list[Item], settings: Objective, temperature: float = TEMPERATURE
 ) -> tuple[float, dict[str, Tensor], StepMetrics]:
-    """λ = 1, in two micro-batches."""
+    """Compute our loss at λ = 1, in two micro-batches."""
     model.zero_grad()
     total, tally = 0.0, StepMetrics()
     for part in split(items, 2):
@@ -123,7 +123,7 @@ def assert_same(loss: float, gradients: dict[str, Tensor], theirs: tuple[float, 
 @pytest.mark.parametrize("kl", [0.0, 0.04])
 @pytest.mark.parametrize(("loss_type", "average"), AVERAGES)
 def test_clipped_policy_gradient(trl, start, tmp_path, loss_type, average, kl):
-    """The replies are of an older policy, and the ratio leaves its bounds on both sides."""
+    """The replies come from an older policy, and the ratio exceeds both bounds."""
     old = moved(start, 1)
     groups = sampled(old, noise=0.0)
     trainer, batch = trl_side.grpo(
@@ -146,7 +146,7 @@ def test_clipped_policy_gradient(trl, start, tmp_path, loss_type, average, kl):
 @pytest.mark.parametrize("kl", [0.0, 0.04])
 @pytest.mark.parametrize(("loss_type", "average"), AVERAGES)
 def test_truncated_importance_weights(trl, start, tmp_path, loss_type, average, kl):
-    """The sampler disagrees with the learner about weights that are still the same."""
+    """Sampler and learner disagree about the same weights."""
     model = moved(start, 1)
     groups = sampled(model, noise=0.7)
     trainer, batch = trl_side.grpo(
@@ -163,8 +163,8 @@ def test_truncated_importance_weights(trl, start, tmp_path, loss_type, average, 
 
 @pytest.mark.parametrize(("loss_type", "average"), AVERAGES)
 def test_clipping_and_importance_weights_together(trl, start, tmp_path, loss_type, average):
-    """Sampler, learner before the step and learner now all differ. Our learner takes one step for each batch, so this
-    case exists for the function, not for `micro_batch_loss`."""
+    """Sampler, learner before the step and learner now all differ. Our learner takes one step per batch, so this case
+    tests `grpo_loss`, not `micro_batch_loss`."""
     old = moved(start, 1)
     groups = sampled(old, noise=0.7)
     trainer, batch = trl_side.grpo(
@@ -245,7 +245,7 @@ def test_pairs(trl, start, tmp_path):
 
 
 def test_no_room_imports_trl():
-    """It comes with the extra `dev` only."""
+    """TRL is installed by the extra `dev` only."""
     root = Path(__file__).resolve().parents[2]
     files = [path for room in ROOMS for path in (root / room).rglob("*.py")]
     assert len(files) > 50

@@ -1,4 +1,4 @@
-"""What `test_trl.py` gives to both sides, and TRL's side: its own trainers around a tiny model, without vLLM."""
+"""TRL's side of `test_trl.py`: its own trainers around a tiny model, without vLLM; and the inputs of both sides."""
 
 import copy
 import importlib
@@ -31,7 +31,7 @@ LENGTHS = ((3, 6, 10, 5), (8, 4, 7, 9))
 
 @contextmanager
 def imported(*trainers: str) -> Iterator[list[ModuleType]]:
-    """Modules of `trl.trainer`, as on a machine without vLLM: importing that takes long, and it is not to sample."""
+    """Import modules of `trl.trainer` as on a machine without vLLM, whose import takes long."""
     # TRL sets variables of other libraries when it is imported; tests that come later shall not see them.
     with patch.dict(os.environ, TRL_EXPERIMENTAL_SILENCE="1"):
         tools = importlib.import_module("trl.import_utils")
@@ -40,7 +40,7 @@ def imported(*trainers: str) -> Iterator[list[ModuleType]]:
 
 
 def tiny_model(directory: Path) -> nn.Module:
-    """A random model of two layers. It is kept in the directory, which TRL loads its own reference from."""
+    """Return a random model of two layers. It stays in the directory, from which TRL loads its reference."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=WORDS,
@@ -58,7 +58,7 @@ def tiny_model(directory: Path) -> nn.Module:
 
 
 def moved(model: nn.Module, seed: int) -> nn.Module:
-    """A copy some steps away."""
+    """Return a copy that is some steps away."""
     generator = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(model).train()
     with torch.no_grad():
@@ -83,14 +83,14 @@ def channels(ids: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def logps_of(model: nn.Module, prompt: np.ndarray, reply: np.ndarray) -> np.ndarray:
-    """float32 [T], of one reply by itself, without padding."""
+    """Return log-probabilities, float32 [T], of one reply without padding."""
     ids = torch.from_numpy(np.concatenate([prompt, reply]).astype(np.int64))
     logps = torch.log_softmax(model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1] / TEMPERATURE, -1)
     return logps.gather(-1, ids[len(prompt) :, None])[:, 0].numpy()
 
 
 def sampled(model: nn.Module, noise: float) -> list[ReplyGroup]:
-    """Two groups of four replies. noise: how far the sampler's log-probabilities are from the model's."""
+    """Return two groups of four replies. noise: distance of the sampler's log-probabilities from the model's."""
     rng = np.random.default_rng(1)
     groups = []
     for name, size, lengths in zip("ab", (3, 6), LENGTHS, strict=True):
@@ -117,14 +117,14 @@ def sampled(model: nn.Module, noise: float) -> list[ReplyGroup]:
 
 
 def arguments(directory: Path) -> dict:
-    """What the trainers of every method are told."""
+    """Return the arguments common to all trainers."""
     return dict(output_dir=str(directory), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False)
 
 
 def group_trainer(trl: ModuleType, name: str, model: nn.Module, directory: Path, **settings):
-    """The trainer called `name` for prompts with four replies each. It rewards a batch with SCORES, whatever it holds.
+    """Return the trainer `name` for prompts with four replies each. It rewards every batch with SCORES.
 
-    settings: of its configuration, and the hook `rollout_func` of the trainer itself.
+    settings: Fields of its configuration, and the trainer's hook `rollout_func`.
     """
     from datasets import Dataset
 
@@ -150,7 +150,7 @@ def group_trainer(trl: ModuleType, name: str, model: nn.Module, directory: Path,
 
 
 def prepared(trainer, prompts: Sequence[str]) -> dict:
-    """The batch that the trainer makes of four replies to each prompt, before it takes the loss."""
+    """Return the batch that the trainer makes of four replies per prompt, before the loss."""
     trainer.current_gradient_accumulation_steps = 1
     return trainer._generate_and_score_completions([{"prompt": prompt} for prompt in prompts for _ in range(4)])
 
@@ -158,7 +158,7 @@ def prepared(trainer, prompts: Sequence[str]) -> dict:
 def grpo(
     trl: ModuleType, model: nn.Module, groups: list[ReplyGroup], directory: Path, *, vllm: bool = False, **settings
 ):
-    """GRPO's trainer and the batch that it prepares of groups. vllm: whether it believes that vLLM sampled them."""
+    """Return GRPO's trainer and its batch of groups. vllm: whether the trainer assumes that vLLM sampled them."""
     prompts = [spelled(group.prompt.token_ids) for group in groups]
     replies = [reply for group in groups for reply in group.replies]
 
@@ -189,7 +189,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def loss_of(trainer, batch: dict) -> tuple[float, dict[str, Tensor]]:
-    """The trainer's loss and its gradients."""
+    """Return the trainer's loss and its gradients."""
     trainer.model.train().zero_grad()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
@@ -197,5 +197,5 @@ def loss_of(trainer, batch: dict) -> tuple[float, dict[str, Tensor]]:
 
 
 def watched(trainer) -> dict[str, float]:
-    """What the trainer would log of the last loss."""
+    """Return what the trainer would log about the last loss."""
     return {name: values[-1] for name, values in trainer._metrics["train"].items()}

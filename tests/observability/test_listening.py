@@ -16,10 +16,12 @@ from tests.controller.examples import card, group
 
 
 class Answering:
-    """A loop that answers every prompt, and remembers what it was asked."""
+    """Fake loop that answers every prompt and records the requests."""
 
     routes = ()
-    reward = SimpleNamespace(decode=lambda replies: [None] * len(replies))
+    reward = SimpleNamespace(
+        decode=lambda replies: [None] * len(replies), measure=lambda function, replies: [0.5] * len(replies)
+    )
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, list[str]]] = []

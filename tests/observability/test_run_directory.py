@@ -21,7 +21,7 @@ from observability.run_directory import (
 )
 from reward.scoring import ScoredReply, ScoringConfig, score_groups
 from reward.types import MissingScore, Scorecard
-from speech.types import DEMONSTRATION, RECORDED
+from speech.types import ReplyOrigin
 from tests.controller.examples import card, group, iteration, reply
 
 
@@ -94,7 +94,7 @@ def test_replies_keep_missing_apart_from_numbers(records):
 def test_nothing_is_said_of_what_was_not_done_here(records):
     """Method §7, rule 9: replies from a file were neither sampled nor rated by the run, demonstrations only rated."""
     scoring, asked = ScoringConfig(total={"answer": 1.0}), group(2)
-    for index, worker in enumerate((RECORDED, DEMONSTRATION)):
+    for index, worker in enumerate((ReplyOrigin.RECORDED, ReplyOrigin.DEMONSTRATION)):
         asked.replies[index] = reply(index, worker=worker, weight_version=-1)
     rows = [
         ReplyRecord(judged=j, routes=[], use=None)

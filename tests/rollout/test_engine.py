@@ -150,7 +150,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
     everything = {name: parameter.detach().clone() for name, parameter in named_weights(scorer.model)}
     save_file(everything, tmp_path / "w.safetensors")
     engine.load_weights([tmp_path / "w.safetensors"], start)
-    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=targets))
+    adapters = Adapters(scorer.model, LoraConfig(r=4, lora_alpha=8.0, target_modules=targets))
     sequences = [prompt.token_ids for prompt in prompts[:2]]
     torch.manual_seed(3)
     probes = []
@@ -174,7 +174,7 @@ def test_adapters_become_the_weights_that_they_make(engine, prompts, scorer, voc
 
 
 def test_adapters_of_another_checkpoint_are_not_taken(scorer, world):
-    adapters = Adapters(scorer.model, LoraConfig(rank=4, alpha=8.0, targets=("*.q_proj",))).parameters()
+    adapters = Adapters(scorer.model, LoraConfig(r=4, lora_alpha=8.0, target_modules=("*.q_proj",))).parameters()
     names = [adapter_name("model.layers.0.self_attn.q_proj", part) for part in ("A", "B")]
     a, b = (adapters[name].detach() for name in names)
     with pytest.raises(InputError, match=r"an adapter for 96 outputs and 192 inputs .* a weight of \[192, 192\]"):

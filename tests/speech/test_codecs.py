@@ -220,7 +220,7 @@ def test_the_voice_is_that_of_the_prompt(tmp_path):
     assert shipped.version != mine.version
     assert not np.array_equal(shipped.decode(CODES).samples, mine.decode(CODES).samples)
     for prompt, complaint in (("", "names no recording"), (5, "5 names no recording"), ("none.wav", "none.wav is not")):
-        with pytest.raises(InputError, match=f"arguments.prompt: .*{complaint}"):
+        with pytest.raises(InputError, match=f"kwargs.prompt: .*{complaint}"):
             CosyVoice2Codec.check(folder, prompt=prompt)
 
 

@@ -28,7 +28,7 @@ TOTAL = sum(tensor.double().sum().item() for group in GROUPS for tensor in group
 
 
 class Receiver:
-    """`receive` in a process of its own."""
+    """Runs `receive` in its own process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -62,7 +62,7 @@ def sender():
 
 
 class Calls:
-    """Calls of one sender, numbered as a learner group does it."""
+    """Calls of one sender, numbered as by a learner group."""
 
     def __init__(self, sender: BroadcastSender) -> None:
         self.sender, self.number = sender, 0
@@ -79,10 +79,10 @@ class Calls:
         return self.sender.send(self.entries, weights, call)
 
 
-def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(receivers, sender):
+def test_all_receivers_get_everything_and_a_dead_one_is_dropped(receivers, sender):
     call = Calls(sender)
     a, b, c = receivers
-    # A group is kept for as long as nobody changes.
+    # The process group is reused while its members stay the same.
     for version in (1, 2):
         assert call(version, receivers, iter(GROUPS)) is None
         found = [receiver.answer() for receiver in receivers]
@@ -101,12 +101,12 @@ def test_all_that_are_there_get_everything_and_those_that_die_are_gone_without(r
     assert time.monotonic() - begun < 2 * SECONDS
     assert all(answer["reason"] for answer in found)
     assert all(2 <= answer["groups"] < 4 for answer in found)
-    # Those that live go on where they were, in a group of their own.
+    # The survivors resume where they were, in a new group.
     assert call(3, [a, c], iter(GROUPS)) is None
     assert [receiver.answer() for receiver in (a, c)] == [{"groups": 4, "total": TOTAL, "group": "4", "reason": ""}] * 2
 
 
-def test_nobody_waits_longer_than_agreed_for_one_that_does_not_come_or_does_not_go_on(receivers, sender):
+def test_missing_and_hanging_receivers_delay_the_others_by_the_timeout_only(receivers, sender):
     call = Calls(sender)
     a, b, _ = receivers
     begun = time.monotonic()

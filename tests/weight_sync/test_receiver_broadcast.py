@@ -1,4 +1,4 @@
-"""An update by broadcast, from its start to its end, over interruptions. vLLM's part is a list of what it was asked."""
+"""Broadcast updates of an engine, with interruptions. vLLM is replaced by a recorder of calls."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def update(key: str, version: int, number: int) -> WeightUpdate:
 
 
 class Asked:
-    """Two tensor-parallel ranks, and what they say of their progress."""
+    """Recorder of the calls to an engine of two tensor-parallel ranks, with their progress."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -38,7 +38,7 @@ class Asked:
         self.calls.append(f"finish {weight_version}")
 
 
-def test_an_update_goes_on_where_it_was_interrupted():
+def test_an_interrupted_update_resumes():
     asked = Asked()
     broadcasts = BroadcastReceiver(asked)
     broadcasts.receive(update("k-1", 1, 1), "w")
@@ -52,7 +52,7 @@ def test_an_update_goes_on_where_it_was_interrupted():
     assert asked.calls == ["start", "update 1", "finish 1", "start", "update 2", "update 3", "finish 2"]
 
 
-def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_else():
+def test_an_update_interrupted_before_its_first_group_can_be_replaced():
     asked = Asked()
     broadcasts = BroadcastReceiver(asked)
     asked.progress = [(0, "the broadcast did not start"), (0, "the broadcast did not start")]
@@ -64,7 +64,7 @@ def test_what_was_interrupted_before_anything_came_may_be_followed_by_something_
     assert asked.calls == ["start", "update 1", "update 1", "finish 1"]
 
 
-def test_a_part_of_one_and_the_rest_of_another_are_refused():
+def test_parts_of_two_updates_are_not_mixed():
     asked = Asked()
     broadcasts = BroadcastReceiver(asked)
     asked.progress = [(0, "gone"), (1, "gone")]  # one rank has a part

@@ -1,4 +1,4 @@
-"""What senders hand over, and what they leave behind, in memory and in a folder: nothing that nobody holds."""
+"""File senders: what they publish, and that they leave nothing behind in memory or in a folder."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ os.kill(os.getpid(), 9)
 
 
 def send(sender: FileSender, version: int, **values: float) -> WeightUpdate:
-    """Sends tensors of three equal numbers each."""
+    """Send tensors of three equal numbers each."""
     weights = {name: torch.full((3,), value) for name, value in values.items()}
     groups = [[FileEntry.from_tensor(name, tensor) for name, tensor in weights.items()]]
     return sender.send(groups, [weights], version, whole=True)
@@ -77,7 +77,7 @@ def test_memory_never_holds_two_versions(tmp_path):
 
 
 def test_tensors_of_every_kind_arrive_as_they_are(tmp_path):
-    """Odd lengths before wider numbers, no dimensions at all, nothing at all, and what lies in memory with gaps."""
+    """Odd lengths before wider types, no dimensions, no elements, and non-contiguous tensors."""
     weights = {
         "odd": torch.arange(5, dtype=torch.bfloat16),
         "byte": torch.arange(3, dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""Which weights are sent, under which names, and in groups of which size."""
+"""The weights that are sent, their names, and the sizes of groups."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Two layers, tied."""
+    """Two layers with tied embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ def test_a_unit_is_what_an_engine_may_fuse():
     assert load_unit("lm_head.weight") == "lm_head"
 
 
-def test_everything_travels_where_everything_is_trained():
+def test_all_weights_are_sent_if_all_are_trained():
     model = frozen("nothing")
     assert set(updated_parameters(model)) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
     assert "lm_head.weight" in updated_parameters(model)
     assert WeightSource(model, sharded=False).whole
 
 
-def test_what_is_frozen_stays_at_home_unless_the_engine_fuses_it_with_what_is_not():
+def test_frozen_weights_are_not_sent_unless_the_engine_fuses_them_with_trained_ones():
     model = frozen("model.embed", "model.layers.0", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp")
     source = WeightSource(model, sharded=False)
     sent = {name for group in source for name in group}
@@ -58,7 +58,7 @@ def test_what_is_frozen_stays_at_home_unless_the_engine_fuses_it_with_what_is_no
     assert sent == {f"model.layers.1.{name}" for name in [*attention, "norm.weight", "norm.bias"]}
 
 
-def test_groups_are_what_was_announced_and_small():
+def test_groups_match_their_metadata_and_are_small():
     model = frozen("nothing")
     source = WeightSource(model, sharded=False, group_bytes=300)
     found = {}

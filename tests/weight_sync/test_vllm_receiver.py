@@ -1,4 +1,4 @@
-"""Weights that come through Ray's object store: the same files, and nothing of them that stays."""
+"""Weights through Ray's object store: files arrive unchanged, and nothing stays in the store."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def cluster():
 
 
 def stored() -> int:
-    """Whole megabytes in the object store of this node."""
+    """Return the use of this node's object store, in whole megabytes."""
     used = ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
     return round(used / 1e6)
 
@@ -36,11 +36,11 @@ def comes(true) -> bool:
 
 
 def open_files() -> list[str]:
-    """Of this process, those that hold weights."""
+    """Return this process's open files with weights."""
     return [target for fd in Path("/proc/self/fd").iterdir() if "duet-weights" in (target := os.path.realpath(fd))]
 
 
-def test_pieces_arrive_as_files_and_go_when_nobody_holds_them(cluster):
+def test_pieces_arrive_as_files_and_are_freed_without_references(cluster):
     weights = [{"a": torch.randn(500, 1000), "b": torch.randn(7).bfloat16()}, {"c": torch.randn(750, 1000)}]
     groups = [[FileEntry.from_tensor(name, tensor) for name, tensor in group.items()] for group in weights]
     sender = ObjectSender()
@@ -56,7 +56,7 @@ def test_pieces_arrive_as_files_and_go_when_nobody_holds_them(cluster):
         assert len(found) == 3
         assert all(torch.equal(found[name], tensor) for group in weights for name, tensor in group.items())
         assert not open_files()
-        assert comes(lambda: stored() == 5), "the version before is held by nobody"
+        assert comes(lambda: stored() == 5), "the previous version was not freed"
     sender.close()
     del update
     assert comes(lambda: stored() == 0)

@@ -124,7 +124,7 @@ ERRORS = [
     (fewer_tokens, [], "model", "'<|end_of_audio|>'", "docs/own-model.md"),
     (no_shape, [], "model", "num_hidden_layers None", "docs/own-model.md"),
     (short_sight, [], "weights", "positions for 128 tokens", "model.max_model_len=128"),
-    (None, ["rollout.cpu_kv_cache_gib=60000"], "memory", "all members together need", "rollout.cpu_kv_cache_gib"),
+    (None, ["rollout.cpu_kv_cache_gib=60000"], "memory", "all actors together need", "rollout.cpu_kv_cache_gib"),
     (
         None,
         ["checkpoint.max_to_keep=0", "train.num_steps=1000000"],
@@ -133,7 +133,7 @@ ERRORS = [
         "checkpoint.max_to_keep",
     ),
     (run_that_is_there, [], "disk", "already holds a run", "another run.name"),
-    (None, ["metrics.host=nowhere.invalid"], "network", "no address is known for 'nowhere.invalid'", "metrics.host"),
+    (None, ["metrics.host=nowhere.invalid"], "network", "cannot resolve 'nowhere.invalid'", "metrics.host"),
     (no_data, [], "data", "train.parquet does not exist", "docs/own-data.md"),
     (damaged_data, [], "data", "is not a Parquet file", "docs/own-data.md"),
     (bad_rows, [], "data", "2 of 24 rows cannot be used", "docs/own-data.md"),

@@ -22,7 +22,7 @@ from deploy.preflight.memory import (
 from learner.config import LoraConfig
 from learner.lora import Adapters
 from learner.parameter_filter import freeze
-from learner.policy import LOGITS, PolicyModel
+from learner.policy import MAX_LOGITS, PolicyModel
 from speech.families import PLAYGROUND
 from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
@@ -92,7 +92,7 @@ def test_activations_are_a_near_bound_of_what_autograd_keeps(root, world, settin
 
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     if rank:
-        Adapters(model, LoraConfig(rank=rank, alpha=16.0, targets=("*_proj",)))
+        Adapters(model, LoraConfig(r=rank, lora_alpha=16.0, target_modules=("*_proj",)))
     rows, length, reply = 8, 192, 96
     config, found = of_the_world(
         root,
@@ -239,7 +239,7 @@ def test_logits_are_held_part_by_part(root):
     many = activation_memory(
         configured(root, "learner.max_tokens_per_micro_batch=100000", "rollout.batch_size=500"), SEVEN_BILLION
     )
-    assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * LOGITS
+    assert many["logits"] == memory.LOGIT_COPIES * FLOAT32 * MAX_LOGITS
 
 
 def test_every_role_is_counted(root):
@@ -260,7 +260,7 @@ def test_adapters_are_counted_as_they_are_made(root, world, settings, vocabulary
     config, found = of_the_world(root, settings, vocabulary, "learner.lora.r=8", "model.freeze=['*.layers.0.*']")
     model = AutoModelForCausalLM.from_pretrained(world / "base")
     freeze(model, config.model.freeze)
-    made = Adapters(model, LoraConfig(rank=8, alpha=16.0, targets=tuple(config.learner.lora.target_modules)))
+    made = Adapters(model, LoraConfig(r=8, lora_alpha=16.0, target_modules=tuple(config.learner.lora.target_modules)))
     elements = sum(parameter.numel() for parameter in made.parameters().values())
     assert found.adapters == found.trained == found.sent == elements
     assert found.parameters + elements == sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Runs of a comparison that nobody trained: their files, with numbers of our choice."""
+"""Synthetic files of comparison runs, with chosen numbers."""
 
 import copy
 import json
@@ -37,11 +37,11 @@ QUALITY = {
     "alpo": (0.70, 4.0),
     "adaptive_both": (0.78, 3.8),
 }
-"""Share of right answers and mean of the voice that the runs of a test have: the paper's order for most claims."""
+"""Share of correct answers and mean voice score of synthetic runs. Most follow the paper's order."""
 
 
 def replies(share: float, voice: float, seed: int, name: str) -> list[dict]:
-    """Of one evaluation. What makes a prompt hard is the same for every arm; a little chance is not."""
+    """Return the replies of one evaluation. Arms share prompt difficulty, but not a small random part."""
     shared = np.random.default_rng(5)
     hard, mood = shared.random(PROMPTS), shared.normal(0, 0.6, PROMPTS)
     own = np.random.default_rng([seed, *name.encode()])
@@ -62,7 +62,7 @@ def row(prompt: str, *, missing: dict[str, str] | None = None, failed: tuple[str
 
 
 def write_run(one: RunPlan, iterations: int | None = None, after: list[dict] | None = None, **summary: object) -> None:
-    """The files of a run as `duet train` leaves them, as far as a comparison reads them."""
+    """Write the files of a finished `duet train` run that a comparison reads."""
     config = copy.deepcopy(one.config)
     config.run.directory = str(one.directory.parent.absolute())
     config.data.prompts = str(Path(config.data.prompts).absolute())
@@ -83,7 +83,7 @@ def write_run(one: RunPlan, iterations: int | None = None, after: list[dict] | N
             path = one.directory / "evaluations" / when / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             maps = [{**r, "scores": list(r["scores"].items()), "missing": list(r["missing"].items())} for r in rows]
-            np.random.default_rng([*one.name.encode(), *when.encode()]).shuffle(maps)  # no order to rely on
+            np.random.default_rng([*one.name.encode(), *when.encode()]).shuffle(maps)  # order must not matter
             pq.write_table(pa.Table.from_pylist(maps, schema=ROWS), path)
     content = {
         "iterations": done,

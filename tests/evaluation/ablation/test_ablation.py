@@ -1,4 +1,4 @@
-"""The arms side by side: how sure the numbers are, what they say of the paper's claims, and the page."""
+"""Comparison of arms: intervals, verdicts on the paper's claims, and the page."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.evaluation.ablation.ablations import CONFIG, ablate, plans, replies, 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Path:
-    """All arms with two seeds."""
+    """Write all arms with two seeds."""
     directory = tmp_path_factory.mktemp("compare")
     for one in plans(directory, "", 2):
         write_run(one)
@@ -30,7 +30,7 @@ def comparison(everything) -> AblationResults:
     return AblationResults([RunResult.read(one) for one in plans(everything, "", 2)])
 
 
-# ---- how sure the numbers are
+# ---- intervals
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -38,14 +38,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     experiments, seeds = 300, 3
     covered = independent = 0
     for _ in range(experiments):
-        # Seeds share their prompts: three seeds are no three times as many prompts.
+        # Seeds share prompts: three seeds do not triple the number of prompts.
         values = generator.normal(2.0, 1.0, 80) + generator.normal(0, 0.2, (seeds, 80))
         estimate = bootstrap.estimate(values)
         covered += estimate.low <= 2.0 <= estimate.high
         width = 1.96 * values.std() / np.sqrt(values.size)
         independent += abs(values.mean() - 2.0) <= width
     assert 0.91 <= covered / experiments <= 0.98
-    assert independent / experiments < 0.85  # as it would be, were prompts of several seeds taken for different ones
+    assert independent / experiments < 0.85  # as if each seed had its own prompts
 
 
 def test_pairing_takes_out_what_makes_prompts_hard():
@@ -57,7 +57,7 @@ def test_pairing_takes_out_what_makes_prompts_hard():
     assert paired.low > 0
     assert apart.low < 0 < apart.high
     assert (apart.high - apart.low) > 4 * (paired.high - paired.low)
-    # The same prompts are drawn for both arms: the difference of the resamples is the resampled difference.
+    # Both arms share the drawn prompts: the difference of resamples is the resampled difference.
     samples = bootstrap.estimate(one).samples - bootstrap.estimate(other).samples
     np.testing.assert_allclose(samples, paired.samples, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_a_voice_that_is_gone_has_the_lowest_score_and_not_none():
         ("a", "b"), [row(name, answer=5.0, missing=silence) for name in "ab"], load_config(CONFIG, [])
     )
     assert measured.mean("eq") == 1.0
-    assert measured.mean("spoken_right") is None  # nobody was asked
+    assert measured.mean("spoken_right") is None  # no rater gives this score
 
 
 # ---- verdicts
@@ -243,7 +243,7 @@ def test_replies_without_a_score_are_counted_in_the_table(tmp_path):
     write_run(one, after=after)
     ablate(tmp_path, "--write", "--seeds", "1")
     line = next(x for x in (tmp_path / "comparison.md").read_text().splitlines() if "**adaptive**" in x)
-    # p3: of manner and of what is heard right there is neither a number nor a failure.
+    # p3: manner and spoken_right have neither a score nor a failure.
     assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["4", "1"]
 
 

@@ -1,4 +1,4 @@
-"""The runs of a comparison: which there are, which are run again, and which must not be mixed."""
+"""Runs of a comparison: plans, reruns, and checks for mixed settings."""
 
 import json
 import os
@@ -41,8 +41,8 @@ def test_every_arm_trains_in_its_own_way(tmp_path):
     [
         ("", "mix_ratio.ema_decay=0.5", "sets it"),
         ("", "mix_ratio={schedule: fixed}", "the arm"),
-        ("adaptive", "run.seed=3", "a comparison sets it itself"),
-        ("adaptive", "train.num_steps=3", "--iterations says it already"),
+        ("adaptive", "run.seed=3", "the comparison sets it"),
+        ("adaptive", "train.num_steps=3", "--iterations sets it"),
     ],
 )
 def test_what_the_arms_differ_in_is_not_overridden(tmp_path, arms, override, reason):
@@ -51,7 +51,7 @@ def test_what_the_arms_differ_in_is_not_overridden(tmp_path, arms, override, rea
 
 
 def test_an_unknown_arm_is_named():
-    with pytest.raises(InputError, match="no arm 'adaptiv'; arms: anchor_only"):
+    with pytest.raises(InputError, match="unknown arm 'adaptiv'; arms: anchor_only"):
         choose_arms("adaptive,adaptiv")
 
 
@@ -61,7 +61,7 @@ def test_an_unknown_arm_is_named():
 def test_mixed_settings_are_refused(tmp_path):
     for one in plans(tmp_path, "fixed_text,adaptive", 1, "learner.learning_rate=1e-5"):
         write_run(one)
-    with pytest.raises(InputError, match=r"fixed_text-0 was run with other settings: learner.learning_rate is 1e-05"):
+    with pytest.raises(InputError, match=r"fixed_text-0 was run with other settings: learner.learning_rate was 1e-05"):
         run_missing(plans(tmp_path), tmp_path)
     with pytest.raises(InputError, match="other settings"):
         ablate(tmp_path, "--write", "--arms", "adaptive")
@@ -70,7 +70,7 @@ def test_mixed_settings_are_refused(tmp_path):
 def test_a_run_of_another_length_is_no_interrupted_one(tmp_path):
     [one] = plans(tmp_path, "adaptive")
     write_run(one)
-    with pytest.raises(InputError, match=r"train\.num_steps is 6 there and 9 now"):
+    with pytest.raises(InputError, match=r"train\.num_steps was 6 and is now 9"):
         run_missing(plan_runs(choose_arms("adaptive"), 1, tmp_path, CONFIG, [], 9), tmp_path)
     assert one.directory.is_dir()
 
@@ -81,7 +81,7 @@ def test_a_key_that_came_later_spoils_a_run_but_not_a_page(tmp_path):
         write_run(one)
     old = made[0].directory / "config.yaml"
     old.write_text(old.read_text().replace("  gate_slope: 5.0\n", ""))
-    with pytest.raises(InputError, match=r"mix_ratio\.gate_slope is not there"):
+    with pytest.raises(InputError, match=r"mix_ratio\.gate_slope was not set"):
         run_missing(made, tmp_path)
     ablate(tmp_path, "--write")
     assert "could not be compared with today's: `mix_ratio.gate_slope`" in (tmp_path / "comparison.md").read_text()
@@ -128,7 +128,7 @@ CHILD = """
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C works, also where a shell started the tests in the background and made them ignore it."""
+    """Restore SIGINT, which a shell sets to ignored for background tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -136,7 +136,7 @@ def interruptible():
 
 @pytest.fixture
 def started(tmp_path, monkeypatch, root):
-    """In a working directory where `python -m duet` writes a run at once. Gives the names of those started."""
+    """Enter a directory in which `python -m duet` writes a run at once. Return a function for the started names."""
     package = tmp_path / "elsewhere" / "duet"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -160,19 +160,19 @@ def test_what_is_there_is_not_run_again(tmp_path, started, capsys):
     ablate(directory, "--arms", "fixed_text,adaptive", "--seeds", "1")
     assert started() == ["adaptive-0"]
     shown = capsys.readouterr().out.splitlines()
-    assert "1/2  fixed_text-0: there already (2.0 min)" in shown
+    assert "1/2  fixed_text-0: already finished (2.0 min)" in shown
     assert any(line.startswith("2/2  adaptive-0: running, about 2 min left") for line in shown)
     assert any(line.startswith("2/2  adaptive-0: done in ") for line in shown)
     assert "working" in made[1].log.read_text()
     assert "`adaptive` > `fixed_text`" in (directory / "comparison.md").read_text()
-    run_missing(made, directory)  # and what a run of its own wrote is taken for what would be run
+    run_missing(made, directory)  # the settings that a child run wrote match its plan
     assert started() == ["adaptive-0"]
 
 
 def test_an_interrupted_run_is_moved_aside_and_run_again(tmp_path, started, capsys):
     directory = tmp_path / "runs"
     first, second = plans(directory)
-    write_run(first, iterations=4)  # stopped in order: with a summary, but of fewer iterations
+    write_run(first, iterations=4)  # stopped gracefully: has a summary, with fewer iterations
     write_run(second)
     (second.directory / "summary.json").unlink()
     run_missing([first, second], directory)
@@ -216,7 +216,7 @@ def test_ctrl_c_is_passed_on_once(tmp_path, started, monkeypatch, number):
     with pytest.raises(KeyboardInterrupt):
         run_missing(plans(tmp_path / "runs", "adaptive,alpo"), tmp_path / "runs")
     thread.join()
-    # A terminal sends Ctrl-C to the whole group of processes; a run of its own group gets it from here only.
+    # A terminal sends Ctrl-C to the whole process group. A run in its own group gets it only from the parent.
     assert (here / "asked").read_text() == "SIGINT of its own group"
     assert started() == ["adaptive-0"]
 

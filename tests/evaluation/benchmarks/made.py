@@ -1,4 +1,4 @@
-"""Suites that are made up, in the layouts of the published ones, and raters for their replies."""
+"""Synthetic suites in the published layouts, and raters for their replies."""
 
 import csv
 import io
@@ -20,11 +20,11 @@ ARGUMENTS = pa.struct(
         ("num_bullets", pa.int64()), ("end_phrase", pa.string()), ("language", pa.string()),
     ]
 )  # fmt: skip
-"""A field for each argument of any instruction, as in the published column."""
+"""Struct with a field for each argument of every instruction, as published."""
 
 
 def tone(hertz: float = 220.0, loudness: float = 0.3, seconds: float = 0.2) -> np.ndarray:
-    """float32 [T] at RATE."""
+    """Return float32 [T] at RATE."""
     return (loudness * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
@@ -35,7 +35,7 @@ def wav(samples: np.ndarray) -> bytes:
 
 
 def voicebench(folder: Path, task: str, split: str, rows: list[dict[str, Any]], **types: pa.DataType) -> Path:
-    """A shard of a task: prompts with these further columns. types: of columns that Arrow would guess otherwise."""
+    """Write a shard of a task. types: explicit types of columns that Arrow would infer wrongly."""
     path = folder / task / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
@@ -52,7 +52,7 @@ def voicebench(folder: Path, task: str, split: str, rows: list[dict[str, Any]], 
 
 
 def ifeval(folder: Path, rows: list[tuple[str, list[tuple[str, dict[str, Any]]]]]) -> Path:
-    """Prompts with instructions and their arguments."""
+    """Write prompts with instructions and their arguments."""
     made = [
         {
             "key": 1000 + place,
@@ -66,7 +66,7 @@ def ifeval(folder: Path, rows: list[tuple[str, list[tuple[str, dict[str, Any]]]]
 
 
 def openaudiobench(folder: Path, task: str, rows: list[dict[str, str]], sounds: dict[str, np.ndarray] | None) -> Path:
-    """A task's table, and its recordings by file name; None for none."""
+    """Write a task's CSV file and its recordings, by file name. None: no recording."""
     path = folder / "eval_datas" / task / f"{task}.csv"
     (path.parent / "audios").mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -79,7 +79,7 @@ def openaudiobench(folder: Path, task: str, rows: list[dict[str, str]], sounds: 
 
 
 def vstyle(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """A language's lines, with a recording for each that names one."""
+    """Write the lines of one language, with a recording for each line that names one."""
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     path = folder / "metadata.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -95,7 +95,7 @@ def replies(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 class Loudness:
-    """1 + 10 · the largest sample: a judge that listens."""
+    """Judge of the audio: scores 1 + 10 · the largest sample."""
 
     name = "loudness"
     version = "loudness-1"
@@ -107,7 +107,7 @@ class Loudness:
 
 
 class Reader:
-    """5 for the reference's words, 2 for others, 9 for "nine": a judge that reads."""
+    """Judge of the text: 5 for the reference, 9 for "nine", 2 otherwise."""
 
     name = "reader"
     version = "reader-1"

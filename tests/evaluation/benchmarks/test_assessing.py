@@ -1,4 +1,4 @@
-"""Both channels of a reply, scored by programs and judges, and what becomes of what cannot be scored."""
+"""Grading of both channels by programs and judges, and of replies without a score."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SOUND = Waveform(made.tone(loudness=0.3), made.RATE)
 
 
 class Hearing:
-    """Hears what it was told, and fails on what it was not."""
+    """Recogniser with fixed transcripts. Fails on unknown replies."""
 
     name, version = "heard", "heard-1"
 
@@ -33,7 +33,7 @@ class Hearing:
 
 
 class Panelists:
-    """Raters of this process, and whom they were asked about."""
+    """In-process raters that record their requests."""
 
     def __init__(self, words: dict[str, str] | None = None) -> None:
         self.raters = [made.Reader(), made.Loudness(), Hearing(words or {})]
@@ -53,7 +53,7 @@ def answered(of: BenchmarkItem, text: str, sound: Waveform | None = SOUND) -> An
 
 
 def channels(found) -> tuple:
-    """Scores in both channels."""
+    """Return the scores in both channels."""
     return tuple(found.verdicts[channel].score for channel in ("text", "speech"))
 
 
@@ -114,7 +114,7 @@ def test_a_style_is_judged_by_its_sound_alone():
 
 
 def test_a_judge_may_say_whether_an_answer_is_right():
-    """Above the middle of the scale it is; "Paris; Lutetia" is all that the reader would take for right."""
+    """Scores above the middle of the scale are correct. This judge accepts only "Paris; Lutetia"."""
     panel = Panelists({"Paris": "Paris", "both: Paris; Lutetia": "both: Paris; Lutetia"})
     replies = [answered(ANSWER, "Paris"), answered(ANSWER, "both: Paris; Lutetia")]
     found = grade(replies, Graders(rate=panel.rate, answers="reader", hears="heard"))
@@ -122,7 +122,7 @@ def test_a_judge_may_say_whether_an_answer_is_right():
 
 
 def test_what_was_truncated_is_not_right_and_joins_no_mean():
-    """Nor is it asked about: a judge costs something."""
+    """The judge is not called either: its calls cost money."""
 
     def cut(of: BenchmarkItem, text: str) -> AnsweredItem:
         spoken = spoken_elsewhere(of, text, SOUND)
@@ -164,7 +164,7 @@ def test_what_fails_beside_the_reply_leaves_nothing_known():
 
 def test_who_is_not_there_is_not_guessed_at():
     def nobody(spoken, names):
-        raise AssertionError("nobody is to be asked")
+        raise AssertionError("no rater must be called")
 
     missing = AnsweredItem(item=CHOICE, spoken=None)
     odd = item(TaskKind.INSTRUCTIONS, instructions=(Instruction("mood:cheerful", {}),))

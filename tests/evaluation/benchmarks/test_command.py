@@ -1,4 +1,4 @@
-"""`duet evaluate --replies`: replies that are there, scored, shown and written."""
+"""`duet evaluate --replies`: scores existing replies, prints and writes results."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def evaluate(*arguments: object) -> Path:
 
 @pytest.fixture
 def config(root, tmp_path, monkeypatch) -> Path:
-    """The playground's with raters that read and listen."""
+    """Write the playground configuration with raters of text and audio."""
     monkeypatch.chdir(root)
     path = tmp_path / "evaluating.yaml"
     path.write_text(EXTENDED.format(base=root / "configs" / "playground.yaml"))
@@ -60,7 +60,7 @@ def questions(tmp_path) -> Path:
 
 
 def test_replies_are_scored_as_written_and_as_heard(config, questions, tmp_path, capsys):
-    """The first says what it writes, the second something else, the third is not there."""
+    """Write two replies, one of them with other words in its audio. The third reply is missing."""
     for name, text in (("a", "oh eight it is"), ("b", "well seven it is")):
         waveform = say(text, ANSWERING, 170, 50)
         soundfile.write(tmp_path / f"{name}.wav", waveform.samples, waveform.rate)
@@ -115,12 +115,12 @@ def test_styles_are_judged_by_their_sound(config, tmp_path):
         "acoustic_attributes": 2.0,
         "empathy": 4.0,
     }
-    # Volume weighs 0.125 / 6, anger 0.25 / 4.
+    # Weights: volume 0.125 / 6, anger 0.25 / 4.
     assert found["EQ"]["speech"] == pytest.approx((2.0 * 0.125 / 6 + 4.0 * 0.0625) / (0.125 / 6 + 0.0625))
 
 
 def test_programs_need_neither_a_configuration_nor_a_model(questions, tmp_path):
-    """Of what a judge or a recogniser would say nothing is known."""
+    """Scores that need a judge or a recogniser are missing."""
     rows = [{"task": "llama_questions", "id": name, "text": "nine"} for name in ("a", "b", "c")]
     replies = made.replies(tmp_path / "replies.jsonl", rows)
     arguments = ["--suite", "openaudiobench", "--data", str(questions), "--replies", str(replies)]

@@ -1,4 +1,4 @@
-"""Instructions, each with a reply that follows it and one that does not, derived by hand from what its id means."""
+"""Instruction checks. Each has a reply that follows it and one that does not, derived by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The suites' layouts as they are published, and what is refused in them."""
+"""Suite readers on the published layouts, and their errors."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def read(suite, folder: Path, *tasks: str, limit: int = 0, sounds: bool = True):
 
 @pytest.fixture
 def voices(tmp_path) -> Path:
-    """Every task of VoiceBench that is scored."""
+    """Write every scored task of VoiceBench."""
     folder = tmp_path / "voicebench"
     for task in ("alpacaeval", "alpacaeval_full", "commoneval", "wildvoice", "advbench"):
         made.voicebench(folder, task, "test", [{"prompt": f"{task} asks"}])
@@ -148,7 +148,7 @@ def test_vstyle_has_a_folder_a_language(tmp_path):
 
 
 def test_weights_of_vstyle_are_those_of_its_evaluation():
-    """Each task a quarter; of the acoustic one half is on composites, the rest on six others."""
+    """Each task has a quarter. Composites take half of the acoustic task, six abilities the rest."""
     parts = tuple(f"{task}/{ability}" for task, abilities in vstyle.ABILITIES.items() for ability in abilities)
     weights = dict(zip(parts, vstyle.weights(parts), strict=True))
     assert sum(weights.values()) == pytest.approx(1.0)

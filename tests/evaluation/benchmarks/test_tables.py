@@ -1,4 +1,4 @@
-"""Tasks, IQ and EQ from single verdicts, derived by hand."""
+"""Task scores, IQ and EQ from verdicts, derived by hand."""
 
 import math
 
@@ -33,13 +33,13 @@ def test_shares_are_percentages_of_what_is_known():
     assert (task["kind"], task["items"]) == ("choice", 4)
     text = task["text"]
     assert (text["score"], text["scored"], text["missing"]) == (pytest.approx(200 / 3), 3, {"timeout": 1})
-    # The deviation of 1, 1, 0 is √(1/3), over √3.
+    # The standard deviation of 1, 1, 0 is √(1/3), divided by √3.
     assert text["standard_error"] == pytest.approx(100 / 3)
     assert task["speech"]["score"] == 100.0
 
 
 def test_a_judges_mean_is_a_percentage_of_the_highest_score():
-    """VoiceBench's own way: 1..5 times 20."""
+    """VoiceBench multiplies 1..5 by 20."""
     found = summary([assessed("commoneval", TaskKind.JUDGED, score, LOST) for score in (4.0, 2.0)], 5.0)
     assert found["tasks"]["commoneval"]["text"]["score"] == 60.0
     assert found["tasks"]["commoneval"]["speech"] == {
@@ -63,14 +63,14 @@ def test_instructions_have_four_measures_and_their_mean():
 
 
 def test_iq_is_the_mean_of_the_tasks_that_have_a_score_each_alike():
-    """That of Whisper and GPT-4o in VoiceBench's first table: 87.23 overall."""
+    """Row of Whisper and GPT-4o in VoiceBench's first table: 87.23 overall."""
     table = {"alpacaeval_full": 4.80, "commoneval": 4.47}
     shares = {"sd-qa": 75.77, "mmsu": 81.69, "openbookqa": 92.97, "ifeval": 76.51, "advbench": 98.27}
     found = summary(
         [
             *[assessed(task, TaskKind.JUDGED, score, LOST) for task, score in table.items()],
             *[assessed(task, TaskKind.CHOICE, share / 100, LOST) for task, share in shares.items()],
-            *[assessed("alpacaeval", TaskKind.JUDGED, 1.0, 1.0)],  # of the same questions as another task
+            *[assessed("alpacaeval", TaskKind.JUDGED, 1.0, 1.0)],  # same questions as another task
         ],
         5.0,
     )

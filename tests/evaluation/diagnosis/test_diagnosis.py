@@ -1,4 +1,4 @@
-"""The numbers of `duet diagnose` on examples worked out by hand."""
+"""Numbers of `duet diagnose` on examples derived by hand."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""`duet diagnose` as a whole, on a small run made of the shipped world."""
+"""`duet diagnose` end to end, on a small run of the playground."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def config(root) -> Config:
-    """The shipped one, whatever its paths are relative to."""
+    """Load the shipped configuration with absolute paths."""
     found = load_config(root / "configs" / "playground.yaml", ["run.seed=3"])
     found.model.path = str(root / found.model.path)
     found.data.prompts = str(root / found.data.prompts)
@@ -41,9 +41,9 @@ def diagnose(*arguments: object) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(config, tmp_path_factory):
-    """Two iterations of four groups of two, and a checkpoint whose text rows of the output layer are moved.
+    """Write a run of two iterations (four groups of two) and a checkpoint with changed text rows in the output layer.
 
-    Replies are demonstrations' (they follow the structure), scored by the start model as its sampler would have been.
+    Replies come from demonstrations, which follow the structure. The start model scores them like its sampler.
     """
     path = tmp_path_factory.mktemp("runs") / "small"
     (path / "replies").mkdir(parents=True)
@@ -148,19 +148,19 @@ def test_gradients_are_measured_at_both_models_and_their_layers_add_up(diagnosed
 
 
 def test_replies_score_as_the_sampler_reported(diagnosed):
-    """The allowed tokens and the temperature are those of the sampler."""
+    """Scoring uses the sampler's allowed tokens and temperature."""
     page = (diagnosed / "diagnosis.md").read_text()
     found = re.search(r"the 8 replies that its own weights sampled are within (\S+) nats", page)
     assert found is not None
     assert float(found[1]) < 1e-3
-    assert "8 of 8 replies were sampled by neighbouring weights (of versions 1 to 1, not 2)" in page
+    assert "8 of 8 replies were sampled by neighbouring weights (versions 1 to 1, not 2)" in page
 
 
 def test_only_the_channel_that_was_moved_shifts(diagnosed):
     table = {(row["material"], row["channel"]): row for row in rows(diagnosed / "shift.parquet")}
     text, speech = (table["replies of iteration 2", channel] for channel in ("text", "speech"))
     assert text["absolute"] > 0.01
-    # Speech is scored over speech and boundary tokens alone, whose rows did not move.
+    # Speech is scored over speech and boundary tokens only. Their rows did not change.
     assert speech["absolute"] < 1e-5
     assert table["replies of iteration 2", "end"]["forced"] == 8
     assert ("demonstrations", "text") in table
@@ -179,7 +179,7 @@ def test_scores_that_are_missing_leave_their_group(diagnosed):
 
 
 def copy(directory: Path, to: Path, *parts: str) -> Path:
-    """A run with these parts only."""
+    """Copy a run with these parts only."""
     to.mkdir()
     for part in parts:
         source = directory / part
@@ -192,8 +192,8 @@ def test_without_a_checkpoint_the_start_is_measured(directory, tmp_path):
     page = diagnose(lone, "--replies", 4).read_text()
     assert "Preference at the start, 4 replies of iteration 1" in page
     assert "## Δlogp against the start model\n\nNot measured." in page
-    assert "holds no checkpoint to compare the start with" in page
-    assert "There is no recorded λ_raw to compare with." in page
+    assert "contains no checkpoint to compare the start with" in page
+    assert "No recorded λ_raw to compare with." in page
     assert "## Rank agreement with total\n\nNearest" in page
 
 
@@ -226,7 +226,7 @@ def test_only_what_was_asked_for_is_measured(directory, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "7"], "--checkpoint: '7' is not possible; allowed: start, last, .* \\(2\\)"),
+        (["--checkpoint", "7"], "--checkpoint: '7' is not allowed; use start, last, .* \\(2\\)"),
         (["--reference", "judge"], "--reference: no scores of 'judge'; this run has answer, manner, total"),
         (["--replies", "1"], "--replies: '1' is not allowed; input should be greater than or equal to 2"),
     ],

@@ -1,4 +1,4 @@
-"""Norms and inner products of gradients, against plain backward passes of the same model."""
+"""Norms and inner products of gradients, compared with plain backward passes of the same model."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def scorer() -> PolicyModel:
 
 
 def passage(prompt: int, reply: int, seed: int, *, constrained: bool) -> GradientBatch:
-    """Text and speech tokens in turn."""
+    """Alternate text and speech tokens."""
     rng = np.random.default_rng(seed)
     ids = np.where(np.arange(reply) % 2 == 0, rng.integers(1, 10, reply), rng.integers(10, 30, reply))
     return GradientBatch(
@@ -59,7 +59,7 @@ def passages() -> list[GradientBatch]:
 
 @pytest.fixture(scope="module")
 def weights(passages) -> dict[str, list[np.ndarray]]:
-    """Text weighs even places, speech odd ones; the last passage weighs nothing in speech."""
+    """Text has weights at even positions, speech at odd ones. The last passage has no speech weights."""
     rng = np.random.default_rng(7)
     text = [rng.normal(size=len(p.reply_ids)) * (np.arange(len(p.reply_ids)) % 2 == 0) for p in passages]
     speech = [rng.normal(size=len(p.reply_ids)) * (np.arange(len(p.reply_ids)) % 2 == 1) for p in passages]
@@ -68,7 +68,7 @@ def weights(passages) -> dict[str, list[np.ndarray]]:
 
 
 def plain_logps(scorer: PolicyModel, one: GradientBatch) -> torch.Tensor:
-    """[T], through the whole model and one token at a time."""
+    """Return log-probabilities [T] from the whole model, one token at a time."""
     ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.reply_ids]).astype(np.int64))
     logits = scorer.model(ids[None]).logits[0, len(one.prompt_ids) - 1 : -1] / one.temperature
     if one.allowed is not None:
@@ -89,7 +89,7 @@ def plain_gradient(
 
 
 def of_layer(gradient: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
-    """By the names that this model has, written out."""
+    """Parameter names of this model, written out."""
     starts = {"embedding": "model.embed_tokens.", "final norm": "model.norm.", "lm_head": "lm_head."}
     return torch.cat(
         [g.flatten() for name, g in gradient.items() if name.startswith(starts.get(layer, f"model.{layer}."))]

@@ -1,6 +1,15 @@
-"""Which questions the listening room shows."""
+"""Selection of prompts for the listening room."""
 
-from observability.report.listening import FEW, SAMPLE, TRAINING, RecordingKey, choose_prompts, differs, sample, strip
+from observability.report.listening import (
+    MAX_PER_KIND,
+    SAMPLE_SIZE,
+    TRAINING,
+    RecordingKey,
+    choose_prompts,
+    differs,
+    sample,
+    strip,
+)
 
 
 def row(prompt: str, total: float | None = 2.0, *, heard: str = "yes", defect: str | None = None) -> dict:
@@ -18,7 +27,7 @@ NAMES = [f"p{number:03d}" for number in range(200)]
 def test_the_sample_is_drawn_without_a_look_at_the_scores():
     low, high = rows(dict.fromkeys(NAMES, 1.0)), rows(dict.fromkeys(NAMES, 5.0))
     assert sample(low) == sample(high)
-    assert len(set(sample(low))) == SAMPLE
+    assert len(set(sample(low))) == SAMPLE_SIZE
     assert sample(rows(dict.fromkeys(NAMES[:5], 1.0))) == [RecordingKey("held_out", name) for name in NAMES[:5]]
 
 
@@ -28,7 +37,7 @@ def test_the_largest_changes_are_there_in_either_direction():
     chosen = choose_prompts(before, after, [], {})
     drawn = set(sample(before))
     others = [key.id for key in chosen if key not in drawn]
-    gains, losses = NAMES[: -FEW - 1 : -1], NAMES[:FEW]
+    gains, losses = NAMES[: -MAX_PER_KIND - 1 : -1], NAMES[:MAX_PER_KIND]
     assert set(gains) | set(losses) <= {key.id for key in chosen}
     assert set(others) <= set(gains) | set(losses)
 

@@ -197,13 +197,13 @@ def test_what_is_gone_is_said_to_be_gone(run, root, tmp_path):
 
 
 def test_sounds_that_do_not_fit_are_left_out_and_counted(run, monkeypatch):
-    monkeypatch.setattr(listening, "BUDGET", 100_000)
+    monkeypatch.setattr(listening, "MAX_AUDIO_CHARS", 100_000)
     data = report(run)
     quiet = [prompt for prompt in data.data["room"]["prompts"] if prompt.get("quiet")]
     assert 0 < len(quiet) < len(data.data["room"]["prompts"])
-    assert any(f"sounds of {len(quiet)} of" in lack for lack in data.data["room"]["lacks"])
+    assert any(f"audio of {len(quiet)} of" in lack for lack in data.data["room"]["lacks"])
     assert sum(len(clip["content"]) for clip in data.clips.values()) <= 100_000
-    # It was tried to make them fit first.
+    # The lossy format was tried first.
     assert {clip["form"] for clip in data.clips.values()} == {LOSSY}
 
 
