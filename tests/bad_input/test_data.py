@@ -85,7 +85,7 @@ CASES = {
     "a null reply": ("demonstrations", lambda t: rows(t, 7, "reply_ids", None), "row 7", "'reply_ids' is missing"),
     "an empty reply": ("demonstrations", lambda t: rows(t, 7, "reply_ids", []), "row 7", "'reply_ids' is empty"),
     "a reply of foreign ids": ("demonstrations", lambda t: rows(t, 7, "reply_ids", [9999]), "row 7", "id 9999"),
-    "a reply of padding": ("demonstrations", lambda t: rows(t, 7, "reply_ids", [0, 0]), "row 7", "structure of family"),
+    "a reply of padding": ("demonstrations", lambda t: rows(t, 7, "reply_ids", [0, 0]), "row 7", "grammar of family"),
     "a reply without an end": (
         "demonstrations", lambda t: rows(t, 7, "reply_ids", t["reply_ids"][6].as_py()[:-1]), "row 7", "has no end",
     ),

@@ -27,7 +27,7 @@ NAMED = {
     "a module that raises": ("{name: a, target: 'raising_rater:A'}", "reward.functions.a", "out of order"),
     "a number": ("{name: a, target: 'tests.bad_input.raters:NUMBER'}", "reward.functions.a", "int", "not a class"),
     "a class without rate": (f"{{name: mute, target: '{MUTE}'}}", "reward.functions.mute", "no method 'rate'"),
-    "another name": (f"{{name: quick, target: '{PICKY}', kwargs: {{scale: 1}}}}", "'picky', not 'quick'"),
+    "another name": (f"{{name: quick, target: '{PICKY}', kwargs: {{scale: 1}}}}", "names its score 'picky'"),
     "too few arguments": (f"{{name: picky, target: '{PICKY}'}}", "reward.functions.picky", "no arguments", "'scale'"),
     "unknown arguments": (
         f"{{name: picky, target: '{PICKY}', kwargs: {{scale: 1, key: s3cret}}}}", "reward.functions.picky", "'key'",

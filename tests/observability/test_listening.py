@@ -64,7 +64,7 @@ def test_held_out_prompts_and_demonstrated_ones_are_answered_between(listening, 
     held_out, loop = listening(recording_interval=3, num_recordings=2)
     held_out.evaluate("before", 0)
     for iteration in range(1, 10):
-        held_out.listen(iteration)
+        held_out.record_listening(iteration)
     held_out.evaluate("after", 9)
     assert numbered(tmp_path / "run", "listening") == [0, 3, 6, 9]
     # After the last iteration the whole set is evaluated: only the demonstrated prompts are left to ask.
@@ -79,7 +79,7 @@ def test_held_out_prompts_and_demonstrated_ones_are_answered_between(listening, 
 def test_nobody_listens_where_that_is_switched_off(listening, tmp_path):
     held_out, loop = listening(recording_interval=0)
     held_out.evaluate("before", 0)
-    held_out.listen(3)
+    held_out.record_listening(3)
     assert numbered(tmp_path / "run", "listening") == []
     assert [number for number, _ in loop.asked] == [0, 1]
 
@@ -87,7 +87,7 @@ def test_nobody_listens_where_that_is_switched_off(listening, tmp_path):
 def test_what_is_done_again_is_listened_to_again(listening, tmp_path):
     held_out, _ = listening(recording_interval=3, num_recordings=1)
     for iteration in (3, 6):
-        held_out.listen(iteration)
+        held_out.record_listening(iteration)
     records = RunDirectory.open(tmp_path / "run")
     records.rewind(0)
     assert numbered(tmp_path / "run", "listening") == []
