@@ -138,7 +138,7 @@ def test_demonstrations_that_cannot_be_learnt_from(root, vocabulary, shown):
     # Without its end, and with more than the model can hold.
     rows = [changed(shown[0], reply_ids=shown[0].reply_ids[:-1]), shown[1]]
     found = only(demonstrations(root, vocabulary, rows).findings, Severity.ERROR)
-    assert "1 of 2 replies cannot be trained on: mine.parquet row 1: reply_ids does not follow" in found.text
+    assert "1 of 2 replies cannot be trained on: mine.parquet row 1: reply_ids violates" in found.text
     longest = max(len(row.prompt_ids) + len(row.reply_ids) for row in shown)
     tight = (f"model.max_model_len={longest - 1}", f"rollout.max_new_tokens={max(len(row.reply_ids) for row in shown)}")
     found = only(demonstrations(root, vocabulary, shown, *tight).findings, Severity.ERROR)
