@@ -108,7 +108,7 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
         f"data.prompts={data / 'prompts.parquet'}", f"data.demonstrations={data / 'demonstrations.parquet'}",
         "data.held_out={}", f"reward.codec={{use: '{codec}', arguments: {{path: {data}}}}}", f"reward.raters=[{made}]",
         "reward.total={words: 1.0}", "reward.scores={}", "reward.signal=''",
-        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=32", "anchor.rows=2", "evaluation.listen_every=0",
+        "reward.servers=1", "rollout.prompts=4", "rollout.max_tokens=40", "anchor.rows=2", "evaluation.listen_every=0",
         "run.iterations=2", "run.checkpoint_every=0", "rollout.max_sequences=16", "learner.learning_rate=1e-3",
         "learner.ranks=1",
         "mix.mode=fixed", "mix.fixed=0.5",
@@ -165,11 +165,14 @@ def test_two_iterations_of_the_main_job(run, chosen, vocabulary):
         assert row["logp_gap_text"] < 1e-4
         assert row["probe_gap"] < 1e-4
         assert row["lambda"] == 0.5
-        assert row["loss_preference"] != 0.0
-        assert np.isfinite([row["loss_anchor"], row["gradient_norm"]]).all()
+        assert np.isfinite([row["loss_preference"], row["loss_anchor"], row["gradient_norm"]]).all()
         if vocabulary.codebook:
             assert row["logp_gap_speech"] < 1e-4
-    replies = [r for n in (1, 2) for r in pq.read_table(run / f"replies/{n:06d}.parquet").to_pylist()]
+    assert rows[1]["loss_preference"] != 0.0  # in the first iteration advantages cancel, and there is no KL
+    replies = []
+    for iteration in (1, 2):
+        replies += (drawn := pq.read_table(run / f"replies/{iteration:06d}.parquet").to_pylist())
+        assert any(advantage != 0.0 for reply in drawn for _, advantage in reply["advantages"])
     channels = {channel for reply in replies for channel in reply["channels"]}
     assert channels >= {Channel.TEXT, *([Channel.SPEECH] if "speech" in chosen.trained else [])}
     assert all(len(reply["logps"]) == len(reply["token_ids"]) for reply in replies)
