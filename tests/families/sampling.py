@@ -6,6 +6,8 @@ that all families of a session import either library once.
 
 import gc
 import multiprocessing
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,8 +51,7 @@ class Processes:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._engine = ProcessPoolExecutor(1, context)
-        self._plain = ProcessPoolExecutor(1, context)
+        self._engine, self._plain = (ProcessPoolExecutor(1, context, initializer=_end_with_parent) for _ in range(2))
 
     def __enter__(self) -> "Processes":
         return self
@@ -70,6 +71,17 @@ class Processes:
             free=[reply.defect for _, reply in free],
             free_checked=[check_reply_grammar(reply.token_ids, chosen.interleave, kinds) for _, reply in free],
         )
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed, which a pool's process outlives otherwise."""
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _sample(asked: Asked) -> tuple[list[tuple[Prompt, Reply]], list[tuple[Prompt, Reply]]]:

@@ -109,7 +109,7 @@ def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
         "data.validation={}", f"reward.codec={{target: '{codec}', kwargs: {{path: {data}}}}}",
         f"reward.functions=[{made}]",
         "reward.weights={words: 1.0}", "reward.composites={}", "reward.audio_quality_fn=''",
-        "reward.num_servers=1", "rollout.batch_size=4", "rollout.max_new_tokens=32", "anchor.batch_size=2",
+        "reward.num_servers=1", "rollout.batch_size=4", "rollout.max_new_tokens=40", "anchor.batch_size=2",
         "validation.recording_interval=0",
         "train.num_steps=2", "checkpoint.interval=0", "rollout.max_num_seqs=16", "learner.learning_rate=1e-3",
         "learner.num_workers=1",
@@ -167,11 +167,14 @@ def test_two_iterations_of_the_main_job(run, chosen, vocabulary):
         assert row["logp_gap_text"] < 1e-4
         assert row["probe_gap"] < 1e-4
         assert row["lambda"] == 0.5
-        assert row["loss_preference"] != 0.0
-        assert np.isfinite([row["loss_anchor"], row["gradient_norm"]]).all()
+        assert np.isfinite([row["loss_preference"], row["loss_anchor"], row["gradient_norm"]]).all()
         if vocabulary.codebook:
             assert row["logp_gap_speech"] < 1e-4
-    replies = [r for n in (1, 2) for r in pq.read_table(run / f"replies/{n:06d}.parquet").to_pylist()]
+    assert rows[1]["loss_preference"] != 0.0  # in the first iteration advantages cancel, and there is no KL
+    replies = []
+    for iteration in (1, 2):
+        replies += (drawn := pq.read_table(run / f"replies/{iteration:06d}.parquet").to_pylist())
+        assert any(advantage != 0.0 for reply in drawn for _, advantage in reply["advantages"])
     channels = {channel for reply in replies for channel in reply["channels"]}
     assert channels >= {Channel.TEXT, *([Channel.SPEECH] if "speech" in chosen.trained else [])}
     assert all(len(reply["logps"]) == len(reply["token_ids"]) for reply in replies)

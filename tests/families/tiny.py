@@ -53,8 +53,10 @@ def _bytes(base: int, names: Sequence[AddedToken]) -> Tokenizer:
     return tokenizer
 
 
-def qwen2(ends: Mapping[int, int], layers: int = LAYERS, vocabulary: int = 168072) -> tuple[dict, dict[str, Tensor]]:
-    """config.json and tensors of a Qwen2 trunk. ends: as of `_drawn`."""
+def qwen2(
+    ends: Mapping[int, int], layers: int = LAYERS, vocabulary: int = 168072, likely: float = 1.0
+) -> tuple[dict, dict[str, Tensor]]:
+    """config.json and tensors of a Qwen2 trunk. ends, likely: as of `_drawn`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -71,15 +73,15 @@ def qwen2(ends: Mapping[int, int], layers: int = LAYERS, vocabulary: int = 16807
         tie_word_embeddings=False,
         dtype="float32",
     )
-    return config.to_dict(), _drawn(Qwen2ForCausalLM(config).state_dict(), ends)
+    return config.to_dict(), _drawn(Qwen2ForCausalLM(config).state_dict(), ends, likely)
 
 
-def _drawn(state: dict[str, Tensor], ends: Mapping[int, int]) -> dict[str, Tensor]:
+def _drawn(state: dict[str, Tensor], ends: Mapping[int, int], likely: float = 1.0) -> dict[str, Tensor]:
     """Weights that make log-probabilities differ, and replies end.
 
     The first component of every token's vector is large, and no layer writes to it, so that it is about the same in
     every output, `STEADY`: weights on it make the tokens that end something about a fifth as likely as all others that
-    may come. ends: how many those are, by token.
+    may come, times `likely`: a short run needs replies that end. ends: how many those are, by token.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = {}
@@ -96,7 +98,7 @@ def _drawn(state: dict[str, Tensor], ends: Mapping[int, int]) -> dict[str, Tenso
         elif outer:
             drawn[name][:, 0] = 0.0
             for token, others in ends.items():
-                drawn[name][token, 0] = math.log(others / 4) / STEADY
+                drawn[name][token, 0] = math.log(likely * others / 4) / STEADY
     return drawn
 
 
@@ -115,7 +117,7 @@ def vita(path: Path, *, features: bool = False) -> Path:
     special = [*VITA[:11], "<|context_of_audio|>", *VITA[11:]] if features else VITA
     qwen(path, special=special, plain=[f"<|audio_{code}|>" for code in range(16384)])
     ahead = 0 if features else 1
-    config, tensors = qwen2({151645: 151000, 151675: 16384}, LAYERS + ahead)
+    config, tensors = qwen2({151645: 151000, 151675: 16384}, LAYERS + ahead, likely=1.0 if features else 16.0)
     config |= {
         "model_type": "qwen2_mtp_sensevoice" if features else "qwen2_mtp",
         "architectures": ["Qwen2MTPSenseVoiceForCausalLM" if features else "Qwen2MTPForCausalLM"],
@@ -208,7 +210,7 @@ def omni(path: Path) -> Path:
     """The thinker with a piece of its ears, and a piece of the talker."""
     special = "<|AUDIO|> <|audio_bos|> <|audio_eos|> <|vision_bos|> <|vision_eos|> <|IMAGE|> <|VIDEO|>".split()
     qwen(path, special=special)
-    text, tensors = qwen2({151645: 151000}, vocabulary=152064)
+    text, tensors = qwen2({151645: 151000}, vocabulary=152064, likely=16.0)
     text |= {"model_type": "qwen2_5_omni_text"}
     text["rope_scaling"] = {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}
     config = {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": text}}
