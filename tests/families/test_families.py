@@ -102,7 +102,7 @@ def data(chosen, vocabulary, tmp_path_factory) -> Path:
 def _settings(name: str, trunk: Path, data: Path, codebook: int) -> list[str]:
     raters = ["words", "sound"] if codebook else ["words"]
     codec = "tests.families.codec:Tones" if codebook else "speech.codecs.base:NoSpeech"
-    made = ", ".join(f"{{name: {r}, use: 'tests.families.raters:{r.capitalize()}'}}" for r in raters)
+    made = ", ".join(f"{{name: {r}, target: 'tests.families.raters:{r.capitalize()}'}}" for r in raters)
     return [
         f"model.path={trunk}", f"model.family={name}", "model.max_model_len=512",
         f"data.prompts={data / 'prompts.parquet'}", f"data.sft={data / 'demonstrations.parquet'}",

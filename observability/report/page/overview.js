@@ -8,7 +8,7 @@ function showHead({ run, state, made }) {
   byId("state").replaceChildren(el("span", { class: `state ${state.word.replace(" ", "-")}` }, state.word), ` ${state.sentence}`);
   const how = run.overridden ? "set from outside" : run.mode === "adaptive" ? "measured" : run.mode.replace("_", " ");
   const facts = [
-    ["Iteration", run.iteration.toLocaleString("en"), `of ${train.num_steps.toLocaleString("en")}`],
+    ["Iteration", run.iteration.toLocaleString("en"), `of ${run.iterations.toLocaleString("en")}`],
     ["λ now", fixed(run.lambda, 3), how],
     ["Weight version", run.version === null ? "0" : `${run.version}`, "current"],
     ["Replies", run.replies.toLocaleString("en"), "sampled and scored"],
