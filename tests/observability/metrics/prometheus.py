@@ -112,6 +112,6 @@ def scraped(
 
 
 OWN = ",".join(
-    f"{{name: {name}, use: 'playground.raters:{kind}'}}"
+    f"{{name: {name}, target: 'playground.raters:{kind}'}}"
     for name, kind in (("answer", "Answer"), ("heard", "Heard"), ("manner", "Manner"), ("format", "Format"))
 )
