@@ -34,7 +34,7 @@ check: setup ## lint, then the tests without Ray, vLLM or DeepSpeed: two minutes
 	$(PYTEST) -m "not e2e and not families and not operate" $(ARGS) || exit $$?; \
 	exit $$style
 
-bench: setup ## run the benchmarks and write bench/results.json and docs/performance.md; parts in ARGS="rollout peer --repeats 5"
+bench: setup ## run the benchmarks and write bench/results.json and docs/performance.md; parts in ARGS="rollout vs_trl --repeats 5"
 	@$(BIN)/python -m bench $(ARGS)
 
 chaos: setup ## inject every kind of fault into a playground run, by a seed, and check the result; ARGS="--seed 1"

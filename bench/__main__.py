@@ -28,7 +28,7 @@ from bench.fixtures import ROOT
 from bench.page import write_page
 from bench.rows import BenchRow
 
-PARTS = ("start", "rollout", "peer", "overlap", "learner", "transfer", "control", "simulation")
+PARTS = ("start", "rollout", "vs_trl", "overlap", "learner", "transfer", "control", "simulation")
 RESULTS = ROOT / "bench/results.json"
 REPEATS = 3
 PART_SECONDS = 1800.0
