@@ -80,7 +80,7 @@ def test_iterations_overlap_within_the_bound(run, world):
 def test_a_run_with_decoders_bears_the_death_of_one(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["workers"] == {"rollout": 1, "reward": 1, "decoder": 2, "learner": 2}
-    lost = [event for event in read_events(run) if event["kind"] == "lost"]
+    lost = [event for event in read_events(run) if event["kind"] == "actor_died"]
     assert [event["member"].startswith("decoder-") for event in lost] == [True]
     iterations = pq.read_table(run / "iterations.parquet").to_pylist()
     assert len(iterations) == ITERATIONS

@@ -108,8 +108,8 @@ def test_it_takes_another_lambda_and_size_and_a_signal_ends_it_in_order(root, jo
     [event] = [e for e in read_events(run) if e["kind"] == "mix"]
     assert next(row["iteration"] for row in rows if row["mix_overridden"]) == event["iteration"]
     assert summary["workers"] == {"rollout": 1, "reward": 2, "learner": 2}
-    scaled = [e for e in read_events(run) if e["kind"] in ("scale", "starting")]
-    assert [(e["kind"], e.get("member", "")) for e in scaled] == [("scale", ""), ("starting", "reward-1")]
+    scaled = [e for e in read_events(run) if e["kind"] in ("scale", "actor_starting")]
+    assert [(e["kind"], e.get("member", "")) for e in scaled] == [("scale", ""), ("actor_starting", "reward-1")]
     refused = duet(root, "set-lambda", str(run), "adaptive")
     assert refused.returncode == 2
     assert "has finished" in refused.stderr
