@@ -1,7 +1,7 @@
 """What the controller itself costs on the playground, and how an iteration grows with its replies.
 
 Real members and all, iterations of 16 and of 32 prompts take turns in one run, so that both see the same machine: the
-growth is that of neighbours. The controller's own share is what it spends while nobody is waited for
+growth is that of neighbours. The controller's own share is what it spends while it waits for no actor
 (`bench.controller_profile`). `bench.simulation` counts its processor time with many workers.
 """
 

@@ -93,7 +93,7 @@ class SharedProcessPool:
 
 @contextmanager
 def shared(seats: int) -> Iterator[None]:
-    """Rollout workers that are started meanwhile share processes, so many to each."""
+    """Start rollout workers in shared processes inside this context."""
     kill = ray.kill
 
     def end(actor: Any) -> None:

@@ -142,7 +142,7 @@ def simulate(
 
 @contextmanager
 def in_place() -> Iterator[None]:
-    """Stubs in the place of the members that are started meanwhile."""
+    """Replace the actors started inside this context by stubs."""
     with ExitStack() as stack:
         for place, kind in (
             ("rollout.pool.RolloutWorker", RolloutWorkerProcess),

@@ -55,7 +55,7 @@ def decide_pair(
 
     scores: u by reply; None and what is not finite take no part.
     ties: by reply, the scores that decide among equals in u, most important first. Where one is missing, a reply that
-        has it goes before for either role: nobody is called best or worst by a score that does not exist. Full equals
+        has it goes before for either role: a missing score never makes a reply best or worst. Full equals
         go by their order: the first is the best, the last the worst.
     margin: smallest u_best − u_worst, at least 0.
     best: the index of the better reply where it is given (a demonstration); the worst is then found among the others.

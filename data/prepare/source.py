@@ -142,7 +142,7 @@ class Preparation:
                 f"{self.source}: {sum(refused.values()):,} of {manifest.rows:,} rows cannot be used ({counts}), more "
                 f"than the share of {self.most_refused:g} that --most-refused allows; {folder / REFUSED} says why"
             )
-        (folder / UNFINISHED).unlink()  # all is written; what follows reads it as anybody would
+        (folder / UNFINISHED).unlink()  # all is written; what follows reads the finished folder
         try:
             for name in SCHEMAS:
                 if (folder / name).is_dir():

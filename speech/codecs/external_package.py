@@ -125,7 +125,7 @@ def device_of(name: str) -> Any:
 def sampled_codes(codes: np.ndarray, device: Any) -> Iterator[None]:
     """Within, what torch draws follows from these codes alone, and nothing is differentiated.
 
-    Flow matching starts from noise. The same reply must get the same score whoever decodes it, and whatever was decoded
+    Flow matching starts from noise. The same reply must get the same score on every decoder, and whatever was decoded
     before it.
     """
     import torch

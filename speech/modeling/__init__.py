@@ -1,6 +1,6 @@
 """Architectures that transformers has not, each a module of this folder, and how any family's model is loaded.
 
-torch and transformers are imported by whoever loads a model, not by `speech`.
+torch and transformers are imported by the caller that loads a model, not by `speech`.
 """
 
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_what_nodes_were_started_with_decides_who_goes_where(nodes):
 
 
 def test_pools_grow_without_what_the_learner_needs(nodes):
-    """Nobody gets the place of a rank that is dead, however long they have been waiting."""
+    """A waiting start never gets the bundle of a dead rank."""
     ranks = Placement("learner", RANK, RANK)
     assert ranks.wait(30)
     pool = ActorPool(

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run: it finds everybody, and every panel and alert gets an answer."""
+"""A real Prometheus scrapes a real run: it finds every endpoint, and every panel and alert gets an answer."""
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_names_and_labels_are_those_of_the_table(seen):
 
 
 def test_metrics_cost_the_controller_next_to_nothing(seen):
-    """With a scrape every second. `python -m tests.observability.metrics.cost` measures everybody's part."""
+    """With a scrape every second. `python -m tests.observability.metrics.cost` measures each process's part."""
     prometheus, start, end = seen
     spent = prometheus.growth(f'duet_metrics_seconds_total{{run="{RUN}"}}', start, end)
     worked = prometheus.growth(f'sum(duet_phase_seconds_total{{run="{RUN}"}})', start, end)
