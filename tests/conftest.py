@@ -16,6 +16,11 @@ import cluster  # noqa: F401  before any test imports Ray, which reads then whet
 from tests.two_ends import TwoEnds, is_heavy
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = (
+    "cluster", "common", "configs", "controller", "data", "deploy", "duet", "evaluation", "learner", "observability",
+    "playground", "reward", "rollout", "speech", "weight_sync",
+)  # fmt: skip
+"""Packages of the product."""
 SESSION = pytest.StashKey[pytest.Session]()
 RAY_FOLDER = pytest.StashKey[Path]()
 NO_FOLDER = "/dev/null/this test starts Ray - mark it e2e, families or operate"

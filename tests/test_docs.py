@@ -20,7 +20,7 @@ from reward.types import MissingScore, SpokenReply
 from speech.audio import Waveform
 from speech.families import PLAYGROUND, Family
 from speech.vocabulary import Vocabulary
-from tests.conftest import ROOT
+from tests.conftest import ROOMS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").glob("*.md"))]
 SECTIONS = "|".join(Config.model_fields)
@@ -198,26 +198,7 @@ def test_a_rater_is_written_as_the_page_says():
 
 def test_what_is_seen_when_something_goes_wrong_is_what_is_said():
     """The words between backticks in the tables' first column are words of ours, or keys."""
-    sources = [
-        path
-        for room in (
-            "cluster",
-            "common",
-            "configs",
-            "controller",
-            "data",
-            "deploy",
-            "duet",
-            "evaluation",
-            "learner",
-            "observability",
-            "reward",
-            "rollout",
-            "speech",
-            "weight_sync",
-        )
-        for path in (ROOT / room).rglob("*.py")
-    ]
+    sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     said = re.sub(r"\{[^{}]*\}", "…", "\n".join(path.read_text("utf-8") for path in sources))
     system = ("No space left on device", "/dev/shm")
     quoted = 0

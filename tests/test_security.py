@@ -22,27 +22,11 @@ from learner.rank import LearnerRank
 from speech.families import PLAYGROUND
 from speech.grammar import token_kinds
 from speech.vocabulary import Vocabulary
+from tests.conftest import ROOMS
 
 
 def test_nothing_of_ours_switches_the_token_off(root):
-    rooms = (
-        "cluster",
-        "common",
-        "configs",
-        "controller",
-        "data",
-        "deploy",
-        "duet",
-        "evaluation",
-        "learner",
-        "observability",
-        "playground",
-        "reward",
-        "rollout",
-        "speech",
-        "weight_sync",
-        "scripts",
-    )
+    rooms = (*ROOMS, "scripts")
     files = [
         p for room in rooms for p in (root / room).rglob("*") if p.suffix in (".py", ".sh", ".yaml", ".yml", ".md")
     ]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOMS
+
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pickle5", "_pickle"}
 CALLS = {"eval", "exec", "compile", "__import__", "input"}
 ATTRIBUTES = {
@@ -64,25 +66,7 @@ def problems(source: str) -> Iterator[str]:
 
 
 def test_nothing_reads_data_as_code(root):
-    rooms = (
-        "cluster",
-        "common",
-        "configs",
-        "controller",
-        "data",
-        "deploy",
-        "duet",
-        "evaluation",
-        "learner",
-        "observability",
-        "playground",
-        "reward",
-        "rollout",
-        "speech",
-        "weight_sync",
-        "requirements",
-        "scripts",
-    )
+    rooms = (*ROOMS, "requirements", "scripts")
     files = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
     assert len(files) > 70
     found = {
