@@ -152,8 +152,8 @@ class MultiStreamEngine:
         rows = min(config.max_num_seqs, int(memory // KVCache.row_bytes(**shape, dtype=parameter.dtype)))
         if rows < 1:
             raise InputError(
-                f"{key}: no room for the keys and values of a reply of model.max_model_len = {config.max_model_len} "
-                "tokens"
+                f"{key}: {value:g} leaves no memory for the KV cache of one reply of model.max_model_len = "
+                f"{config.max_model_len} tokens. Increase it, or reduce model.max_model_len"
             )
         return rows, KVCache(rows=rows, **shape, dtype=parameter.dtype, device=self._device)
 

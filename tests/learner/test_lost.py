@@ -101,7 +101,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
 
     # Non-finite batches: skipped, counted, and finally dumped.
     spoilt = [replace(rows[0], rollout_logprobs=np.full_like(rows[0].rollout_logprobs, np.nan)), *rows[1:]]
-    start = load_file(group.publish(probe).parcel.path)
+    start = load_file(group.publish(probe).update.path)
     learned = group.step(spoilt, 0.4)
     assert learned.skipped
     assert learned.not_finite in ("loss of learner-0", "loss of learner-1")
@@ -130,7 +130,7 @@ def test_a_group_through_bad_batches_a_full_disk_death_and_silence(world, rows, 
     for pid in pids.values():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     group.save(checkpoint)
-    expected = load_file(group.publish(probe).parcel.path)
+    expected = load_file(group.publish(probe).update.path)
 
     # An error of the work itself is raised unchanged, and the group lives.
     with pytest.raises(InputError, match="other parameters"):
